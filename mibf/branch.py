@@ -1,0 +1,61 @@
+"""The encoder of one source: patch to features. Minimal: torch alone.
+
+Legend for shapes: B patches, C bands, p patch side, q = p // 2 feature side.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mibf.spec import FEATURES, SourceSpec
+
+
+def conv3x3(inner: int, outer: int) -> nn.Sequential:
+    """3x3 convolution (zero padding 1, no bias), batch norm, ReLU: the block the network is made of."""
+    return nn.Sequential(
+        nn.Conv2d(inner, outer, kernel_size=3, padding=1, bias=False),
+        nn.BatchNorm2d(outer),
+        nn.ReLU(inplace=True),
+    )
+
+
+def conv1x1(inner: int, outer: int, *, bias: bool) -> nn.Sequential:
+    """1x1 convolution, batch norm, ReLU."""
+    return nn.Sequential(nn.Conv2d(inner, outer, kernel_size=1, bias=bias), nn.BatchNorm2d(outer), nn.ReLU(inplace=True))
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention (Hu et al., "Squeeze-and-Excitation Networks", 2018), without biases."""
+
+    def __init__(self, channels: int, *, reduction: int = 16) -> None:
+        super().__init__()
+        self.weigh = nn.Sequential(
+            nn.Linear(channels, channels // reduction, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Linear(channels // reduction, channels, bias=False),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weigh each channel by what all pixels say of it: (B, channels, p, p), kept."""
+        weights: Tensor = self.weigh(x.mean(dim=(2, 3)))  # (B, channels)
+        return x * weights[:, :, None, None]
+
+
+class Branch(nn.Module):
+    """Features of one source's patches: (B, C, p, p) -> (B, 64, q, q)."""
+
+    def __init__(self, source: SourceSpec) -> None:
+        super().__init__()
+        first, second = source.widths
+        self.spatial = conv3x3(source.bands, first)
+        self.spectral = conv1x1(first, second, bias=True)
+        self.attention = SqueezeExcite(second)
+        self.features = conv3x3(second, FEATURES)
+        self.pool = nn.MaxPool2d(kernel_size=2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode patches."""
+        x = self.attention(self.spectral(self.spatial(x)))  # (B, second, p, p)
+        pooled: Tensor = self.pool(self.features(x))  # (B, 64, q, q)
+        return pooled

@@ -1,0 +1,79 @@
+"""MIBF-Net: the wiring of branches, noise adaptation, relation, join and bottleneck. Torch alone.
+
+Geng et al., "Multisource Joint Representation Learning Fusion Classification for Remote Sensing
+Images", IEEE TGRS 61, 2023, doi 10.1109/TGRS.2023.3296813.
+
+Legend for shapes: B patches, N sources, C bands of a source, p patch side, q = p // 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mibf.bottleneck import Bottleneck
+from mibf.branch import Branch, conv1x1, conv3x3
+from mibf.errors import InputError
+from mibf.noise import NoiseAdaptation
+from mibf.relation import Relation
+from mibf.spec import FEATURES, HIDDEN, NetworkSpec
+
+
+class Output(NamedTuple):
+    """What the network says of B patches, in float32."""
+
+    logits: Tensor  #: (B, classes), of a draw in training and of the mean in evaluation
+    mean: Tensor  #: (B, 128), of the bottleneck's Gaussian
+    std: Tensor  #: (B, 128), of the bottleneck's Gaussian
+    gate: Tensor  #: (B, N), the share of each source in the relation; rows sum to one
+
+
+class MIBFNet(nn.Module):
+    """Names the class of the centre pixel of each patch, from the same patch of N >= 2 sources."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        count = len(spec.sources)
+        self.branches = nn.ModuleList(Branch(source) for source in spec.sources)
+        self.noise = NoiseAdaptation(count)
+        self.relation = Relation(count)
+        self.refine = nn.ModuleList(conv3x3(FEATURES, FEATURES) for _ in spec.sources)
+        self.join = conv1x1(count * FEATURES + HIDDEN, HIDDEN, bias=True)
+        self.bottleneck = Bottleneck(spec.classes)
+        self.apply(_xavier)
+
+    def forward(self, sources: Sequence[Tensor]) -> Output:
+        """Classify patches: one tensor (B, C, p, p) a source, in the spec's order, scaled to [0, 1].
+
+        Raises:
+            InputError: number of sources, bands or patch differ from the spec.
+
+        """
+        self._check(sources)
+        features = [branch(x) for branch, x in zip(self.branches, sources, strict=True)]
+        features = self.noise(features)  # N x (B, 64, q, q)
+        relation, gate = self.relation(features)  # (B, 128, q, q), (B, N)
+        if self.training:
+            self.noise.observe(gate)
+        refined = [refine(x) for refine, x in zip(self.refine, features, strict=True)]
+        joined = self.join(torch.cat([refined[0], relation, *refined[1:]], dim=1))
+        logits, mean, std = self.bottleneck(joined.mean(dim=(2, 3)))
+        return Output(logits, mean, std, gate)
+
+    def _check(self, sources: Sequence[Tensor]) -> None:
+        found = [tuple(x.shape[1:]) for x in sources]
+        wanted = [(source.bands, self.spec.patch, self.spec.patch) for source in self.spec.sources]
+        if found != wanted:
+            names = ", ".join(source.name for source in self.spec.sources)
+            raise InputError(f"patches of {found} (bands, rows, columns) given; the network wants {wanted} for {names}.")
+
+
+def _xavier(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

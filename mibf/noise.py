@@ -1,0 +1,51 @@
+"""Noise adaptation: the dominant source's features are disturbed in training, so that the others are learnt too.
+
+The paper's attribution-driven noise adaptation layer. Minimal: torch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+#: Share of a batch's rows that receive noise.
+SHARE = 0.7
+
+
+class NoiseAdaptation(nn.Module):
+    """Adds noise to one source's features, chosen with the probability of its mean gate of the step before.
+
+    Where this differs from the released code, on purpose: rows are drawn without replacement, so that
+    exactly `SHARE` of them are disturbed; the noise has the standard deviation of the features'
+    own channel, not one; the mean gate is a buffer (saved with the model, without a graph), moves in
+    training only, and is averaged over workers by the training step.
+    """
+
+    mean_gate: Tensor
+
+    def __init__(self, sources: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_gate", torch.full((sources,), 1.0 / sources))
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The features, (B, 64, q, q) a source, with noise on one of them; in evaluation, unchanged."""
+        if not self.training:
+            return list(features)
+        first = features[0]
+        batch = first.shape[0]
+        # Tensors throughout, no Python number: choosing does not wait for a GPU.
+        chosen = torch.multinomial(self.mean_gate, 1)  # (1,)
+        rows = torch.randperm(batch, device=first.device) < round(SHARE * batch)  # (B,)
+        noise = torch.randn_like(first) * rows[:, None, None, None]
+        disturbed = []
+        for position, feature in enumerate(features):
+            scale = feature.detach().float().std(dim=(0, 2, 3), keepdim=True)  # (1, 64, 1, 1)
+            disturbed.append(feature + noise * (scale * (chosen == position)).to(feature.dtype))
+        return disturbed
+
+    @torch.no_grad()
+    def observe(self, gate: Tensor) -> None:
+        """Remember the mean gate of this step, from the gates (B, sources) of its patches."""
+        self.mean_gate.copy_(gate.detach().float().mean(dim=0))

@@ -1,0 +1,60 @@
+"""Per-band limits that bring a source to [0, 1]; they travel with the model. Numpy alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class BandScaling:
+    """The scaling of one source: a low and a high limit and a fill value for each band, in the source's units.
+
+    A constant band (high == low) is scaled to 0 everywhere: it tells nothing, and divides nothing.
+    """
+
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+    fill: NDArray[np.float32]
+
+    @property
+    def constant(self) -> NDArray[np.bool_]:
+        """The bands that do not vary over the training pixels."""
+        return np.asarray(self.high <= self.low)
+
+    def apply(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Scale (band, y, x) values to [0, 1], clipped; pixels not valid, (y, x), take each band's fill value."""
+        bands = (slice(None), None, None)
+        span = np.where(self.constant, 1, self.high - self.low).astype(np.float32)
+        gain = np.where(self.constant, 0, 1 / span).astype(np.float32)
+        filled = np.where(valid, values, self.fill[bands]).astype(np.float32)
+        filled -= self.low[bands]
+        filled *= gain[bands]
+        return np.clip(filled, 0, 1, out=filled)
+
+    def to_json(self) -> dict[str, list[float]]:
+        """The limits as JSON values."""
+        return {"low": self.low.tolist(), "high": self.high.tolist(), "fill": self.fill.tolist()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, list[float]]) -> BandScaling:
+        """The limits that `to_json` wrote."""
+        low, high, fill = (np.asarray(value[key], np.float32) for key in ("low", "high", "fill"))
+        return cls(low=low, high=high, fill=fill)
+
+
+#: The scaling of every source of a model, by the source's name.
+Scaling = dict[str, BandScaling]
+
+
+def scaling_to_json(scaling: Scaling) -> dict[str, Any]:
+    """A whole scaling as JSON values."""
+    return {name: bands.to_json() for name, bands in scaling.items()}
+
+
+def scaling_from_json(value: dict[str, Any]) -> Scaling:
+    """The scaling that `scaling_to_json` wrote."""
+    return {name: BandScaling.from_json(bands) for name, bands in value.items()}

@@ -1,0 +1,1 @@
+"""Laws, golden values, fault injection, and whole runs on small scenes."""

@@ -1,0 +1,124 @@
+"""The training step: it learns, it stops at what is not finite, it resumes exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mibf.checkpoint import Checkpoint
+from mibf.errors import InputError
+from mibf.network import MIBFNet
+from mibf.optim import FLOOR, make_optimiser, rate_share
+from mibf.spec import NARROW, NetworkSpec, SourceSpec
+from mibf.training import Batch, NonFiniteError, train_epoch, validate
+
+SPEC = NetworkSpec((SourceSpec("optical", 2), SourceSpec("radar", 1, NARROW)), classes=2, patch=5)
+
+
+def batches(count: int, *, seed: int = 0, size: int = 32) -> Iterator[Batch]:
+    """Two classes that the centre of the second source tells apart."""
+    generator = np.random.default_rng(seed)
+    for _ in range(count):
+        labels = generator.integers(0, 2, size)
+        optical = generator.random((size, 2, 5, 5), dtype=np.float32)
+        radar = generator.random((size, 1, 5, 5), dtype=np.float32) * 0.3 + 0.7 * labels[:, None, None, None]
+        yield Batch((optical, radar.astype(np.float32)), labels)
+
+
+def fresh(steps: int = 40) -> tuple[MIBFNet, torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    torch.manual_seed(0)
+    network = MIBFNet(SPEC)
+    return network, *make_optimiser(network.parameters(), rate=3e-3, weight_decay=1e-4, steps=steps, warmup=4)
+
+
+def epoch(parts: tuple, given_batches: Iterator[Batch]) -> float:
+    network, optimiser, schedule = parts
+    return train_epoch(
+        network, given_batches, optimiser=optimiser, schedule=schedule, beta=1e-4, precision="float32"
+    ).cross_entropy
+
+
+def test_it_learns_what_a_source_tells() -> None:
+    parts = fresh()
+    first = epoch(parts, batches(20))
+    epoch(parts, batches(20, seed=1))
+    figures = validate(parts[0], batches(5, seed=2), beta=1e-4, precision="float32")
+    assert figures.cross_entropy < 0.5 * first
+    assert figures.confusion.samples == 5 * 32
+    assert figures.confusion.overall_accuracy > 0.95
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    one, other = fresh(), fresh()
+    for parts in (one, other):
+        torch.manual_seed(5)
+        epoch(parts, batches(6))
+    for a, b in zip(one[0].state_dict().values(), other[0].state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_figures_are_sums_divided_once() -> None:
+    network, _, _ = fresh()
+    parts = list(batches(2)) + list(batches(1, seed=3, size=5))
+    whole = Batch(
+        tuple(np.concatenate([p.sources[i] for p in parts]) for i in range(2)), np.concatenate([p.labels for p in parts])
+    )
+    apart = validate(network, parts, beta=0.1, precision="float32")
+    together = validate(network, [whole], beta=0.1, precision="float32")
+    assert apart.loss == pytest.approx(together.loss, rel=1e-5)
+    assert (apart.confusion.counts == together.confusion.counts).all()
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_what_is_not_finite_stops_before_the_optimiser_moves(poison: float) -> None:
+    parts = fresh()
+    good, bad = batches(2)
+    bad.sources[0][0, 0, 0, 0] = poison
+    epoch(parts, iter([good]))
+    before = [p.clone() for p in parts[0].parameters()]
+    with pytest.raises(NonFiniteError, match="batch 0"):
+        epoch(parts, iter([bad]))
+    assert all(torch.equal(a, b) for a, b in zip(before, parts[0].parameters(), strict=True))
+    with pytest.raises(NonFiniteError, match="batch 2"):
+        epoch(fresh(), iter([*batches(2), bad]))
+
+
+def test_resuming_equals_never_having_stopped() -> None:
+    straight, stopped = fresh(), fresh()
+
+    def run(parts: tuple, number: int) -> None:
+        torch.manual_seed(100 + number)
+        epoch(parts, batches(4, seed=number))
+
+    for number in range(3):
+        run(straight, number)
+    run(stopped, 0)
+    content = Checkpoint.of(*stopped, history=[{"epoch": 1}]).to_bytes()
+    resumed = fresh()
+    checkpoint = Checkpoint.from_bytes(content)
+    checkpoint.restore(*resumed)
+    assert checkpoint.epochs == 1
+    for number in (1, 2):
+        run(resumed, number)
+    for (name, a), b in zip(straight[0].state_dict().items(), resumed[0].state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert straight[2].get_last_lr() == resumed[2].get_last_lr()
+
+
+def test_a_damaged_checkpoint_is_refused() -> None:
+    with pytest.raises(InputError, match="damaged"):
+        Checkpoint.from_bytes(b"not a checkpoint")
+
+
+@given(st.integers(1, 500), st.integers(0, 50))
+def test_the_rate_starts_at_zero_peaks_once_and_ends_low(steps: int, warmup: int) -> None:
+    shares = [rate_share(s, steps=warmup + steps, warmup=warmup) for s in range(warmup + steps + 1)]
+    assert shares[0] == (0 if warmup else 1)
+    assert max(shares) == shares[warmup] == 1
+    assert shares[-1] == pytest.approx(FLOOR)
+    assert all(a >= b for a, b in zip(shares[warmup:], shares[warmup + 1 :], strict=False))
