@@ -1,0 +1,189 @@
+"""The command line. Nothing heavy is imported until a command needs it: `mibf --help` answers at once.
+
+Exit status: 0 done; 1 unexpected failure; 2 configuration or input refused, nothing written;
+3 finished, with tiles that failed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from jobs.config import Config
+    from jobs.stages import Manifest, StageName
+
+app = typer.Typer(
+    help="Honest, georeferenced land-cover maps from several sensors at once, with MIBF-Net.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="The YAML configuration file.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Put a value in place of the file's; may be given again."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from mibf import __version__
+
+        typer.echo(f"mibf {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
+    """Do all stages, from prepare to report, skipping those that are current."""
+    _stages(config, set_, as_json, ("prepare", "train", "evaluate", "map", "report"), keep_current=True)
+
+
+@app.command()
+def demo(
+    workspace: Annotated[str, typer.Option(help="Where the results go.")] = "mibf-demo",
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Do all stages on the real Sentinel-2 sample that comes with mibf."""
+
+    def configuration() -> str:
+        from jobs.sample import demo_config
+
+        return demo_config()
+
+    overrides = [f"workspace={json.dumps(workspace)}", *(set_ or [])]
+    _stages(configuration, overrides, as_json, ("prepare", "train", "evaluate", "map", "report"), keep_current=True)
+
+
+@app.command()
+def prepare(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
+    """Bring the scenes to patch stores, split them, fit the scaling."""
+    _stages(config, set_, as_json, ("prepare",), keep_current=False)
+
+
+@app.command()
+def train(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
+    """Train the network on the training subset; the best epoch by validation becomes the model."""
+    _stages(config, set_, as_json, ("train",), keep_current=False)
+
+
+@app.command()
+def evaluate(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
+    """Measure the model on the held-out test subset."""
+    _stages(config, set_, as_json, ("evaluate",), keep_current=False)
+
+
+@app.command(name="map")
+def map_(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
+    """Classify the whole scenes into cloud-optimised GeoTIFFs."""
+    _stages(config, set_, as_json, ("map",), keep_current=False)
+
+
+@app.command()
+def report(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
+    """Write one self-contained HTML page of the results."""
+    _stages(config, set_, as_json, ("report",), keep_current=False)
+
+
+def _stages(
+    config: str | Callable[[], str],
+    overrides: Sequence[str] | None,
+    as_json: bool,
+    stages: Sequence[StageName],
+    *,
+    keep_current: bool,
+) -> None:
+    """Do stages in order and end the process with the status that says how it went."""
+    from mibf.errors import InputError
+
+    try:
+        from jobs.config import load
+
+        loaded = load(config if isinstance(config, str) else config(), overrides=overrides or ())
+        done = [_stage(loaded, stage, keep_current=keep_current) for stage in stages]
+    except InputError as error:
+        typer.echo(f"mibf: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("mibf: interrupted; run the same command again to go on.", err=True)
+        raise typer.Exit(130) from None
+    except Exception as error:
+        from jobs.stages import StageError, TilesFailedError
+
+        if not isinstance(error, StageError):
+            raise
+        typer.echo(f"mibf: {error}", err=True)
+        raise typer.Exit(3 if isinstance(error, TilesFailedError) else 1) from None
+    finally:
+        if "ray" in sys.modules:
+            from jobs import cluster
+
+            cluster.close()
+    _print_summary(loaded, done, as_json)
+
+
+def _stage(config: Config, stage: StageName, *, keep_current: bool) -> tuple[Manifest, bool]:
+    from jobs.progress import say
+    from jobs.stages import run_stage, stale_needs
+
+    for needed in () if keep_current else stale_needs(config, stage):
+        say(f"warning: `{needed}` is not current with the configuration, inputs or code; `mibf run` would do it again")
+
+    def work(*arguments: Any) -> Any:
+        say(f"== {stage}")
+        return _work_of(stage)(*arguments)
+
+    manifest, done = run_stage(config, stage, work, keep_current=keep_current)
+    say(f"   {stage}: {_took(manifest) if done else 'current, skipped'}")
+    return manifest, done
+
+
+def _work_of(stage: StageName) -> Callable[..., Any]:
+    """A stage's function; importing it brings in what that stage needs and no more."""
+    if stage == "prepare":
+        from jobs.prepare import prepare as work
+    elif stage == "train":
+        from jobs.train import train as work
+    elif stage == "evaluate":
+        from jobs.evaluate import evaluate as work
+    elif stage == "map":
+        from jobs.map import map_scenes as work
+    else:
+        from jobs.report import report as work
+    return work
+
+
+def _took(manifest: Manifest) -> str:
+    return f"{manifest.seconds:.0f} s, peak memory {manifest.peak_memory_bytes / 1e9:.2f} GB"
+
+
+def _print_summary(config: Config, done: Sequence[tuple[Manifest, bool]], as_json: bool) -> None:
+    if as_json:
+        from pipeline.storage import without_nan
+
+        stages = [vars(manifest) | {"skipped": not now} for manifest, now in done]
+        typer.echo(json.dumps(without_nan({"name": config.name, "run": config.run, "stages": stages}), indent=1))
+        return
+    typer.echo()
+    for manifest, now in done:
+        typer.echo(f"{manifest.stage}  ({_took(manifest)}{'' if now else '; current, skipped'})")
+        for line in manifest.lines:
+            typer.echo(f"  {line}")
+    typer.echo("\nmade:")
+    for manifest, _ in done:
+        for output in manifest.outputs:
+            typer.echo(f"  {output}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,359 @@
+"""The one configuration file: what it may say, with its defaults, and how mistakes in it are told.
+
+pydantic checks it; unknown keys are refused and the nearest known one is named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mibf.errors import InputError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode", "min", "max", "med", "lanczos"]
+
+#: Colours for classes that declare none, told apart by most colour-blind eyes (after Okabe & Ito 2008, then extended).
+PALETTE = (
+    "#0072b2", "#e69f00", "#009e73", "#d55e00", "#f0e442", "#56b4e9", "#cc79a7", "#7f7f7f",
+    "#8c564b", "#17becf", "#bcbd22", "#1b4f72", "#7d6608", "#145a32", "#641e16", "#4a235a",
+)  # fmt: skip
+
+
+class Section(BaseModel):
+    """A part of the file: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GridSection(Section):
+    """The reference grid: that of a source's first file, or CRS, resolution and bounds."""
+
+    like: str | None = None
+    crs: str | None = None
+    resolution: float | None = Field(default=None, gt=0)
+    bounds: tuple[float, float, float, float] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> GridSection:
+        given = (self.crs, self.resolution, self.bounds)
+        if (self.like is None) == all(v is None for v in given) or (self.like is None and None in given):
+            raise ValueError("give either `like` (a source's name) or all of `crs`, `resolution` and `bounds`")
+        if self.bounds and (self.bounds[0] >= self.bounds[2] or self.bounds[1] >= self.bounds[3]):
+            raise ValueError("`bounds` are [left, bottom, right, top] in the grid's CRS, left below right, bottom below top")
+        return self
+
+
+class SourceSection(Section):
+    """One source: its file or files, and how it comes to the reference grid."""
+
+    url: str | None = None
+    urls: tuple[str, ...] = ()
+    resampling: Resampling = "bilinear"
+    nodata: float | None = None
+    missing: Literal["exclude", "fill"] = "exclude"
+    branch: Literal["wide", "narrow"] | None = None
+
+    @model_validator(mode="after")
+    def _files(self) -> SourceSection:
+        if (self.url is None) == (not self.urls):
+            raise ValueError("give either `url` (one file) or `urls` (a list of files)")
+        return self
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files whose bands make up the source, in order."""
+        return self.urls or (self.url or "",)
+
+
+class LabelsSection(Section):
+    """Where labels come from: a raster of class ids, or a vector file with `attribute`."""
+
+    url: str
+    attribute: str | None = None
+    nodata: float | None = None
+    ignore: tuple[int | str, ...] = ()
+    all_touched: bool = False
+
+
+class SceneSection(Section):
+    """One area and its sources."""
+
+    name: Name
+    grid: GridSection
+    sources: dict[Name, SourceSection] = Field(min_length=2)
+    labels: LabelsSection | None = None
+
+    @model_validator(mode="after")
+    def _like_is_a_source(self) -> SceneSection:
+        if self.grid.like is not None and self.grid.like not in self.sources:
+            raise ValueError(f"`grid.like` is {self.grid.like!r}; the sources are {', '.join(self.sources)}")
+        return self
+
+
+class ClassSection(Section):
+    """One class: its id in rasters (0 to 254), its name, its colour."""
+
+    id: int = Field(ge=0, le=254)
+    name: str = Field(min_length=1)
+    color: str | None = Field(default=None, pattern="^#[0-9a-fA-F]{6}$")
+
+
+class FractionsSection(Section):
+    """Shares of the labelled blocks."""
+
+    train: float = Field(default=0.5, gt=0, lt=1)
+    validation: float = Field(default=0.2, gt=0, lt=1)
+    test: float = Field(default=0.3, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> FractionsSection:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the fractions add up to {total:g}, not 1")
+        return self
+
+
+class BlocksSection(Section):
+    """A split by spatial blocks with a buffer between subsets."""
+
+    method: Literal["blocks"] = "blocks"
+    block: int = Field(default=96, ge=1)
+    buffer: int | None = Field(default=None, ge=0)
+    fractions: FractionsSection = FractionsSection()
+    seed: int = Field(default=0, ge=0)
+
+
+class RasterSplitSection(Section):
+    """A split given as a raster: 1 train, 2 validation, 3 test, 0 unused."""
+
+    method: Literal["raster"]
+    url: str
+
+
+class ModelSection(Section):
+    """The network and its objective."""
+
+    patch: int = 7
+    beta: float = Field(default=1e-4, ge=0)
+
+    @field_validator("patch")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0 or not 5 <= value <= 15:
+            raise ValueError("the patch's side is an odd number of pixels from 5 to 15")
+        return value
+
+
+class TrainSection(Section):
+    """The optimisation. `batch` counts samples over all workers."""
+
+    epochs: int = Field(default=10, ge=1)
+    batch: int = Field(default=256, ge=2)
+    rate: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    workers: int = Field(default=1, ge=1)
+    precision: Literal["float32", "bf16"] = "float32"
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> TrainSection:
+        if self.batch % self.workers or self.batch // self.workers < 2:
+            raise ValueError(
+                f"`batch` {self.batch} cannot be shared out evenly to {self.workers} workers, 2 samples or more each"
+            )
+        return self
+
+
+class MapSection(Section):
+    """The map: its tiles and products."""
+
+    tile: int = 512
+    products: tuple[Literal["class", "confidence"], ...] = Field(default=("class", "confidence"), min_length=1)
+    workers: int = Field(default=1, ge=1)
+    precision: Literal["float32", "bf16"] = "float32"
+
+    @field_validator("tile")
+    @classmethod
+    def _whole_cells(cls, value: int) -> int:
+        if value < 64 or value % 64:
+            raise ValueError("a tile's side is a multiple of 64 pixels, the cell that is computed at a time")
+        return value
+
+
+class Config(Section):
+    """A whole configuration file."""
+
+    name: Name
+    workspace: str = Field(min_length=1)
+    run: Name = "main"
+    scenes: tuple[SceneSection, ...] = Field(min_length=1)
+    classes: tuple[ClassSection, ...] = Field(min_length=2)
+    split: Annotated[BlocksSection | RasterSplitSection, Field(discriminator="method")] = BlocksSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    map: MapSection = MapSection()
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _blocks_by_default(cls, value: Any) -> Any:
+        return {"method": "blocks", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for what, names in (
+            ("scene name", [s.name for s in self.scenes]),
+            ("class id", [c.id for c in self.classes]),
+            ("class name", [c.name for c in self.classes]),
+        ):
+            twice = [str(name) for name, count in Counter(names).items() if count > 1]
+            if twice:
+                raise ValueError(f"{what} given twice: {', '.join(twice)}")
+        first = list(self.scenes[0].sources)
+        for scene in self.scenes[1:]:
+            if list(scene.sources) != first:
+                raise ValueError(
+                    f"scene {scene.name!r} has the sources {', '.join(scene.sources)}; scene {self.scenes[0].name!r} has "
+                    f"{', '.join(first)}. All scenes of a run share their sources, in one order"
+                )
+        if all(scene.labels is None for scene in self.scenes):
+            raise ValueError("no scene has `labels`; at least one must, to train on")
+        if self.split.method == "raster" and len(self.scenes) > 1:
+            raise ValueError("a split raster belongs to one scene; use `method: blocks` with several")
+        return self
+
+
+def load(url: str, *, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file, put environment variables in, apply `key.path=value` overrides, check it.
+
+    Raises:
+        InputError: the file is missing or not YAML, a `${VARIABLE}` is not set, a key is unknown, a
+            value is not allowed. All mistakes of the last two kinds are told at once.
+
+    """
+    try:
+        text = Path(url).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{url}: cannot be read ({error.strerror}); give the path of a YAML configuration.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{url}: is not a text file; give the path of a YAML configuration.") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{url}: is not valid YAML ({error}).") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{url}: holds no configuration; see examples/ for complete ones.")
+    for override in overrides:
+        _override(values, override)
+    values = _with_environment(values, url)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{url}:\n" + "\n".join(f"  {line}" for line in _explained(error))) from error
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise InputError(f"--set {override}: write it as key.path=value, for example train.epochs=5.")
+    *parents, last = path.split(".")
+    place: Any = values
+    for key in parents:
+        place = _child(place, key, override)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: the value is not valid YAML.") from error
+    if isinstance(place, list):
+        place[_index(place, last, override)] = parsed
+    else:
+        place[last] = parsed
+
+
+def _child(place: Any, key: str, override: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, key, override)]
+    child = place.setdefault(key, {})
+    if child is None:
+        child = place[key] = {}
+    if not isinstance(child, dict | list):
+        raise InputError(f"--set {override}: {key!r} is a single value and has no keys below it.")
+    return child
+
+
+def _index(place: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(place):
+        raise InputError(f"--set {override}: {key!r} is not a position in a list of {len(place)}, counted from 0.")
+    return int(key)
+
+
+def _with_environment(value: Any, url: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _with_environment(v, url) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_with_environment(v, url) for v in value]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1])
+        if found is None:
+            raise InputError(f"{url}: ${{{match[1]}}} is used but not set; set it, as in `{match[1]}=... mibf run {url}`.")
+        return found
+
+    return re.sub(r"\$\{(\w+)\}", lookup, value)
+
+
+def _explained(error: ValidationError) -> list[str]:
+    """One line a mistake: where it is, what is wrong, and for an unknown key the nearest known one."""
+    lines = []
+    for mistake in error.errors():
+        where = ".".join(str(part) for part in mistake["loc"] if part not in ("blocks", "raster"))
+        if mistake["type"] == "extra_forbidden":
+            lines.append(_unknown_key(where, mistake["loc"]))
+        elif mistake["type"] == "missing":
+            lines.append(f"{where}: is missing.")
+        else:
+            message = mistake["msg"].removeprefix("Value error, ")
+            value = "" if isinstance(mistake["input"], dict | list) else f" (found {mistake['input']!r})"
+            lines.append(f"{where + ': ' if where else ''}{message}{value}.")
+    return lines
+
+
+def _unknown_key(where: str, location: tuple[int | str, ...]) -> str:
+    section: Any = Config
+    for part in location[:-1]:
+        section = _section_below(section, part) or section
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here are {', '.join(known)}."
+    return f"{where}: unknown key; {hint}"
+
+
+def _section_below(section: type[BaseModel], part: int | str) -> type[BaseModel] | None:
+    """The section that a key of a section holds, through lists, mappings and the kinds of split."""
+    kinds: dict[int | str, type[BaseModel]] = {"blocks": BlocksSection, "raster": RasterSplitSection}
+    if part in kinds:
+        return kinds[part]
+    found = section.model_fields.get(str(part))
+    return None if found is None else _model_in(found.annotation)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        below = _model_in(argument)
+        if below is not None:
+            return below
+    return None

@@ -1,0 +1,83 @@
+"""evaluate: the figures on the held-out test subset, which no other stage opens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jobs.config import Config
+from jobs.progress import bar
+from jobs.stages import Outcome, begin
+from jobs.workspace import Workspace
+from mibf.metrics import ConfusionMatrix
+from mibf.precision import best_device, place
+from mibf.training import validate
+from pipeline import storage
+from pipeline.batches import Sampler
+from pipeline.predict import check_sources
+from pipeline.store import PatchStore
+
+BATCH = 1024
+
+
+def evaluate(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
+    """Classify every test sample and write the figures."""
+    bundle = workspace.read_bundle()
+    stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
+    for store in stores:
+        check_sources(store, bundle)
+    begin(workspace, "evaluate")
+    sampler = Sampler(stores, bundle.scaling, bundle.spec.patch, "test")
+    network = place(bundle.network(), best_device())
+    with bar("evaluate", sampler.samples(), unit="samples") as advance:
+        figures = validate(
+            network,
+            sampler.in_order(batch=BATCH),
+            beta=config.model.beta,
+            precision=config.map.precision,
+            after_step=advance,
+        )
+    split = storage.read_json(workspace.split)
+    confusion = figures.confusion
+    evaluation: dict[str, Any] = confusion.figures() | {
+        "fingerprint": fingerprint,
+        "split": split["method"],
+        "buffer": split["buffer"],
+        "overlap": split["overlap"],
+        "classes": per_class(confusion, [c.name for c in bundle.classes]),
+        "confusion": confusion.counts.tolist(),
+    }
+    storage.write_json(workspace.evaluation, evaluation)
+    return Outcome(evaluation, summary(evaluation), [workspace.evaluation])
+
+
+def per_class(confusion: ConfusionMatrix, names: list[str]) -> list[dict[str, Any]]:
+    """Samples, precision, recall and F1 of each class."""
+    rows = zip(names, confusion.support, confusion.precision, confusion.recall, confusion.f1, strict=True)
+    return [
+        {"name": name, "samples": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
+        for name, n, p, r, f in rows
+    ]
+
+
+def summary(evaluation: dict[str, Any]) -> list[str]:
+    """The figures as lines for a terminal."""
+    lines = [
+        f"overall accuracy {evaluation['overall_accuracy']:.3f} on {evaluation['samples']:,} test samples "
+        f"({evaluation['split']} split; the majority class alone gives {evaluation['majority_share']:.3f})",
+        f"average accuracy {evaluation['average_accuracy']:.3f}, macro-F1 {evaluation['macro_f1']:.3f}, "
+        f"kappa {evaluation['kappa']:.3f}",
+    ]
+    width = max(len(row["name"]) for row in evaluation["classes"])
+    lines.append(f"{'class':<{width}}  {'samples':>9}  {'precision':>9}  {'recall':>6}  {'F1':>5}")
+    for row in evaluation["classes"]:
+        lines.append(
+            f"{row['name']:<{width}}  {row['samples']:>9,}  {_share(row['precision']):>9}  "
+            f"{_share(row['recall']):>6}  {_share(row['f1']):>5}"
+        )
+    return lines
+
+
+def _share(value: float) -> str:
+    return "-" if not np.isfinite(value) else f"{value:.3f}"

@@ -1,0 +1,136 @@
+"""map: whole scenes on Ray Data, tile by tile, into cloud-optimised GeoTIFFs.
+
+Each tile is a row; the worker that maps it writes its shards and returns a small row that says so.
+A tile that fails is a row too: the rest goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+
+from jobs import cluster
+from jobs.config import Config
+from jobs.progress import bar, say
+from jobs.stages import Outcome, TilesFailedError, begin
+from jobs.workspace import Workspace
+from mibf import __version__
+from mibf.precision import Precision
+from pipeline import storage
+from pipeline.grid import Window
+from pipeline.maps import PRODUCTS, MapInWork, check_coverage, publish_product
+from pipeline.predict import TilePredictor, check_sources
+from pipeline.store import PatchStore
+from pipeline.tiles import Tile, tiles
+
+Rows = dict[str, np.ndarray[Any, Any]]
+
+
+def map_scenes(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
+    """Map every scene of a configuration and publish its products."""
+    bundle = workspace.read_bundle()
+    stores = {scene.name: PatchStore(workspace.store(scene.name)) for scene in config.scenes}
+    for store in stores.values():
+        check_sources(store, bundle)
+    begin(workspace, "map")
+    products = [PRODUCTS[name] for name in config.map.products]
+    works = {
+        name: MapInWork.lay_down(
+            storage.join(workspace.map_folder(name), "map.zarr"), grid=store.grid, products=products, tile=config.map.tile
+        )
+        for name, store in stores.items()
+    }
+    planned = [tile for name, store in stores.items() for tile in tiles(name, store.shape, config.map.tile)]
+    started = time.monotonic()
+    failed = _run_tiles(config, workspace, planned)
+    seconds = time.monotonic() - started
+    if failed:
+        shown = "\n".join(f"  {key}: {cause}" for key, cause in sorted(failed.items())[:10])
+        raise TilesFailedError(
+            f"{len(failed)} of {len(planned)} tiles failed; nothing was published:\n{shown}\n"
+            "Mend the cause and run `mibf map` again."
+        )
+    outputs, lines, mapped = [], [], 0
+    for name, work in works.items():
+        store = stores[name]
+        pixels = check_coverage(work, store, products, tile=config.map.tile)
+        rows, columns = store.shape
+        mapped += pixels
+        lines.append(
+            f"{name}: {pixels:,} of {rows * columns:,} pixels mapped, {len(tiles(name, store.shape, config.map.tile))} tiles"
+        )
+        tags = {"mibf_version": __version__, "mibf_run": config.run, "mibf_fingerprint": fingerprint}
+        with bar(f"{name}: publish", len(products), unit="products") as advance:
+            for product in products:
+                url = storage.join(workspace.map_folder(name), f"{product.name}.tif")
+                publish_product(work, product, url, grid=store.grid, classes=bundle.classes, tags=tags)
+                outputs.append(url)
+                advance(1)
+        storage.remove(work.url)
+    lines.append(f"{mapped / seconds:,.0f} pixels a second with {config.map.workers} workers, their start included")
+    return Outcome({"pixels": mapped, "tiles": len(planned), "tiles_seconds": round(seconds, 1)}, lines, outputs)
+
+
+def _run_tiles(config: Config, workspace: Workspace, planned: list[Tile]) -> dict[str, str]:
+    """Map tiles on Ray Data; the causes of those that failed, by key."""
+    workers = config.map.workers
+    cluster.ensure(workers=workers)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    share = cluster.share(workers)
+    say(f"mapping on {share}, {config.map.precision}")
+    rows = [
+        {"scene": t.scene, "y": t.window.y, "x": t.window.x, "height": t.window.height, "width": t.window.width}
+        for t in planned
+    ]
+    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), 1000)).map_batches(
+        _TileMapper,
+        fn_constructor_kwargs={
+            "workspace": workspace,
+            "products": config.map.products,
+            "precision": config.map.precision,
+            "threads": share.cpus,
+        },
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=share.cpus,
+        num_gpus=share.gpus or None,
+    )
+    failed = {}
+    with bar("map", len(planned), unit="tiles") as advance:
+        for row in dataset.iter_rows():
+            if row["cause"]:
+                failed[row["key"]] = row["cause"]
+            advance(1)
+    return failed
+
+
+class _TileMapper:
+    """One worker: a model in memory, the stores and maps of the scenes that it meets."""
+
+    def __init__(self, workspace: Workspace, products: tuple[str, ...], precision: Precision, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.workspace = workspace
+        self.products = [PRODUCTS[name] for name in products]
+        self.predictor = TilePredictor(workspace.read_bundle(), precision=precision)
+
+    def __call__(self, rows: Rows) -> Rows:
+        windows = zip(rows["y"], rows["x"], rows["height"], rows["width"], strict=True)
+        planned = [Tile(str(s), Window(*(int(v) for v in w))) for s, w in zip(rows["scene"], windows, strict=True)]
+        causes = [self._map(tile) for tile in planned]
+        return {"key": np.array([tile.key for tile in planned]), "cause": np.array(causes)}
+
+    def _map(self, tile: Tile) -> str:
+        """Map and write a tile; the cause where it failed, empty where it did not."""
+        try:
+            store = PatchStore(self.workspace.store(tile.scene))
+            work = MapInWork(storage.join(self.workspace.map_folder(tile.scene), "map.zarr"))
+            work.write(tile, self.predictor.predict(store, tile), self.products)
+        except Exception as error:  # a failed tile is a row, whatever the cause
+            return f"{type(error).__name__}: {error}"
+        return ""

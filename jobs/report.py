@@ -1,0 +1,173 @@
+"""report: one self-contained HTML page: what went in, what came out, how good it is, what it took.
+
+Jinja2 fills the page, matplotlib draws; pictures are embedded, so that the file can be sent as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+import rasterio
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from jobs.config import Config
+from jobs.stages import NEEDS, Outcome, begin, read_manifest
+from jobs.workspace import Workspace
+from mibf.bundle import Bundle, ClassName
+from mibf.scaling import BandScaling
+from pipeline import storage
+from pipeline.labels import UNLABELLED
+from pipeline.split import SUBSETS
+from pipeline.store import PatchStore
+
+#: Longest side of a picture in pixels; larger scenes are thinned out to it.
+PICTURE = 640
+SUBSET_COLORS = {"train": "#0072b2", "validation": "#e69f00", "test": "#cc79a7"}
+BACKGROUND = (238, 238, 238)
+
+Rgb = NDArray[np.uint8]
+
+
+def report(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
+    """Write the page."""
+    begin(workspace, "report")
+    bundle = workspace.read_bundle()
+    evaluation = storage.read_json(workspace.evaluation)
+    history = [json.loads(line) for line in storage.read_bytes(workspace.metrics).splitlines()]
+    manifests = [m for stage in NEEDS["report"] if (m := read_manifest(workspace, stage)) is not None]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"share": _share, "thousands": lambda n: f"{n:,}"}
+    template = environment.from_string(files("jobs").joinpath("report.html.jinja").read_text("utf-8"))
+    page = template.render(
+        name=config.name,
+        run=config.run,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        fingerprint=fingerprint,
+        evaluation=evaluation,
+        classes=bundle.classes,
+        shaded=_shaded(evaluation["confusion"]),
+        split=storage.read_json(workspace.split),
+        subsets=SUBSETS,
+        subset_colors=SUBSET_COLORS,
+        scenes=[_pictures(config, workspace, bundle, scene.name) for scene in config.scenes],
+        curve=_training_curve(history),
+        chosen=bundle.provenance["chosen"],
+        stages=manifests,
+        versions=bundle.provenance["versions"],
+    )
+    storage.write_bytes(workspace.report, page.encode())
+    return Outcome({"bytes": len(page)}, [f"{len(page) / 1e6:.1f} MB, self-contained"], [workspace.report])
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _shaded(counts: list[list[int]]) -> list[list[tuple[int, float]]]:
+    """Each count with its share of its row, for shading."""
+    return [[(n, n / sum(row) if sum(row) else 0.0) for n in row] for row in counts]
+
+
+def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) -> dict[str, Any]:
+    """A scene's quicklooks as captions and data URLs."""
+    store = PatchStore(workspace.store(scene))
+    step = max(1, math.ceil(max(store.shape) / PICTURE))
+    thin = (slice(None, None, step), slice(None, None, step))
+    pictures = []
+    for source in store.sources:
+        bands = _shown_bands(source.bands)
+        values = np.asarray(store.array(f"sources/{source.name}")[:, *thin])[bands]
+        valid = np.asarray(store.array(f"valid/{source.name}")[thin]).astype(bool)
+        listed = ", ".join(str(b + 1) for b in bands)
+        caption = f"{source.name}: band {listed} as red, green, blue" if len(bands) == 3 else f"{source.name}: band {listed}"
+        pictures.append((caption, _png(_stretched(values, valid, bundle.scaling[source.name], bands))))
+    labels = np.asarray(store.array("labels")[thin])
+    pictures.append(("labels", _png(_colored(labels, bundle.classes))))
+    split = np.asarray(store.array("split")[thin])
+    shown = np.where(labels == UNLABELLED, 0, split)
+    subsets = tuple(ClassName(i + 1, s, SUBSET_COLORS[s]) for i, s in enumerate(SUBSETS))
+    pictures.append((f"split: {', '.join(SUBSETS)} (labelled pixels)", _png(_colored(shown, subsets))))
+    for product in config.map.products:
+        with rasterio.open(storage.join(workspace.map_folder(scene), f"{product}.tif")) as dataset:
+            shape = -(-dataset.height // step), -(-dataset.width // step)
+            values = dataset.read(1, out_shape=shape)
+        if product == "class":
+            pictures.append(("map", _png(_colored(values, bundle.classes))))
+        else:
+            low = 1 / len(bundle.classes)
+            pictures.append((f"confidence: {low:.2f} (dark) to 1 (bright)", _png(_shades(values, low, 1.0))))
+    return {"name": scene, "pictures": pictures, "rows": store.shape[0], "columns": store.shape[1]}
+
+
+def _shown_bands(bands: int) -> list[int]:
+    """Bands for a picture: 3, 2, 1 of three or four (true colour where they begin with blue), or three spread over more."""
+    if bands < 3:
+        return [0]
+    if bands <= 4:
+        return [2, 1, 0]
+    return [round(f * (bands - 1)) for f in (0.75, 0.5, 0.25)]
+
+
+def _stretched(values: NDArray[Any], valid: NDArray[np.bool_], scaling: BandScaling, bands: list[int]) -> Rgb:
+    shown = BandScaling(low=scaling.low[bands], high=scaling.high[bands], fill=scaling.fill[bands]).apply(values, valid)
+    if len(bands) == 1:
+        shown = np.repeat(shown, 3, axis=0)
+    picture = (shown.transpose(1, 2, 0) * 255).astype(np.uint8)
+    picture[~valid] = BACKGROUND
+    return picture
+
+
+def _colored(ids: NDArray[Any], classes: tuple[ClassName, ...]) -> Rgb:
+    table = np.full((256, 3), BACKGROUND, np.uint8)
+    for c in classes:
+        table[c.id] = list(bytes.fromhex(c.color.removeprefix("#")))
+    return np.asarray(table[ids])
+
+
+def _shades(values: NDArray[np.float32], low: float, high: float) -> Rgb:
+    scaled = np.clip((np.nan_to_num(values) - low) / (high - low), 0, 1)
+    picture = (matplotlib.colormaps["viridis"](scaled)[..., :3] * 255).astype(np.uint8)
+    picture[~np.isfinite(values)] = BACKGROUND
+    return np.asarray(picture)
+
+
+def _png(picture: Rgb) -> str:
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(buffer, picture, format="png")
+    return _data_url(buffer.getvalue(), "image/png")
+
+
+def _data_url(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _training_curve(history: list[dict[str, Any]]) -> str:
+    """Cross-entropy and overall accuracy by epoch, training against validation."""
+    figure = Figure(figsize=(8.5, 3), layout="constrained")
+    epochs = [line["epoch"] for line in history]
+    for axes, key, title in zip(
+        figure.subplots(1, 2),
+        ("cross_entropy", "overall_accuracy"),
+        ("cross-entropy (nats)", "overall accuracy"),
+        strict=True,
+    ):
+        for subset in ("train", "validation"):
+            axes.plot(epochs, [line[f"{subset}_{key}"] for line in history], "o-", color=SUBSET_COLORS[subset], label=subset)
+        axes.set(xlabel="epoch", title=title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.axes[0].legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    return _data_url(buffer.getvalue(), "image/svg+xml")

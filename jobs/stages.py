@@ -1,0 +1,184 @@
+"""Stages, their fingerprints and manifests: what is current is skipped, what is not is done again.
+
+A stage's manifest is written after its data and holds the fingerprint of all that the result
+depends on: what has no manifest does not exist to the next stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+from jobs.config import Config
+from jobs.resources import PeakMemory
+from jobs.workspace import Workspace
+from mibf import __version__
+from mibf.errors import InputError
+from pipeline import storage
+
+StageName = Literal["prepare", "train", "evaluate", "map", "report"]
+STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "map", "report")
+#: The stages whose results a stage reads.
+NEEDS: dict[StageName, tuple[StageName, ...]] = {
+    "prepare": (),
+    "train": ("prepare",),
+    "evaluate": ("prepare", "train"),
+    "map": ("prepare", "train"),
+    "report": ("prepare", "train", "evaluate", "map"),
+}
+
+
+class StageError(Exception):
+    """A stage could not be finished for a reason that the message tells; exit status 1."""
+
+
+class TilesFailedError(StageError):
+    """A map's work was finished but for some tiles; exit status 3."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage did: figures for machines, lines for people, and the paths of what it made."""
+
+    figures: dict[str, Any]
+    lines: list[str]
+    outputs: list[str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of a finished stage."""
+
+    stage: StageName
+    fingerprint: str
+    seconds: float
+    peak_memory_bytes: int
+    version: str = __version__
+    figures: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+
+def read_manifest(workspace: Workspace, stage: StageName) -> Manifest | None:
+    """A stage's manifest, if the stage was ever finished."""
+    try:
+        return Manifest(**storage.read_json(workspace.manifest(stage)))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def fingerprint(config: Config, stage: StageName) -> str:
+    """The hash of everything that a stage's result depends on: inputs, configuration, code, earlier stages.
+
+    Raises:
+        InputError: an input file is missing.
+
+    """
+    values = config.model_dump(mode="json")
+    parts: dict[str, Any] = {"stage": stage, "code": _code(stage)}
+    parts["needs"] = [fingerprint(config, needed) for needed in NEEDS[stage]]
+    if stage == "prepare":
+        parts["configuration"] = [
+            _without_branches(values["scenes"]),
+            values["classes"],
+            values["split"],
+            config.model.patch,
+        ]
+        parts["inputs"] = {url: _input(url) for url in input_urls(config)}
+    elif stage == "train":
+        branches = [source.branch for source in config.scenes[0].sources.values()]
+        parts["configuration"] = [values["model"], values["train"], branches]
+    elif stage in ("evaluate", "map"):
+        # The number of workers does not change a map.
+        parts["configuration"] = {k: v for k, v in values["map"].items() if k != "workers"}
+    return storage.digest(parts)
+
+
+def input_urls(config: Config) -> list[str]:
+    """Every file that a configuration reads."""
+    urls = [url for scene in config.scenes for source in scene.sources.values() for url in source.files]
+    urls += [scene.labels.url for scene in config.scenes if scene.labels is not None]
+    return [*urls, config.split.url] if config.split.method == "raster" else urls
+
+
+def _without_branches(scenes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The scenes without what only the network is made by."""
+    for scene in scenes:
+        for source in scene["sources"].values():
+            del source["branch"]
+    return scenes
+
+
+def _input(url: str) -> str:
+    try:
+        return storage.fingerprint(url)
+    except FileNotFoundError as error:
+        raise InputError(f"{url}: no such file; check the path in the configuration.") from error
+    except OSError as error:
+        raise InputError(f"{url}: cannot be read ({error}).") from error
+
+
+@cache
+def _code(stage: StageName) -> str:
+    """The hash of the source code that a stage runs."""
+    digest = hashlib.sha256()
+    modules = [p for package in ("mibf", "pipeline") for p in files(package).iterdir() if p.name.endswith(".py")]
+    for module in sorted(modules, key=lambda p: p.name):
+        digest.update(module.read_bytes())
+    digest.update(files("jobs").joinpath(f"{stage}.py").read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def run_stage(
+    config: Config, stage: StageName, work: Callable[[Config, Workspace, str], Outcome], *, keep_current: bool
+) -> tuple[Manifest, bool]:
+    """Do a stage, or with `keep_current` leave it where its manifest is current.
+
+    Returns:
+        The manifest, and whether the stage was done just now.
+
+    Raises:
+        InputError: an input is missing, or an earlier stage was never finished.
+
+    """
+    workspace = Workspace.of(config)
+    current = fingerprint(config, stage)
+    for needed in NEEDS[stage]:
+        if read_manifest(workspace, needed) is None:
+            raise InputError(f"{workspace.url}: `{needed}` is not finished; run `mibf {needed}` or `mibf run` first.")
+    manifest = read_manifest(workspace, stage)
+    if keep_current and manifest is not None and manifest.fingerprint == current:
+        return manifest, False
+    started = time.monotonic()
+    with PeakMemory() as peak:
+        outcome = work(config, workspace, current)
+    manifest = Manifest(
+        stage=stage,
+        fingerprint=current,
+        seconds=round(time.monotonic() - started, 1),
+        peak_memory_bytes=peak.bytes,
+        **vars(outcome),
+    )
+    storage.write_json(workspace.manifest(stage), vars(manifest))
+    return manifest, True
+
+
+def begin(workspace: Workspace, stage: StageName) -> None:
+    """Take back a stage's manifest before its data changes: from here on the stage is not finished."""
+    storage.check_writable(workspace.url)
+    storage.remove(workspace.manifest(stage))
+
+
+def stale_needs(config: Config, stage: StageName) -> list[StageName]:
+    """The earlier stages whose results are not those of the configuration, inputs and code as they are now."""
+    workspace = Workspace.of(config)
+    return [
+        needed
+        for needed in NEEDS[stage]
+        if (manifest := read_manifest(workspace, needed)) is None or manifest.fingerprint != fingerprint(config, needed)
+    ]

@@ -1,0 +1,91 @@
+"""Where everything of a configuration lies, below its workspace's URL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.config import Config
+from mibf.bundle import MODEL, WEIGHTS, Bundle
+from mibf.errors import InputError
+from pipeline import storage
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The places of one configuration's run."""
+
+    url: str
+    run: str
+
+    @classmethod
+    def of(cls, config: Config) -> Workspace:
+        """The workspace that a configuration names; a local one by its absolute path."""
+        url = storage.local_path(config.workspace) if storage.is_local(config.workspace) else config.workspace
+        return cls(url, config.run)
+
+    def store(self, scene: str) -> str:
+        """A scene's patch store."""
+        return storage.join(self.url, "stores", f"{scene}.zarr")
+
+    @property
+    def scaling(self) -> str:
+        """The limits fitted on training pixels."""
+        return storage.join(self.url, "scaling.json")
+
+    @property
+    def split(self) -> str:
+        """Counts per class and subset, and the overlap figure."""
+        return storage.join(self.url, "split.json")
+
+    @property
+    def run_folder(self) -> str:
+        """The run's checkpoints, metrics, configuration and environment."""
+        return storage.join(self.url, "runs", self.run)
+
+    @property
+    def metrics(self) -> str:
+        """One JSON line an epoch."""
+        return storage.join(self.run_folder, "metrics.jsonl")
+
+    @property
+    def evaluation(self) -> str:
+        """The figures on the test subset."""
+        return storage.join(self.run_folder, "evaluation.json")
+
+    @property
+    def bundle(self) -> str:
+        """The trained model's folder."""
+        return storage.join(self.url, "models", self.run)
+
+    def map_folder(self, scene: str) -> str:
+        """A scene's products."""
+        return storage.join(self.url, "maps", scene, self.run)
+
+    @property
+    def report(self) -> str:
+        """The report's page."""
+        return storage.join(self.url, "report", "index.html")
+
+    def manifest(self, stage: str) -> str:
+        """What says that a stage is done; `prepare` is shared by all runs."""
+        folder = self.url if stage == "prepare" else self.run_folder
+        return storage.join(folder, "manifests", f"{stage}.json")
+
+    def read_bundle(self) -> Bundle:
+        """The trained model.
+
+        Raises:
+            InputError: there is none, or it is damaged.
+
+        """
+        try:
+            return Bundle.from_files(
+                {name: storage.read_bytes(storage.join(self.bundle, name)) for name in (WEIGHTS, MODEL)}
+            )
+        except FileNotFoundError as error:
+            raise InputError(f"{self.bundle}: no trained model; run `mibf train` first.") from error
+
+    def write_bundle(self, bundle: Bundle) -> None:
+        """Write the trained model, weights first: a model.json is there only when the weights are."""
+        for name, content in bundle.to_files().items():
+            storage.write_bytes(storage.join(self.bundle, name), content)

@@ -1,0 +1,174 @@
+"""The one door to files and object stores: every location is a URL, a plain path being a local one.
+
+Credentials come from the environment alone (fsspec and its back ends read them there).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import posixpath
+import uuid
+from typing import Any
+
+import fsspec
+import zarr
+from fsspec import AbstractFileSystem
+
+from mibf.errors import InputError
+
+
+def open_url(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of a URL and the path on it.
+
+    Raises:
+        InputError: the URL's scheme is unknown, or needs a package that is not installed.
+
+    """
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{url}: {error}") from error
+    return filesystem, path
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL is a path on this machine."""
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> str:
+    """The absolute path of a local URL."""
+    return os.path.abspath(url.removeprefix("file://"))
+
+
+def join(url: str, *parts: str) -> str:
+    """A location below another."""
+    return posixpath.join(url.rstrip("/"), *parts)
+
+
+def exists(url: str) -> bool:
+    """Whether a file or folder is there."""
+    filesystem, path = open_url(url)
+    return bool(filesystem.exists(path))
+
+
+def read_bytes(url: str) -> bytes:
+    """A file's content.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+
+    """
+    filesystem, path = open_url(url)
+    return bytes(filesystem.cat_file(path))
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Write a file whole or not at all: on a local disk under another name first, then renamed."""
+    filesystem, path = open_url(url)
+    filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+    if not is_local(url):
+        filesystem.pipe_file(path, content)
+        return
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    filesystem.pipe_file(temporary, content)
+    os.replace(temporary, path)
+
+
+def publish(local: str, url: str) -> None:
+    """Put a finished local file at a URL; a reader sees the old one or the new one, never half.
+
+    The local file is gone afterwards.
+    """
+    filesystem, path = open_url(url)
+    filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+    if is_local(url):
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        filesystem.put_file(local, temporary)
+        os.replace(temporary, path)
+    else:
+        filesystem.put_file(local, path)
+    os.remove(local)
+
+
+def read_json(url: str) -> Any:
+    """A JSON file's value; `FileNotFoundError` where there is none."""
+    return json.loads(read_bytes(url))
+
+
+def write_json(url: str, value: Any) -> None:
+    """Write a value as an indented JSON file, whole or not at all; NaN, which JSON has not, becomes null."""
+    write_bytes(url, (json.dumps(without_nan(value), indent=1, allow_nan=False) + "\n").encode())
+
+
+def without_nan(value: Any) -> Any:
+    """A JSON value with None in place of every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(v) for v in value]
+    return value
+
+
+def remove(url: str) -> None:
+    """Remove a file or a folder with all that is in it; nothing happens where there is none."""
+    filesystem, path = open_url(url)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
+def check_writable(url: str) -> None:
+    """See that something can be written below a URL, and leave nothing behind.
+
+    Raises:
+        InputError: it cannot; the message says why.
+
+    """
+    filesystem, path = open_url(url)
+    missing = []  # folders that do not exist yet, innermost first: gone again afterwards
+    parent = path
+    while is_local(url) and parent and not filesystem.exists(parent):
+        missing.append(parent)
+        parent = posixpath.dirname(parent)
+    probe = join(path, f".mibf-{uuid.uuid4().hex}")
+    try:
+        filesystem.makedirs(path, exist_ok=True)
+        filesystem.pipe_file(probe, b"")
+        filesystem.rm_file(probe)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"workspace {url} cannot be written ({error}); check its path and permissions, or choose another workspace."
+        ) from error
+    finally:
+        for folder in missing:
+            if filesystem.exists(folder) and not filesystem.ls(folder):
+                filesystem.rmdir(folder)
+
+
+def fingerprint(url: str) -> str:
+    """A short hash that changes when the file at a URL does: of its size and its ETag or time of change.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+
+    """
+    filesystem, path = open_url(url)
+    info = filesystem.info(path)
+    stamp = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(k)), None)
+    return digest([info.get("size"), str(stamp)])
+
+
+def digest(value: Any) -> str:
+    """A short hash of a JSON value: equal for equal values, whatever the order of keys."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def open_zarr(url: str, *, mode: str = "r") -> zarr.Group:
+    """A Zarr group at a URL: mode "r" to read, "r+" to fill, "w" to lay down anew."""
+    return zarr.open_group(store=local_path(url) if is_local(url) else url, mode=mode)  # type: ignore[arg-type]
