@@ -1,7 +1,7 @@
 """The command line. Nothing heavy is imported until a command needs it: `mibf --help` answers at once.
 
 Exit status: 0 done; 1 unexpected failure; 2 configuration or input refused, nothing written;
-3 finished, with tiles that failed.
+3 finished, with tiles that failed; 4 another run holds the workspace.
 """
 
 from __future__ import annotations
@@ -119,11 +119,14 @@ def _stages(
         raise typer.Exit(130) from None
     except Exception as error:
         from jobs.stages import StageError, TilesFailedError
+        from pipeline.lease import LeaseHeldError
 
-        if not isinstance(error, StageError):
+        statuses = {TilesFailedError: 3, LeaseHeldError: 4, StageError: 1}
+        status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
+        if status is None:
             raise
         typer.echo(f"mibf: {error}", err=True)
-        raise typer.Exit(3 if isinstance(error, TilesFailedError) else 1) from None
+        raise typer.Exit(status) from None
     finally:
         if "ray" in sys.modules:
             from jobs import cluster

@@ -20,6 +20,7 @@ from jobs.workspace import Workspace
 from mibf import __version__
 from mibf.errors import InputError
 from pipeline import storage
+from pipeline.lease import held
 
 StageName = Literal["prepare", "train", "evaluate", "map", "report"]
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "map", "report")
@@ -68,7 +69,7 @@ def read_manifest(workspace: Workspace, stage: StageName) -> Manifest | None:
     """A stage's manifest, if the stage was ever finished."""
     try:
         return Manifest(**storage.read_json(workspace.manifest(stage)))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return None
 
 
@@ -143,7 +144,8 @@ def run_stage(
         The manifest, and whether the stage was done just now.
 
     Raises:
-        InputError: an input is missing, or an earlier stage was never finished.
+        InputError: an input is missing, an earlier stage was never finished, or the workspace cannot be written.
+        LeaseHeldError: another run holds the workspace.
 
     """
     workspace = Workspace.of(config)
@@ -154,8 +156,9 @@ def run_stage(
     manifest = read_manifest(workspace, stage)
     if keep_current and manifest is not None and manifest.fingerprint == current:
         return manifest, False
+    storage.check_writable(workspace.url)
     started = time.monotonic()
-    with PeakMemory() as peak:
+    with held(workspace.url), PeakMemory() as peak:
         outcome = work(config, workspace, current)
     manifest = Manifest(
         stage=stage,
@@ -170,7 +173,6 @@ def run_stage(
 
 def begin(workspace: Workspace, stage: StageName) -> None:
     """Take back a stage's manifest before its data changes: from here on the stage is not finished."""
-    storage.check_writable(workspace.url)
     storage.remove(workspace.manifest(stage))
 
 

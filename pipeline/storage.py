@@ -11,6 +11,8 @@ import math
 import os
 import posixpath
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import fsspec
@@ -122,32 +124,40 @@ def remove(url: str) -> None:
         filesystem.rm(path, recursive=True)
 
 
+@contextmanager
+def folder_in_use(url: str) -> Iterator[None]:
+    """Make a folder for as long as the block runs: what of it is empty afterwards, and was not there before, goes again."""
+    filesystem, path = open_url(url)
+    missing = []  # innermost first
+    parent = path
+    while is_local(url) and parent and not filesystem.exists(parent):
+        missing.append(parent)
+        parent = posixpath.dirname(parent)
+    try:
+        filesystem.makedirs(path, exist_ok=True)
+        yield
+    finally:
+        for folder in missing:
+            if filesystem.exists(folder) and not filesystem.ls(folder):
+                filesystem.rmdir(folder)
+
+
 def check_writable(url: str) -> None:
     """See that something can be written below a URL, and leave nothing behind.
 
     Raises:
         InputError: it cannot; the message says why.
-
     """
     filesystem, path = open_url(url)
-    missing = []  # folders that do not exist yet, innermost first: gone again afterwards
-    parent = path
-    while is_local(url) and parent and not filesystem.exists(parent):
-        missing.append(parent)
-        parent = posixpath.dirname(parent)
     probe = join(path, f".mibf-{uuid.uuid4().hex}")
     try:
-        filesystem.makedirs(path, exist_ok=True)
-        filesystem.pipe_file(probe, b"")
-        filesystem.rm_file(probe)
+        with folder_in_use(url):
+            filesystem.pipe_file(probe, b"")
+            filesystem.rm_file(probe)
     except (OSError, ValueError) as error:
         raise InputError(
             f"workspace {url} cannot be written ({error}); check its path and permissions, or choose another workspace."
         ) from error
-    finally:
-        for folder in missing:
-            if filesystem.exists(folder) and not filesystem.ls(folder):
-                filesystem.rmdir(folder)
 
 
 def fingerprint(url: str) -> str:

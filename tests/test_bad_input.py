@@ -1,0 +1,115 @@
+"""Bad input: one clear message, exit status 2, nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from tests.conftest import TRANSFORM, SmallScene, write_raster
+
+
+def refused(scene: SmallScene, overrides: list[str] | None = None, *, command: str = "prepare", **changes: Any) -> str:
+    """Run a command that must be refused; its message, having seen that nothing new is in the folder."""
+    path = scene.write_config(**changes)
+    before = {p: p.stat().st_mtime_ns for p in scene.folder.rglob("*")}
+    arguments = [command, str(path)] + [part for o in overrides or [] for part in ("--set", o)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    after = {p: p.stat().st_mtime_ns for p in scene.folder.rglob("*")}
+    assert {p for p in after if p not in before} == set(), "nothing is written"
+    return result.stderr
+
+
+def test_an_unknown_key(scene: SmallScene) -> None:
+    assert "did you mean 'epochs'" in refused(scene, ["train.epoch=3"])
+
+
+def test_a_missing_file(scene: SmallScene) -> None:
+    (scene.folder / "radar.tif").unlink()
+    message = refused(scene)
+    assert "radar.tif: no such file" in message
+
+
+def test_an_unreadable_file(scene: SmallScene) -> None:
+    (scene.folder / "radar.tif").write_text("not a raster")
+    assert "radar.tif: cannot be read as a raster" in refused(scene)
+
+
+def test_a_source_elsewhere(scene: SmallScene) -> None:
+    write_raster(
+        scene.folder / "radar.tif", np.ones((1, 20, 20), np.uint8), transform=TRANSFORM * TRANSFORM.translation(9000, 0)
+    )
+    assert "radar.tif: does not overlap the reference grid" in refused(scene)
+
+
+def test_a_file_without_a_crs_where_one_is_needed(scene: SmallScene) -> None:
+    write_raster(scene.folder / "radar.tif", np.ones((1, 20, 20), np.uint8), crs=None)
+    assert "radar.tif: has no CRS" in refused(scene)
+
+
+def test_a_label_that_no_class_declares(scene: SmallScene) -> None:
+    message = refused(scene, ["scenes.0.labels.ignore=[]"])
+    assert "labels.tif: labels that no class declares: 0 (" in message
+
+
+def test_a_class_without_a_training_pixel(scene: SmallScene) -> None:
+    classes = [{"id": 1, "name": "water"}, {"id": 2, "name": "forest"}, {"id": 5, "name": "town"}, {"id": 6, "name": "ice"}]
+    assert "no training pixel of class 6 (ice)" in refused(scene, classes=classes)
+
+
+def test_a_class_whose_training_pixels_have_no_data(scene: SmallScene) -> None:
+    """Known only once the store is written, which is taken back."""
+    optical = scene.optical.copy()
+    optical[:, scene.truth == 5] = 0
+    write_raster(scene.folder / "optical.tif", optical, nodata=0)
+    scene.write_config()
+    result = CliRunner().invoke(app, ["prepare", str(scene.folder / "small.yaml")])
+    assert result.exit_code == 2
+    assert "no training pixel of class 5 (town)" in result.stderr
+    assert not (scene.folder / "work" / "stores" / "small.zarr").exists()
+
+
+def test_an_unset_variable(scene: SmallScene) -> None:
+    assert "${NOWHERE_SET} is used but not set" in refused(scene, ["workspace=${NOWHERE_SET}/w"])
+
+
+def test_a_workspace_that_cannot_be_written(scene: SmallScene) -> None:
+    (scene.folder / "file").write_text("in the way")
+    message = refused(scene, [f"workspace={scene.folder / 'file' / 'work'}"])
+    assert "file/work cannot be written" in message
+
+
+def test_a_workspace_of_an_unknown_kind(scene: SmallScene) -> None:
+    assert "nonsense://" in refused(scene, ["workspace=nonsense://bucket/work"])
+
+
+def test_a_stage_whose_earlier_stage_is_not_finished(scene: SmallScene) -> None:
+    assert "run `mibf prepare`" in refused(scene, command="train")
+
+
+def test_a_configuration_that_is_not_there() -> None:
+    result = CliRunner().invoke(app, ["run", "nowhere.yaml"])
+    assert result.exit_code == 2
+    assert "nowhere.yaml: cannot be read" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["fly"], ["run", "a.yaml", "--nonsense"]])
+def test_a_wrong_command_line(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_refused_input_leaves_an_earlier_result_alone(prepared: Any, tmp_path: Path) -> None:
+    scene, workspace = prepared
+    store = Path(workspace.store("small"))
+    before = {p: p.stat().st_mtime_ns for p in store.rglob("*")}
+    path = scene.write_config()
+    result = CliRunner().invoke(app, ["prepare", str(path), "--set", f"scenes.0.labels.url={tmp_path / 'none.tif'}"])
+    assert result.exit_code == 2
+    assert {p: p.stat().st_mtime_ns for p in store.rglob("*")} == before
+    assert Path(workspace.manifest("prepare")).exists()

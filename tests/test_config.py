@@ -1,0 +1,113 @@
+"""The configuration file: what it may say, and how mistakes in it are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.config import load
+from mibf.errors import InputError
+from tests.conftest import SmallScene
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def refusal(scene: SmallScene, overrides: list[str] | None = None, **changes: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        load(str(scene.write_config(**changes)), overrides=overrides or [])
+    return str(caught.value)
+
+
+def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
+    config = load(str(scene.write_config()))
+    assert config.run == "main"
+    assert config.split.method == "blocks"
+    assert config.map.products == ("class", "confidence")
+    assert config.scenes[0].sources["radar"].resampling == "bilinear"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.epoch=3", "train.epoch: unknown key; did you mean 'epochs'?"),
+        ("trian.epochs=3", "trian: unknown key; did you mean 'train'?"),
+        ("split.blok=9", "split.blok: unknown key; did you mean 'block'?"),
+        (
+            "scenes.0.sources.radar.resamplng=mode",
+            "scenes.0.sources.radar.resamplng: unknown key; did you mean 'resampling'?",
+        ),
+        ("map.zzzz=1", "map.zzzz: unknown key; known here are tile, products, workers, precision."),
+        ("model.patch=6", "model.patch: the patch's side is an odd number of pixels from 5 to 15 (found 6)"),
+        ("map.tile=100", "map.tile: a tile's side is a multiple of 64 pixels"),
+        ("train.workers=3", "cannot be shared out evenly to 3 workers"),
+        ("scenes.0.grid.like=sonar", "`grid.like` is 'sonar'; the sources are optical, radar"),
+        ("split.fractions.train=0.9", "the fractions add up to 1.4"),
+        ("classes.1.id=1", "class id given twice: 1"),
+        ("classes.1.color=green", "classes.1.color"),
+        ("split.method=random", "split"),
+        ("train.epochs=many", "train.epochs"),
+        ("scenes.0.labels=null", "no scene has `labels`"),
+    ],
+)
+def test_mistakes_are_told_with_their_place(scene: SmallScene, override: str, told: str) -> None:
+    message = refusal(scene, [override])
+    assert told in message
+    assert str(scene.folder) in message, "names the file"
+
+
+def test_several_mistakes_are_told_at_once(scene: SmallScene) -> None:
+    message = refusal(scene, ["train.epoch=3", "model.patch=8"])
+    assert "epochs" in message
+    assert "odd number" in message
+
+
+def test_missing_keys_are_named(scene: SmallScene) -> None:
+    values = scene.config()
+    del values["workspace"]
+    path = scene.folder / "short.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError, match="workspace: is missing"):
+        load(str(path))
+
+
+def test_environment_variables_are_put_in_or_asked_for(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = scene.config(workspace="${PLACE}/work")
+    path = scene.folder / "env.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError, match=r"\$\{PLACE\} is used but not set"):
+        load(str(path))
+    monkeypatch.setenv("PLACE", "/somewhere")
+    assert load(str(path)).workspace == "/somewhere/work"
+
+
+def test_overrides_reach_lists_and_new_keys(scene: SmallScene) -> None:
+    config = load(str(scene.write_config()), overrides=["classes.0.name=lake", "split.seed=4", "map.products=[class]"])
+    assert config.classes[0].name == "lake"
+    assert config.split.seed == 4  # type: ignore[union-attr]
+    assert config.map.products == ("class",)
+    for wrong in ("train.epochs", "classes.9.name=x", "name.x=1"):
+        assert "--set" in refusal(scene, [wrong])
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", "- 1\n- 2", ""])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"x\.yaml"):
+        load(str(path))
+
+
+def test_a_python_object_in_the_yaml_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("!!python/object/apply:os.system ['true']")
+    with pytest.raises(InputError, match="not valid YAML"):
+        load(str(path))
+
+
+@pytest.mark.parametrize("name", ["zion", "terramind"])
+def test_the_examples_are_configurations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", "/data")
+    assert load(str(ROOT / "examples" / f"{name}.yaml")).name == name

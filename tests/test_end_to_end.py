@@ -1,0 +1,157 @@
+"""Whole runs through the command line, with Ray, on small scenes: what a user does and sees."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+
+from tests.conftest import COLUMNS, ROWS, SmallScene, make_scene, write_raster
+
+pytestmark = pytest.mark.slow
+
+
+def mibf(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallScene, dict[str, Any]]:
+    """A scene after `mibf run` with two training workers, and the run's JSON summary."""
+    scene = make_scene(tmp_path_factory.mktemp("run"))
+    train = {"epochs": 3, "batch": 64, "rate": 3e-3, "workers": 2}
+    result = mibf("run", str(scene.write_config(train=train)), "--json")
+    assert result.returncode == 0, result.stderr
+    return scene, json.loads(result.stdout)
+
+
+def test_a_run_makes_what_it_says(done: tuple[SmallScene, dict[str, Any]]) -> None:
+    _, summary = done
+    assert [s["stage"] for s in summary["stages"]] == ["prepare", "train", "evaluate", "map", "report"]
+    for stage in summary["stages"]:
+        assert stage["peak_memory_bytes"] > 50e6
+        for path in stage["outputs"]:
+            assert Path(path).exists()
+
+
+def test_fusion_tells_what_no_source_tells_alone(done: tuple[SmallScene, dict[str, Any]]) -> None:
+    """Forest is in the optical source alone and town in the radar one alone; a single source confuses two classes."""
+    scene, summary = done
+    figures = summary["stages"][2]["figures"]
+    assert figures["overall_accuracy"] > 0.85
+    assert figures["overall_accuracy"] > figures["majority_share"] + 0.3
+    with rasterio.open(scene.folder / "work/maps/small/main/class.tif") as dataset:
+        classes = dataset.read(1)
+    labelled = classes != 255
+    assert labelled.sum() == ROWS * COLUMNS - 24
+    assert (classes == scene.truth)[labelled].mean() > 0.85
+
+
+def test_the_test_figures_are_those_of_the_map(done: tuple[SmallScene, dict[str, Any]]) -> None:
+    scene, summary = done
+    import zarr
+
+    store = zarr.open_group(scene.folder / "work/stores/small.zarr", mode="r")
+    with rasterio.open(scene.folder / "work/maps/small/main/class.tif") as dataset:
+        classes = dataset.read(1)
+    labels, split = np.asarray(store["labels"][:]), np.asarray(store["split"][:])
+    chosen = (split == 3) & (labels != 255) & (classes != 255)
+    assert chosen.sum() == summary["stages"][2]["figures"]["samples"]
+    agreement = (classes == labels)[chosen].mean()
+    assert agreement == pytest.approx(summary["stages"][2]["figures"]["overall_accuracy"], abs=1e-3)
+
+
+def test_metrics_bundle_and_report_are_there(done: tuple[SmallScene, dict[str, Any]]) -> None:
+    work = done[0].folder / "work"
+    lines = [json.loads(line) for line in (work / "runs/main/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    model = json.loads((work / "models/main/model.json").read_text())
+    best = max(lines, key=lambda line: line["validation_overall_accuracy"])
+    assert model["provenance"]["chosen"]["validation_overall_accuracy"] == best["validation_overall_accuracy"]
+    assert [s["name"] for s in model["network"]["sources"]] == ["optical", "radar"]
+    page = (work / "report/index.html").read_text()
+    assert page.count("data:image/png;base64,") == 6  # two sources, labels, split, map, confidence
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    for word in ("Confusion matrix", "forest", "majority class alone", "peak memory"):
+        assert word in page
+    assert not (work / "maps/small/main/map.zarr").exists()
+
+
+def test_a_second_run_skips_what_is_current(done: tuple[SmallScene, dict[str, Any]]) -> None:
+    scene, _ = done
+    result = mibf("run", str(scene.folder / "small.yaml"), "--json")
+    assert result.returncode == 0, result.stderr
+    assert all(stage["skipped"] for stage in json.loads(result.stdout)["stages"])
+
+
+def test_a_changed_map_section_makes_the_map_anew_and_no_more(done: tuple[SmallScene, dict[str, Any]]) -> None:
+    scene, first = done
+    path = str(scene.folder / "small.yaml")
+    before = (scene.folder / "work/maps/small/main/class.tif").read_bytes()
+    result = mibf("run", path, "--set", "map.tile=128", "--set", "map.workers=2", "--json")
+    assert result.returncode == 0, result.stderr
+    again = {s["stage"]: s["skipped"] for s in json.loads(result.stdout)["stages"]}
+    assert again["prepare"]
+    assert again["train"]
+    assert not again["map"]
+    with rasterio.MemoryFile(before) as old, old.open() as one:
+        then = one.read()
+    with rasterio.open(scene.folder / "work/maps/small/main/class.tif") as other:
+        assert (then == other.read()).all(), "the same map whatever the tile and the workers"
+    assert len(first["stages"]) == 5
+
+
+def test_other_bands_than_in_training_are_refused_at_the_map(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path)
+    config = str(scene.write_config(train={"epochs": 1, "batch": 64, "workers": 1}))
+    for stage in ("prepare", "train"):
+        assert mibf(stage, config).returncode == 0
+    write_raster(scene.folder / "optical.tif", scene.optical[:2], nodata=0)
+    assert mibf("prepare", config).returncode == 0
+    result = mibf("map", config)
+    assert result.returncode == 2
+    assert "optical (2 bands)" in result.stderr
+    assert "trained on optical (3 bands)" in result.stderr
+    assert not (tmp_path / "work/maps").exists()
+
+
+def test_a_tile_that_fails_is_told_and_nothing_is_published(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path)
+    config = str(scene.write_config(train={"epochs": 1, "batch": 64, "workers": 1}))
+    for stage in ("prepare", "train"):
+        assert mibf(stage, config).returncode == 0
+    shards = [
+        p for p in (tmp_path / "work/stores/small.zarr/sources/optical").rglob("*") if p.is_file() and "json" not in p.name
+    ]
+    assert shards
+    shards[0].write_bytes(shards[0].read_bytes()[:-40])  # a torn write
+    result = mibf("map", config)
+    assert result.returncode == 3, result.stderr
+    assert "tiles failed; nothing was published" in result.stderr
+    assert "small/y0_x0" in result.stderr
+    assert not list((tmp_path / "work/maps").rglob("*.tif"))
+
+
+def test_an_image_without_a_crs_and_three_sources(tmp_path: Path) -> None:
+    from affine import Affine
+
+    scene = make_scene(tmp_path)
+    generator = np.random.default_rng(1)
+    identity = {"transform": Affine.identity(), "crs": None}
+    write_raster(tmp_path / "optical.tif", scene.optical, **identity, nodata=0)
+    town = (generator.normal(0, 0.1, (1, ROWS, COLUMNS)) + (scene.truth == 5)).astype(np.float32)
+    write_raster(tmp_path / "radar.tif", town, **identity)
+    write_raster(tmp_path / "height.tif", generator.random((1, ROWS, COLUMNS)).astype(np.float64), **identity)
+    write_raster(tmp_path / "labels.tif", scene.truth[None], **identity)
+    config = scene.config()
+    config["scenes"][0]["sources"]["height"] = {"url": str(tmp_path / "height.tif")}
+    result = mibf("run", str(scene.write_config(scenes=config["scenes"])), "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["stages"][2]["figures"]["overall_accuracy"] > 0.6

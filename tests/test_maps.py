@@ -1,0 +1,142 @@
+"""Maps: tiles in whole shards, coverage before publishing, valid COGs with their colours and names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rio_cogeo.cogeo import cog_validate
+
+from jobs.workspace import Workspace
+from mibf.bundle import Bundle
+from mibf.errors import InputError
+from mibf.network import MIBFNet
+from mibf.scaling import scaling_from_json
+from mibf.spec import NARROW, NetworkSpec, SourceSpec
+from pipeline import storage
+from pipeline.grid import Window
+from pipeline.labels import UNLABELLED
+from pipeline.maps import CLASS, CONFIDENCE, IncompleteMapError, MapInWork, check_coverage, publish_product
+from pipeline.predict import TilePredictor, TileResult, check_sources
+from pipeline.store import PatchStore
+from pipeline.tiles import Tile, tiles
+from tests.conftest import COLUMNS, CRS, ROWS, TRANSFORM, SmallScene
+
+Prepared = tuple[SmallScene, Workspace]
+
+
+@pytest.fixture(scope="module")
+def bundle(prepared: Prepared) -> Bundle:
+    """An untrained network with the scene's scaling."""
+    torch.manual_seed(0)
+    store = PatchStore(prepared[1].store("small"))
+    spec = NetworkSpec((SourceSpec("optical", 3), SourceSpec("radar", 1, NARROW)), classes=3, patch=5)
+    scaling = scaling_from_json(storage.read_json(prepared[1].scaling))
+    return Bundle(spec, MIBFNet(spec).state_dict(), scaling, store.classes)
+
+
+@pytest.fixture
+def store(prepared: Prepared) -> PatchStore:
+    return PatchStore(prepared[1].store("small"))
+
+
+def mapped(store: PatchStore, bundle: Bundle, url: Path, side: int) -> MapInWork:
+    products = [CLASS, CONFIDENCE]
+    work = MapInWork.lay_down(str(url), grid=store.grid, products=products, tile=side)
+    predictor = TilePredictor(bundle, precision="float32")
+    for tile in tiles("small", store.shape, side):
+        work.write(tile, predictor.predict(store, tile), products)
+    return work
+
+
+def test_the_map_is_the_same_bytes_whatever_the_tile(store: PatchStore, bundle: Bundle, tmp_path: Path) -> None:
+    one = mapped(store, bundle, tmp_path / "one.zarr", 64)
+    for side in (128, 192):
+        other = mapped(store, bundle, tmp_path / "other.zarr", side)
+        for product in (CLASS, CONFIDENCE):
+            assert one.array(product)[:].tobytes() == other.array(product)[:].tobytes()
+
+
+def test_coverage_is_just_the_usable_pixels(store: PatchStore, bundle: Bundle, tmp_path: Path) -> None:
+    work = mapped(store, bundle, tmp_path / "map.zarr", 64)
+    products = [CLASS, CONFIDENCE]
+    assert check_coverage(work, store, products, tile=64) == ROWS * COLUMNS - 24
+    work.array(CONFIDENCE)[70:72, 65] = np.nan
+    with pytest.raises(IncompleteMapError, match="2 pixels of confidence in the tile at y 64, x 64"):
+        check_coverage(work, store, products, tile=64)
+    work.array(CLASS)[0, 0] = 1  # where there is no data
+    with pytest.raises(IncompleteMapError, match="1 pixels of class in the tile at y 0, x 0"):
+        check_coverage(work, store, products, tile=64)
+
+
+def test_a_tile_that_is_not_a_whole_shard_is_refused(store: PatchStore, tmp_path: Path) -> None:
+    work = MapInWork.lay_down(str(tmp_path / "map.zarr"), grid=store.grid, products=[CLASS], tile=128)
+    for window in (Window(0, 0, 64, 64), Window(64, 0, 86, 128)):
+        result = TileResult(
+            np.zeros((window.height, window.width), np.uint8), np.zeros((window.height, window.width), np.float32)
+        )
+        with pytest.raises(ValueError, match="not a whole shard"):
+            work.write(Tile("small", window), result, [CLASS])
+
+
+def test_another_scenes_sources_are_refused(store: PatchStore, bundle: Bundle) -> None:
+    spec = NetworkSpec((SourceSpec("optical", 4), SourceSpec("radar", 1)), classes=3, patch=5)
+    other = Bundle(spec, {}, bundle.scaling, bundle.classes)
+    with pytest.raises(InputError, match=r"optical \(3 bands\), radar.*trained on optical \(4 bands\)"):
+        check_sources(store, other)
+    check_sources(store, bundle)
+
+
+@pytest.fixture(scope="module")
+def published(prepared: Prepared, bundle: Bundle, tmp_path_factory: Any) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("published")
+    store = PatchStore(prepared[1].store("small"))
+    work = mapped(store, bundle, folder / "map.zarr", 64)
+    paths = {}
+    for product in (CLASS, CONFIDENCE):
+        paths[product.name] = folder / "out" / f"{product.name}.tif"
+        url = str(paths[product.name])
+        publish_product(work, product, url, grid=store.grid, classes=store.classes, tags={"mibf_run": "x"})
+    paths["work"] = folder / "map.zarr"
+    return paths
+
+
+def test_products_are_cogs_on_the_scenes_grid(published: dict[str, Path], store: PatchStore) -> None:
+    work = MapInWork(str(published["work"]))
+    for product in (CLASS, CONFIDENCE):
+        path = published[product.name]
+        valid, errors, warnings = cog_validate(path, strict=True)
+        assert (valid, errors, warnings) == (True, [], [])
+        with rasterio.open(path) as dataset:
+            assert dataset.crs == CRS
+            assert dataset.transform == TRANSFORM
+            assert dataset.shape == store.shape
+            assert dataset.dtypes == (product.dtype,)
+            assert dataset.tags()["mibf_run"] == "x"
+            np.testing.assert_array_equal(dataset.read(1), work.array(product)[:])
+
+
+def test_the_class_map_has_colours_names_and_nodata(published: dict[str, Path], store: PatchStore) -> None:
+    with rasterio.open(published["class"]) as dataset:
+        assert dataset.nodata == UNLABELLED
+        colors = dataset.colormap(1)
+        for c in store.classes:
+            assert "#" + bytes(colors[c.id][:3]).hex() == c.color
+            assert dataset.tags(1)[f"class_{c.id}"] == c.name
+        assert set(np.unique(dataset.read(1))) <= {1, 2, 5, UNLABELLED}
+    beside = Path(f"{published['class']}.aux.xml").read_text()
+    assert "<Category></Category><Category>water</Category><Category>forest</Category>" in beside
+
+
+def test_confidence_is_a_probability_where_mapped(published: dict[str, Path]) -> None:
+    with rasterio.open(published["confidence"]) as dataset:
+        values = dataset.read(1)
+    assert np.isnan(values[:4, :6]).all()
+    mapped_values = values[np.isfinite(values)]
+    assert len(mapped_values) == ROWS * COLUMNS - 24
+    assert mapped_values.min() >= 1 / 3
+    assert mapped_values.max() <= 1
