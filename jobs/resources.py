@@ -7,8 +7,8 @@ from types import TracebackType
 
 import psutil
 
-#: Seconds between two looks.
-INTERVAL = 0.5
+#: Seconds between two looks. Each makes the system walk the pages of every process, which holds them up.
+INTERVAL = 2.0
 
 
 def memory_in_use() -> int:

@@ -11,6 +11,7 @@ import os
 import platform
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -22,6 +23,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+import yaml
 
 from jobs import cluster
 from jobs.config import Config
@@ -136,7 +138,8 @@ def _begin_run(config: Config, workspace: Workspace, fingerprint: str) -> bool:
         storage.remove(storage.join(workspace.run_folder, "checkpoints"))
         storage.remove(workspace.metrics)
     storage.write_json(marker, {"fingerprint": fingerprint})
-    storage.write_json(storage.join(workspace.run_folder, "config.json"), config.model_dump(mode="json"))
+    as_run = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    storage.write_bytes(storage.join(workspace.run_folder, "config.yaml"), as_run.encode())
     storage.write_json(
         storage.join(workspace.run_folder, "environment.json"),
         {
@@ -188,13 +191,19 @@ def _worker(settings: dict[str, Any]) -> None:
         checkpoint.restore(inner(model), optimiser, schedule)
         history = list(checkpoint.history)
 
+    told, waiting = time.monotonic(), 0
+
     def advance(samples: int) -> None:
-        if rank == 0:  # the others are as far, near enough
-            settings["board"].add.remote(samples * workers)
+        nonlocal told, waiting
+        waiting += samples * workers
+        if rank == 0 and time.monotonic() - told > 1:  # the others are as far, near enough
+            settings["board"].add.remote(waiting)
+            told, waiting = time.monotonic(), 0
 
     for epoch in range(len(history), wanted["epochs"]):
         # Draws of noise and code depend on seed, epoch and rank alone, so that resuming changes none.
         torch.manual_seed(int(np.random.SeedSequence([wanted["seed"], epoch, rank]).generate_state(1)[0]))
+        started = time.monotonic()
         trained = train_epoch(
             model,
             training.shuffled(batch=batch, seed=wanted["seed"], epoch=epoch),
@@ -204,6 +213,7 @@ def _worker(settings: dict[str, Any]) -> None:
             precision=wanted["precision"],
             after_step=advance,
         )
+        between = time.monotonic()
         checked = validate(
             inner(model),
             validation.in_order(batch=1024),
@@ -211,7 +221,14 @@ def _worker(settings: dict[str, Any]) -> None:
             precision=wanted["precision"],
             after_step=advance,
         )
-        figures = {"epoch": epoch + 1, **_named("train", trained), **_named("validation", checked)}
+        ended = time.monotonic()
+        figures = {
+            "epoch": epoch + 1,
+            **_named("train", trained),
+            **_named("validation", checked),
+            "train_seconds": round(between - started, 2),
+            "validation_seconds": round(ended - between, 2),
+        }
         history = [*history, figures]
         with tempfile.TemporaryDirectory(prefix="mibf-") as folder:
             saved = None

@@ -126,7 +126,7 @@ class _Held:
         position[[c.id for c in store.classes]] = np.arange(len(store.classes))
         where, labels = [], []
         for number, place in enumerate(places):
-            ids = place.store.samples_of(sampler.subset, place.window)
+            ids = place.store.samples(place.window)[sampler.subset]
             rows, columns = np.nonzero(ids != UNLABELLED)
             where.append(np.stack([np.full(len(rows), number), rows, columns]))
             labels.append(position[ids[rows, columns]])

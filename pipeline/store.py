@@ -114,11 +114,11 @@ class PatchStore:
                 required &= valid
         return required & any_data
 
-    def samples_of(self, subset: Subset, window: Window) -> NDArray[np.uint8]:
-        """Class ids of a subset's samples in a window, `UNLABELLED` elsewhere."""
-        labels = np.asarray(self.array("labels")[window.slices])
-        chosen = (np.asarray(self.array("split")[window.slices]) == CODES[subset]) & self.usable(window)
-        return np.where(chosen, labels, UNLABELLED).astype(np.uint8)
+    def samples(self, window: Window) -> dict[Subset, NDArray[np.uint8]]:
+        """Class ids of each subset's samples in a window, `UNLABELLED` elsewhere."""
+        labels = np.where(self.usable(window), np.asarray(self.array("labels")[window.slices]), UNLABELLED)
+        split = np.asarray(self.array("split")[window.slices])
+        return {s: np.where(split == CODES[s], labels, UNLABELLED).astype(np.uint8) for s in SUBSETS}
 
     def windows_with_samples(self, subset: Subset) -> list[tuple[Window, int]]:
         """The `CHUNK`-sided windows that hold samples of a subset, with their number."""
@@ -229,13 +229,14 @@ def count_samples(
     per_window = np.zeros(store.array("samples").shape, np.int64)
     tests = overlapping = 0
     for window in windows(store.shape, CHUNK):
+        samples = store.samples(window)
         for position, subset in enumerate(SUBSETS):
-            ids = store.samples_of(subset, window)
+            ids = samples[subset]
             found = np.bincount(ids.ravel(), minlength=256)
             for c in store.classes:
                 counts[subset][c.name] += int(found[c.id])
             per_window[position, window.y // CHUNK, window.x // CHUNK] = found[:UNLABELLED].sum()
-        test = ids != UNLABELLED  # the last subset is test
+        test = samples["test"] != UNLABELLED
         if test.any():
             tests += int(test.sum())
             overlapping += int((test & _near_training(store, window, patch - 1)).sum())
@@ -249,7 +250,7 @@ def _near_training(store: PatchStore, window: Window, reach: int) -> NDArray[np.
     rows, columns = store.shape
     y, x = max(0, window.y - reach), max(0, window.x - reach)
     bottom, right = min(rows, window.y + window.height + reach), min(columns, window.x + window.width + reach)
-    training = store.samples_of("train", Window(y, x, bottom - y, right - x)) != UNLABELLED
+    training = store.samples(Window(y, x, bottom - y, right - x))["train"] != UNLABELLED
     before = (reach - (window.y - y), reach - (window.x - x))
     after = (reach - (bottom - window.y - window.height), reach - (right - window.x - window.width))
     return near_any(np.pad(training, ((before[0], after[0]), (before[1], after[1]))), reach)
@@ -259,5 +260,5 @@ def training_pixels(store: PatchStore, source: str) -> Iterator[NDArray[Any]]:
     """The values (bands, pixels) of a source at the training samples where it has data, window by window."""
     for window, _ in store.windows_with_samples("train"):
         values, valid = store.read_source(source, window)
-        chosen = valid & (store.samples_of("train", window) != UNLABELLED)
+        chosen = valid & (store.samples(window)["train"] != UNLABELLED)
         yield values[:, chosen]
