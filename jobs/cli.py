@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from jobs.config import Config
     from jobs.stages import Manifest, StageName
 
+ALL_STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "map", "report")
+
 app = typer.Typer(
     help="Honest, georeferenced land-cover maps from several sensors at once, with MIBF-Net.",
     no_args_is_help=True,
@@ -45,7 +47,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def run(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
     """Do all stages, from prepare to report, skipping those that are current."""
-    _stages(config, set_, as_json, ("prepare", "train", "evaluate", "map", "report"), keep_current=True)
+    _stages(config, set_, as_json, ALL_STAGES, keep_current=True)
 
 
 @app.command()
@@ -62,7 +64,7 @@ def demo(
         return demo_config()
 
     overrides = [f"workspace={json.dumps(workspace)}", *(set_ or [])]
-    _stages(configuration, overrides, as_json, ("prepare", "train", "evaluate", "map", "report"), keep_current=True)
+    _stages(configuration, overrides, as_json, ALL_STAGES, keep_current=True)
 
 
 @app.command()

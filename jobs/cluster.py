@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import ray
 
+from jobs.progress import say
+
 #: Object store of a Ray that we start: tiles and samples do not pass through it, only small rows do.
 OBJECT_STORE_BYTES = 128 << 20
 
@@ -82,6 +84,11 @@ class Share:
 
 
 def share(workers: int) -> Share:
-    """Share the cluster, as it is now, among workers."""
+    """Share the cluster, as it is now, among workers; GPUs are used where there is one for each."""
     resources = ray.cluster_resources()
-    return Share(workers, max(1, int(resources.get("CPU", 1)) // workers), int(resources.get("GPU", 0) >= 1))
+    cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    if 0 < gpus < workers:
+        say(f"warning: {gpus} GPU for {workers} workers, so that none is used; set workers to {gpus} to use it")
+    if cpus < workers:
+        say(f"warning: the cluster has {cpus} CPU for {workers} workers; waiting for it to grow")
+    return Share(workers, max(1, cpus // workers), int(gpus >= workers))

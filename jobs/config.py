@@ -204,6 +204,13 @@ class Config(Section):
     train: TrainSection = TrainSection()
     map: MapSection = MapSection()
 
+    @field_validator("workspace")
+    @classmethod
+    def _lasts(cls, value: str) -> str:
+        if value.startswith("memory:"):
+            raise ValueError("a workspace in memory would be gone with the process; give a folder or an object store's URL")
+        return value
+
     @field_validator("split", mode="before")
     @classmethod
     def _blocks_by_default(cls, value: Any) -> Any:
@@ -226,6 +233,12 @@ class Config(Section):
                     f"scene {scene.name!r} has the sources {', '.join(scene.sources)}; scene {self.scenes[0].name!r} has "
                     f"{', '.join(first)}. All scenes of a run share their sources, in one order"
                 )
+        declared = {c.id for c in self.classes} | {c.name for c in self.classes}
+        for scene in self.scenes:
+            both = declared & set(scene.labels.ignore if scene.labels else ())
+            if both:
+                listed = ", ".join(map(str, both))
+                raise ValueError(f"labels.ignore of scene {scene.name!r} names declared classes: {listed}")
         if all(scene.labels is None for scene in self.scenes):
             raise ValueError("no scene has `labels`; at least one must, to train on")
         if self.split.method == "raster" and len(self.scenes) > 1:
@@ -239,7 +252,6 @@ def load(url: str, *, overrides: Sequence[str] = ()) -> Config:
     Raises:
         InputError: the file is missing or not YAML, a `${VARIABLE}` is not set, a key is unknown, a
             value is not allowed. All mistakes of the last two kinds are told at once.
-
     """
     try:
         text = Path(url).read_text(encoding="utf-8")

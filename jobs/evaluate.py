@@ -8,8 +8,10 @@ import numpy as np
 
 from jobs.config import Config
 from jobs.progress import bar
-from jobs.stages import Outcome, begin
+from jobs.stages import Outcome, begin, read_manifest
+from jobs.stages import fingerprint as fingerprint_of
 from jobs.workspace import Workspace
+from mibf.errors import InputError
 from mibf.metrics import ConfusionMatrix
 from mibf.precision import best_device, place
 from mibf.training import validate
@@ -27,6 +29,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
     for store in stores:
         check_sources(store, bundle)
+    _check_trained_on(config, workspace)
     begin(workspace, "evaluate")
     sampler = Sampler(stores, bundle.scaling, bundle.spec.patch, "test")
     network = place(bundle.network(), best_device())
@@ -50,6 +53,16 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     }
     storage.write_json(workspace.evaluation, evaluation)
     return Outcome(evaluation, summary(evaluation), [workspace.evaluation])
+
+
+def _check_trained_on(config: Config, workspace: Workspace) -> None:
+    """See that the model was trained on the split as it is: otherwise test pixels may have trained it."""
+    trained = read_manifest(workspace, "train")
+    if trained is not None and trained.fingerprint != fingerprint_of(config, "train"):
+        raise InputError(
+            f"{workspace.bundle}: was not trained on the stores and split as they are now, or with this configuration, so "
+            "that test pixels may have trained it; run `mibf train` first, or `mibf run`."
+        )
 
 
 def per_class(confusion: ConfusionMatrix, names: list[str]) -> list[dict[str, Any]]:

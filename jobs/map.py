@@ -70,6 +70,8 @@ def map_scenes(config: Config, workspace: Workspace, fingerprint: str) -> Outcom
                 publish_product(work, product, url, grid=store.grid, classes=bundle.classes, tags=tags)
                 outputs.append(url)
                 advance(1)
+        for other in PRODUCTS.keys() - set(config.map.products):  # of an earlier map
+            storage.remove(storage.join(workspace.map_folder(name), f"{other}.tif"))
         storage.remove(work.url)
     lines.append(f"{mapped / seconds:,.0f} pixels a second with {config.map.workers} workers, their start included")
     return Outcome({"pixels": mapped, "tiles": len(planned), "tiles_seconds": round(seconds, 1)}, lines, outputs)

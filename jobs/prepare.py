@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import dask
@@ -28,7 +29,7 @@ from pipeline import storage
 from pipeline.fit import fit_scaling
 from pipeline.grid import windows
 from pipeline.labels import UNLABELLED, Labels, open_labels
-from pipeline.scene import OpenSource, Source, open_source, reference_grid
+from pipeline.scene import OpenSource, Source, open_source, reading, reference_grid
 from pipeline.split import (
     CODES,
     SUBSETS,
@@ -69,24 +70,20 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     os.environ.setdefault("GDAL_CACHEMAX", "128")
     classes = class_names(config)
     scenes = _open_scenes(config, classes)
-    begin(workspace, "prepare")
-    stores, counts, overlap = [], {s: {c.name: 0 for c in classes} for s in SUBSETS}, {}
-    for scene in scenes:
-        store = _write(scene, classes, workspace.store(scene.name), fingerprint)
-        with bar(f"{scene.name}: count samples", len(windows(store.shape, CHUNK)), unit="windows") as advance:
-            own, overlap[scene.name] = count_samples(store, patch=config.model.patch, each=lambda: advance(1))
-        for subset in SUBSETS:
-            for c in classes:
-                counts[subset][c.name] += own[subset][c.name]
-        stores.append(store)
-    try:
-        _check_counts(config, counts)
-        with bar("fit the scaling", len(stores[0].sources), unit="sources") as advance:
-            scaling = fit_scaling(stores, each=lambda: advance(1))
-    except InputError:
-        for store in stores:  # nothing that was refused stays behind
-            storage.remove(store.url)
-        raise
+    staging = {scene.name: f"{workspace.store(scene.name)}.new" for scene in scenes}
+    with storage.folder_in_use(workspace.stores):
+        try:
+            stores = [_write(scene, classes, staging[scene.name], fingerprint) for scene in scenes]
+            counts, overlap = _count(config, classes, stores)
+            with bar("fit the scaling", len(stores[0].sources), unit="sources") as advance:
+                scaling = fit_scaling(stores, each=lambda: advance(1))
+            # All is well: only now does what an earlier prepare made give way.
+            begin(workspace, "prepare")
+            for scene in scenes:
+                storage.move(staging[scene.name], workspace.store(scene.name))
+        finally:
+            for url in staging.values():
+                storage.remove(url)
     for name, bands in scaling.items():
         if bands.constant.any():
             listed = ", ".join(str(b + 1) for b in np.nonzero(bands.constant)[0])
@@ -103,7 +100,22 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
             if np.isfinite(share)
         ),
     ]
-    return Outcome(figures, lines, [*(s.url for s in stores), workspace.split, workspace.scaling])
+    made = [workspace.store(scene.name) for scene in scenes]
+    return Outcome(figures, lines, [*made, workspace.split, workspace.scaling])
+
+
+def _count(config: Config, classes: tuple[ClassName, ...], stores: list[PatchStore]) -> tuple[Counts, dict[str, float]]:
+    """Samples by subset and class over all scenes, checked, and each scene's share of overlapping test patches."""
+    counts: Counts = {s: {c.name: 0 for c in classes} for s in SUBSETS}
+    overlap = {}
+    for scene, store in zip(config.scenes, stores, strict=True):
+        with bar(f"{scene.name}: count samples", len(windows(store.shape, CHUNK)), unit="windows") as advance:
+            own, overlap[scene.name] = count_samples(store, patch=config.model.patch, each=lambda: advance(1))
+        for subset in SUBSETS:
+            for c in classes:
+                counts[subset][c.name] += own[subset][c.name]
+    _check_counts(config, counts)
+    return counts, overlap
 
 
 def _listed(scene: OpenScene) -> str:
@@ -130,11 +142,23 @@ def _open_scenes(config: Config, classes: tuple[ClassName, ...]) -> list[OpenSce
         bands = {scene.name: sources[name].values.sizes["band"] for scene, _, sources, _ in opened}
         if len(set(bands.values())) > 1:
             raise InputError(f"source {name!r} differs between scenes in its number of bands: {bands}.")
+    _check_apart([(scene, grid) for scene, grid, _, _ in opened if scene.labels is not None])
     splits = _splits(config, classes, [(grid, labels) for _, grid, _, labels in opened])
     return [
         OpenScene(scene.name, grid, sources, labels, split)
         for (scene, grid, sources, labels), split in zip(opened, splits, strict=True)
     ]
+
+
+def _check_apart(scenes: list[tuple[SceneSection, GeoBox]]) -> None:
+    """See that no ground is labelled in two scenes: one's test pixels would train in the other."""
+    placed = [(scene.name, grid.geographic_extent) for scene, grid in scenes if grid.crs is not None]
+    for (one, ground), (other, its_ground) in combinations(placed, 2):
+        if ground.intersection(its_ground).area > 0:
+            raise InputError(
+                f"scenes {one!r} and {other!r} share labelled ground, so that test pixels of one would train in the other. "
+                "Clip one of them, leave the labels off one, or give rasters of the same ground as sources of one scene."
+            )
 
 
 def _grid(scene: SceneSection, sources: dict[str, Source]) -> GeoBox:
@@ -223,7 +247,7 @@ def _check_counts(config: Config, counts: Counts) -> None:
 def _write(scene: OpenScene, classes: tuple[ClassName, ...], url: str, fingerprint: str) -> PatchStore:
     store = lay_down(url, grid=scene.grid, sources=scene.sources, classes=classes, fingerprint=fingerprint)
     shards = fill(store, sources=scene.sources, labels=scene.labels, split=scene.split)
-    with bar(f"{scene.name}: write the store", len(shards), unit="shards") as advance, _ShardsDone(advance):
+    with bar(f"{scene.name}: write the store", len(shards), unit="shards") as advance, _ShardsDone(advance), reading():
         dask.compute(*shards, scheduler="threads")
     return store
 

@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -23,7 +24,6 @@ from pipeline import storage
 from pipeline.lease import held
 
 StageName = Literal["prepare", "train", "evaluate", "map", "report"]
-STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "map", "report")
 #: The stages whose results a stage reads.
 NEEDS: dict[StageName, tuple[StageName, ...]] = {
     "prepare": (),
@@ -57,12 +57,18 @@ class Manifest:
 
     stage: StageName
     fingerprint: str
+    finished: str  #: when, in UTC
     seconds: float
     peak_memory_bytes: int
     version: str = __version__
     figures: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+
+    @property
+    def identity(self) -> str:
+        """Tells this result from every other, those of the same fingerprint done at another time included."""
+        return storage.digest([self.stage, self.fingerprint, self.finished])
 
 
 def read_manifest(workspace: Workspace, stage: StageName) -> Manifest | None:
@@ -74,15 +80,18 @@ def read_manifest(workspace: Workspace, stage: StageName) -> Manifest | None:
 
 
 def fingerprint(config: Config, stage: StageName) -> str:
-    """The hash of everything that a stage's result depends on: inputs, configuration, code, earlier stages.
+    """The hash of everything that a stage's result depends on: inputs, configuration, code, earlier results.
+
+    Earlier results are those that are there, current or not: when one is done again, whatever was made of the
+    one before is stale.
 
     Raises:
         InputError: an input file is missing.
-
     """
     values = config.model_dump(mode="json")
     parts: dict[str, Any] = {"stage": stage, "code": _code(stage)}
-    parts["needs"] = [fingerprint(config, needed) for needed in NEEDS[stage]]
+    earlier = [read_manifest(Workspace.of(config), needed) for needed in NEEDS[stage]]
+    parts["needs"] = [manifest and manifest.identity for manifest in earlier]
     if stage == "prepare":
         parts["configuration"] = [
             _without_branches(values["scenes"]),
@@ -97,6 +106,8 @@ def fingerprint(config: Config, stage: StageName) -> str:
     elif stage in ("evaluate", "map"):
         # The number of workers does not change a map.
         parts["configuration"] = {k: v for k, v in values["map"].items() if k != "workers"}
+    else:
+        parts["configuration"] = [config.name, config.run]  # one page for all runs: it shows the last one
     return storage.digest(parts)
 
 
@@ -119,7 +130,7 @@ def _input(url: str) -> str:
     try:
         return storage.fingerprint(url)
     except FileNotFoundError as error:
-        raise InputError(f"{url}: no such file; check the path in the configuration.") from error
+        raise InputError(f"{url}: no such file, or not to be reached; check the place in the configuration.") from error
     except OSError as error:
         raise InputError(f"{url}: cannot be read ({error}).") from error
 
@@ -146,29 +157,35 @@ def run_stage(
     Raises:
         InputError: an input is missing, an earlier stage was never finished, or the workspace cannot be written.
         LeaseHeldError: another run holds the workspace.
-
     """
     workspace = Workspace.of(config)
-    current = fingerprint(config, stage)
     for needed in NEEDS[stage]:
         if read_manifest(workspace, needed) is None:
             raise InputError(f"{workspace.url}: `{needed}` is not finished; run `mibf {needed}` or `mibf run` first.")
-    manifest = read_manifest(workspace, stage)
-    if keep_current and manifest is not None and manifest.fingerprint == current:
-        return manifest, False
+    current = fingerprint(config, stage)
     storage.check_writable(workspace.url)
-    started = time.monotonic()
-    with held(workspace.url), PeakMemory() as peak:
-        outcome = work(config, workspace, current)
-    manifest = Manifest(
-        stage=stage,
-        fingerprint=current,
-        seconds=round(time.monotonic() - started, 1),
-        peak_memory_bytes=peak.bytes,
-        **vars(outcome),
-    )
-    storage.write_json(workspace.manifest(stage), vars(manifest))
+    with held(workspace.url):
+        manifest = read_manifest(workspace, stage)
+        if keep_current and manifest is not None and manifest.fingerprint == current and _is_whole(manifest):
+            return manifest, False
+        started = time.monotonic()
+        with PeakMemory() as peak:
+            outcome = work(config, workspace, current)
+        manifest = Manifest(
+            stage=stage,
+            fingerprint=current,
+            finished=datetime.now(UTC).isoformat(),
+            seconds=round(time.monotonic() - started, 1),
+            peak_memory_bytes=peak.bytes,
+            **vars(outcome),
+        )
+        storage.write_json(workspace.manifest(stage), vars(manifest))
     return manifest, True
+
+
+def _is_whole(manifest: Manifest) -> bool:
+    """Whether everything that a stage made is still there."""
+    return all(storage.exists(output) for output in manifest.outputs)
 
 
 def begin(workspace: Workspace, stage: StageName) -> None:

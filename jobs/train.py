@@ -93,6 +93,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     with best.as_directory() as folder:
         checkpoint = Checkpoint.from_bytes((Path(folder) / CHECKPOINT_FILE).read_bytes())
     chosen = checkpoint.history[-1]
+    parameters = sum(p.numel() for p in MIBFNet(spec).parameters())
     bundle = Bundle(
         spec=spec,
         weights=checkpoint.network,
@@ -102,16 +103,12 @@ def train(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     )
     workspace.write_bundle(bundle)
     lines = [
-        f"{sum(p.numel() for p in bundle.network().parameters()):,} parameters, "
+        f"{parameters:,} parameters, "
         f"{len(spec.sources)} sources, {config.train.epochs} epochs{' (resumed)' if resumed else ''}",
         f"best epoch {chosen['epoch']} by validation: overall accuracy {chosen[SELECTED_BY]:.3f}, "
         f"kappa {chosen['validation_kappa']:.3f}",
     ]
-    return Outcome({"chosen": chosen, "parameters": _parameters(bundle)}, lines, [workspace.bundle, workspace.metrics])
-
-
-def _parameters(bundle: Bundle) -> int:
-    return sum(p.numel() for p in bundle.network().parameters())
+    return Outcome({"chosen": chosen, "parameters": parameters}, lines, [workspace.bundle, workspace.metrics])
 
 
 def network_spec(config: Config, store: PatchStore) -> NetworkSpec:

@@ -23,9 +23,14 @@ class Workspace:
         url = storage.local_path(config.workspace) if storage.is_local(config.workspace) else config.workspace
         return cls(url, config.run)
 
+    @property
+    def stores(self) -> str:
+        """The folder of all patch stores."""
+        return storage.join(self.url, "stores")
+
     def store(self, scene: str) -> str:
         """A scene's patch store."""
-        return storage.join(self.url, "stores", f"{scene}.zarr")
+        return storage.join(self.stores, f"{scene}.zarr")
 
     @property
     def scaling(self) -> str:
@@ -67,8 +72,8 @@ class Workspace:
         return storage.join(self.url, "report", "index.html")
 
     def manifest(self, stage: str) -> str:
-        """What says that a stage is done; `prepare` is shared by all runs."""
-        folder = self.url if stage == "prepare" else self.run_folder
+        """What says that a stage is done; the stores and the page are shared by all runs."""
+        folder = self.url if stage in ("prepare", "report") else self.run_folder
         return storage.join(folder, "manifests", f"{stage}.json")
 
     def read_bundle(self) -> Bundle:
@@ -76,7 +81,6 @@ class Workspace:
 
         Raises:
             InputError: there is none, or it is damaged.
-
         """
         try:
             return Bundle.from_files(

@@ -70,7 +70,6 @@ class Bundle:
 
         Raises:
             InputError: a file is not what its name says, or of a format that this version cannot read.
-
         """
         try:
             model = json.loads(files[MODEL])

@@ -27,11 +27,6 @@ class Checkpoint:
     schedule: dict[str, Any]
     history: list[dict[str, Any]]
 
-    @property
-    def epochs(self) -> int:
-        """Epochs completed."""
-        return len(self.history)
-
     @classmethod
     def of(
         cls,
@@ -66,7 +61,6 @@ class Checkpoint:
 
         Raises:
             InputError: the content is no checkpoint.
-
         """
         try:
             return cls(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))

@@ -40,7 +40,6 @@ def cell_logits(network: MIBFNet, sources: Sequence[Tensor], *, precision: Preci
     >>> side = CELL + 2 * spec.halo
     >>> cell_logits(network, [torch.rand(4, side, side), torch.rand(2, side, side)]).shape
     torch.Size([3, 64, 64])
-
     """
     spec = network.spec
     side = CELL + 2 * spec.halo

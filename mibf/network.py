@@ -51,7 +51,6 @@ class MIBFNet(nn.Module):
 
         Raises:
             InputError: number of sources, bands or patch differ from the spec.
-
         """
         self._check(sources)
         features = [branch(x) for branch, x in zip(self.branches, sources, strict=True)]

@@ -102,7 +102,6 @@ def train_epoch(
 
     Raises:
         NonFiniteError: loss or gradient of a batch; weights are as before that batch.
-
     """
     network = inner(model)
     device = next(network.parameters()).device
@@ -118,7 +117,7 @@ def train_epoch(
         # The averaged gradient carries any worker's NaN to all of them, so all stop at the same batch.
         if not bool(torch.isfinite(norm) & torch.isfinite(loss.total)):
             raise NonFiniteError(
-                f"batch {position}: loss {float(loss.total)}, gradient norm {float(norm)}; "
+                f"batch {position}: loss {loss.total.item()}, gradient norm {float(norm)}; "
                 "weights are unchanged. A lower train.rate or float32 precision is the usual cure."
             )
         optimiser.step()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import dask
 import dask.array as da
 import geopandas
 import numpy as np
+import pyogrio
 import shapely
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
@@ -20,10 +20,12 @@ from mibf.bundle import ClassName
 from mibf.errors import InputError
 from pipeline import storage
 from pipeline.grid import Window, same_grid
-from pipeline.scene import check_placed, grid_of, open_lazily, open_raster, warped
+from pipeline.scene import check_placed, grid_of, open_lazily, open_raster, reading, warped
 
 #: The id of a pixel without a label, in stores and maps alike.
 UNLABELLED = 255
+#: How the names of vector files end.
+VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".parquet", ".fgb", ".kml", ".gml")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,6 @@ def open_labels(labels: Labels, grid: GeoBox, classes: tuple[ClassName, ...], *,
 
     Raises:
         InputError: the file is missing, unreadable or elsewhere; a label is declared by no class.
-
     """
     if labels.attribute is None:
         return _open_raster_labels(labels, grid, classes, chunk=chunk)
@@ -50,6 +51,8 @@ def open_labels(labels: Labels, grid: GeoBox, classes: tuple[ClassName, ...], *,
 
 
 def _open_raster_labels(labels: Labels, grid: GeoBox, classes: tuple[ClassName, ...], *, chunk: int) -> da.Array:
+    if labels.url.lower().endswith(VECTORS):
+        raise InputError(f"{labels.url}: is a vector file; name the column that holds the class in `labels.attribute`.")
     with open_raster(labels.url) as dataset:
         check_placed(labels.url, dataset, grid)
         if grid.crs is None and same_grid(grid_of(dataset), grid):
@@ -63,10 +66,11 @@ def _open_raster_labels(labels: Labels, grid: GeoBox, classes: tuple[ClassName, 
     known = {c.id for c in classes}
     found: Counter[float] = Counter()
     blocks = [dask.delayed(_count)(block) for block in ids.to_delayed().ravel()]
-    for counts in dask.compute(*blocks):
-        found.update(counts)
+    with reading():
+        for counts in dask.compute(*blocks):
+            found.update(counts)
     unknown = {str(_number(i)): n for i, n in found.items() if i not in known and i not in labels.ignore}
-    _refuse_unknown(labels.url, unknown, [f"{c.id} ({c.name})" for c in classes])
+    _refuse_unknown(labels.url, unknown, classes)
     return da.map_blocks(_to_ids, ids, ids=tuple(known), dtype=np.uint8)
 
 
@@ -86,25 +90,23 @@ def _to_ids(values: NDArray[np.float32], *, ids: tuple[int, ...]) -> NDArray[np.
 def _open_vector_labels(
     labels: Labels, attribute: str, grid: GeoBox, classes: tuple[ClassName, ...], *, chunk: int
 ) -> da.Array:
-    frame = _read_vector(labels.url)
+    frame = _read_vector(labels.url, grid)
     if attribute not in frame.columns:
         columns = ", ".join(str(c) for c in frame.columns if c != frame.geometry.name)
         raise InputError(f"{labels.url}: has no attribute {attribute!r}; it has {columns}.")
-    if grid.crs is not None:
-        if frame.crs is None:
-            raise InputError(f"{labels.url}: has no CRS; assign one first, for example with `ogr2ogr -a_srs`.")
-        frame = frame.to_crs(grid.crs.to_wkt())
     frame = frame[frame.geometry.notna() & frame[attribute].notna()]
-    ids: Mapping[object, int] = {c.name: c.id for c in classes} | {c.id: c.id for c in classes}
+    if frame.empty:
+        raise InputError(f"{labels.url}: no feature with a class lies on the reference grid; check file, column and grid.")
+    ids = {str(c.id): c.id for c in classes} | {c.id: c.id for c in classes} | {c.name: c.id for c in classes}
     named = frame[attribute]
     unknown = Counter(str(v) for v in named if v not in ids and v not in labels.ignore)
-    _refuse_unknown(labels.url, dict(unknown), [c.name for c in classes])
-    declared = named.isin(list(ids))
-    frame, named = frame[declared], named[declared]
-    extent = shapely.box(*grid.extent.boundingbox)
-    if not frame.intersects(extent).any():
-        raise InputError(f"{labels.url}: no polygon overlaps the reference grid; check the file and the scene's grid.")
-    shapes = _Shapes(frame.geometry.to_numpy(), named.map(ids).to_numpy(np.uint8), grid, labels.all_touched)
+    _refuse_unknown(labels.url, dict(unknown), classes)
+    declared = np.array([v in ids for v in named])
+    if not declared.any():
+        raise InputError(f"{labels.url}: every feature on the reference grid is ignored by `labels.ignore`.")
+    burnt = np.array([ids[v] for v in named[declared]], np.uint8)
+    frame = frame[declared]
+    shapes = _Shapes(frame.geometry.to_numpy(), burnt, grid, labels.all_touched)
     rows, columns = grid.shape
     template = da.zeros((rows, columns), chunks=(chunk, chunk), dtype=np.uint8)
     return template.map_blocks(shapes.burn, dtype=np.uint8)
@@ -135,24 +137,36 @@ class _Shapes:
         return burnt
 
 
-def _read_vector(url: str) -> geopandas.GeoDataFrame:
+def _read_vector(url: str, grid: GeoBox) -> geopandas.GeoDataFrame:
+    """The features of a vector file that lie on the grid, in its CRS."""
     if storage.is_local(url) and not storage.exists(url):
         raise InputError(f"{url}: no such file; check the path in the configuration.")
+    box = shapely.box(*grid.extent.boundingbox)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            frame = geopandas.read_parquet(url) if url.endswith(".parquet") else geopandas.read_file(url)
+            if url.endswith(".parquet"):
+                frame = geopandas.read_parquet(url)
+            elif grid.crs is None or pyogrio.read_info(url)["crs"] is None:
+                frame = geopandas.read_file(url)
+            else:
+                frame = geopandas.read_file(url, bbox=geopandas.GeoSeries([box], crs=grid.crs.to_wkt()))
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{url}: cannot be read as a vector file ({error}).") from error
     if not isinstance(frame, geopandas.GeoDataFrame):
         raise InputError(f"{url}: has no geometries.")
-    return frame
+    if grid.crs is not None:
+        if frame.crs is None:
+            raise InputError(f"{url}: has no CRS; assign one first, for example with `ogr2ogr -a_srs`.")
+        frame = frame.to_crs(grid.crs.to_wkt())
+    return frame[frame.intersects(box)]
 
 
-def _refuse_unknown(url: str, unknown: dict[str, int], known: list[str]) -> None:
+def _refuse_unknown(url: str, unknown: dict[str, int], classes: tuple[ClassName, ...]) -> None:
     if unknown:
         listed = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items())[:10])
+        known = ", ".join(f"{c.id} ({c.name})" for c in classes)
         raise InputError(
-            f"{url}: labels that no class declares: {listed}. Declared are {', '.join(known)}. "
+            f"{url}: labels that no class declares: {listed}. Declared are {known}. "
             "Add them under `classes`, or list them under `labels.ignore`."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -80,7 +80,6 @@ class MapInWork:
 
         Raises:
             ValueError: the tile is not whole shards, and a neighbour's write could be lost.
-
         """
         layers: dict[str, NDArray[Any]] = {CLASS.name: result.class_id, CONFIDENCE.name: result.confidence}
         for product in products:
@@ -101,7 +100,6 @@ def check_coverage(work: MapInWork, store: PatchStore, products: Sequence[Produc
 
     Raises:
         IncompleteMapError: names the first tile that is not as it should be.
-
     """
     mapped = 0
     for window in windows(store.shape, tile):
@@ -127,7 +125,6 @@ def publish_product(
     grid: GeoBox,
     classes: Sequence[ClassName],
     tags: dict[str, str],
-    each: Callable[[], None] = lambda: None,
 ) -> None:
     """Write one product as a cloud-optimised GeoTIFF at a URL, validated before it is published.
 
@@ -160,7 +157,6 @@ def publish_product(
             for window in windows((rows, columns), 512):
                 values = np.asarray(work.array(product)[window.slices])
                 target.write(values, 1, window=_rasterio_window(window))
-                each()
         rasterio.shutil.copy(
             plain,
             cog,

@@ -34,7 +34,6 @@ def check_sources(store: PatchStore, bundle: Bundle) -> None:
 
     Raises:
         InputError: names, order or numbers of bands differ.
-
     """
     wanted = [(s.name, s.bands) for s in bundle.spec.sources]
     found = [(s.name, s.bands) for s in store.sources]

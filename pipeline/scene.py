@@ -18,7 +18,8 @@ import rasterio
 import rioxarray
 import xarray as xr
 from odc.geo.geobox import GeoBox
-from rasterio.enums import Resampling
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
@@ -59,7 +60,6 @@ def open_raster(url: str) -> Iterator[DatasetReader]:
 
     Raises:
         InputError: it is not there, or GDAL cannot read it.
-
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -89,7 +89,6 @@ def check_placed(url: str, dataset: DatasetReader, grid: GeoBox) -> None:
 
     Raises:
         InputError: it has no CRS and is not on the grid already, or does not overlap it.
-
     """
     own = grid_of(dataset)
     if same_grid(own, grid):
@@ -100,14 +99,34 @@ def check_placed(url: str, dataset: DatasetReader, grid: GeoBox) -> None:
             f"{url}: {which}, and its grid ({own.shape[0]} x {own.shape[1]} pixels) is not the reference grid "
             f"({grid.shape[0]} x {grid.shape[1]}); assign a CRS first, for example with `rio edit-info --crs`."
         )
-    left, bottom, right, top = transform_bounds(dataset.crs, grid.crs.to_wkt(), *dataset.bounds, densify_pts=21)
-    extent = grid.boundingbox
-    if left >= extent.right or right <= extent.left or bottom >= extent.top or top <= extent.bottom:
+    # The grid is brought to the file's CRS, not the reverse: a file of the whole world fits no projected CRS.
+    inside = _extent_in(grid, dataset.crs)
+    extent = own.boundingbox
+    if inside is None or not (
+        inside[0] < extent.right and extent.left < inside[2] and inside[1] < extent.top and extent.bottom < inside[3]
+    ):
+        place = "cannot be brought there"
+        if inside is not None:
+            place = f"is at x {inside[0]:.6g} to {inside[2]:.6g}, y {inside[1]:.6g} to {inside[3]:.6g}"
         raise InputError(
-            f"{url}: does not overlap the reference grid. In the grid's CRS the file spans x {left:.6g} to {right:.6g}, "
-            f"y {bottom:.6g} to {top:.6g}; the grid x {extent.left:.6g} to {extent.right:.6g}, "
-            f"y {extent.bottom:.6g} to {extent.top:.6g}. Check the file and the scene's grid."
+            f"{url}: does not overlap the reference grid. In the file's CRS it spans x {extent.left:.6g} to "
+            f"{extent.right:.6g}, y {extent.bottom:.6g} to {extent.top:.6g}; the grid {place}. "
+            "Check the file and the scene's grid."
         )
+
+
+def _extent_in(grid: GeoBox, crs: Any) -> tuple[float, float, float, float] | None:
+    """Left, bottom, right and top of a grid in another CRS; None where it has no place there."""
+    box = grid.boundingbox
+    try:
+        left, bottom, right, top = transform_bounds(grid.crs.to_wkt(), crs, *box, densify_pts=21)
+    except CPLE_BaseError:
+        return None
+    if not np.isfinite([left, bottom, right, top]).all():
+        return None
+    if left > right:  # across the antimeridian: anywhere along x
+        left, right = -np.inf, np.inf
+    return left, bottom, right, top
 
 
 def warped(dataset: DatasetReader, grid: GeoBox, *, resampling: str, nodata: float | None) -> WarpedVRT:
@@ -137,12 +156,12 @@ def open_source(source: Source, grid: GeoBox, *, chunk: int) -> OpenSource:
 
     Raises:
         InputError: a file is missing, unreadable, without a CRS where one is needed, or elsewhere.
-
     """
     layers, dtypes, resampled = [], [], False
     for url in source.urls:
         with open_raster(url) as dataset:
             check_placed(url, dataset, grid)
+            _check_kind(url, dataset)
             aligned = same_grid(grid_of(dataset), grid)
             resampled |= not aligned
             dtypes += list(dataset.dtypes)
@@ -155,6 +174,32 @@ def open_source(source: Source, grid: GeoBox, *, chunk: int) -> OpenSource:
     values = layers[0] if len(layers) == 1 else xr.concat(layers, dim="band", coords="minimal", compat="override")
     values = values.chunk({"band": -1})
     return OpenSource(source, values, _stored_dtype(dtypes, resampled and source.resampling != "nearest"), resampled)
+
+
+def _check_kind(url: str, dataset: DatasetReader) -> None:
+    if ColorInterp.alpha in dataset.colorinterp:
+        band = dataset.colorinterp.index(ColorInterp.alpha) + 1
+        raise InputError(
+            f"{url}: band {band} is tagged as transparency (alpha). If it is a sensor's band, untag it with `gdal_translate "
+            f"-colorinterp_{band} undefined`; if it is transparency, leave it out with `-b` and set a nodata value."
+        )
+    if any(dtype.startswith("complex") for dtype in dataset.dtypes):
+        raise InputError(f"{url}: holds complex numbers; take their amplitude or intensity first.")
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turn a failure to read pixels, far from where a file was opened, into a refusal.
+
+    Raises:
+        InputError: names the file, as far as GDAL tells it.
+    """
+    try:
+        yield
+    except RasterioIOError as error:
+        raise InputError(
+            f"{error.__cause__ or error}: the file is damaged or cut short; get it again, or leave it out."
+        ) from error
 
 
 def open_lazily(view: WarpedVRT | str, chunk: int) -> xr.DataArray:

@@ -18,7 +18,7 @@ from odc.geo.geobox import GeoBox
 from mibf.errors import InputError
 from pipeline.grid import Window, same_grid
 from pipeline.labels import UNLABELLED
-from pipeline.scene import check_placed, grid_of, open_lazily, open_raster, warped
+from pipeline.scene import check_placed, grid_of, open_lazily, open_raster, reading, warped
 
 Subset = Literal["train", "validation", "test"]
 SUBSETS: tuple[Subset, ...] = ("train", "validation", "test")
@@ -70,7 +70,6 @@ def check_blocks(*, block: int, buffer: int, patch: int) -> None:
 
     Raises:
         InputError: the buffer is below patch - 1, or the blocks are too small to hold it.
-
     """
     if buffer < patch - 1:
         raise InputError(
@@ -86,10 +85,11 @@ def class_counts(labels: da.Array, *, block: int, ids: tuple[int, ...]) -> NDArr
     position = np.full(256, -1, np.int64)
     position[list(ids)] = np.arange(len(ids))
 
-    def count(part: NDArray[np.uint8], y: int, x: int) -> NDArray[np.int64]:
+    def count(part: NDArray[np.uint8], y: int, x: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         rows, columns = np.nonzero(part != UNLABELLED)
         cell = ((rows + y) // block * shape[1] + (columns + x) // block) * len(ids) + position[part[rows, columns]]
-        return np.bincount(cell, minlength=int(np.prod(shape)))
+        cells, counts = np.unique(cell, return_counts=True)
+        return cells, counts
 
     starts_y, starts_x = (np.cumsum([0, *sizes[:-1]]) for sizes in labels.chunks)
     parts = [
@@ -98,8 +98,9 @@ def class_counts(labels: da.Array, *, block: int, ids: tuple[int, ...]) -> NDArr
         for x, part in zip(starts_x, row, strict=True)
     ]
     total = np.zeros(int(np.prod(shape)), np.int64)
-    for counts in dask.compute(*parts):
-        total += counts
+    with reading():
+        for cells, counts in dask.compute(*parts):
+            total[cells] += counts
     return total.reshape(shape)
 
 
@@ -112,23 +113,24 @@ def assign_blocks(counts: NDArray[np.int64], fractions: dict[Subset, float], *, 
     """
     generator = np.random.default_rng(seed)
     flat = counts.reshape(-1, counts.shape[-1]).astype(float)
+    total = flat.sum(axis=0)
     share = np.array([fractions[name] for name in SUBSETS])
-    wanted = share[:, None] * flat.sum(axis=0)  # (subsets, classes), pixels still wanted
+    wanted = share[:, None] * total  # (subsets, classes), pixels still wanted
     codes = generator.choice(len(SUBSETS), size=len(flat), p=share) + 1
-    open_blocks = set(np.nonzero(flat.sum(axis=1))[0].tolist())
-    order = generator.permutation(len(flat))  # breaks ties
-    while open_blocks:
-        rows = np.array([b for b in order if b in open_blocks])
-        left = flat[rows].sum(axis=0)
-        rarest = int(np.where(left > 0, left, np.inf).argmin())
-        largest = int(rows[flat[rows, rarest].argmax()])
-        need = wanted[:, rarest] / np.maximum(share * flat[:, rarest].sum(), 1e-9)
-        need = np.where(share > 0, need, -np.inf)
+    shuffled = generator.permutation(len(flat))  # breaks ties
+    largest_first = [iter(shuffled[np.argsort(-flat[shuffled, c], kind="stable")]) for c in range(flat.shape[1])]
+    waiting = flat.sum(axis=1) > 0
+    left = total.copy()
+    while waiting.any():
+        rarest = int(np.where(left > 0.5, left, np.inf).argmin())
+        block = int(next(b for b in largest_first[rarest] if waiting[b]))
+        need = wanted[:, rarest] / np.maximum(share * total[rarest], 1e-9)
         best = np.nonzero(need >= need.max() - 1e-9)[0]
         subset = int(best[wanted[best].sum(axis=1).argmax()])
-        codes[largest] = subset + 1
-        wanted[subset] -= flat[largest]
-        open_blocks.remove(largest)
+        codes[block] = subset + 1
+        wanted[subset] -= flat[block]
+        left -= flat[block]
+        waiting[block] = False
     return codes.reshape(counts.shape[:-1]).astype(np.uint8)
 
 
@@ -137,7 +139,6 @@ def open_split_raster(url: str, grid: GeoBox, *, chunk: int) -> da.Array:
 
     Raises:
         InputError: the file is missing, unreadable or elsewhere, or holds another value.
-
     """
     with open_raster(url) as dataset:
         check_placed(url, dataset, grid)
@@ -149,7 +150,9 @@ def open_split_raster(url: str, grid: GeoBox, *, chunk: int) -> da.Array:
     codes = values.isel(band=0).data
     codes = da.where(da.isfinite(codes), codes, 0)
     parts = [dask.delayed(np.unique)(part) for part in codes.to_delayed().ravel()]
-    unknown = sorted(set(np.concatenate(dask.compute(*parts)).tolist()) - {0.0, 1.0, 2.0, 3.0})
+    with reading():
+        found = dask.compute(*parts)
+    unknown = sorted(set(np.concatenate(found).tolist()) - {0.0, 1.0, 2.0, 3.0})
     if unknown:
         raise InputError(
             f"{url}: values {', '.join(f'{v:g}' for v in unknown[:10])} in a split raster; "

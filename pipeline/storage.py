@@ -13,6 +13,7 @@ import posixpath
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -27,7 +28,6 @@ def open_url(url: str) -> tuple[AbstractFileSystem, str]:
 
     Raises:
         InputError: the URL's scheme is unknown, or needs a package that is not installed.
-
     """
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
@@ -62,7 +62,6 @@ def read_bytes(url: str) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such file.
-
     """
     filesystem, path = open_url(url)
     return bytes(filesystem.cat_file(path))
@@ -142,6 +141,13 @@ def folder_in_use(url: str) -> Iterator[None]:
                 filesystem.rmdir(folder)
 
 
+def move(url: str, target: str) -> None:
+    """Put a folder in another's place; what was there is gone."""
+    filesystem, path = open_url(url)
+    remove(target)
+    filesystem.mv(path, open_url(target)[1], recursive=True)
+
+
 def check_writable(url: str) -> None:
     """See that something can be written below a URL, and leave nothing behind.
 
@@ -163,14 +169,19 @@ def check_writable(url: str) -> None:
 def fingerprint(url: str) -> str:
     """A short hash that changes when the file at a URL does: of its size and its ETag or time of change.
 
+    Of a local file, those that belong to it by the same name count too: a shapefile's or an ENVI raster's parts.
+
     Raises:
         FileNotFoundError: there is no such file.
-
     """
     filesystem, path = open_url(url)
     info = filesystem.info(path)
     stamp = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(k)), None)
-    return digest([info.get("size"), str(stamp)])
+    parts = [[info.get("size"), str(stamp)]]
+    if is_local(url):
+        beside = [Path(path).with_suffix(suffix) for suffix in (".dbf", ".shx", ".prj", ".cpg", ".hdr")]
+        parts += [[p.stat().st_size, str(p.stat().st_mtime)] for p in beside if p.exists() and p != Path(path)]
+    return digest(parts)
 
 
 def digest(value: Any) -> str:

@@ -180,7 +180,6 @@ def fill(store: PatchStore, *, sources: Mapping[str, OpenSource], labels: da.Arr
     Raises:
         ValueError: an array's chunks are not the store's shards. Two tasks in one shard would
             overwrite each other's pixels in silence.
-
     """
     rows, columns = store.shape
     starts = [(w.y, w.x) for w in windows((rows, columns), SHARD)]
@@ -223,7 +222,6 @@ def count_samples(
     Returns:
         The counts by subset and class name, and the share of test samples whose patch overlaps the
         patch of a training sample (NaN without test samples).
-
     """
     counts = {subset: {c.name: 0 for c in store.classes} for subset in SUBSETS}
     per_window = np.zeros(store.array("samples").shape, np.int64)

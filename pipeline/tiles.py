@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mibf.dense import CELL
-from mibf.errors import InputError
 from pipeline.grid import Window, windows
 
 
@@ -28,17 +27,6 @@ class Tile:
             for y in range(self.window.y, self.window.y + self.window.height, CELL)
             for x in range(self.window.x, self.window.x + self.window.width, CELL)
         ]
-
-
-def check_tile(side: int) -> None:
-    """See that a tile of this side is whole cells.
-
-    Raises:
-        InputError: it is not.
-
-    """
-    if side < CELL or side % CELL:
-        raise InputError(f"map.tile is {side} pixels; it must be a multiple of {CELL}, the cell that is computed at a time.")
 
 
 def tiles(scene: str, shape_yx: tuple[int, int], side: int) -> list[Tile]:

@@ -100,6 +100,16 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str) -
         load(str(path))
 
 
+def test_a_tile_is_whole_cells() -> None:
+    from mibf.dense import CELL
+
+    assert CELL == 64, "config.MapSection says 64 so that reading a configuration does not import torch"
+
+
+def test_a_class_cannot_be_declared_and_ignored(scene: SmallScene) -> None:
+    assert "names declared classes: 5" in refusal(scene, ["scenes.0.labels.ignore=[5]"])
+
+
 def test_a_python_object_in_the_yaml_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("!!python/object/apply:os.system ['true']")

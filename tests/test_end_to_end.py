@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_a_second_run_skips_what_is_current(done: tuple[SmallScene, dict[str, An
 
 
 def test_a_changed_map_section_makes_the_map_anew_and_no_more(done: tuple[SmallScene, dict[str, Any]]) -> None:
-    scene, first = done
+    scene, _ = done
     path = str(scene.folder / "small.yaml")
     before = (scene.folder / "work/maps/small/main/class.tif").read_bytes()
     result = mibf("run", path, "--set", "map.tile=128", "--set", "map.workers=2", "--json")
@@ -105,7 +106,49 @@ def test_a_changed_map_section_makes_the_map_anew_and_no_more(done: tuple[SmallS
         then = one.read()
     with rasterio.open(scene.folder / "work/maps/small/main/class.tif") as other:
         assert (then == other.read()).all(), "the same map whatever the tile and the workers"
-    assert len(first["stages"]) == 5
+
+
+@pytest.fixture
+def copied(done: tuple[SmallScene, dict[str, Any]], tmp_path: Path) -> list[str]:
+    """Arguments that name the finished run's configuration with a copy of its workspace, to be changed at will."""
+    shutil.copytree(done[0].folder / "work", tmp_path / "work")
+    return [str(done[0].folder / "small.yaml"), "--set", f"workspace={tmp_path / 'work'}"]
+
+
+def test_what_was_made_of_an_earlier_result_is_made_again(copied: list[str]) -> None:
+    """A stage done by itself leaves the later ones stale, though configuration and inputs are the same."""
+    assert mibf("train", *copied, "--set", "train.epochs=1").returncode == 0
+    stale = mibf("map", *copied)
+    assert stale.returncode == 0
+    assert "`train` is not current" in stale.stderr
+    result = mibf("run", *copied, "--json")
+    assert result.returncode == 0, result.stderr
+    skipped = {s["stage"]: s["skipped"] for s in json.loads(result.stdout)["stages"]}
+    assert skipped == {"prepare": True, "train": False, "evaluate": False, "map": False, "report": False}
+
+
+def test_a_model_of_another_split_is_not_evaluated(copied: list[str]) -> None:
+    assert mibf("prepare", *copied, "--set", "split.seed=3").returncode == 0
+    result = mibf("evaluate", *copied, "--set", "split.seed=3")
+    assert result.returncode == 2
+    assert "test pixels may have trained it" in result.stderr
+
+
+def test_two_scenes_of_which_one_has_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "near").mkdir()
+    (tmp_path / "far").mkdir()
+    near, far = make_scene(tmp_path / "near"), make_scene(tmp_path / "far")
+    config = near.config(train={"epochs": 2, "batch": 64, "rate": 3e-3, "workers": 1})
+    second = {**far.config()["scenes"][0], "name": "far"}
+    del second["labels"]
+    config["scenes"].append(second)
+    result = mibf("run", str(near.write_config(**config)), "--json")
+    assert result.returncode == 0, result.stderr
+    maps = [json.loads(result.stdout)["stages"][3]["outputs"][i] for i in (0, 2)]
+    with rasterio.open(maps[0]) as one, rasterio.open(maps[1]) as other:
+        assert "/small/" in maps[0]
+        assert "/far/" in maps[1]
+        assert (one.read() == other.read()).all(), "the same pixels, the same model, the same map"
 
 
 def test_other_bands_than_in_training_are_refused_at_the_map(tmp_path: Path) -> None:

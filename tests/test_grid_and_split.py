@@ -12,7 +12,7 @@ from mibf.dense import CELL
 from mibf.errors import InputError
 from pipeline.grid import Window, grid_from_json, grid_to_json, reflected, same_grid, windows
 from pipeline.split import SUBSETS, Blocks, assign_blocks, check_blocks, near_any
-from pipeline.tiles import Tile, check_tile, tiles
+from pipeline.tiles import Tile, tiles
 from tests.conftest import CRS, TRANSFORM
 
 shapes = st.tuples(st.integers(1, 90), st.integers(1, 90))
@@ -44,8 +44,6 @@ def test_tiles_cover_every_pixel_once_and_are_covered_by_whole_cells(shape: tupl
 def test_a_tile_is_its_place_whoever_makes_it() -> None:
     assert Tile("a", Window(0, 64, 64, 64)) == Tile("a", Window(0, 64, 64, 64))
     assert len({Tile("a", Window(0, 0, 8, 8)), Tile("a", Window(0, 0, 8, 8)), Tile("b", Window(0, 0, 8, 8))}) == 2
-    with pytest.raises(InputError, match="multiple of 64"):
-        check_tile(100)
 
 
 @given(st.integers(2, 30), st.integers(0, 29))

@@ -15,7 +15,7 @@ OURS = {"mibf", "pipeline", "jobs", "infra"}
 ALLOWED = {
     "mibf": {"torch", "numpy", "safetensors"},
     "pipeline": {
-        "affine", "dask", "fsspec", "geopandas", "numpy", "odc", "rasterio", "rio_cogeo", "rioxarray", "shapely",
+        "affine", "dask", "fsspec", "geopandas", "numpy", "odc", "pyogrio", "rasterio", "rio_cogeo", "rioxarray", "shapely",
         "torch", "xarray", "zarr",
     },
 }  # fmt: skip

@@ -104,6 +104,23 @@ def test_what_cannot_be_placed_is_refused(tmp_path: Path) -> None:
         values_of(tmp_path / "text.tif")
 
 
+def test_a_raster_of_the_world_and_one_with_south_on_top_are_taken(tmp_path: Path) -> None:
+    world = write_raster(
+        tmp_path / "world.tif", np.full((1, 180, 360), 3, np.uint8), transform=Affine(1, 0, -180, 0, -1, 90), crs="EPSG:4326"
+    )
+    assert (values_of(world) == 3).all()
+    values = np.arange(60 * 50, dtype=np.uint16).reshape(1, 60, 50)
+    flipped = TRANSFORM * Affine.translation(0, 60) * Affine.scale(1, -1)
+    south_up = write_raster(tmp_path / "south.tif", values[:, ::-1], transform=flipped)
+    assert (values_of(south_up, resampling="nearest") == values).all()
+
+
+def test_a_rotated_source_is_brought_to_the_grid(tmp_path: Path) -> None:
+    turned = TRANSFORM * Affine.translation(25, 30) * Affine.rotation(30) * Affine.translation(-60, -60)
+    path = write_raster(tmp_path / "turned.tif", np.full((1, 120, 120), 8, np.uint8), transform=turned)
+    assert (values_of(path) == 8).all()
+
+
 def ids_of(labels: Labels) -> np.ndarray:
     return np.asarray(open_labels(labels, GRID, CLASSES, chunk=32).compute())
 
@@ -150,13 +167,17 @@ def test_polygons_in_another_crs_and_with_ids(tmp_path: Path) -> None:
 
 def test_vector_labels_are_refused_by_name(tmp_path: Path) -> None:
     path = write_polygons(tmp_path / "p.gpkg", [(square(5, 5, 10), "water"), (square(30, 5, 10), "lava")])
-    with pytest.raises(InputError, match=r"lava \(1\).*Declared are water, forest"):
+    with pytest.raises(InputError, match=r"lava \(1\).*Declared are 1 .water., 2 .forest."):
         ids_of(Labels(str(path), attribute="kind"))
     assert (ids_of(Labels(str(path), attribute="kind", ignore=("lava",))) != UNLABELLED).sum() == 100
+    numbers = write_polygons(tmp_path / "n.gpkg", [(square(5, 5, 10), "1"), (square(30, 5, 10), None)])
+    assert (ids_of(Labels(str(numbers), attribute="kind")) == 1).sum() == 100, (
+        "ids as text are ids; a feature without one is none"
+    )
     with pytest.raises(InputError, match="no attribute 'sort'; it has kind"):
         ids_of(Labels(str(path), attribute="sort"))
     far = write_polygons(tmp_path / "far.gpkg", [(square(5000, 5, 10), "water")])
-    with pytest.raises(InputError, match="no polygon overlaps"):
+    with pytest.raises(InputError, match="no feature with a class lies on"):
         ids_of(Labels(str(far), attribute="kind"))
     bare = write_polygons(tmp_path / "bare.gpkg", [(square(5, 5, 10), "water")], crs=None)
     with pytest.raises(InputError, match=r"bare\.gpkg.*no CRS"):

@@ -93,3 +93,17 @@ def test_a_second_run_is_refused_with_status_4(scene: SmallScene) -> None:
         assert result.exit_code == 4
         assert "another run holds the workspace" in result.stderr
         assert not (scene.folder / "work" / "stores").exists()
+
+
+def test_a_stage_is_current_only_while_all_that_it_made_is_there(scene: SmallScene) -> None:
+    from jobs.config import load
+    from jobs.prepare import prepare
+    from jobs.stages import run_stage
+
+    config = load(str(scene.write_config()))
+    assert run_stage(config, "prepare", prepare, keep_current=True)[1]
+    assert not run_stage(config, "prepare", prepare, keep_current=True)[1]
+    storage.remove(str(scene.folder / "work" / "stores" / "small.zarr"))
+    assert run_stage(config, "prepare", prepare, keep_current=True)[1]
+    os.utime(scene.folder / "radar.tif")
+    assert run_stage(config, "prepare", prepare, keep_current=True)[1]
