@@ -127,6 +127,14 @@ def test_what_was_made_of_an_earlier_result_is_made_again(copied: list[str]) -> 
     assert skipped == {"prepare": True, "train": False, "evaluate": False, "map": False, "report": False}
 
 
+def test_the_same_seed_gives_the_same_weights_with_two_workers(
+    done: tuple[SmallScene, dict[str, Any]], copied: list[str], tmp_path: Path
+) -> None:
+    assert mibf("train", *copied).returncode == 0
+    place = "models/main/weights.safetensors"
+    assert (tmp_path / "work" / place).read_bytes() == (done[0].folder / "work" / place).read_bytes()
+
+
 def test_a_model_of_another_split_is_not_evaluated(copied: list[str]) -> None:
     assert mibf("prepare", *copied, "--set", "split.seed=3").returncode == 0
     result = mibf("evaluate", *copied, "--set", "split.seed=3")
