@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,23 +14,37 @@ from dataclasses import dataclass
 import ray
 
 from jobs.progress import say
+from mibf.errors import InputError
 
 #: Object store of a Ray that we start: tiles and samples do not pass through it, only small rows do.
 OBJECT_STORE_BYTES = 128 << 20
 
 
 def ensure(*, workers: int) -> None:
-    """Connect to Ray, starting it here unless RAY_ADDRESS names a cluster; once for all stages of a command."""
+    """Connect to Ray, starting it here unless RAY_ADDRESS names a cluster; once for all stages of a command.
+
+    Raises:
+        InputError: the cluster that RAY_ADDRESS names cannot be reached.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters reaches us as an exception
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            _check_listening(address)
+            with _held_back_stderr():
+                ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+            raise InputError(
+                f"RAY_ADDRESS={address}: no Ray cluster can be reached there ({error}). Start one, mend the address, set "
+                "RAY_AUTH_MODE=token with its token if it asks for one, or unset RAY_ADDRESS to start Ray here."
+            ) from error
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # an epoch's report waits for the next check
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters reaches us as an exception
     with _held_back_stderr():
         ray.init(
             num_cpus=max(workers, os.cpu_count() or 1),
@@ -40,19 +55,22 @@ def ensure(*, workers: int) -> None:
         )
 
 
+def _check_listening(address: str) -> None:
+    """See within seconds that something listens at HOST:PORT; Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" not in address and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
 @contextmanager
 def _held_back_stderr() -> Iterator[None]:
-    """Hold back what Ray's libraries write to standard error while they start; it is shown if they fail."""
+    """Hold back what Ray's libraries write to standard error while they start: a failure comes as an exception."""
     sys.stderr.flush()
     shown = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
-            held.seek(0)
-            os.write(shown, held.read())
-            raise
         finally:
             os.dup2(shown, 2)
             os.close(shown)

@@ -36,6 +36,7 @@ def map_scenes(config: Config, workspace: Workspace, fingerprint: str) -> Outcom
     stores = {scene.name: PatchStore(workspace.store(scene.name)) for scene in config.scenes}
     for store in stores.values():
         check_sources(store, bundle)
+    cluster.ensure(workers=config.map.workers)
     begin(workspace, "map")
     products = [PRODUCTS[name] for name in config.map.products]
     works = {
@@ -80,7 +81,6 @@ def map_scenes(config: Config, workspace: Workspace, fingerprint: str) -> Outcom
 def _run_tiles(config: Config, workspace: Workspace, planned: list[Tile]) -> dict[str, str]:
     """Map tiles on Ray Data; the causes of those that failed, by key."""
     workers = config.map.workers
-    cluster.ensure(workers=workers)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -50,9 +50,9 @@ def train(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     """Train and write the bundle."""
     stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
     spec = network_spec(config, stores[0])
-    resumed = _begin_run(config, workspace, fingerprint)
-    cluster.ensure(workers=config.train.workers)
     workers = config.train.workers
+    cluster.ensure(workers=workers)
+    resumed = _begin_run(config, workspace, fingerprint)
     share = cluster.share(workers)
     scaling = scaling_from_json(storage.read_json(workspace.scaling))
     per_epoch = sum(

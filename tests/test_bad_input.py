@@ -138,3 +138,12 @@ def test_refused_input_leaves_an_earlier_result_alone(prepared: Any, tmp_path: A
     scene, _ = prepared
     assert "no such file" in refused(scene, [f"scenes.0.labels.url={tmp_path / 'none.tif'}"])
     assert "no sample in the validation subset" in refused(scene, ["split.block=140"])
+
+
+def test_a_cluster_that_is_not_there(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, _ = prepared
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    result = CliRunner().invoke(app, ["train", str(scene.write_config()), "--set", "run=nowhere"])
+    assert result.exit_code == 2
+    assert "RAY_ADDRESS=127.0.0.1:1: no Ray cluster can be reached there" in result.stderr
+    assert not (scene.folder / "work" / "runs" / "nowhere").exists()
