@@ -1,13 +1,14 @@
 """The command line. Nothing heavy is imported until a command needs it: `mibf --help` answers at once.
 
 Exit status: 0 done; 1 unexpected failure; 2 configuration or input refused, nothing written;
-3 finished, with tiles that failed; 4 another run holds the workspace.
+3 finished, with tiles that failed; 4 another run holds the workspace; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,6 +109,8 @@ def _stages(
     """Do stages in order and end the process with the status that says how it went."""
     from mibf.errors import InputError
 
+    # Scenes without a CRS are taken as they are: no cause for GDAL's warnings about them.
+    warnings.filterwarnings("ignore", message="Dataset has no geotransform|The given matrix is equal to Affine.identity")
     try:
         from jobs.config import load
 

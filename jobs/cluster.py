@@ -47,6 +47,7 @@ def ensure(*, workers: int) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # an epoch's report waits for the next check
     with _held_back_stderr():
         ray.init(
+            address="local",  # otherwise Ray looks for one that somebody started on this machine
             num_cpus=max(workers, os.cpu_count() or 1),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,

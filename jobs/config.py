@@ -29,6 +29,16 @@ PALETTE = (
 )  # fmt: skip
 
 
+#: The commonest mistakes of type, in plain words.
+PLAIN = {
+    "string_pattern_mismatch": "may hold letters, digits, `_`, `-` and `.` only, or as a colour #rrggbb",
+    "string_type": "must be text; put it in quotes",
+    "int_parsing": "must be a whole number",
+    "float_parsing": "must be a number",
+    "too_short": "holds too few: a scene takes two sources or more, and there are two classes or more",
+}
+
+
 class Section(BaseModel):
     """A part of the file: unknown keys are refused, values never change."""
 
@@ -260,9 +270,13 @@ def load(url: str, *, overrides: Sequence[str] = ()) -> Config:
     except UnicodeDecodeError as error:
         raise InputError(f"{url}: is not a text file; give the path of a YAML configuration.") from error
     try:
-        values = yaml.safe_load(text)
+        loader = _StrictLoader(text)
+        loader.name = url
+        values = loader.get_single_data()
     except yaml.YAMLError as error:
-        raise InputError(f"{url}: is not valid YAML ({error}).") from error
+        raise InputError(
+            f"{url}: is not valid YAML ({error}). Check the indentation, and put values with # or : in quotes."
+        ) from error
     if not isinstance(values, dict):
         raise InputError(f"{url}: holds no configuration; see examples/ for complete ones.")
     for override in overrides:
@@ -272,6 +286,17 @@ def load(url: str, *, overrides: Sequence[str] = ()) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{url}:\n" + "\n".join(f"  {line}" for line in _explained(error))) from error
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key that is given twice instead of taking the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        twice = [key for key, count in Counter(keys).items() if count > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -329,14 +354,18 @@ def _with_environment(value: Any, url: str) -> Any:
 def _explained(error: ValidationError) -> list[str]:
     """One line a mistake: where it is, what is wrong, and for an unknown key the nearest known one."""
     lines = []
-    for mistake in error.errors():
+    mistakes = error.errors()
+    for mistake in mistakes:
+        below = [m for m in mistakes if m["loc"][: len(mistake["loc"])] == mistake["loc"] and m is not mistake]
+        if mistake["type"] == "too_short" and below:
+            continue  # too few because those there are mistaken
         where = ".".join(str(part) for part in mistake["loc"] if part not in ("blocks", "raster"))
         if mistake["type"] == "extra_forbidden":
             lines.append(_unknown_key(where, mistake["loc"]))
         elif mistake["type"] == "missing":
             lines.append(f"{where}: is missing.")
         else:
-            message = mistake["msg"].removeprefix("Value error, ")
+            message = PLAIN.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
             value = "" if isinstance(mistake["input"], dict | list) else f" (found {mistake['input']!r})"
             lines.append(f"{where + ': ' if where else ''}{message}{value}.")
     return lines

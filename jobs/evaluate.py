@@ -82,6 +82,9 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
         f"average accuracy {evaluation['average_accuracy']:.3f}, macro-F1 {evaluation['macro_f1']:.3f}, "
         f"kappa {evaluation['kappa']:.3f}",
     ]
+    if evaluation["classes_measured"] < len(evaluation["classes"]):
+        measured, classes = evaluation["classes_measured"], len(evaluation["classes"])
+        lines.append(f"averages over {measured} of {classes} classes: {_unmeasured(evaluation)}")
     width = max(len(row["name"]) for row in evaluation["classes"])
     lines.append(f"{'class':<{width}}  {'samples':>9}  {'precision':>9}  {'recall':>6}  {'F1':>5}")
     for row in evaluation["classes"]:
@@ -90,6 +93,11 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
             f"{_share(row['recall']):>6}  {_share(row['f1']):>5}"
         )
     return lines
+
+
+def _unmeasured(evaluation: dict[str, Any]) -> str:
+    names = [row["name"] for row in evaluation["classes"] if row["samples"] == 0]
+    return f"no test sample of {', '.join(names)}"
 
 
 def _share(value: float) -> str:

@@ -9,12 +9,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
 from dask.callbacks import Callback
+from numpy.typing import NDArray
 from odc.geo.crs import CRS, CRSError
 from odc.geo.geobox import GeoBox
 
@@ -69,6 +69,8 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     # GDAL's own cache would take 5 % of the memory for blocks that are read once.
     os.environ.setdefault("GDAL_CACHEMAX", "128")
     classes = class_names(config)
+    if isinstance(config.split, BlocksSection):
+        check_blocks(block=config.split.block, buffer=_buffer(config) or 0, patch=config.model.patch)
     scenes = _open_scenes(config, classes)
     staging = {scene.name: f"{workspace.store(scene.name)}.new" for scene in scenes}
     with storage.folder_in_use(workspace.stores):
@@ -195,7 +197,6 @@ def _splits(config: Config, classes: tuple[ClassName, ...], scenes: list[tuple[G
     buffer = _buffer(config)
     assert buffer is not None
     block = config.split.block
-    check_blocks(block=block, buffer=buffer, patch=config.model.patch)
     margin = -(-buffer // 2)
     with bar("count labels", len(scenes), unit="scenes") as advance:
         tables = []
@@ -207,26 +208,50 @@ def _splits(config: Config, classes: tuple[ClassName, ...], scenes: list[tuple[G
     flat = np.concatenate([table.reshape(-1, len(ids)) for table in tables])
     _check_classes(classes, flat.sum(axis=0))
     codes = assign_blocks(flat, fractions, seed=config.split.seed)
-    splits, start, training = [], 0, np.zeros(len(ids), np.int64)
+    splits, start, labelled = [], 0, {s: np.zeros(len(ids), np.int64) for s in SUBSETS}
     for (grid, labels), table in zip(scenes, tables, strict=True):
         stop = start + table.shape[0] * table.shape[1]
         blocks = Blocks(codes[start:stop].reshape(table.shape[:2]), block, margin)
         start = stop
         rows, columns = grid.shape
         split = blocks.over((rows, columns), chunk=SHARD)
-        trained = da.where(split == CODES["train"], labels, UNLABELLED)
-        training += class_counts(trained, block=max(rows, columns), ids=ids).reshape(-1, len(ids)).sum(axis=0)
+        for subset in SUBSETS:
+            chosen = da.where(split == CODES[subset], labels, UNLABELLED)
+            labelled[subset] += class_counts(chosen, block=max(rows, columns), ids=ids).reshape(-1, len(ids)).sum(axis=0)
         splits.append(split)
-    _check_classes(classes, training)
+    _check_classes(classes, labelled["train"])
+    for subset in SUBSETS:
+        _check_subset(subset, int(labelled[subset].sum()))
+    _warn_of_shares(classes, labelled, fractions)
     return splits
 
 
-def _check_classes(classes: tuple[ClassName, ...], counts: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+def _warn_of_shares(
+    classes: tuple[ClassName, ...], labelled: dict[Subset, NDArray[np.int64]], fractions: dict[Subset, float]
+) -> None:
+    """Tell of classes that whole blocks and their buffer could not share out nearly as asked."""
+    total = np.sum([labelled[s] for s in SUBSETS], axis=0)
+    for position, c in enumerate(classes):
+        shares = {s: labelled[s][position] / max(1, total[position]) for s in SUBSETS}
+        if any(shares[s] < fractions[s] / 2 for s in SUBSETS):
+            listed = ", ".join(f"{s} {labelled[s][position]:,}" for s in SUBSETS)
+            say(f"warning: the blocks share {c.name} out unevenly ({listed} pixels); smaller ones (split.block) may help")
+
+
+def _check_subset(subset: Subset, samples: int) -> None:
+    if not samples:
+        raise InputError(
+            f"no sample in the {subset} subset; use smaller blocks (split.block), so that there are more of them, "
+            "or other fractions."
+        )
+
+
+def _check_classes(classes: tuple[ClassName, ...], counts: NDArray[np.int64]) -> None:
     missing = [f"{c.id} ({c.name})" for c, count in zip(classes, counts, strict=True) if count == 0]
     if missing:
         raise InputError(
             f"no training pixel of class {', '.join(missing)}. Label some on training ground, change split.seed or "
-            "split.block so that the class reaches it, or take the class out of `classes`."
+            "split.block so that the class reaches it, or take the class out of `classes` (and its id into `labels.ignore`)."
         )
 
 
@@ -237,8 +262,7 @@ def _check_counts(config: Config, counts: Counts) -> None:
     others: tuple[Subset, ...] = ("validation", "test")
     for subset in others:
         found = counts[subset]
-        if not sum(found.values()):
-            raise InputError(f"no sample in the {subset} subset; use smaller blocks (split.block) or other fractions.")
+        _check_subset(subset, sum(found.values()))
         absent = [name for name, count in found.items() if count == 0]
         if absent:
             say(f"warning: no {subset} sample of {', '.join(absent)}; its figures will be missing")

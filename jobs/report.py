@@ -164,7 +164,7 @@ def _training_curve(history: list[dict[str, Any]]) -> str:
         for subset in ("train", "validation"):
             axes.plot(epochs, [line[f"{subset}_{key}"] for line in history], "o-", color=SUBSET_COLORS[subset], label=subset)
         axes.set(xlabel="epoch", title=title)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xticks(epochs if len(epochs) <= 12 else epochs[:: math.ceil(len(epochs) / 12)])
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.axes[0].legend(frameon=False)

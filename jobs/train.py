@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import tempfile
 import threading
 import time
@@ -83,10 +84,11 @@ def train(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
                 ),
             ),
         )
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise StageError(f"training stopped: {_cause(error)}") from error
+        with _interruptible():
+            try:
+                result = trainer.fit()
+            except ray.train.TrainingFailedError as error:
+                raise StageError(f"training stopped: {_cause(error)}") from error
     best = result.get_best_checkpoint(SELECTED_BY, "max")
     if best is None:
         raise StageError("training ended without a checkpoint; remove the run's checkpoints and train again.")
@@ -109,6 +111,19 @@ def train(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         f"kappa {chosen['validation_kappa']:.3f}",
     ]
     return Outcome({"chosen": chosen, "parameters": parameters}, lines, [workspace.bundle, workspace.metrics])
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Keep Ctrl-C what it is elsewhere: Ray Train puts its own handler in place, which exits, and leaves it there."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def network_spec(config: Config, store: PatchStore) -> NetworkSpec:

@@ -57,8 +57,8 @@ class ConfusionMatrix:
 
     @property
     def f1(self) -> NDArray[np.float64]:
-        """2 TP / (2 TP + FP + FN) of each class; NaN for a class neither present nor predicted."""
-        return _ratios(2 * np.diag(self.counts), self.support + self.counts.sum(axis=0))
+        """2 TP / (2 TP + FP + FN) of each class; NaN for a class without samples."""
+        return np.where(self.support > 0, _ratios(2 * np.diag(self.counts), self.support + self.counts.sum(axis=0)), np.nan)
 
     @property
     def average_accuracy(self) -> float:
@@ -78,7 +78,7 @@ class ConfusionMatrix:
         return _ratio(float(self.support.max(initial=0)), self.samples)
 
     def figures(self) -> dict[str, Any]:
-        """OA, AA, kappa, macro-F1, the majority class's share and the number of samples, as JSON values."""
+        """OA, AA, kappa, macro-F1, the majority class's share and the numbers of samples and classes, as JSON values."""
         present = self.support > 0
         return {
             "samples": self.samples,
@@ -87,6 +87,7 @@ class ConfusionMatrix:
             "kappa": self.kappa,
             "macro_f1": float(self.f1[present].mean()) if present.any() else float("nan"),
             "majority_share": self.majority_share,
+            "classes_measured": int(present.sum()),  # AA and macro-F1 are means over these
         }
 
 

@@ -96,7 +96,7 @@ def _open_vector_labels(
         raise InputError(f"{labels.url}: has no attribute {attribute!r}; it has {columns}.")
     frame = frame[frame.geometry.notna() & frame[attribute].notna()]
     if frame.empty:
-        raise InputError(f"{labels.url}: no feature with a class lies on the reference grid; check file, column and grid.")
+        raise InputError(f"{labels.url}: no feature with a class lies on the reference grid. {_places(labels.url, grid)}")
     ids = {str(c.id): c.id for c in classes} | {c.id: c.id for c in classes} | {c.name: c.id for c in classes}
     named = frame[attribute]
     unknown = Counter(str(v) for v in named if v not in ids and v not in labels.ignore)
@@ -160,6 +160,22 @@ def _read_vector(url: str, grid: GeoBox) -> geopandas.GeoDataFrame:
             raise InputError(f"{url}: has no CRS; assign one first, for example with `ogr2ogr -a_srs`.")
         frame = frame.to_crs(grid.crs.to_wkt())
     return frame[frame.intersects(box)]
+
+
+def _places(url: str, grid: GeoBox) -> str:
+    """Where a vector file and the grid are, for a message."""
+    extent = grid.extent.boundingbox
+    ours = f"x {extent.left:.6g} to {extent.right:.6g}, y {extent.bottom:.6g} to {extent.top:.6g}"
+    if url.endswith(".parquet"):
+        return f"The grid spans {ours}."
+    info = pyogrio.read_info(url, force_total_bounds=True)
+    left, bottom, right, top = info["total_bounds"]
+    theirs = f"x {left:.6g} to {right:.6g}, y {bottom:.6g} to {top:.6g}"
+    crs = "no CRS" if grid.crs is None else f"EPSG:{grid.crs.to_epsg()}"
+    return (
+        f"The file says {info['crs'] or 'no CRS'} and spans {theirs}; the grid has {crs} and spans {ours}. "
+        "GeoJSON is longitude and latitude unless it names another CRS."
+    )
 
 
 def _refuse_unknown(url: str, unknown: dict[str, int], classes: tuple[ClassName, ...]) -> None:

@@ -182,9 +182,9 @@ def _rasterio_window(window: Window) -> rasterio.windows.Window:
 
 
 def color_table(classes: Sequence[ClassName]) -> dict[int, tuple[int, int, int, int]]:
-    """The colour of each class id as red, green, blue and alpha from 0 to 255; nodata is transparent."""
+    """The colour of each class id as red, green, blue and alpha from 0 to 255; all others are transparent."""
     colors = {c.id: (*bytes.fromhex(c.color.removeprefix("#")), 255) for c in classes}
-    return {**colors, UNLABELLED: (0, 0, 0, 0)}
+    return dict.fromkeys(range(256), (0, 0, 0, 0)) | colors
 
 
 def category_names(classes: Sequence[ClassName]) -> str:

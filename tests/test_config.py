@@ -48,7 +48,9 @@ def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
         ("classes.1.id=1", "class id given twice: 1"),
         ("classes.1.color=green", "classes.1.color"),
         ("split.method=random", "split"),
-        ("train.epochs=many", "train.epochs"),
+        ("train.epochs=many", "train.epochs: must be a whole number (found 'many')"),
+        ("name=two words", "name: may hold letters, digits"),
+        ("classes.0.name=no", "classes.0.name: must be text; put it in quotes (found False)"),
         ("scenes.0.labels=null", "no scene has `labels`"),
     ],
 )
@@ -90,6 +92,13 @@ def test_overrides_reach_lists_and_new_keys(scene: SmallScene) -> None:
     assert config.map.products == ("class",)
     for wrong in ("train.epochs", "classes.9.name=x", "name.x=1"):
         assert "--set" in refusal(scene, [wrong])
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("train: {epochs: 7}\ntrain: {epochs: 8}\n")
+    with pytest.raises(InputError, match="key 'train' is given twice"):
+        load(str(path))
 
 
 @pytest.mark.parametrize("text", ["a: [", "just words", "- 1\n- 2", ""])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,25 @@ def test_the_same_seed_gives_the_same_weights_with_two_workers(
     assert mibf("train", *copied).returncode == 0
     place = "models/main/weights.safetensors"
     assert (tmp_path / "work" / place).read_bytes() == (done[0].folder / "work" / place).read_bytes()
+
+
+def test_an_interrupted_training_says_so_and_goes_on(copied: list[str], tmp_path: Path) -> None:
+    metrics = tmp_path / "work/runs/long/metrics.jsonl"
+    arguments = [*copied, "--set", "run=long", "--set", "train.epochs=12"]
+    process = subprocess.Popen([sys.executable, "-m", "jobs.cli", "train", *arguments], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "interrupted; run the same command again" in errors
+    result = mibf("train", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "12 epochs (resumed)" in result.stdout
+    assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == list(range(1, 13))
 
 
 def test_a_model_of_another_split_is_not_evaluated(copied: list[str]) -> None:

@@ -44,6 +44,8 @@ def test_figures_hold_together(samples: list[tuple[int, int]]) -> None:
         assert matrix.kappa <= 1 + 1e-12 or np.isnan(matrix.kappa)
     absent = matrix.support == 0
     assert np.isnan(matrix.recall[absent]).all()
+    assert np.isnan(matrix.f1[absent]).all()
+    assert matrix.figures()["classes_measured"] == 4 - absent.sum()
 
 
 def test_naming_the_majority_everywhere_gives_its_share_and_no_kappa() -> None:
