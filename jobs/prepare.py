@@ -276,7 +276,7 @@ def _write(scene: OpenScene, classes: tuple[ClassName, ...], url: str, fingerpri
     return store
 
 
-class _ShardsDone(Callback):  # type: ignore[misc]
+class _ShardsDone(Callback):  # type: ignore[misc]  # dask is untyped
     """Tells a bar of each shard that Dask has finished."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:

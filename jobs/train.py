@@ -290,7 +290,7 @@ class _Board:
 @contextmanager
 def _progress(total: int) -> Iterator[Any]:
     """A board for the workers, drawn as a bar by a thread while the block runs."""
-    board = _Board.remote()  # type: ignore[attr-defined]
+    board = _Board.remote()  # type: ignore[attr-defined]  # added by ray.remote
     stop = threading.Event()
 
     def draw() -> None:

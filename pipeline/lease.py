@@ -18,7 +18,7 @@ from pipeline import storage
 try:
     import fcntl
 except ImportError:  # Windows has no such locks; there nothing is guarded
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 LEASE_FILE = "lease.json"
 

@@ -50,7 +50,7 @@ class IncompleteMapError(RuntimeError):
 class MapInWork:
     """The Zarr group that tiles are written into; each tile is one shard of each product."""
 
-    def __init__(self, url: str, *, mode: str = "r+") -> None:
+    def __init__(self, url: str, *, mode: storage.ZarrMode = "r+") -> None:
         self.url = url
         self.group = storage.open_zarr(url, mode=mode)
 
@@ -71,9 +71,9 @@ class MapInWork:
             )
         return work
 
-    def array(self, product: Product) -> zarr.Array:  # type: ignore[type-arg]
+    def array(self, product: Product) -> zarr.Array[Any]:
         """The pixels of a product."""
-        return cast(zarr.Array, self.group[product.name])  # type: ignore[type-arg]
+        return cast("zarr.Array[Any]", self.group[product.name])
 
     def write(self, tile: Tile, result: TileResult, products: Sequence[Product]) -> None:
         """Write a tile's products; writing it twice leaves the same bytes.

@@ -14,13 +14,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 import zarr
 from fsspec import AbstractFileSystem
 
 from mibf.errors import InputError
+
+#: To read, to fill, to lay down anew.
+ZarrMode = Literal["r", "r+", "w"]
 
 
 def open_url(url: str) -> tuple[AbstractFileSystem, str]:
@@ -190,6 +193,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def open_zarr(url: str, *, mode: str = "r") -> zarr.Group:
+def open_zarr(url: str, *, mode: ZarrMode = "r") -> zarr.Group:
     """A Zarr group at a URL: mode "r" to read, "r+" to fill, "w" to lay down anew."""
-    return zarr.open_group(store=local_path(url) if is_local(url) else url, mode=mode)  # type: ignore[arg-type]
+    return zarr.open_group(store=local_path(url) if is_local(url) else url, mode=mode)

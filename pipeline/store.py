@@ -50,7 +50,7 @@ class StoredSource:
 class PatchStore:
     """A patch store opened for reading, or for filling by `fill`."""
 
-    def __init__(self, url: str, *, mode: str = "r") -> None:
+    def __init__(self, url: str, *, mode: storage.ZarrMode = "r") -> None:
         self.url = url
         try:
             self.group = storage.open_zarr(url, mode=mode)
@@ -83,9 +83,9 @@ class PatchStore:
         stored = cast(list[dict[str, Any]], self.group.attrs["mibf:classes"])
         return tuple(ClassName(**c) for c in stored)
 
-    def array(self, name: str) -> zarr.Array:  # type: ignore[type-arg]
+    def array(self, name: str) -> zarr.Array[Any]:
         """One of the group's arrays by its path."""
-        return cast(zarr.Array, self.group[name])  # type: ignore[type-arg]
+        return cast("zarr.Array[Any]", self.group[name])
 
     def read_source(self, name: str, window: Window, *, halo: int = 0) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Values (band, height + 2 halo, width + 2 halo) and validity of a window, mirrored at the scene's edges.
@@ -206,7 +206,7 @@ def fill(store: PatchStore, *, sources: Mapping[str, OpenSource], labels: da.Arr
     return [dask.delayed(_together)(shard) for shard in tasks]
 
 
-def _write(target: zarr.Array, block: NDArray[Any], y: int, x: int) -> None:  # type: ignore[type-arg]
+def _write(target: zarr.Array[Any], block: NDArray[Any], y: int, x: int) -> None:
     target[..., y : y + block.shape[-2], x : x + block.shape[-1]] = block
 
 

@@ -88,7 +88,7 @@ def test_environment_variables_are_put_in_or_asked_for(scene: SmallScene, monkey
 def test_overrides_reach_lists_and_new_keys(scene: SmallScene) -> None:
     config = load(str(scene.write_config()), overrides=["classes.0.name=lake", "split.seed=4", "map.products=[class]"])
     assert config.classes[0].name == "lake"
-    assert config.split.seed == 4  # type: ignore[union-attr]
+    assert config.split.seed == 4  # type: ignore[union-attr]  # blocks, by the file
     assert config.map.products == ("class",)
     for wrong in ("train.epochs", "classes.9.name=x", "name.x=1"):
         assert "--set" in refusal(scene, [wrong])

@@ -36,7 +36,11 @@ def test_shapes_for_any_sources_and_patch(bands: tuple[int, ...], patch: int) ->
 
 def test_parameters_of_the_paper_with_144_and_1_bands() -> None:
     """Counted by hand from the layers as the paper describes them; a layer lost or widened shows here."""
-    branch = lambda c, a, b: 9 * c * a + 2 * a + a * b + b + 2 * b + 2 * b * (b // 16) + 9 * b * 64 + 128  # noqa: E731
+
+    def branch(bands: int, first: int, second: int) -> int:
+        spatial, spectral = 9 * bands * first + 2 * first, first * second + second + 2 * second
+        return spatial + spectral + 2 * second * (second // 16) + 9 * second * 64 + 128
+
     relation = 128 * 64 + 64 + 64 * 128 + 256
     join = 2 * (9 * 64 * 64 + 128) + 256 * 128 + 128 + 256
     bottleneck = 3 * (128 * 128 + 128) + 128 * 11 + 11

@@ -23,7 +23,7 @@ CLASSES = (ClassName(1, "water", "#0000ff"), ClassName(2, "forest", "#00ff00"))
 
 
 def values_of(path: Path, *, chunk: int = 64, grid: GeoBox = GRID, **declared: object) -> np.ndarray:
-    source = Source("s", (str(path),), **declared)  # type: ignore[arg-type]
+    source = Source("s", (str(path),), **declared)  # type: ignore[arg-type]  # any of its fields
     return open_source(source, grid, chunk=chunk).values.to_numpy()
 
 

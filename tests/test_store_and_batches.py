@@ -90,7 +90,7 @@ def samples(store: PatchStore, subset: str) -> np.ndarray:
     """Where the samples of a subset are, from the plain arrays."""
     return (
         (store.array("labels")[:] != UNLABELLED)
-        & (store.array("split")[:] == CODES[subset])  # type: ignore[index]
+        & (store.array("split")[:] == CODES[subset])  # type: ignore[index]  # a subset by name
         & store.array("valid/optical")[:].astype(bool)
     )
 
