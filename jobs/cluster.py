@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from dask.system import CPU_COUNT
 
 from jobs.progress import say
 from mibf.errors import InputError
@@ -31,8 +32,8 @@ def ensure(*, workers: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters reaches us as an exception
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address != "local":
         try:
             _check_listening(address)
             with _held_back_stderr():
@@ -48,7 +49,7 @@ def ensure(*, workers: int) -> None:
     with _held_back_stderr():
         ray.init(
             address="local",  # otherwise Ray looks for one that somebody started on this machine
-            num_cpus=max(workers, os.cpu_count() or 1),
+            num_cpus=max(workers, CPU_COUNT),  # Dask counts what a container or an affinity mask leaves us
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             logging_level=logging.ERROR,

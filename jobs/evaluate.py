@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from dask.system import CPU_COUNT
 
 from jobs.config import Config
 from jobs.progress import bar
@@ -31,6 +33,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         check_sources(store, bundle)
     _check_trained_on(config, workspace)
     begin(workspace, "evaluate")
+    torch.set_num_threads(CPU_COUNT)
     sampler = Sampler(stores, bundle.scaling, bundle.spec.patch, "test")
     network = place(bundle.network(), best_device())
     with bar("evaluate", sampler.samples(), unit="samples") as advance:
