@@ -215,9 +215,10 @@ def _splits(config: Config, classes: tuple[ClassName, ...], scenes: list[tuple[G
         start = stop
         rows, columns = grid.shape
         split = blocks.over((rows, columns), chunk=SHARD)
+        # A block's pixels are of one subset or of none: one pass over the labels counts all three.
+        kept = class_counts(da.where(split != 0, labels, UNLABELLED), block=block, ids=ids)
         for subset in SUBSETS:
-            chosen = da.where(split == CODES[subset], labels, UNLABELLED)
-            labelled[subset] += class_counts(chosen, block=max(rows, columns), ids=ids).reshape(-1, len(ids)).sum(axis=0)
+            labelled[subset] += kept[blocks.table == CODES[subset]].sum(axis=0)
         splits.append(split)
     _check_classes(classes, labelled["train"])
     for subset in SUBSETS:

@@ -59,7 +59,7 @@ def _fit_source(stores: Sequence[PatchStore], name: str, bands: int) -> BandScal
         for q, band in np.ndindex(*ranks.shape):
             inside = part[band][part[band] >> 16 == heads[q, band]]
             lower[q, band] += np.bincount(inside & (BINS - 1), minlength=BINS).astype(np.int32)
-    tails = np.array([[np.searchsorted(lower[i].cumsum(), ranks[i]) for i in np.ndindex(*ranks.shape)]])
+    tails = np.array([np.searchsorted(lower[i].cumsum(), ranks[i]) for i in np.ndindex(*ranks.shape)])
     low, high, fill = _values((heads << 16 | tails.reshape(ranks.shape)).astype(np.uint32))
     return BandScaling(low=low, high=high, fill=fill)
 
