@@ -18,11 +18,11 @@ SHIFT = 5.0
 class Bottleneck(nn.Module):
     """Joined features (B, 128) to a Gaussian code and the class logits of a draw from it."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, *, hidden: int = HIDDEN) -> None:
         super().__init__()
-        self.hidden = nn.Linear(HIDDEN, HIDDEN)
-        self.mean = nn.Linear(HIDDEN, HIDDEN)
-        self.spread = nn.Linear(HIDDEN, HIDDEN)
+        self.hidden = nn.Linear(HIDDEN, hidden)
+        self.mean = nn.Linear(hidden, HIDDEN)
+        self.spread = nn.Linear(hidden, HIDDEN)
         self.decoder = nn.Linear(HIDDEN, classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,10 +1,11 @@
 """The encoder of one source: patch to features. Minimal: torch alone.
 
-Legend for shapes: B patches, C bands, p patch side, q = p // 2 feature side.
+Legend for shapes: B patches, C bands, s scale, p patch side in reference pixels, q = p // 2 feature side.
 """
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mibf.spec import FEATURES, SourceSpec
@@ -43,12 +44,17 @@ class SqueezeExcite(nn.Module):
 
 
 class Branch(nn.Module):
-    """Features of one source's patches: (B, C, p, p) -> (B, 64, q, q)."""
+    """Features of one source's patches: (B, C, p s, p s) -> (B, 64, q, q).
+
+    The s x s pixels of a finer source within a reference pixel become its channels (space to depth), so
+    that every one of them enters and the branch works on the reference grid like any other.
+    """
 
     def __init__(self, source: SourceSpec) -> None:
         super().__init__()
         first, second = source.widths
-        self.spatial = conv3x3(source.bands, first)
+        self.scale = source.scale
+        self.spatial = conv3x3(source.channels, first)
         self.spectral = conv1x1(first, second, bias=True)
         self.attention = SqueezeExcite(second)
         self.features = conv3x3(second, FEATURES)
@@ -56,6 +62,7 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode patches."""
+        x = F.pixel_unshuffle(x, self.scale)  # (B, C s s, p, p)
         x = self.attention(self.spectral(self.spatial(x)))  # (B, second, p, p)
         pooled: Tensor = self.pool(self.features(x))  # (B, 64, q, q)
         return pooled

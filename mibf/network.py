@@ -3,7 +3,7 @@
 Geng et al., "Multisource Joint Representation Learning Fusion Classification for Remote Sensing
 Images", IEEE TGRS 61, 2023, doi 10.1109/TGRS.2023.3296813.
 
-Legend for shapes: B patches, N sources, C bands of a source, p patch side, q = p // 2.
+Legend for shapes: B patches, N sources, C bands and s scale of a source, p patch side, q = p // 2.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from mibf.bottleneck import Bottleneck
 from mibf.branch import Branch, conv1x1, conv3x3
-from mibf.errors import InputError
 from mibf.noise import NoiseAdaptation
 from mibf.relation import Relation
-from mibf.spec import FEATURES, HIDDEN, NetworkSpec
+from mibf.spec import FEATURES, HIDDEN, NetworkSpec, check_shapes
 
 
 class Output(NamedTuple):
@@ -43,14 +42,14 @@ class MIBFNet(nn.Module):
         self.relation = Relation(count)
         self.refine = nn.ModuleList(conv3x3(FEATURES, FEATURES) for _ in spec.sources)
         self.join = conv1x1(count * FEATURES + HIDDEN, HIDDEN, bias=True)
-        self.bottleneck = Bottleneck(spec.classes)
+        self.bottleneck = Bottleneck(spec.classes, hidden=spec.hidden)
         self.apply(_xavier)
 
     def forward(self, sources: Sequence[Tensor]) -> Output:
-        """Classify patches: one tensor (B, C, p, p) a source, in the spec's order, scaled to [0, 1].
+        """Classify patches: one tensor (B, C, p s, p s) a source, in the spec's order, scaled to [0, 1].
 
         Raises:
-            InputError: number of sources, bands or patch differ from the spec.
+            InputError: number of sources, bands, patch or scale differ from the spec.
         """
         self._check(sources)
         features = [branch(x) for branch, x in zip(self.branches, sources, strict=True)]
@@ -64,11 +63,7 @@ class MIBFNet(nn.Module):
         return Output(logits, mean, std, gate)
 
     def _check(self, sources: Sequence[Tensor]) -> None:
-        found = [tuple(x.shape[1:]) for x in sources]
-        wanted = [(source.bands, self.spec.patch, self.spec.patch) for source in self.spec.sources]
-        if found != wanted:
-            names = ", ".join(source.name for source in self.spec.sources)
-            raise InputError(f"patches of {found} (bands, rows, columns) given; the network wants {wanted} for {names}.")
+        check_shapes(self.spec, [tuple(x.shape[1:]) for x in sources], rows=self.spec.patch, columns=self.spec.patch)
 
 
 def _xavier(module: nn.Module) -> None:

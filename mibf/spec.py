@@ -5,6 +5,7 @@ A spec is an immutable value that travels in the bundle; the network is built fr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,28 +20,49 @@ WIDE = (128, 64)
 NARROW = (16, 32)
 
 SMALLEST_PATCH, LARGEST_PATCH = 5, 15
+#: Pixels of a source along one reference pixel.
+SCALES = (1, 2, 4)
 
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """One source as the network sees it: its name, its number of bands, its branch's inner widths."""
+    """One source as the network sees it: name, number of bands, its branch's inner widths, its scale.
+
+    A source of scale s has s x s pixels to each pixel of the reference grid, and none is averaged away.
+    """
 
     name: str
     bands: int
     widths: tuple[int, int] = WIDE
+    scale: int = 1
 
     def __post_init__(self) -> None:
         if self.bands < 1:
             raise InputError(f"source {self.name!r} has {self.bands} bands; a source needs at least one.")
+        if self.scale not in SCALES:
+            raise InputError(
+                f"source {self.name!r} has scale {self.scale}; it must be one of {', '.join(map(str, SCALES))} "
+                "pixels of the source to one of the reference grid, along an axis."
+            )
+
+    @property
+    def channels(self) -> int:
+        """Values of this source at one reference pixel: bands x scale x scale."""
+        return self.bands * self.scale**2
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """The shape of a network: its sources in order, the number of classes, the patch's side in pixels."""
+    """The shape of a network: its sources in order, the number of classes, the patch's side in reference pixels.
+
+    `hidden` is the width of the bottleneck's hidden layer; only the authors' released checkpoints have
+    another one than the paper's.
+    """
 
     sources: tuple[SourceSpec, ...]
     classes: int
     patch: int = 7
+    hidden: int = HIDDEN
 
     def __post_init__(self) -> None:
         if len(self.sources) < 2:
@@ -67,7 +89,30 @@ class NetworkSpec:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> NetworkSpec:
         """The spec that `to_json` wrote."""
-        sources = tuple(
-            SourceSpec(name=s["name"], bands=s["bands"], widths=(s["widths"][0], s["widths"][1])) for s in value["sources"]
-        )
-        return cls(sources=sources, classes=value["classes"], patch=value["patch"])
+        sources = tuple(SourceSpec(**{**source, "widths": tuple(source["widths"])}) for source in value["sources"])
+        return cls(**{**value, "sources": sources})
+
+
+def check_shapes(spec: NetworkSpec, found: Sequence[tuple[int, ...]], *, rows: int, columns: int) -> None:
+    """See that every source has its bands, and its scale's pixels to each of rows x columns reference pixels.
+
+    Args:
+        spec: what the network expects.
+        found: the shape (bands, rows, columns) of each source, in its own pixels.
+        rows: rows of reference pixels, any halo included.
+        columns: columns of them.
+
+    Raises:
+        InputError: names the source, what was expected and what was found.
+    """
+    if len(found) != len(spec.sources):
+        names = ", ".join(source.name for source in spec.sources)
+        raise InputError(f"{len(found)} sources given; the network wants {len(spec.sources)}, in this order: {names}.")
+    for source, shape in zip(spec.sources, found, strict=True):
+        wanted = (source.bands, rows * source.scale, columns * source.scale)
+        if tuple(shape) != wanted:
+            raise InputError(
+                f"source {source.name!r} is {' x '.join(map(str, shape))} (bands x rows x columns); "
+                f"the network wants {' x '.join(map(str, wanted))}: {source.bands} bands, {rows} x {columns} "
+                f"reference pixels at scale {source.scale}."
+            )
