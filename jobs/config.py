@@ -186,10 +186,14 @@ class TrainSection(Section):
 
 
 class MapSection(Section):
-    """The map: its tiles and products."""
+    """The map: its tiles and products; draws and seed are those of `information`."""
 
     tile: int = 512
-    products: tuple[Literal["class", "confidence"], ...] = Field(default=("class", "confidence"), min_length=1)
+    products: tuple[Literal["class", "confidence", "probabilities", "entropy", "information", "rate", "gate"], ...] = Field(
+        default=("class", "confidence"), min_length=1
+    )
+    draws: int = Field(default=16, ge=2, le=1000)
+    seed: int = Field(default=0, ge=0)
     workers: int = Field(default=1, ge=1)
     precision: Literal["float32", "bf16"] = "float32"
 

@@ -19,7 +19,6 @@ from jobs.progress import bar, say
 from jobs.stages import Outcome, TilesFailedError, begin
 from jobs.workspace import Workspace
 from mibf import __version__
-from mibf.precision import Precision
 from pipeline import storage
 from pipeline.grid import Window
 from pipeline.maps import PRODUCTS, MapInWork, check_coverage, publish_product
@@ -41,7 +40,7 @@ def map_scenes(config: Config, workspace: Workspace, fingerprint: str) -> Outcom
     products = [PRODUCTS[name] for name in config.map.products]
     works = {
         name: MapInWork.lay_down(
-            storage.join(workspace.map_folder(name), "map.zarr"), grid=store.grid, products=products, tile=config.map.tile
+            storage.join(workspace.map_folder(name), "map.zarr"), store=store, products=products, tile=config.map.tile
         )
         for name, store in stores.items()
     }
@@ -94,8 +93,7 @@ def _run_tiles(config: Config, workspace: Workspace, planned: list[Tile]) -> dic
         _TileMapper,
         fn_constructor_kwargs={
             "workspace": workspace,
-            "products": config.map.products,
-            "precision": config.map.precision,
+            "settings": config.map.model_dump(include={"products", "precision", "draws", "seed"}),
             "threads": share.cpus,
         },
         batch_size=1,
@@ -115,11 +113,10 @@ def _run_tiles(config: Config, workspace: Workspace, planned: list[Tile]) -> dic
 class _TileMapper:
     """One worker: a model in memory, the stores and maps of the scenes that it meets."""
 
-    def __init__(self, workspace: Workspace, products: tuple[str, ...], precision: Precision, threads: int) -> None:
+    def __init__(self, workspace: Workspace, settings: dict[str, Any], threads: int) -> None:
         torch.set_num_threads(threads)
         self.workspace = workspace
-        self.products = [PRODUCTS[name] for name in products]
-        self.predictor = TilePredictor(workspace.read_bundle(), precision=precision)
+        self.predictor = TilePredictor(workspace.read_bundle(), **settings)
 
     def __call__(self, rows: Rows) -> Rows:
         windows = zip(rows["y"], rows["x"], rows["height"], rows["width"], strict=True)
@@ -132,7 +129,7 @@ class _TileMapper:
         try:
             store = PatchStore(self.workspace.store(tile.scene))
             work = MapInWork(storage.join(self.workspace.map_folder(tile.scene), "map.zarr"))
-            work.write(tile, self.predictor.predict(store, tile), self.products)
+            work.write(tile, self.predictor.predict(store, tile))
         except Exception as error:  # a failed tile is a row, whatever the cause
             return f"{type(error).__name__}: {error}"
         return ""

@@ -15,6 +15,11 @@ from mibf.spec import HIDDEN
 SHIFT = 5.0
 
 
+def deviation(spread: Tensor) -> Tensor:
+    """The standard deviation from the layer that learns it."""
+    return F.softplus(spread - SHIFT)
+
+
 class Bottleneck(nn.Module):
     """Joined features (B, 128) to a Gaussian code and the class logits of a draw from it."""
 
@@ -33,6 +38,6 @@ class Bottleneck(nn.Module):
         """
         hidden = F.relu(self.hidden(x))
         mean = self.mean(hidden).float()
-        std = F.softplus(self.spread(hidden).float() - SHIFT)
+        std = deviation(self.spread(hidden).float())
         z = mean + std * torch.randn_like(std) if self.training else mean
         return self.decoder(z).float(), mean, std

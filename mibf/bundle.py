@@ -21,7 +21,7 @@ from mibf.scaling import Scaling, scaling_from_json, scaling_to_json
 from mibf.spec import NetworkSpec
 
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,16 @@ class ClassName:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained network with its scaling and classes; `provenance` says where it came from."""
+    """A trained network with its scaling and classes; `provenance` says where it came from.
+
+    `temperature` divides the logits before they become probabilities; it is fitted on validation pixels.
+    """
 
     spec: NetworkSpec
     weights: dict[str, Tensor]
     scaling: Scaling
     classes: tuple[ClassName, ...]
+    temperature: float = 1.0
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def network(self) -> MIBFNet:
@@ -56,6 +60,7 @@ class Bundle:
             "network": self.spec.to_json(),
             "scaling": scaling_to_json(self.scaling),
             "classes": [vars(c) for c in self.classes],
+            "temperature": self.temperature,
             "provenance": self.provenance,
         }
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.weights.items()}
@@ -82,6 +87,7 @@ class Bundle:
                 weights=safetensors.torch.load(files[WEIGHTS]),
                 scaling=scaling_from_json(model["scaling"]),
                 classes=tuple(ClassName(**c) for c in model["classes"]),
+                temperature=model["temperature"],
                 provenance=model["provenance"],
             )
         except (KeyError, ValueError, TypeError, SafetensorError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TypeVar
 
 import torch
@@ -10,6 +10,9 @@ from torch import nn
 
 #: float32 throughout, or bfloat16 where autocast deems it safe (weights and sums stay float32).
 Precision = Literal["float32", "bf16"]
+
+#: What convolutions of a precision compute in.
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -28,3 +31,10 @@ def place(network: Module, device: torch.device) -> Module:
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """The context in which a forward pass of this precision runs."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def ieee_float32(device: torch.device) -> AbstractContextManager[object]:
+    """The context in which float32 convolutions on a GPU keep all 24 bits; cuDNN rounds inputs to 11 by default (TF32)."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)

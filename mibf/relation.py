@@ -23,12 +23,21 @@ def small_products(left: Tensor, right: Tensor) -> Tensor:
     return products
 
 
+def shares(logits: Tensor, *, dim: int) -> tuple[Tensor, ...]:
+    """The gates of N sources from N - 1 logits along an axis: their softmax with a fixed zero for the last.
+
+    With two sources that is sigmoid(logit) and the rest, the paper's gate.
+    """
+    if logits.shape[dim] == 1:
+        first = logits.squeeze(dim).sigmoid()
+        return first, 1 - first
+    return torch.cat([logits, torch.zeros_like(logits.narrow(dim, 0, 1))], dim=dim).softmax(dim=dim).unbind(dim)
+
+
 class Relation(nn.Module):
     """Gates the sources against each other and multiplies the gated features, pair by pair.
 
-    With two sources the gate is the paper's sigmoid: a softmax over one learnt logit and a fixed
-    zero. With N sources it is the softmax over N - 1 learnt logits and a fixed zero, and the products
-    of all pairs are joined by the 1x1 convolution.
+    The products of all pairs are joined by the 1x1 convolution; two sources are one pair.
     """
 
     def __init__(self, sources: int) -> None:
@@ -42,8 +51,7 @@ class Relation(nn.Module):
         """From N features (B, 64, q, q) to the relation (B, 128, q, q) and the gates (B, N), which sum to one."""
         batch, _, q, _ = features[0].shape
         logits = self.gate(torch.cat(list(features), dim=1)).view(batch, self.sources - 1, FEATURES, q, q)
-        logits = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
-        gate = logits.softmax(dim=1)  # (B, N, 64, q, q)
-        gated = [feature * gate[:, position] for position, feature in enumerate(features)]
+        gates = shares(logits, dim=1)  # N x (B, 64, q, q)
+        gated = [feature * gate for feature, gate in zip(features, gates, strict=True)]
         products = torch.cat([small_products(gated[i], gated[j]) for i, j in self.pairs], dim=1)
-        return self.join(products), gate.float().mean(dim=(2, 3, 4))
+        return self.join(products), torch.stack([gate.float().mean(dim=(1, 2, 3)) for gate in gates], dim=1)

@@ -6,19 +6,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
 import rasterio.shutil
 import zarr
-from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rio_cogeo.cogeo import cog_validate
 
 from mibf.bundle import ClassName
 from mibf.dense import CELL
+from mibf.products import ProductName
 from pipeline import storage
 from pipeline.grid import Window, windows
 from pipeline.labels import UNLABELLED
@@ -29,18 +29,39 @@ from pipeline.tiles import Tile
 
 @dataclass(frozen=True)
 class Product:
-    """One layer of a map: its name, the type and nodata value of its pixels, how its overviews are made."""
+    """One raster of a map: its name, the type and nodata value of its pixels, how its overviews are made, its bands."""
 
-    name: str
+    name: ProductName
     dtype: str
     nodata: float
     overviews: str
     predictor: int
+    bands: Literal["one", "classes", "sources"] = "one"
+
+    def band_names(self, classes: Sequence[ClassName], sources: Sequence[str]) -> list[str]:
+        """What each of its bands is of: the product itself, a class or a source."""
+        if self.bands == "classes":
+            return [c.name for c in classes]
+        return list(sources) if self.bands == "sources" else [self.name]
+
+
+def _continuous(name: ProductName, bands: Literal["one", "classes", "sources"] = "one") -> Product:
+    return Product(name, "float32", float("nan"), "average", 3, bands)
 
 
 CLASS = Product("class", "uint8", UNLABELLED, "mode", 2)
-CONFIDENCE = Product("confidence", "float32", float("nan"), "average", 3)
-PRODUCTS = {product.name: product for product in (CLASS, CONFIDENCE)}
+PRODUCTS: dict[str, Product] = {
+    product.name: product
+    for product in (
+        CLASS,
+        _continuous("confidence"),
+        _continuous("probabilities", "classes"),
+        _continuous("entropy"),
+        _continuous("information"),
+        _continuous("rate"),
+        _continuous("gate", "sources"),
+    )
+}
 
 
 class IncompleteMapError(RuntimeError):
@@ -55,44 +76,46 @@ class MapInWork:
         self.group = storage.open_zarr(url, mode=mode)
 
     @classmethod
-    def lay_down(cls, url: str, *, grid: GeoBox, products: Sequence[Product], tile: int) -> MapInWork:
-        """Lay the template down; whatever was at the URL is gone afterwards."""
+    def lay_down(cls, url: str, *, store: PatchStore, products: Sequence[Product], tile: int) -> MapInWork:
+        """Lay the template of a store's map down; whatever was at the URL is gone afterwards."""
         storage.remove(url)
         work = cls(url, mode="w")
+        rows, columns = store.shape
         for product in products:
+            names = product.band_names(store.classes, [source.name for source in store.sources])
             work.group.create_array(
                 product.name,
-                shape=tuple(grid.shape),
-                chunks=(CELL, CELL),
-                shards=(tile, tile),
+                shape=(len(names), rows, columns),
+                chunks=(len(names), CELL, CELL),
+                shards=(len(names), tile, tile),
                 dtype=product.dtype,
                 fill_value=product.nodata,
-                dimension_names=("y", "x"),
+                dimension_names=("band", "y", "x"),
+                attributes={"mibf:bands": names},
             )
         return work
 
     def array(self, product: Product) -> zarr.Array[Any]:
-        """The pixels of a product."""
+        """The pixels of a product, (band, y, x)."""
         return cast("zarr.Array[Any]", self.group[product.name])
 
-    def write(self, tile: Tile, result: TileResult, products: Sequence[Product]) -> None:
+    def write(self, tile: Tile, result: TileResult) -> None:
         """Write a tile's products; writing it twice leaves the same bytes.
 
         Raises:
             ValueError: the tile is not whole shards, and a neighbour's write could be lost.
         """
-        layers: dict[str, NDArray[Any]] = {CLASS.name: result.class_id, CONFIDENCE.name: result.confidence}
-        for product in products:
-            array = self.array(product)
-            rows, columns = array.shape
-            side = cast(tuple[int, int], array.shards)[0]
+        for name, layer in result.items():
+            array = self.array(PRODUCTS[name])
+            _, rows, columns = array.shape
+            side = cast(tuple[int, int, int], array.shards)[-1]
             window = tile.window
             whole = (window.height == side or window.y + window.height == rows) and (
                 window.width == side or window.x + window.width == columns
             )
             if window.y % side or window.x % side or not whole:
                 raise ValueError(f"tile {tile.key} is not a whole shard of {side} pixels; writing it could lose pixels")
-            array[window.slices] = layers[product.name]
+            array[:, *window.slices] = layer
 
 
 def check_coverage(work: MapInWork, store: PatchStore, products: Sequence[Product], *, tile: int) -> int:
@@ -105,8 +128,8 @@ def check_coverage(work: MapInWork, store: PatchStore, products: Sequence[Produc
     for window in windows(store.shape, tile):
         usable = store.usable(window)
         for product in products:
-            values = np.asarray(work.array(product)[window.slices])
-            present = np.isfinite(values) if np.isnan(product.nodata) else values != product.nodata
+            values = np.asarray(work.array(product)[:, *window.slices])
+            present = np.isfinite(values).all(axis=0) if np.isnan(product.nodata) else values[0] != product.nodata
             wrong = int((present != usable).sum())
             if wrong:
                 raise IncompleteMapError(
@@ -130,12 +153,13 @@ def publish_product(
 
     Memory is bounded by GDAL's cache: pixels go window by window into a temporary file first.
     """
-    rows, columns = grid.shape
+    array = work.array(product)
+    bands, rows, columns = array.shape
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "height": rows,
         "width": columns,
-        "count": 1,
+        "count": bands,
         "dtype": product.dtype,
         "nodata": product.nodata,
         "transform": grid.affine,
@@ -150,13 +174,13 @@ def publish_product(
         plain, cog = Path(folder) / "plain.tif", Path(folder) / "cog.tif"
         with rasterio.open(plain, "w", **profile) as target:
             target.update_tags(**tags)
-            target.set_band_description(1, product.name)
+            for band, name in enumerate(cast(list[str], array.attrs["mibf:bands"]), start=1):
+                target.set_band_description(band, name)
             if product is CLASS:
                 target.write_colormap(1, color_table(classes))
                 target.update_tags(1, **{f"class_{c.id}": c.name for c in classes})
             for window in windows((rows, columns), 512):
-                values = np.asarray(work.array(product)[window.slices])
-                target.write(values, 1, window=_rasterio_window(window))
+                target.write(np.asarray(array[:, *window.slices]), window=_rasterio_window(window))
         rasterio.shutil.copy(
             plain,
             cog,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mibf.dense import CELL
 from pipeline.grid import Window, windows
 
 
@@ -19,14 +18,6 @@ class Tile:
     def key(self) -> str:
         """A name for messages and records."""
         return f"{self.scene}/y{self.window.y}_x{self.window.x}"
-
-    def cells(self) -> list[Window]:
-        """The whole cells that cover the tile; those at the grid's far edges reach beyond it."""
-        return [
-            Window(y, x, CELL, CELL)
-            for y in range(self.window.y, self.window.y + self.window.height, CELL)
-            for x in range(self.window.x, self.window.x + self.window.width, CELL)
-        ]
 
 
 def tiles(scene: str, shape_yx: tuple[int, int], side: int) -> list[Tile]:

@@ -16,11 +16,16 @@ import shapely
 import torch
 import yaml
 from affine import Affine
+from hypothesis import settings
 from rasterio.warp import Resampling, calculate_default_transform, reproject
 
 # The machine's cores are shared by the test workers; one thread each also makes float sums repeatable.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says nothing here: other tests run beside it.
+settings.register_profile("mibf", deadline=None)
+settings.load_profile("mibf")
 
 ROWS, COLUMNS = 150, 130
 CRS = "EPSG:32633"

@@ -39,7 +39,7 @@ def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
             "scenes.0.sources.radar.resamplng=mode",
             "scenes.0.sources.radar.resamplng: unknown key; did you mean 'resampling'?",
         ),
-        ("map.zzzz=1", "map.zzzz: unknown key; known here are tile, products, workers, precision."),
+        ("map.zzzz=1", "map.zzzz: unknown key; known here are tile, products, draws, seed, workers, precision."),
         ("model.patch=6", "model.patch: the patch's side is an odd number of pixels from 5 to 15 (found 6)"),
         ("map.tile=100", "map.tile: a tile's side is a multiple of 64 pixels"),
         ("train.workers=3", "cannot be shared out evenly to 3 workers"),

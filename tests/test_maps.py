@@ -20,12 +20,13 @@ from mibf.spec import NARROW, NetworkSpec, SourceSpec
 from pipeline import storage
 from pipeline.grid import Window
 from pipeline.labels import UNLABELLED
-from pipeline.maps import CLASS, CONFIDENCE, IncompleteMapError, MapInWork, check_coverage, publish_product
-from pipeline.predict import TilePredictor, TileResult, check_sources
+from pipeline.maps import CLASS, PRODUCTS, IncompleteMapError, MapInWork, check_coverage, publish_product
+from pipeline.predict import TilePredictor, check_sources
 from pipeline.store import PatchStore
 from pipeline.tiles import Tile, tiles
 from tests.conftest import COLUMNS, CRS, ROWS, TRANSFORM, SmallScene
 
+CONFIDENCE = PRODUCTS["confidence"]
 Prepared = tuple[SmallScene, Workspace]
 
 
@@ -45,11 +46,11 @@ def store(prepared: Prepared) -> PatchStore:
 
 
 def mapped(store: PatchStore, bundle: Bundle, url: Path, side: int) -> MapInWork:
-    products = [CLASS, CONFIDENCE]
-    work = MapInWork.lay_down(str(url), grid=store.grid, products=products, tile=side)
-    predictor = TilePredictor(bundle, precision="float32")
+    products = list(PRODUCTS.values())
+    work = MapInWork.lay_down(str(url), store=store, products=products, tile=side)
+    predictor = TilePredictor(bundle, products=[p.name for p in products], precision="float32")
     for tile in tiles("small", store.shape, side):
-        work.write(tile, predictor.predict(store, tile), products)
+        work.write(tile, predictor.predict(store, tile))
     return work
 
 
@@ -57,30 +58,28 @@ def test_the_map_is_the_same_bytes_whatever_the_tile(store: PatchStore, bundle: 
     one = mapped(store, bundle, tmp_path / "one.zarr", 64)
     for side in (128, 192):
         other = mapped(store, bundle, tmp_path / "other.zarr", side)
-        for product in (CLASS, CONFIDENCE):
+        for product in PRODUCTS.values():
             assert one.array(product)[:].tobytes() == other.array(product)[:].tobytes()
 
 
 def test_coverage_is_just_the_usable_pixels(store: PatchStore, bundle: Bundle, tmp_path: Path) -> None:
     work = mapped(store, bundle, tmp_path / "map.zarr", 64)
-    products = [CLASS, CONFIDENCE]
+    products = list(PRODUCTS.values())
     assert check_coverage(work, store, products, tile=64) == ROWS * COLUMNS - 24
-    work.array(CONFIDENCE)[70:72, 65] = np.nan
+    work.array(CONFIDENCE)[0, 70:72, 65] = np.nan
     with pytest.raises(IncompleteMapError, match="2 pixels of confidence in the tile at y 64, x 64"):
         check_coverage(work, store, products, tile=64)
-    work.array(CLASS)[0, 0] = 1  # where there is no data
+    work.array(CLASS)[0, 0, 0] = 1  # where there is no data
     with pytest.raises(IncompleteMapError, match="1 pixels of class in the tile at y 0, x 0"):
         check_coverage(work, store, products, tile=64)
 
 
 def test_a_tile_that_is_not_a_whole_shard_is_refused(store: PatchStore, tmp_path: Path) -> None:
-    work = MapInWork.lay_down(str(tmp_path / "map.zarr"), grid=store.grid, products=[CLASS], tile=128)
+    work = MapInWork.lay_down(str(tmp_path / "map.zarr"), store=store, products=[CLASS], tile=128)
     for window in (Window(0, 0, 64, 64), Window(64, 0, 86, 128)):
-        result = TileResult(
-            np.zeros((window.height, window.width), np.uint8), np.zeros((window.height, window.width), np.float32)
-        )
+        result = {"class": np.zeros((1, window.height, window.width), np.uint8)}
         with pytest.raises(ValueError, match="not a whole shard"):
-            work.write(Tile("small", window), result, [CLASS])
+            work.write(Tile("small", window), result)
 
 
 def test_another_scenes_sources_are_refused(store: PatchStore, bundle: Bundle) -> None:
@@ -97,7 +96,7 @@ def published(prepared: Prepared, bundle: Bundle, tmp_path_factory: Any) -> dict
     store = PatchStore(prepared[1].store("small"))
     work = mapped(store, bundle, folder / "map.zarr", 64)
     paths = {}
-    for product in (CLASS, CONFIDENCE):
+    for product in PRODUCTS.values():
         paths[product.name] = folder / "out" / f"{product.name}.tif"
         url = str(paths[product.name])
         publish_product(work, product, url, grid=store.grid, classes=store.classes, tags={"mibf_run": "x"})
@@ -107,7 +106,7 @@ def published(prepared: Prepared, bundle: Bundle, tmp_path_factory: Any) -> dict
 
 def test_products_are_cogs_on_the_scenes_grid(published: dict[str, Path], store: PatchStore) -> None:
     work = MapInWork(str(published["work"]))
-    for product in (CLASS, CONFIDENCE):
+    for product in PRODUCTS.values():
         path = published[product.name]
         valid, errors, warnings = cog_validate(path, strict=True)
         assert (valid, errors, warnings) == (True, [], [])
@@ -115,9 +114,9 @@ def test_products_are_cogs_on_the_scenes_grid(published: dict[str, Path], store:
             assert dataset.crs == CRS
             assert dataset.transform == TRANSFORM
             assert dataset.shape == store.shape
-            assert dataset.dtypes == (product.dtype,)
+            assert set(dataset.dtypes) == {product.dtype}
             assert dataset.tags()["mibf_run"] == "x"
-            np.testing.assert_array_equal(dataset.read(1), work.array(product)[:])
+            np.testing.assert_array_equal(dataset.read(), work.array(product)[:])
 
 
 def test_the_class_map_has_colours_names_and_nodata(published: dict[str, Path], store: PatchStore) -> None:
@@ -140,3 +139,17 @@ def test_confidence_is_a_probability_where_mapped(published: dict[str, Path]) ->
     assert len(mapped_values) == ROWS * COLUMNS - 24
     assert mapped_values.min() >= 1 / 3
     assert mapped_values.max() <= 1
+
+
+def test_bands_are_named_by_class_and_source(published: dict[str, Path]) -> None:
+    with rasterio.open(published["probabilities"]) as dataset:
+        assert dataset.descriptions == ("water", "forest", "town")
+        probabilities = dataset.read()
+    with rasterio.open(published["class"]) as dataset:
+        classes = dataset.read(1)
+    chosen = classes != UNLABELLED
+    np.testing.assert_allclose(probabilities[:, chosen].sum(axis=0), 1, atol=1e-5)
+    assert (np.array([1, 2, 5])[probabilities[:, chosen].argmax(axis=0)] == classes[chosen]).all()
+    with rasterio.open(published["gate"]) as dataset:
+        assert dataset.descriptions == ("optical", "radar")
+        np.testing.assert_allclose(np.nansum(dataset.read(), axis=0)[chosen], 1, atol=1e-5)

@@ -1,25 +1,25 @@
-"""The network: shapes, what two sources mean, noise adaptation, objective, dense inference."""
+"""The network: shapes, what two sources mean, scale, noise adaptation, objective."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mibf.dense import CELL, cell_logits
 from mibf.errors import InputError
 from mibf.network import MIBFNet
 from mibf.noise import SHARE, NoiseAdaptation
 from mibf.objective import objective, rate
-from mibf.relation import Relation, small_products
-from mibf.spec import NARROW, NetworkSpec, SourceSpec
+from mibf.relation import Relation, shares, small_products
+from mibf.spec import NARROW, WIDE, NetworkSpec, SourceSpec
 
 
-def spec_of(bands: tuple[int, ...] = (4, 2), *, classes: int = 3, patch: int = 7) -> NetworkSpec:
-    widths = [SourceSpec(f"s{i}", b) if i == 0 else SourceSpec(f"s{i}", b, NARROW) for i, b in enumerate(bands)]
-    return NetworkSpec(tuple(widths), classes=classes, patch=patch)
+def spec_of(
+    bands: tuple[int, ...] = (4, 2), *, classes: int = 3, patch: int = 7, scales: tuple[int, ...] = (1, 1, 1, 1)
+) -> NetworkSpec:
+    sources = [SourceSpec(f"s{i}", b, NARROW if i else WIDE, scales[i]) for i, b in enumerate(bands)]
+    return NetworkSpec(tuple(sources), classes=classes, patch=patch)
 
 
 @pytest.mark.parametrize("bands", [(4, 2), (1, 1), (3, 2, 1), (2, 2, 2, 2)])
@@ -48,6 +48,22 @@ def test_parameters_of_the_paper_with_144_and_1_bands() -> None:
     assert sum(p.numel() for p in MIBFNet(spec_of((144, 1), classes=11)).parameters()) == wanted
 
 
+@pytest.mark.parametrize("scale", [2, 4])
+def test_a_finer_source_enters_with_all_its_pixels_where_they_are(scale: int) -> None:
+    """Each fine pixel reaches the output, as the channel (band, row, column in the reference pixel) of that pixel."""
+    network = MIBFNet(spec_of((3, 2), patch=5, scales=(1, scale))).eval()
+    x = [torch.rand(1, 3, 5, 5), torch.rand(1, 2, 5 * scale, 5 * scale, requires_grad=True)]
+    network(x).logits.square().sum().backward()
+    assert (x[1].grad != 0).float().mean() > 0.95  # all but those that a ReLU shuts out
+    plain = MIBFNet(spec_of((3, 2 * scale**2), patch=5)).eval()
+    plain.load_state_dict(network.state_dict())
+    stacked = torch.stack(
+        [x[1][:, band, row::scale, column::scale] for band in range(2) for row in range(scale) for column in range(scale)],
+        dim=1,
+    )
+    torch.testing.assert_close(plain([x[0], stacked]).logits, network(x).logits)
+
+
 def test_wrong_inputs_are_refused_with_expected_and_found() -> None:
     network = MIBFNet(spec_of())
     with pytest.raises(InputError, match=r"'s0' is 3 x 7 x 7.*wants 4 x 7 x 7"):
@@ -57,6 +73,11 @@ def test_wrong_inputs_are_refused_with_expected_and_found() -> None:
     for wrong in (4, 3, 17):
         with pytest.raises(InputError, match="odd number"):
             spec_of(patch=wrong)
+    with pytest.raises(InputError, match="'s1' has scale 3; it must be one of 1, 2, 4"):
+        spec_of(scales=(1, 3))
+    finer = MIBFNet(spec_of(scales=(1, 2)))
+    with pytest.raises(InputError, match=r"'s1' is 2 x 7 x 7.*wants 2 x 14 x 14.* at scale 2"):
+        finer([torch.rand(2, 4, 7, 7), torch.rand(2, 2, 7, 7)])
     with pytest.raises(InputError, match="at least two sources"):
         spec_of((4,))
 
@@ -78,6 +99,36 @@ def test_the_gate_of_two_sources_is_the_papers_sigmoid() -> None:
     found, shares = relation([a, b])
     torch.testing.assert_close(found, joined)
     torch.testing.assert_close(shares[:, 0], gate.mean(dim=(1, 2, 3)))
+
+
+@given(st.integers(2, 5), st.integers(1, 6))
+def test_gates_of_any_number_of_sources_sum_to_one_and_two_are_the_special_case(sources: int, pixels: int) -> None:
+    logits = torch.randn(pixels, sources - 1, 4)
+    gates = shares(logits, dim=1)
+    assert len(gates) == sources
+    torch.testing.assert_close(torch.stack(gates).sum(dim=0), torch.ones(pixels, 4))
+    # A further source that the gate shuts out, its logit far below, leaves the others' gates as they were.
+    wider = shares(torch.cat([torch.full((pixels, 1, 4), -1e4), logits], dim=1), dim=1)
+    for gate, same in zip(gates, wider[1:], strict=True):
+        torch.testing.assert_close(gate, same)
+
+
+def test_a_third_source_shut_out_leaves_the_relation_of_two() -> None:
+    """The generalisation holds the paper's relation: embed its weights, close the third gate, and it comes out."""
+    torch.manual_seed(0)
+    two, three = Relation(2).eval(), Relation(3).eval()
+    features = [torch.rand(5, 64, 3, 3) for _ in range(3)]
+    with torch.no_grad():
+        # Logits of three: first, second, and zero for the last, which is the one shut out.
+        three.gate.weight.zero_()
+        three.gate.weight[:64, :128] = two.gate.weight
+        three.gate.bias.copy_(torch.cat([two.gate.bias + 50, torch.full((64,), 50.0)]))
+        three.join[0].weight[:, :64] = two.join[0].weight
+        found, gates = three(features)
+        wanted, wanted_gates = two(features[:2])
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gates[:, :2], wanted_gates, atol=1e-5, rtol=1e-5)
+    assert gates[:, 2].max() < 1e-6
 
 
 @given(st.integers(1, 7))
@@ -125,32 +176,3 @@ def test_objective_adds_beta_times_the_rate() -> None:
     loss = objective(output, labels, beta=0.5)
     torch.testing.assert_close(loss.total, loss.cross_entropy + 0.5 * loss.rate)
     torch.testing.assert_close(loss.cross_entropy, torch.nn.functional.cross_entropy(output.logits, labels))
-
-
-@pytest.mark.parametrize(("bands", "patch"), [((4, 2), 7), ((3, 1, 2), 5)])
-def test_dense_inference_equals_the_network_on_each_patch(bands: tuple[int, ...], patch: int) -> None:
-    torch.manual_seed(0)
-    network = MIBFNet(spec_of(bands, patch=patch)).eval()
-    side = CELL + patch - 1
-    windows = [torch.rand(b, side, side) for b in bands]
-    logits = cell_logits(network, windows)
-    for y, x in [(0, 0), (0, CELL - 1), (CELL - 1, 0), (31, 17), (CELL - 1, CELL - 1)]:
-        alone = network([w[None, :, y : y + patch, x : x + patch] for w in windows]).logits[0]
-        torch.testing.assert_close(logits[:, y, x], alone, atol=1e-5, rtol=1e-5)
-
-
-def test_dense_inference_refuses_other_windows_and_training_mode() -> None:
-    network = MIBFNet(spec_of()).eval()
-    with pytest.raises(InputError, match="wants"):
-        cell_logits(network, [torch.rand(4, 66, 66), torch.rand(2, 66, 66)])
-    with pytest.raises(ValueError, match="training mode"):
-        cell_logits(network.train(), [torch.rand(4, 70, 70), torch.rand(2, 70, 70)])
-
-
-def test_bf16_agrees_with_float32_closely() -> None:
-    torch.manual_seed(1)
-    network = MIBFNet(spec_of()).eval()
-    windows = [torch.rand(4, 70, 70), torch.rand(2, 70, 70)]
-    exact = cell_logits(network, windows)
-    rough = cell_logits(network, windows, precision="bf16")
-    assert np.abs((exact - rough).numpy()).max() < 0.05 * float(exact.abs().max())

@@ -1,0 +1,244 @@
+"""Dense inference: equal to the network on each patch, the same bits whatever the tile, bounded, careful with NaN."""
+
+from __future__ import annotations
+
+import doctest
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import mibf.dense
+from mibf.dense import CELL, Dense, rows_within_budget
+from mibf.errors import InputError
+from mibf.network import MIBFNet, Output
+from mibf.objective import rate
+from mibf.products import PRODUCT_NAMES
+from tests.test_network import spec_of
+
+
+def network_of(*bands: int, patch: int = 7, scales: tuple[int, ...] = (1, 1, 1, 1), classes: int = 5) -> MIBFNet:
+    """A network whose batch norms and code are as far from their initial values as training takes them."""
+    torch.manual_seed(1)
+    network = MIBFNet(spec_of(bands, classes=classes, patch=patch, scales=scales)).eval()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.3, 2)
+                module.weight.uniform_(0.5, 2)
+                module.bias.normal_(0, 0.2)
+        network.bottleneck.spread.bias.fill_(4.0)  # a standard deviation that draws can be told by
+    return network
+
+
+def tile_of(network: MIBFNet, height: int, width: int, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    reach = 2 * network.spec.halo
+    return [
+        torch.rand(s.bands, (height + reach) * s.scale, (width + reach) * s.scale, generator=generator)
+        for s in network.spec.sources
+    ]
+
+
+@torch.inference_mode()
+def alone(network: MIBFNet, tile: Sequence[Tensor], pixels: Sequence[tuple[int, int]]) -> Output:
+    """The network on the patches of some pixels, each cut out by hand."""
+    patch = network.spec.patch
+    return network(
+        [
+            torch.stack([x[:, y * s.scale : (y + patch) * s.scale, c * s.scale : (c + patch) * s.scale] for y, c in pixels])
+            for x, s in zip(tile, network.spec.sources, strict=True)
+        ]
+    )
+
+
+CASES = [
+    ((4, 2), 7, (1, 1)),
+    ((64, 2), 7, (1, 1)),
+    ((3, 1), 5, (1, 2)),
+    ((2, 1), 9, (4, 1)),
+    ((3, 1, 2), 7, (1, 1, 2)),
+    ((2, 2, 1, 1), 5, (1, 1, 1, 1)),
+    ((2, 1), 11, (1, 1)),
+    ((2, 1), 15, (1, 1)),
+]
+
+
+@pytest.mark.parametrize(("bands", "patch", "scales"), CASES)
+def test_every_pixel_equals_its_patch_alone(bands: tuple[int, ...], patch: int, scales: tuple[int, ...]) -> None:
+    network = network_of(*bands, patch=patch, scales=scales)
+    height, width = 70, 9  # more than a cell, and not whole cells
+    tile = tile_of(network, height, width)
+    pixels = [(y, x) for y in range(height) for x in range(width)]
+    wanted = alone(network, tile, pixels)
+    found = Dense(network)(tile, products=PRODUCT_NAMES)
+
+    def flat(name: str) -> Tensor:
+        return found[name].flatten(-2).movedim(-1, 0)
+
+    torch.testing.assert_close(flat("logits"), wanted.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(flat("probabilities"), wanted.logits.softmax(dim=1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(flat("confidence"), wanted.logits.softmax(dim=1).amax(dim=1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(flat("gate"), wanted.gate, atol=1e-5, rtol=0)
+    torch.testing.assert_close(flat("rate"), rate(wanted.mean, wanted.std), atol=1e-5, rtol=1e-5)
+    entropy = torch.distributions.Categorical(logits=wanted.logits).entropy()
+    torch.testing.assert_close(flat("entropy"), entropy, atol=1e-5, rtol=0)
+    # Nearly equal logits may change places in the last bit; the class is that of the logits found, exactly.
+    assert torch.equal(found["class"], found["logits"].argmax(dim=0))
+    top = wanted.logits.topk(2, dim=1).values
+    clear = top[:, 0] - top[:, 1] > 1e-5
+    assert torch.equal(flat("class")[clear], wanted.logits.argmax(dim=1)[clear])
+    assert clear.float().mean() > 0.99
+
+
+def test_information_is_that_of_draws_from_the_code() -> None:
+    """Against draws made one by one with the network's own decoder."""
+    network = network_of(3, 2, patch=5)
+    tile = tile_of(network, 4, 6)
+    dense = Dense(network, draws=40, seed=3)
+    found = dense(tile, products=["information"])["information"].flatten()
+    output = alone(network, tile, [(y, x) for y in range(4) for x in range(6)])
+    drawn = torch.stack(
+        [network.bottleneck.decoder(output.mean + output.std * eps).softmax(dim=1) for eps in dense.decoding.noise]
+    )
+    categorical = torch.distributions.Categorical
+    wanted = categorical(probs=drawn.mean(dim=0)).entropy() - categorical(probs=drawn).entropy().mean(dim=0)
+    torch.testing.assert_close(found, wanted.detach(), atol=1e-5, rtol=0)
+    assert found.max() > 1e-3
+    again = Dense(network, draws=40, seed=4)(tile, products=["information"])["information"].flatten()
+    assert not torch.equal(again, found)
+
+
+def test_temperature_changes_confidence_and_no_class() -> None:
+    network = network_of(3, 2, patch=5)
+    tile = tile_of(network, 8, 8)
+    sharp, soft = (Dense(network, temperature=t)(tile, products=["class", "confidence"]) for t in (1.0, 3.0))
+    assert torch.equal(sharp["class"], soft["class"])
+    assert (soft["confidence"] < sharp["confidence"]).all()
+
+
+@given(
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.integers(1, 3 * CELL),
+    st.integers(1, 3 * CELL),
+    st.sampled_from(["float32", "bf16"]),
+)
+@settings(max_examples=12, deadline=None)
+def test_the_same_bits_whatever_the_tile(row: int, column: int, height: int, width: int, precision: str) -> None:
+    """A tile that begins on any cell's corner and ends anywhere has the bits of the whole."""
+    network = network_of(2, 1, patch=5)
+    whole = tile_of(network, 3 * CELL, 3 * CELL)
+    dense = Dense(network, precision=precision)  # type: ignore[arg-type]  # one of two literals
+    y, x = row * CELL, column * CELL
+    height, width = min(height, 3 * CELL - y), min(width, 3 * CELL - x)
+    reach = 2 * network.spec.halo
+    part = [s[:, y : y + height + reach, x : x + width + reach] for s in whole]
+    key = (precision,)
+    if key not in _WHOLE:
+        _WHOLE[key] = dense(whole, products=PRODUCT_NAMES)
+    found = dense(part, products=PRODUCT_NAMES)
+    for name, values in found.items():
+        assert torch.equal(values, _WHOLE[key][name][..., y : y + height, x : x + width]), name
+
+
+_WHOLE: dict[tuple[str], dict[str, Tensor]] = {}
+
+
+def test_other_work_in_the_cell_changes_no_bit() -> None:
+    network = network_of(3, 2)
+    tile = tile_of(network, CELL, CELL)
+    dense = Dense(network)
+    before = dense(tile, products=["logits"])["logits"]
+    changed = [x.clone() for x in tile]
+    for x in changed:
+        x[:, :40] = torch.rand_like(x[:, :40])
+    after = dense(changed, products=["logits"])["logits"]
+    assert torch.equal(before[:, 40:], after[:, 40:])
+    assert not torch.equal(before[:, :34], after[:, :34])
+    valid = torch.ones(70, 70, dtype=torch.bool)
+    valid[3 + 10, 3 + 20] = False
+    masked = dense(tile, products=["logits"], valid=valid)["logits"]
+    untouched = torch.ones(CELL, CELL, dtype=torch.bool)
+    untouched[10 - 3 : 10 + 4, 20 - 3 : 20 + 4] = False
+    assert torch.equal(masked[:, untouched], before[:, untouched])
+
+
+def test_nan_is_refused_unless_the_validity_masks_it() -> None:
+    network = network_of(3, 2, patch=5, scales=(1, 2))
+    tile = tile_of(network, 20, 30)
+    dense = Dense(network)
+    clean = dense(tile, products=["class", "confidence", "gate"])
+    tile[1][1, 13, 21] = torch.nan  # the reference pixel (6, 10) with its halo, (4, 8) without
+    with pytest.raises(InputError, match=r"source 's1' has nan in band 2, row 13, column 21 .*1 such values"):
+        dense(tile)
+    tile[0][0, 0, 0] = torch.inf
+    with pytest.raises(InputError, match="source 's0' has inf in band 1, row 0, column 0"):
+        dense(tile)
+    valid = torch.ones(24, 34, dtype=torch.bool)
+    valid[6, 10] = valid[0, 0] = False
+    found = dense(tile, products=["class", "confidence", "gate"], valid=valid)
+    assert found["class"][4, 8] == -1
+    assert int((found["class"] == -1).sum()) == 1
+    assert torch.isnan(found["confidence"]).sum() == 1
+    assert torch.isnan(found["gate"]).sum() == 2
+    far = (slice(8, None), slice(12, None))
+    assert torch.equal(found["confidence"][far], clean["confidence"][far])
+    nothing = dense(tile, valid=torch.zeros(24, 34, dtype=torch.bool))
+    assert (nothing["class"] == -1).all()
+    with pytest.raises(InputError, match=r"validity is 20 x 30 .* is 24 x 34"):
+        dense(tile, valid=valid[:20, :30])
+
+
+def test_tiles_that_are_not_the_specs_are_refused() -> None:
+    dense = Dense(network_of(4, 2))
+    for tile, message in [
+        ([torch.rand(4, 70, 70)], "1 sources given; the network wants 2"),
+        ([], "0 sources given"),
+        ([torch.rand(3, 70, 70), torch.rand(2, 70, 70)], r"'s0' is 3 x 70 x 70.*wants 4 x 70 x 70"),
+        ([torch.rand(4, 70, 70), torch.rand(2, 140, 140)], r"'s1' is 2 x 140 x 140.*wants 2 x 70 x 70.*scale 1"),
+        ([torch.rand(4, 6, 70), torch.rand(2, 6, 70)], r"'s0' is 4 x 6 x 70.*wants 4 x 7 x 70"),
+        ([torch.rand(70, 70), torch.rand(70, 70)], r"'s0' is 70 x 70 "),
+    ]:
+        with pytest.raises(InputError, match=message):
+            dense(tile)
+    with pytest.raises(InputError, match="unknown product 'doubt'; there are class, confidence"):
+        dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], products=["doubt"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="training mode"):
+        Dense(network_of(4, 2).train())
+
+
+def test_bf16_gives_nearly_the_same() -> None:
+    network = network_of(8, 2)
+    tile = tile_of(network, CELL, CELL)
+    exact, rough = (Dense(network, precision=p)(tile, products=["logits"])["logits"] for p in ("float32", "bf16"))
+    assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
+
+
+@given(st.sampled_from([5, 7, 11, 15]), st.integers(1, 200 << 20))
+def test_rows_in_work_stay_within_the_budget(patch: int, budget: int) -> None:
+    spec = spec_of((64, 2), patch=patch)
+    rows = rows_within_budget(spec, torch.float32, budget)
+    assert CELL % rows == 0
+    gathered = rows * CELL * (patch + 1) ** 2 * (64 + 32) * 4
+    assert rows == 1 or gathered < budget
+
+
+def test_the_docstrings_example_runs() -> None:
+    assert doctest.testmod(mibf.dense).failed == 0
+    assert doctest.testmod(mibf.dense).attempted > 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_a_gpu_agrees_with_the_cpu() -> None:
+    network = network_of(64, 2)
+    tile = tile_of(network, 100, 100)
+    here = Dense(network)(tile, products=["logits"])["logits"]
+    there = Dense(network.cuda())(tile, products=["logits"])["logits"].cpu()
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-5)
