@@ -32,6 +32,7 @@ from jobs.progress import bar, say
 from jobs.stages import Outcome, StageError, begin
 from jobs.workspace import Workspace
 from mibf.bundle import Bundle
+from mibf.calibration import TemperatureFit
 from mibf.checkpoint import Checkpoint
 from mibf.network import MIBFNet
 from mibf.optim import make_optimiser
@@ -101,6 +102,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         weights=checkpoint.network,
         scaling=scaling,
         classes=stores[0].classes,
+        temperature=chosen["temperature"],
         provenance={"fingerprint": fingerprint, "run": config.run, "chosen": chosen, "versions": _versions()},
     )
     workspace.write_bundle(bundle)
@@ -108,7 +110,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         f"{parameters:,} parameters, "
         f"{len(spec.sources)} sources, {config.train.epochs} epochs{' (resumed)' if resumed else ''}",
         f"best epoch {chosen['epoch']} by validation: overall accuracy {chosen[SELECTED_BY]:.3f}, "
-        f"kappa {chosen['validation_kappa']:.3f}",
+        f"kappa {chosen['validation_kappa']:.3f}; temperature {chosen['temperature']:.2f}",
     ]
     return Outcome({"chosen": chosen, "parameters": parameters}, lines, [workspace.bundle, workspace.metrics])
 
@@ -226,11 +228,13 @@ def _worker(settings: dict[str, Any]) -> None:
             after_step=advance,
         )
         between = time.monotonic()
+        calibration = TemperatureFit(next(model.parameters()).device)
         checked = validate(
             inner(model),
             validation.in_order(batch=1024),
             beta=settings["beta"],
             precision=wanted["precision"],
+            calibration=calibration,
             after_step=advance,
         )
         ended = time.monotonic()
@@ -238,6 +242,7 @@ def _worker(settings: dict[str, Any]) -> None:
             "epoch": epoch + 1,
             **_named("train", trained),
             **_named("validation", checked),
+            "temperature": calibration.temperature(),
             "train_seconds": round(between - started, 2),
             "validation_seconds": round(ended - between, 2),
         }

@@ -18,7 +18,7 @@ outside. So:
    features after the pool (both commute with the maximum).
 
 Batch norms are folded (`mibf.folded`). Winograd's minimal filtering would halve the multiplications of the second
-3x3 convolution, but as tensor operations its transforms cost more than it saves (twice the time of the direct one, on a CPU).
+3x3 convolution, but as tensor operations its transforms cost more than it saves (on a CPU, twice the direct one's time).
 
 Work goes in cells of `CELL` x `CELL` pixels counted from the tile's first pixel. All shapes depend on network
 and device alone: a pixel's result is bit for bit the same whatever tile holds it, as long as tiles begin

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mibf.calibration import TemperatureFit
+from mibf.distributed import average_over_workers, sum_over_workers
 from mibf.metrics import ConfusionMatrix
 from mibf.network import MIBFNet, Output
 from mibf.objective import Loss, objective
@@ -56,17 +57,10 @@ class _Sums:
         self.counts += torch.bincount(pairs, minlength=self.classes**2)
 
     def figures(self) -> Figures:
-        if is_distributed():
-            dist.all_reduce(self.terms)
-            dist.all_reduce(self.counts)
+        sum_over_workers(self.terms, self.counts)
         confusion = ConfusionMatrix(self.counts.cpu().numpy().reshape(self.classes, self.classes))
         loss, cross_entropy, rate = (self.terms.cpu() / max(1, confusion.samples)).tolist()
         return Figures(loss, cross_entropy, rate, confusion)
-
-
-def is_distributed() -> bool:
-    """Whether this process is one of several workers."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def inner(model: nn.Module) -> MIBFNet:
@@ -74,15 +68,6 @@ def inner(model: nn.Module) -> MIBFNet:
     network = getattr(model, "module", model)
     assert isinstance(network, MIBFNet)
     return network
-
-
-def average_over_workers(buffers: Iterable[Tensor]) -> None:
-    """Replace floating-point buffers by their mean over all workers, in place."""
-    if is_distributed():
-        for buffer in buffers:
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= dist.get_world_size()
 
 
 def train_epoch(
@@ -136,15 +121,18 @@ def validate(
     *,
     beta: float,
     precision: Precision,
+    calibration: TemperatureFit | None = None,
     after_step: Callable[[int], None] = lambda samples: None,
 ) -> Figures:
-    """The figures of a network in evaluation mode over batches, summed over workers."""
+    """The figures of a network in evaluation mode over batches, summed over workers; `calibration` sees its logits."""
     device = next(network.parameters()).device
     sums = _Sums(network.spec.classes, device)
     network.eval()
     for batch in batches:
         output, labels = _forward(network, batch, device, precision)
         sums.add(objective(output, labels, beta=beta), output.logits, labels)
+        if calibration is not None:
+            calibration.add(output.logits, labels)
         after_step(len(labels))
     return sums.figures()
 
