@@ -25,6 +25,11 @@ def conv1x1(inner: int, outer: int, *, bias: bool) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inner, outer, kernel_size=1, bias=bias), nn.BatchNorm2d(outer), nn.ReLU(inplace=True))
 
 
+def pixel_mean(x: Tensor) -> Tensor:
+    """The mean over pixels, (B, C, p, p) -> (B, C), taken so that its gradient is channels last like all others."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
+
+
 class SqueezeExcite(nn.Module):
     """Channel attention (Hu et al., "Squeeze-and-Excitation Networks", 2018), without biases."""
 
@@ -39,7 +44,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh each channel by what all pixels say of it: (B, channels, p, p), kept."""
-        weights: Tensor = self.weigh(x.mean(dim=(2, 3)))  # (B, channels)
+        weights: Tensor = self.weigh(pixel_mean(x))  # (B, channels)
         return x * weights[:, :, None, None]
 
 
@@ -62,7 +67,8 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode patches."""
-        x = F.pixel_unshuffle(x, self.scale)  # (B, C s s, p, p)
+        if self.scale > 1:
+            x = F.pixel_unshuffle(x, self.scale)  # (B, C s s, p, p)
         x = self.attention(self.spectral(self.spatial(x)))  # (B, second, p, p)
         pooled: Tensor = self.pool(self.features(x))  # (B, 64, q, q)
         return pooled

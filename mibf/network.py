@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mibf.bottleneck import Bottleneck
-from mibf.branch import Branch, conv1x1, conv3x3
+from mibf.branch import Branch, conv1x1, conv3x3, pixel_mean
 from mibf.noise import NoiseAdaptation
 from mibf.relation import Relation
 from mibf.spec import FEATURES, HIDDEN, NetworkSpec, check_shapes
@@ -59,7 +59,7 @@ class MIBFNet(nn.Module):
             self.noise.observe(gate)
         refined = [refine(x) for refine, x in zip(self.refine, features, strict=True)]
         joined = self.join(torch.cat([refined[0], relation, *refined[1:]], dim=1))
-        logits, mean, std = self.bottleneck(joined.mean(dim=(2, 3)))
+        logits, mean, std = self.bottleneck(pixel_mean(joined))
         return Output(logits, mean, std, gate)
 
     def _check(self, sources: Sequence[Tensor]) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from mibf.branch import conv1x1
 from mibf.spec import FEATURES, HIDDEN
@@ -17,10 +19,29 @@ from mibf.spec import FEATURES, HIDDEN
 
 def small_products(left: Tensor, right: Tensor) -> Tensor:
     """Matrix products of the last two axes, (..., q, q) each: written out, for BLAS is slow on 3x3 matrices."""
+    products: Tensor = _SmallProducts.apply(left, right)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return products
+
+
+def _written_out(left: Tensor, right: Tensor) -> Tensor:
     products = left[..., :, :1] * right[..., :1, :]
     for k in range(1, left.shape[-1]):
-        products = products + left[..., :, k : k + 1] * right[..., k : k + 1, :]
+        products.addcmul_(left[..., :, k : k + 1], right[..., k : k + 1, :])
     return products
+
+
+class _SmallProducts(torch.autograd.Function):
+    """With its derivatives as small products too; those of the sums of outer products would be sums over broadcasts."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(left, right)
+        return _written_out(left, right)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = ctx.saved_tensors
+        return _written_out(gradient, right.mT), _written_out(left.mT, gradient)
 
 
 def shares(logits: Tensor, *, dim: int) -> tuple[Tensor, ...]:

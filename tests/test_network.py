@@ -133,8 +133,9 @@ def test_a_third_source_shut_out_leaves_the_relation_of_two() -> None:
 
 @given(st.integers(1, 7))
 def test_small_products_are_matrix_products(q: int) -> None:
-    a, b = torch.rand(2, 3, q, q), torch.rand(2, 3, q, q)
+    a, b = (torch.rand(2, 3, q, q, dtype=torch.float64, requires_grad=True) for _ in range(2))
     torch.testing.assert_close(small_products(a, b), a @ b)
+    assert torch.autograd.gradcheck(small_products, (a, b))
 
 
 @given(st.integers(2, 40), st.floats(0.1, 100.0))
