@@ -1,0 +1,306 @@
+"""The authors' checkpoints: their recorded network is reproduced, others are refused."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mibf.authors import form, from_bytes, from_state_dict, translate
+from mibf.errors import InputError
+from mibf.network import MIBFNet
+from mibf.objective import Loss, objective
+from mibf.spec import NARROW, NetworkSpec, SourceSpec
+
+#: Our layers and theirs, written down apart from the module that is tested.
+LAYERS = [
+    *(
+        (f"branches.{i}.{ours}", f"net{i + 1}.{theirs}")
+        for i in (0, 1)
+        for ours, theirs in (
+            ("spatial.", "conv3x3_1."),
+            ("spectral.", "conv3x3_2."),
+            ("features.", "conv3x3_3."),
+            ("attention.weigh.", "SELayer.fc."),
+        )
+    ),
+    ("relation.gate.", "interaction.conv."),
+    ("relation.join.", "interaction.conv3."),
+    ("refine.0.", "f1."),
+    ("refine.1.", "f2."),
+    ("join.", "ff."),
+    ("bottleneck.hidden.", "IB_fusion.encoder.0."),
+    ("bottleneck.mean.", "IB_fusion.fc_mu."),
+    ("bottleneck.spread.", "IB_fusion.fc_std."),
+    ("bottleneck.decoder.", "IB_fusion.decoder."),
+]
+#: Biases that a batch norm follows: it takes the batch's mean away, and any constant with it.
+BEFORE_NORM = {"net1.conv3x3_2.0.bias", "net2.conv3x3_2.0.bias", "ff.0.bias"}
+
+State = dict[str, Tensor]
+
+
+def their_name(ours: str) -> str:
+    part, theirs = next((part, theirs) for part, theirs in LAYERS if ours.startswith(part))
+    return theirs + ours.removeprefix(part)
+
+
+def network_of(bands: tuple[int, int] = (3, 1), *, classes: int = 3, hidden: int = 128, patch: int = 5) -> MIBFNet:
+    """A network whose every parameter and statistic is its own, so that none can be taken for another."""
+    torch.manual_seed(3)
+    spec = NetworkSpec((SourceSpec("a", bands[0]), SourceSpec("b", bands[1], NARROW)), classes, patch, hidden)
+    network = MIBFNet(spec)
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.1 * (torch.rand_like(tensor) - 0.5))
+    network.noise.mean_gate.fill_(0.5)
+    return network.eval()
+
+
+def their_state(network: MIBFNet) -> State:
+    """A network's state as the authors' code would have saved it, with the layer that it never calls."""
+    state = {their_name(name): t.clone() for name, t in network.state_dict().items() if name != "noise.mean_gate"}
+    return state | {"fc.0.weight": torch.rand(network.spec.classes, 128), "fc.0.bias": torch.rand(network.spec.classes)}
+
+
+def saved(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def patches(network: MIBFNet) -> list[Tensor]:
+    torch.manual_seed(5)
+    return [torch.rand(6, source.bands, network.spec.patch, network.spec.patch) for source in network.spec.sources]
+
+
+# --- against what was recorded of the authors' network -------------------------------------------------------------------
+
+
+class Record:
+    """A golden record: the authors' weights, inputs, outputs and gradients, in float32 on a CPU."""
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as content:
+            self.arrays = {name: content[name] for name in content.files}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.from_numpy(np.asarray(self.arrays[name]))
+
+    @property
+    def state(self) -> State:
+        return {n.removeprefix("state/"): self[n] for n in self.arrays if n.startswith("state/")}
+
+    @property
+    def sources(self) -> list[Tensor]:
+        return [self["x1"], self["x2"]]
+
+    def network(self) -> MIBFNet:
+        """Our network with all the logits that theirs has."""
+        spec, weights = translate(self.state)
+        network = MIBFNet(spec)
+        network.load_state_dict(weights)
+        return network.eval()
+
+
+@pytest.fixture(scope="module", params=["described", "released"])
+def record(request: pytest.FixtureRequest, shared: Callable[[str], Path]) -> Record:
+    return Record(shared(f"golden/mibf_{request.param}_64_2_11.npz"))
+
+
+def assert_near(found: Tensor, recorded: Tensor) -> None:
+    torch.testing.assert_close(found, recorded, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_every_part_gives_what_the_authors_network_gave(record: Record) -> None:
+    network = record.network()
+    features = [branch(x) for branch, x in zip(network.branches, record.sources, strict=True)]
+    relation, gate = network.relation(features)
+    output = network(record.sources)
+    assert_near(features[0], record["eval/branch1"])
+    assert_near(features[1], record["eval/branch2"])
+    assert_near(relation, record["eval/relation"])
+    assert_near(gate[:, 0].mean(), record["eval/gate_mean"])
+    assert_near(output.mean, record["eval/mu"])
+    assert_near(output.std, record["eval/std"])
+    assert_near(output.logits, record["eval/logits_of_mu"])
+
+
+@torch.no_grad()
+def test_the_network_for_maps_has_the_logits_of_the_classes_alone(record: Record) -> None:
+    network = from_state_dict(record.state)
+    assert not network.training
+    assert network.spec.classes == 11
+    assert [(s.bands, s.widths) for s in network.spec.sources] == [(64, (128, 64)), (2, (16, 32))]
+    assert_near(network(record.sources).logits, record["eval/logits_of_mu"][:, :11])
+
+
+@pytest.fixture
+def trained(record: Record, monkeypatch: pytest.MonkeyPatch) -> tuple[MIBFNet, Loss]:
+    """The recorded training step: noise and code drawn as zeros, and the loss's gradients.
+
+    The record's loss is cross-entropy + 1e-3 * KL averaged over the 128 dimensions too, where ours sums them.
+    """
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+    network = record.network().train()
+    output = network(record.sources)
+    loss = objective(output, record["y"], beta=1e-3 / 128)
+    torch.autograd.backward(loss.total)
+    assert_near(output.logits, record["train/logits"])
+    assert_near(output.mean, record["train/mu"])
+    assert_near(output.std, record["train/std"])
+    return network, loss
+
+
+def test_loss_terms_of_a_training_step(record: Record, trained: tuple[MIBFNet, Loss]) -> None:
+    _, loss = trained
+    assert_near(loss.total, record["train/loss"])
+    assert_near(loss.cross_entropy, record["train/cross_entropy"])
+    assert_near(loss.rate / 128, record["train/kl_mean"])
+
+
+def test_every_gradient_of_a_training_step(record: Record, trained: tuple[MIBFNet, Loss]) -> None:
+    """To 1e-4 of a tensor's largest recorded gradient, each element, and to 1e-4 in the norm.
+
+    Element by element against its own size would ask for digits that float32 sums of either sign do not hold: an
+    element that cancels to near zero keeps the rounding of its terms. A bias that a batch norm follows is that case
+    throughout: its gradient is zero in exact arithmetic, and what was recorded is rounding alone (some 1e-9). Such a
+    bias is seen to be nothing beside the weights of its own layer, in the record and in ours.
+    """
+    network, _ = trained
+    compared = set()
+    for ours, parameter in network.named_parameters():
+        name = their_name(ours)
+        recorded, found = record[f"train/grad/{name}"], parameter.grad
+        assert found is not None
+        if name in BEFORE_NORM:
+            weights = record[f"train/grad/{name.removesuffix('bias')}weight"].abs().max()
+            assert recorded.abs().max() < 1e-5 * weights, name
+            assert found.abs().max() < 1e-5 * weights, name
+        else:
+            assert (found - recorded).abs().max() <= 1e-4 * recorded.abs().max(), name
+            assert (found - recorded).norm() <= 1e-4 * recorded.norm(), name
+        compared.add(f"train/grad/{name}")
+    assert compared == {name for name in record.arrays if name.startswith("train/grad/")}, "every recorded gradient"
+
+
+# --- without a record --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "net"])
+def test_a_checkpoint_file_becomes_the_same_network(wrapper: str | None, prefix: str) -> None:
+    network = network_of()
+    state = {f"{prefix}{name}": tensor for name, tensor in their_state(network).items()}
+    content = saved({"epoch": 300, wrapper: state, "best_acc": 0.9} if wrapper else state)
+    read = from_bytes(content, name="checkpoint.pth.tar", patch=5, sources=("a", "b"))
+    assert read.spec == network.spec
+    assert form(read.spec) == "described"
+    assert not read.training
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, read.state_dict()[name]), name
+    assert torch.equal(network(patches(network)).logits, read(patches(network)).logits)
+
+
+@torch.no_grad()
+def test_a_released_checkpoint_loses_the_logits_past_its_classes() -> None:
+    network = network_of(classes=128, hidden=4)
+    whole = translate(their_state(network), patch=5)
+    assert (whole.spec.classes, whole.spec.hidden, form(whole.spec)) == (128, 4, "released")
+    read = from_state_dict(their_state(network), patch=5)
+    assert read.spec.classes == 4
+    torch.testing.assert_close(read(patches(network)).logits, network(patches(network)).logits[:, :4])
+    assert NetworkSpec.from_json(read.spec.to_json()) == read.spec
+
+
+def test_widths_are_read_from_the_shapes_and_half_precision_is_widened() -> None:
+    spec = NetworkSpec((SourceSpec("first", 2, (24, 48)), SourceSpec("second", 5, (32, 16))), classes=6)
+    state = {name: t.half() if t.is_floating_point() else t for name, t in their_state(MIBFNet(spec)).items()}
+    network = from_state_dict(state)
+    assert network.spec == spec
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def without(name: str) -> Callable[[State], Any]:
+    return lambda state: {n: t for n, t in state.items() if n != name}
+
+
+def put(name: str, value: Any) -> Callable[[State], Any]:
+    return lambda state: state | {name: value}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: list(state), "holds a list where a mapping of names to weights was expected"),
+        (lambda state: {}, r"without IB_fusion.decoder.bias, .* and \d+ more"),
+        (lambda state: {"epoch": 3, "weights": state}, "'epoch' is a int, 'weights' is a dict"),
+        (lambda state: dict(enumerate(state.values())), "0 is a Tensor"),
+        (without("f2.0.weight"), r"without f2\.0\.weight\. "),
+        (put("net3.conv3x3_1.0.weight", torch.ones(1)), r"with net3\.conv3x3_1\.0\.weight, which that has not"),
+        (put("ff.0.weight", torch.ones(128, 64, 1, 1)), "is 128 x 64 x 1 x 1 where 128 x 256 x 1 x 1 was expected"),
+        (put("f1.1.bias", torch.tensor(1.0)), "f1.1.bias is a single number where 64 was expected"),
+        (put("net1.conv3x3_1.0.weight", torch.ones(128)), "net1.conv3x3_1.0.weight is 128 where 4 axes"),
+        (put("net2.conv3x3_1.0.weight", torch.ones(16, 0, 3, 3)), "is 16 x 0 x 3 x 3 where 4 axes, none of them empty"),
+        (put("IB_fusion.decoder.weight", torch.ones(1, 128)), "at least two classes, 1 given"),
+        (put("IB_fusion.encoder.0.weight", torch.ones(9, 128)), "hidden layer of 9 and 3 logits"),
+        (put("f1.0.weight", torch.full((64, 64, 3, 3), float("nan"))), "f1.0.weight: not all values are finite"),
+        (put("f1.0.weight", torch.ones(64, 64, 3, 3).to_sparse()), "'f1.0.weight' is a Tensor"),
+    ],
+)  # fmt: skip
+def test_what_is_not_their_network_is_refused_with_expected_and_found(change: Callable[[State], Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        from_state_dict(change(their_state(network_of())))
+
+
+def test_a_patch_that_cannot_be_is_refused() -> None:
+    with pytest.raises(InputError, match="patch is 6"):
+        from_state_dict(their_state(network_of()), patch=6)
+
+
+class Touch:
+    """Unpickled by Python's own means, this makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("keep", [saved, pickle.dumps])
+def test_a_pickle_is_not_run(tmp_path: Path, keep: Callable[[Any], bytes]) -> None:
+    path = tmp_path / "touched"
+    content = keep({"state_dict": their_state(network_of()), "arguments": Touch(path)})
+    with pytest.raises(InputError, match=r"^sly\.pth: .*torch\.save\(model\.state_dict\(\)"):
+        from_bytes(content, name="sly.pth")
+    assert not path.exists()
+
+
+def test_an_object_in_a_checkpoint_is_named() -> None:
+    with pytest.raises(InputError, match=r"^whole\.pth: holds torch\.nn\.modules\.linear\.Linear, which is neither"):
+        from_bytes(saved(torch.nn.Linear(2, 2)), name="whole.pth")
+
+
+def test_a_file_that_is_cut_short_or_no_checkpoint_is_refused() -> None:
+    whole = saved(their_state(network_of()))
+    legacy = io.BytesIO()
+    torch.save(their_state(network_of()), legacy, _use_new_zipfile_serialization=False)
+    assert from_bytes(legacy.getvalue(), name="old.pth").spec.classes == 3
+    contents = [whole[: len(whole) * share // 10] for share in range(10)]
+    contents += [legacy.getvalue()[:-100], b"hello, this is text", b"\x89PNG\r\n\x1a\n" + bytes(100), bytes(100)]
+    for content in contents:
+        with pytest.raises(InputError, match=r"^x\.pth: is not a checkpoint that torch\.save wrote, or is cut short"):
+            from_bytes(content, name="x.pth")
+    with pytest.raises(InputError, match=r"^x\.pth: holds a Tensor where a mapping"):
+        from_bytes(saved(torch.ones(2)), name="x.pth")
