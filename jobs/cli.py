@@ -98,6 +98,26 @@ def report(config: ConfigPath, set_: Overrides = None, as_json: Json = False) ->
     _stages(config, set_, as_json, ("report",), keep_current=False)
 
 
+@app.command()
+def authors_to_bundle(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(metavar="CHECKPOINT", help="What the authors' code saved: a path or URL.", show_default=False),
+    ],
+    config: Annotated[str, typer.Option(metavar="CONFIG", help="The YAML configuration file.", show_default=False)],
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Take a checkpoint of the authors' own code as the run's model, in place of training."""
+
+    def work(loaded: Config) -> list[tuple[Manifest, bool]]:
+        from jobs.authors import authors_to_bundle as work
+
+        return [(work(loaded, checkpoint), True)]
+
+    _carry_out(config, set_, as_json, work)
+
+
 def _stages(
     config: str | Callable[[], str],
     overrides: Sequence[str] | None,
@@ -106,7 +126,21 @@ def _stages(
     *,
     keep_current: bool,
 ) -> None:
-    """Do stages in order and end the process with the status that says how it went."""
+    """Do stages in order."""
+
+    def work(loaded: Config) -> list[tuple[Manifest, bool]]:
+        return [_stage(loaded, stage, keep_current=keep_current) for stage in stages]
+
+    _carry_out(config, overrides, as_json, work)
+
+
+def _carry_out(
+    config: str | Callable[[], str],
+    overrides: Sequence[str] | None,
+    as_json: bool,
+    work: Callable[[Config], list[tuple[Manifest, bool]]],
+) -> None:
+    """Do a command's work and end the process with the status that says how it went."""
     from mibf.errors import InputError
 
     # Scenes without a CRS are taken as they are: no cause for GDAL's warnings about them.
@@ -115,7 +149,7 @@ def _stages(
         from jobs.config import load
 
         loaded = load(config if isinstance(config, str) else config(), overrides=overrides or ())
-        done = [_stage(loaded, stage, keep_current=keep_current) for stage in stages]
+        done = work(loaded)
     except InputError as error:
         typer.echo(f"mibf: {error}", err=True)
         raise typer.Exit(2) from None

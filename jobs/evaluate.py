@@ -10,7 +10,7 @@ from dask.system import CPU_COUNT
 
 from jobs.config import Config
 from jobs.progress import bar
-from jobs.stages import Outcome, begin, read_manifest
+from jobs.stages import Outcome, begin, imported, read_manifest
 from jobs.stages import fingerprint as fingerprint_of
 from jobs.workspace import Workspace
 from mibf.errors import InputError
@@ -23,6 +23,11 @@ from pipeline.predict import check_sources
 from pipeline.store import PatchStore
 
 BATCH = 1024
+#: What stands beside the figures of a model whose training nobody here saw.
+UNKNOWN_TRAINING = (
+    "the model was read from a checkpoint of the authors, and what it was trained on is unknown: test pixels may have been "
+    "in its training, so these figures may be too high"
+)
 
 
 def evaluate(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
@@ -51,6 +56,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         "split": split["method"],
         "buffer": split["buffer"],
         "overlap": split["overlap"],
+        "caveat": UNKNOWN_TRAINING if "authors" in bundle.provenance else None,
         "classes": per_class(confusion, [c.name for c in bundle.classes]),
         "confusion": confusion.counts.tolist(),
     }
@@ -61,11 +67,17 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
 def _check_trained_on(config: Config, workspace: Workspace) -> None:
     """See that the model was trained on the split as it is: otherwise test pixels may have trained it."""
     trained = read_manifest(workspace, "train")
-    if trained is not None and trained.fingerprint != fingerprint_of(config, "train"):
+    if trained is None or trained.fingerprint == fingerprint_of(config, "train"):
+        return
+    if imported(workspace):
         raise InputError(
-            f"{workspace.bundle}: was not trained on the stores and split as they are now, or with this configuration, so "
-            "that test pixels may have trained it; run `mibf train` first, or `mibf run`."
+            f"{workspace.bundle}: was read from its checkpoint for other stores or another configuration than those of now; "
+            "run `mibf authors-to-bundle` again."
         )
+    raise InputError(
+        f"{workspace.bundle}: was not trained on the stores and split as they are now, or with this configuration, so "
+        "that test pixels may have trained it; run `mibf train` first, or `mibf run`."
+    )
 
 
 def per_class(confusion: ConfusionMatrix, names: list[str]) -> list[dict[str, Any]]:
@@ -79,7 +91,8 @@ def per_class(confusion: ConfusionMatrix, names: list[str]) -> list[dict[str, An
 
 def summary(evaluation: dict[str, Any]) -> list[str]:
     """The figures as lines for a terminal."""
-    lines = [
+    lines = [f"note: {evaluation['caveat']}"] if evaluation["caveat"] else []
+    lines += [
         f"overall accuracy {evaluation['overall_accuracy']:.3f} on {evaluation['samples']:,} test samples "
         f"({evaluation['split']} split; the majority class alone gives {evaluation['majority_share']:.3f})",
         f"average accuracy {evaluation['average_accuracy']:.3f}, macro-F1 {evaluation['macro_f1']:.3f}, "

@@ -43,7 +43,8 @@ def report(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     begin(workspace, "report")
     bundle = workspace.read_bundle()
     evaluation = storage.read_json(workspace.evaluation)
-    history = [json.loads(line) for line in storage.read_bytes(workspace.metrics).splitlines()]
+    authors = bundle.provenance.get("authors")
+    history = [] if authors else [json.loads(line) for line in storage.read_bytes(workspace.metrics).splitlines()]
     manifests = [m for stage in NEEDS["report"] if (m := read_manifest(workspace, stage)) is not None]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"share": _share, "thousands": lambda n: f"{n:,}"}
@@ -60,8 +61,9 @@ def report(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         subsets=SUBSETS,
         subset_colors=SUBSET_COLORS,
         scenes=[_pictures(config, workspace, bundle, scene.name) for scene in config.scenes],
-        curve=_training_curve(history),
-        chosen=bundle.provenance["chosen"],
+        curve=_training_curve(history) if history else None,
+        chosen=bundle.provenance.get("chosen"),
+        authors=authors,
         stages=manifests,
         versions=bundle.provenance["versions"],
     )

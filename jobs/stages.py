@@ -79,18 +79,26 @@ def read_manifest(workspace: Workspace, stage: StageName) -> Manifest | None:
         return None
 
 
-def fingerprint(config: Config, stage: StageName) -> str:
+def imported(workspace: Workspace) -> str | None:
+    """The SHA-256 of the authors' checkpoint that a run's model was read from; None where it was not."""
+    manifest = read_manifest(workspace, "train")
+    return None if manifest is None else manifest.figures.get("authors", {}).get("sha256")
+
+
+def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = None) -> str:
     """The hash of everything that a stage's result depends on: inputs, configuration, code, earlier results.
 
     Earlier results are those that are there, current or not: when one is done again, whatever was made of the
-    one before is stale.
+    one before is stale. A model that was not trained but read from a checkpoint depends on that instead of
+    what training is configured by: the one of this SHA-256, or the one that the run's model was read from.
 
     Raises:
         InputError: an input file is missing.
     """
     values = config.model_dump(mode="json")
+    workspace = Workspace.of(config)
     parts: dict[str, Any] = {"stage": stage, "code": _code(stage)}
-    earlier = [read_manifest(Workspace.of(config), needed) for needed in NEEDS[stage]]
+    earlier = [read_manifest(workspace, needed) for needed in NEEDS[stage]]
     parts["needs"] = [manifest and manifest.identity for manifest in earlier]
     if stage == "prepare":
         parts["configuration"] = [
@@ -100,6 +108,9 @@ def fingerprint(config: Config, stage: StageName) -> str:
             config.model.patch,
         ]
         parts["inputs"] = {url: _input(url) for url in input_urls(config)}
+    elif stage == "train" and (checkpoint := checkpoint or imported(workspace)):
+        parts["code"] = _code("authors")
+        parts["configuration"] = [checkpoint, config.model.patch]
     elif stage == "train":
         branches = [source.branch for source in config.scenes[0].sources.values()]
         parts["configuration"] = [values["model"], values["train"], branches]
@@ -136,20 +147,25 @@ def _input(url: str) -> str:
 
 
 @cache
-def _code(stage: StageName) -> str:
-    """The hash of the source code that a stage runs."""
+def _code(driver: StageName | Literal["authors"]) -> str:
+    """The hash of the source code that a driver runs."""
     digest = hashlib.sha256()
     modules = [p for package in ("mibf", "pipeline") for p in files(package).iterdir() if p.name.endswith(".py")]
     for module in sorted(modules, key=lambda p: p.name):
         digest.update(module.read_bytes())
-    digest.update(files("jobs").joinpath(f"{stage}.py").read_bytes())
+    digest.update(files("jobs").joinpath(f"{driver}.py").read_bytes())
     return digest.hexdigest()[:20]
 
 
 def run_stage(
-    config: Config, stage: StageName, work: Callable[[Config, Workspace, str], Outcome], *, keep_current: bool
+    config: Config,
+    stage: StageName,
+    work: Callable[[Config, Workspace, str], Outcome],
+    *,
+    keep_current: bool,
+    checkpoint: str | None = None,
 ) -> tuple[Manifest, bool]:
-    """Do a stage, or with `keep_current` leave it where its manifest is current.
+    """Do a stage, or with `keep_current` leave it where its manifest is current; `checkpoint` as for `fingerprint`.
 
     Returns:
         The manifest, and whether the stage was done just now.
@@ -162,7 +178,7 @@ def run_stage(
     for needed in NEEDS[stage]:
         if read_manifest(workspace, needed) is None:
             raise InputError(f"{workspace.url}: `{needed}` is not finished; run `mibf {needed}` or `mibf run` first.")
-    current = fingerprint(config, stage)
+    current = fingerprint(config, stage, checkpoint=checkpoint)
     storage.check_writable(workspace.url)
     with held(workspace.url):
         manifest = read_manifest(workspace, stage)

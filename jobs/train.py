@@ -29,11 +29,12 @@ import yaml
 from jobs import cluster
 from jobs.config import Config
 from jobs.progress import bar, say
-from jobs.stages import Outcome, StageError, begin
+from jobs.stages import Outcome, StageError, begin, imported
 from jobs.workspace import Workspace
 from mibf.bundle import Bundle
 from mibf.calibration import TemperatureFit
 from mibf.checkpoint import Checkpoint
+from mibf.errors import InputError
 from mibf.network import MIBFNet
 from mibf.optim import make_optimiser
 from mibf.precision import place
@@ -50,6 +51,7 @@ SELECTED_BY = "validation_overall_accuracy"
 
 def train(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     """Train and write the bundle."""
+    _check_not_imported(workspace)
     stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
     spec = network_spec(config, stores[0])
     workers = config.train.workers
@@ -115,6 +117,16 @@ def train(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     return Outcome({"chosen": chosen, "parameters": parameters}, lines, [workspace.bundle, workspace.metrics])
 
 
+def _check_not_imported(workspace: Workspace) -> None:
+    """See that no model gives way that training could not bring back."""
+    if imported(workspace):
+        raise InputError(
+            f"{workspace.bundle}: was read from a checkpoint of the authors, which training would overwrite. Train under "
+            "another name, `--set run=NAME`; or if it is to go with the stores and configuration as they are now, run "
+            "`mibf authors-to-bundle` again."
+        )
+
+
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Keep Ctrl-C what it is elsewhere: Ray Train puts its own handler in place, which exits, and leaves it there."""
@@ -140,9 +152,8 @@ def network_spec(config: Config, store: PatchStore) -> NetworkSpec:
 
 def _begin_run(config: Config, workspace: Workspace, fingerprint: str) -> bool:
     """Make the run's folder; whether it holds checkpoints of this very training that was not finished."""
-    marker = storage.join(workspace.run_folder, "started.json")
     try:
-        started = storage.read_json(marker)
+        started = storage.read_json(workspace.started)
     except (FileNotFoundError, ValueError):
         started = None
     finished = storage.exists(workspace.manifest("train"))
@@ -151,7 +162,7 @@ def _begin_run(config: Config, workspace: Workspace, fingerprint: str) -> bool:
     if not resumable:
         storage.remove(storage.join(workspace.run_folder, "checkpoints"))
         storage.remove(workspace.metrics)
-    storage.write_json(marker, {"fingerprint": fingerprint})
+    storage.write_json(workspace.started, {"fingerprint": fingerprint})
     as_run = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     storage.write_bytes(storage.join(workspace.run_folder, "config.yaml"), as_run.encode())
     storage.write_json(

@@ -48,6 +48,11 @@ class Workspace:
         return storage.join(self.url, "runs", self.run)
 
     @property
+    def started(self) -> str:
+        """What says that `mibf train` began the run, and for which fingerprint."""
+        return storage.join(self.run_folder, "started.json")
+
+    @property
     def metrics(self) -> str:
         """One JSON line an epoch."""
         return storage.join(self.run_folder, "metrics.jsonl")

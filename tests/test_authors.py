@@ -1,23 +1,37 @@
-"""The authors' checkpoints: their recorded network is reproduced, others are refused."""
+"""The authors' checkpoints: their recorded network is reproduced, others are refused, the command writes a bundle."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import pickle
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from jobs.cli import app
+from jobs.workspace import Workspace
 from mibf.authors import form, from_bytes, from_state_dict, translate
 from mibf.errors import InputError
 from mibf.network import MIBFNet
 from mibf.objective import Loss, objective
 from mibf.spec import NARROW, NetworkSpec, SourceSpec
+from pipeline.grid import Window
+from pipeline.predict import TilePredictor
+from pipeline.store import PatchStore
+from pipeline.tiles import Tile
+from tests.conftest import SmallScene, write_raster
 
 #: Our layers and theirs, written down apart from the module that is tested.
 LAYERS = [
@@ -304,3 +318,178 @@ def test_a_file_that_is_cut_short_or_no_checkpoint_is_refused() -> None:
             from_bytes(content, name="x.pth")
     with pytest.raises(InputError, match=r"^x\.pth: holds a Tensor where a mapping"):
         from_bytes(saved(torch.ones(2)), name="x.pth")
+
+
+# --- the command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(prepared: tuple[SmallScene, Any], tmp_path: Path) -> tuple[Path, list[str]]:
+    """A folder with a prepared workspace `work` in it, to be changed at will, and the arguments that name it."""
+    scene, workspace = prepared
+    shutil.copytree(workspace.url, tmp_path / "work")
+    config = ["--config", str(scene.write_config()), "--set", f"workspace={tmp_path / 'work'}"]
+    return tmp_path, config
+
+
+def authors(place: tuple[Path, list[str]], network: MIBFNet | bytes, *more: str, name: str = "checkpoint.pth.tar") -> Any:
+    """Run the command on a checkpoint of a network, or on a file of that content."""
+    content = network if isinstance(network, bytes) else saved({"epoch": 1, "state_dict": their_state(network)})
+    (place[0] / name).write_bytes(content)
+    return CliRunner().invoke(app, ["authors-to-bundle", str(place[0] / name), *place[1], *more])
+
+
+def command(name: str, place: tuple[Path, list[str]], *more: str) -> Any:
+    return CliRunner().invoke(app, [name, place[1][1], *place[1][2:], *more])
+
+
+def refused(place: tuple[Path, list[str]], network: MIBFNet | bytes, *more: str) -> str:
+    """The message of a checkpoint that must be refused, having seen that nothing is written."""
+    work = place[0] / "work"
+    before = {p: p.stat().st_mtime_ns for p in work.rglob("*") if p.is_file()}
+    folders = {p for p in work.rglob("*") if p.is_dir()}
+    result = authors(place, network, *more)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert {p: p.stat().st_mtime_ns for p in work.rglob("*") if p.is_file()} == before
+    assert {p for p in work.rglob("*") if p.is_dir()} == folders
+    return str(result.stderr)
+
+
+@torch.no_grad()
+def test_the_command_writes_a_bundle_that_maps(place: tuple[Path, list[str]]) -> None:
+    result = authors(place, network_of(classes=128, hidden=3), "--json")
+    assert result.exit_code == 0, result.output
+    stage = json.loads(result.stdout)["stages"][0]
+    sha256 = hashlib.sha256((place[0] / "checkpoint.pth.tar").read_bytes()).hexdigest()
+    assert stage["figures"]["authors"] == {
+        "checkpoint": "checkpoint.pth.tar", "sha256": sha256, "form": "released", "trained_on": "unknown"
+    }  # fmt: skip
+    workspace = Workspace(str(place[0] / "work"), "main")
+    bundle = workspace.read_bundle()
+    assert bundle.provenance["authors"] == stage["figures"]["authors"]
+    assert [(s.name, s.bands) for s in bundle.spec.sources] == [("optical", 3), ("radar", 1)]
+    assert [c.name for c in bundle.classes] == ["water", "forest", "town"]
+    store = PatchStore(workspace.store("small"))
+    predictor = TilePredictor(bundle, products=["class", "confidence"], precision="float32")
+    layers = predictor.predict(store, Tile("small", Window(64, 64, 64, 64)))
+    assert set(np.unique(layers["class"])) <= {1, 2, 5}
+    assert (layers["confidence"] >= 1 / 3).all(), "of three classes, not of 128"
+
+
+def test_evaluate_says_that_test_pixels_may_have_been_in_its_training(place: tuple[Path, list[str]]) -> None:
+    assert authors(place, network_of()).exit_code == 0
+    result = command("evaluate", place)
+    assert result.exit_code == 0, result.output
+    assert "not current" not in result.stderr
+    assert (
+        "note: the model was read from a checkpoint of the authors, and what it was trained on is unknown" in result.stdout
+    )
+    evaluation = json.loads((place[0] / "work/runs/main/evaluation.json").read_text())
+    assert "test pixels may have been in its training" in evaluation["caveat"]
+
+
+def test_stores_prepared_anew_ask_for_the_checkpoint_again(place: tuple[Path, list[str]]) -> None:
+    assert authors(place, network_of()).exit_code == 0
+    assert command("prepare", place, "--set", "split.seed=1").exit_code == 0
+    for name in ("evaluate", "run"):
+        result = command(name, place, "--set", "split.seed=1")
+        assert result.exit_code == 2, result.output
+        assert "run `mibf authors-to-bundle` again" in result.stderr
+    assert authors(place, network_of(), "--set", "split.seed=1").exit_code == 0
+    assert command("evaluate", place, "--set", "split.seed=1").exit_code == 0
+
+
+def test_training_does_not_overwrite_a_checkpoints_model(place: tuple[Path, list[str]]) -> None:
+    assert authors(place, network_of()).exit_code == 0
+    before = (place[0] / "work/models/main/weights.safetensors").read_bytes()
+    result = command("train", place)
+    assert result.exit_code == 2
+    assert "was read from a checkpoint of the authors, which training would overwrite" in result.stderr
+    assert (place[0] / "work/models/main/weights.safetensors").read_bytes() == before
+    assert authors(place, network_of(classes=128, hidden=3)).exit_code == 0, "another checkpoint may"
+
+
+def test_a_trained_model_is_not_overwritten(place: tuple[Path, list[str]]) -> None:
+    started = place[0] / "work/runs/main/started.json"
+    started.parent.mkdir(parents=True)
+    started.write_text("{}")
+    message = refused(place, network_of())
+    assert "`mibf train` made or began run 'main', and its model is not overwritten" in message
+    assert "--set run=authors" in message
+    assert authors(place, network_of(), "--set", "run=authors").exit_code == 0
+    assert (place[0] / "work/models/authors/model.json").exists()
+
+
+def test_a_bundle_of_unknown_origin_is_not_overwritten(place: tuple[Path, list[str]]) -> None:
+    assert authors(place, network_of()).exit_code == 0
+    path = place[0] / "work/models/main/model.json"
+    model = json.loads(path.read_text())
+    del model["provenance"]["authors"]
+    path.write_text(json.dumps(model))
+    assert "its model is not overwritten" in refused(place, network_of())
+
+
+def test_other_sources_bands_and_classes_are_refused(place: tuple[Path, list[str]]) -> None:
+    message = refused(place, network_of((64, 2)))
+    assert "takes 64 bands of its first source and 2 of its second; of the scenes' sources optical 3 and radar 1" in message
+    assert "swap the sources" in refused(place, network_of((1, 3)))
+    message = refused(place, network_of(classes=4))
+    assert "tells 4 classes apart; the configuration declares 3 (water, forest, town)" in message
+
+
+def test_files_that_are_no_checkpoint_are_refused_by_name(place: tuple[Path, list[str]]) -> None:
+    assert "checkpoint.pth.tar: is not a checkpoint that torch.save wrote" in refused(place, b"text")
+    assert "checkpoint.pth.tar: these are not the weights" in refused(place, saved({"a": torch.ones(2)}))
+    for name, cause in (("nowhere.pth", "no such file"), ("", "cannot be read")):
+        result = CliRunner().invoke(app, ["authors-to-bundle", str(place[0] / name), *place[1]])
+        assert result.exit_code == 2
+        assert cause in result.stderr
+    assert not (place[0] / "work/models").exists()
+
+
+def test_what_is_not_prepared_is_refused(scene: SmallScene, tmp_path: Path) -> None:
+    (tmp_path / "c.pth").write_bytes(saved(their_state(network_of())))
+    result = CliRunner().invoke(app, ["authors-to-bundle", str(tmp_path / "c.pth"), "--config", str(scene.write_config())])
+    assert result.exit_code == 2
+    assert "run `mibf prepare`" in result.stderr
+    assert not (tmp_path / "work").exists()
+
+
+def test_three_sources_are_refused(scene: SmallScene, tmp_path: Path) -> None:
+    write_raster(tmp_path / "height.tif", np.ones((1, 150, 130), np.uint8))
+    scenes = scene.config()["scenes"]
+    scenes[0]["sources"]["height"] = {"url": str(tmp_path / "height.tif")}
+    config = str(scene.write_config(scenes=scenes))
+    assert CliRunner().invoke(app, ["prepare", config]).exit_code == 0
+    message = refused((tmp_path, ["--config", config]), network_of())
+    assert "has two sources; the scenes have 3 (optical, radar, height)" in message
+
+
+def test_home_and_relative_paths(place: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(place[0]))
+    monkeypatch.chdir(place[0])
+    (place[0] / "c.pth").write_bytes(saved(their_state(network_of())))
+    for path in ("~/c.pth", "c.pth", f"file://{place[0]}/c.pth"):
+        result = CliRunner().invoke(app, ["authors-to-bundle", path, *place[1]])
+        assert result.exit_code == 0, result.output
+
+
+def test_the_paper_s_patch_is_missed_aloud(place: tuple[Path, list[str]]) -> None:
+    result = authors(place, network_of())
+    assert "the paper's patches are of 7 pixels; weights do not tell, 5 are taken" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_whole_run_goes_on_from_a_checkpoint(place: tuple[Path, list[str]]) -> None:
+    assert authors(place, network_of()).exit_code == 0
+    arguments = ["run", place[1][1], *place[1][2:], "--json"]
+    result = subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    stages = {stage["stage"]: stage["skipped"] for stage in json.loads(result.stdout)["stages"]}
+    assert stages == {"prepare": True, "train": True, "evaluate": False, "map": False, "report": False}
+    with rasterio.open(place[0] / "work/maps/small/main/class.tif") as dataset:
+        assert set(np.unique(dataset.read(1))) <= {1, 2, 5, 255}
+    page = (place[0] / "work/report/index.html").read_text()
+    assert "What the model was trained on is unknown" in page
+    assert "checkpoint.pth.tar" in page
