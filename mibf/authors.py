@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,13 @@ GATE = "noise.mean_gate"
 WRAPPERS = ("state_dict", "model", "net")
 #: What data-parallel training puts before every name.
 PARALLEL = "module."
+#: What NumPy's numbers are made of, such as a best accuracy kept beside the weights; none of it runs code of the file.
+NUMBERS: list[Any] = [
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in "?bhilqefd"),
+    (type(np.float64(0)).__reduce__(np.float64(0))[0], "numpy._core.multiarray.scalar"),
+    (type(np.float64(0)).__reduce__(np.float64(0))[0], "numpy.core.multiarray.scalar"),  # as NumPy 1 wrote it
+]
 #: Names and shapes that a message lists before it says how many more there are.
 LISTED = 6
 
@@ -151,7 +159,8 @@ def _loaded(content: bytes) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own remarks on a file that is then refused
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(NUMBERS):
+                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged pickle raises is of any kind
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:

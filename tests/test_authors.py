@@ -164,6 +164,7 @@ def trained(record: Record, monkeypatch: pytest.MonkeyPatch) -> tuple[MIBFNet, L
 
     The record's loss is cross-entropy + 1e-3 * KL averaged over the 128 dimensions too, where ours sums them.
     """
+    monkeypatch.setattr(torch, "randn", torch.zeros)
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
     network = record.network().train()
     output = network(record.sources)
@@ -280,6 +281,15 @@ def test_what_is_not_their_network_is_refused_with_expected_and_found(change: Ca
 def test_a_patch_that_cannot_be_is_refused() -> None:
     with pytest.raises(InputError, match="patch is 6"):
         from_state_dict(their_state(network_of()), patch=6)
+
+
+@pytest.mark.parametrize("best", [np.float64(0.9), np.float32(0.9), np.int64(3), np.bool_(True)])
+def test_numbers_of_numpy_beside_the_weights_are_read_over(best: Any) -> None:
+    network = network_of()
+    content = saved({"state_dict": their_state(network), "epoch": 3, "best_acc": best})
+    assert (
+        from_bytes(content, name="checkpoint.pth.tar", patch=5).spec == from_state_dict(their_state(network), patch=5).spec
+    )
 
 
 class Touch:
