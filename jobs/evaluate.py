@@ -46,7 +46,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
             network,
             sampler.in_order(batch=BATCH),
             beta=config.model.beta,
-            precision=config.map.precision,
+            precision="float32",
             after_step=advance,
         )
     split = storage.read_json(workspace.split)

@@ -114,10 +114,10 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
     elif stage == "train":
         branches = [source.branch for source in config.scenes[0].sources.values()]
         parts["configuration"] = [values["model"], values["train"], branches]
-    elif stage in ("evaluate", "map"):
+    elif stage == "map":
         # The number of workers does not change a map.
         parts["configuration"] = {k: v for k, v in values["map"].items() if k != "workers"}
-    else:
+    elif stage == "report":
         parts["configuration"] = [config.name, config.run]  # one page for all runs: it shows the last one
     return storage.digest(parts)
 

@@ -59,7 +59,7 @@ class Dense:
 
     Args:
         network: in evaluation mode, on the device to compute on.
-        precision: of convolutions; the bottleneck is in float32 always.
+        precision: of each patch's own convolutions; what patches share and the bottleneck are in float32 always.
         temperature: what logits are divided by before the softmax; a bundle has it.
         draws: of the code, for `information`.
         seed: of these draws.
@@ -170,8 +170,8 @@ class Dense:
             side = (CELL + 2 * self.spec.halo) * scale
             window = source[:, y * scale : y * scale + side, x * scale : x * scale + side]
             window = F.pad(window, (0, side - window.shape[2], 0, side - window.shape[1]))
-            window = F.pixel_unshuffle(window.to(self.device, self.dtype), scale)  # (C, n, n)
-            encoders.append(_Encoder(window.permute(1, 2, 0).contiguous(), branch, self.spec.patch, self.rows))
+            window = F.pixel_unshuffle(window.to(self.device), scale)  # (C, n, n)
+            encoders.append(_Encoder(window.permute(1, 2, 0).contiguous(), branch, self.spec.patch, self.rows, self.dtype))
         return encoders
 
     def _belief(self, features: Sequence[Tensor], *, code: bool) -> Belief:
@@ -196,7 +196,7 @@ class Dense:
 class _Encoder:
     """One source's branch over one cell: what patches share is computed at once, the features by rows."""
 
-    def __init__(self, window: Tensor, branch: FoldedBranch, patch: int, rows: int) -> None:
+    def __init__(self, window: Tensor, branch: FoldedBranch, patch: int, rows: int, dtype: torch.dtype) -> None:
         self.patch, self.rows, self.branch = patch, rows, branch
         side = window.shape[0]
         taps = _pointwise(window, branch.taps).view(side, side, 3, 3, -1)
@@ -208,7 +208,7 @@ class _Encoder:
         self.attention = self._attention()  # (CELL, CELL, 1, 1, L)
         inner = self.attention.shape[-1]
         # The first row and column stay zero: the padding of the patch's second convolution.
-        self.gathered = window.new_zeros(rows, CELL, patch + 1, patch + 1, inner)
+        self.gathered = torch.zeros(rows, CELL, patch + 1, patch + 1, inner, dtype=dtype, device=window.device)
 
     def _attention(self) -> Tensor:
         """The weights of every patch's channels, from its mean over the nine maps."""
@@ -217,7 +217,7 @@ class _Encoder:
         total = _box(_box(e, 1, reach).add_(d).add_(f), 0, reach).add_(_box(b.float().add(h), 1, reach))
         total.add_(a).add_(c).add_(g).add_(i)
         squeezed = F.linear(total / self.patch**2, self.branch.squeeze).relu_()
-        return F.linear(squeezed, self.branch.excite).sigmoid_().to(e.dtype)[:, :, None, None]
+        return F.linear(squeezed, self.branch.excite).sigmoid_()[:, :, None, None]
 
     def features(self, row: int) -> Tensor:
         """The branch's output for the patches of some rows of the cell, from `row` on: (P, q, q, 64)."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import doctest
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -16,7 +18,9 @@ from mibf.dense import CELL, Dense, rows_within_budget
 from mibf.errors import InputError
 from mibf.network import MIBFNet, Output
 from mibf.objective import rate
+from mibf.optim import make_optimiser
 from mibf.products import PRODUCT_NAMES
+from mibf.training import Batch, train_epoch
 from tests.test_network import spec_of
 
 
@@ -219,6 +223,29 @@ def test_bf16_gives_nearly_the_same() -> None:
     tile = tile_of(network, CELL, CELL)
     exact, rough = (Dense(network, precision=p)(tile, products=["logits"])["logits"] for p in ("float32", "bf16"))
     assert (exact - rough).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_bf16_changes_hardly_a_label_of_a_trained_network() -> None:
+    """On a scene whose classes differ by little on large values, as reflectances do."""
+    torch.manual_seed(0)
+    side, spec = 2 * CELL, spec_of((3, 1), classes=4, patch=5)
+    rough = F.interpolate(torch.rand(1, 4, 12, 12), size=(side + 4, side + 4), mode="bicubic")[0]
+    truth = (rough[0] > 0.5).long() * 2 + (rough[3] > 0.5).long()
+    fields = 0.6 + 0.1 * rough + 0.005 * torch.randn(rough.shape)
+    tile = [fields[:3].contiguous(), fields[3:].contiguous()]
+    network = MIBFNet(spec)
+    optimiser, schedule = make_optimiser(network.parameters(), rate=3e-3, weight_decay=5e-4, steps=120, warmup=10)
+
+    def batches() -> Iterator[Batch]:
+        for _ in range(120):
+            y, x = torch.randint(0, side, (2, 64)).tolist()
+            cut = [np.stack([s[:, a : a + 5, b : b + 5].numpy() for a, b in zip(y, x, strict=True)]) for s in tile]
+            yield Batch((cut[0], cut[1]), truth[2:-2, 2:-2][y, x].numpy())
+
+    train_epoch(network, batches(), optimiser=optimiser, schedule=schedule, beta=1e-4, precision="float32")
+    exact, fast = (Dense(network.eval(), precision=p)(tile, products=["class"])["class"] for p in ("float32", "bf16"))
+    assert (exact == truth[2:-2, 2:-2]).float().mean() > 0.9  # it has learnt
+    assert (exact == fast).float().mean() >= 0.999
 
 
 @given(st.sampled_from([5, 7, 11, 15]), st.integers(1, 200 << 20))
