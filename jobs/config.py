@@ -35,7 +35,8 @@ PLAIN = {
     "string_type": "must be text; put it in quotes",
     "int_parsing": "must be a whole number",
     "float_parsing": "must be a number",
-    "too_short": "holds too few: a scene takes two sources or more, and there are two classes or more",
+    "too_short": "holds too few: a scene takes two sources or more, there are two classes or more, and a map has a product",
+    "tuple_type": "must be a list, such as [class, confidence]",
 }
 
 
@@ -196,6 +197,13 @@ class MapSection(Section):
     seed: int = Field(default=0, ge=0)
     workers: int = Field(default=1, ge=1)
     precision: Literal["float32", "bf16"] = "float32"
+
+    @field_validator("products")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"a product is named twice in {', '.join(value)}")
+        return value
 
     @field_validator("tile")
     @classmethod

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -157,6 +158,7 @@ def _loaded(content: bytes) -> Any:
         InputError: the file is damaged, no checkpoint, or holds other objects than tensors and plain values.
     """
     try:
+        _check_whole(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own remarks on a file that is then refused
             with torch.serialization.safe_globals(NUMBERS):
@@ -174,6 +176,19 @@ def _loaded(content: bytes) -> Any:
         ) from error
 
 
+def _check_whole(content: bytes) -> None:
+    """See that no byte of a zip archive, as torch.save writes, is another than was written; torch itself does not look.
+
+    Raises:
+        zipfile.BadZipFile: a checksum differs.
+    """
+    if content[:2] == b"PK":
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(damaged)
+
+
 def _unwrapped(content: Any) -> Any:
     """The weights out of a training script's checkpoint; anything else as it is."""
     if isinstance(content, Mapping):
@@ -187,7 +202,7 @@ def _checked(state: Any) -> dict[str, Tensor]:
     """The used weights under their names without `module.`, on the CPU, in float32 and finite."""
     if not isinstance(state, Mapping):
         raise InputError(f"holds a {type(state).__name__} where a mapping of names to weights was expected. {HOW_TO_SAVE}")
-    others = [f"{k!r} is a {type(v).__name__}" for k, v in state.items() if not (isinstance(k, str) and _is_weight(v))]
+    others = [f"{k!r} is a {_kind(v)}" for k, v in state.items() if not (isinstance(k, str) and _is_weight(k, v))]
     if others:
         raise _other_network(f"weights were expected, and {_listed(others)}")
     parallel = bool(state) and all(name.startswith(PARALLEL) for name in state)
@@ -203,11 +218,21 @@ def _checked(state: Any) -> dict[str, Tensor]:
             f"{_listed(infinite)}: not all values are finite; the training that made them went astray. "
             "Take an earlier checkpoint."
         )
+    negative = [name for name, tensor in weights.items() if name.endswith("running_var") and (tensor < 0).any()]
+    if negative:
+        raise InputError(f"{_listed(negative)}: a variance is negative; the file is damaged. Fetch it again.")
     return weights
 
 
-def _is_weight(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_complex() and not value.is_quantized
+def _is_weight(name: str, value: Any) -> bool:
+    """Whether a value can be a weight: a plain tensor of real numbers, or batch norm's count of batches."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+        return False
+    return value.is_floating_point() or name.endswith("num_batches_tracked")
+
+
+def _kind(value: Any) -> str:
+    return f"Tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

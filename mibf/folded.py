@@ -62,7 +62,7 @@ class FoldedNetwork:
     mean: Layer
     spread: Layer
     decoder: Layer
-    logits: Layer  #: the decoder after the mean, two linear layers in one: (classes, hidden)
+    logits: Layer  #: the decoder after the mean, two linear layers in one: (classes, hidden, 1, 1)
 
     @classmethod
     def of(cls, network: MIBFNet, *, device: torch.device, dtype: torch.dtype) -> FoldedNetwork:
@@ -72,7 +72,8 @@ class FoldedNetwork:
             return layer.to(device, dtype)
 
         def exact(layer: Layer) -> Layer:
-            return layer.to(device, torch.float32)
+            """A linear layer as a 1x1 convolution."""
+            return Layer(layer.weight[:, :, None, None], layer.bias).to(device, torch.float32)
 
         bottleneck = network.bottleneck
         mean, decoder = _plain(bottleneck.mean), _plain(bottleneck.decoder)

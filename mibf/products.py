@@ -27,15 +27,19 @@ PRODUCT_NAMES: tuple[ProductName, ...] = get_args(ProductName)
 NEEDS_CODE = frozenset({"information", "rate"})
 
 
-def check_products(names: Iterable[str]) -> None:
-    """See that products are known.
+def check_products(names: Iterable[ProductName]) -> tuple[ProductName, ...]:
+    """Products that are known, each once.
 
     Raises:
-        InputError: names the first that is not.
+        InputError: names the first that is not known.
     """
-    for name in names:
+    if isinstance(names, str):
+        raise InputError(f"products are {names!r}; give a list, of {', '.join(PRODUCT_NAMES)}.")
+    wanted = tuple(dict.fromkeys(names))
+    for name in wanted:
         if name not in PRODUCT_NAMES:
             raise InputError(f"unknown product {name!r}; there are {', '.join(PRODUCT_NAMES)}.")
+    return wanted
 
 
 def standard_draws(draws: int, dimensions: int, *, seed: int) -> Tensor:
@@ -70,7 +74,7 @@ class Belief:
     """What was computed of B pixels, in float32."""
 
     logits: Tensor  #: (B, classes), of the mean
-    gate: Tensor  #: (B, N), rows sum to one
+    gate: Tensor | None  #: (B, N), rows sum to one; where asked for
     mean: Tensor | None  #: (B, D), where a product in `NEEDS_CODE` was asked for
     std: Tensor | None  #: (B, D), likewise
 
@@ -110,6 +114,11 @@ def _rate(_: Decoding, belief: Belief) -> Tensor:
     return rate(belief.mean, belief.std)
 
 
+def _gate(_: Decoding, belief: Belief) -> Tensor:
+    assert belief.gate is not None
+    return belief.gate
+
+
 _MAKERS: dict[ProductName, Callable[[Decoding, Belief], Tensor]] = {
     "class": lambda _, belief: belief.logits.argmax(dim=-1),
     "confidence": lambda decoding, belief: decoding.log_probabilities(belief).amax(dim=-1).exp(),
@@ -117,6 +126,6 @@ _MAKERS: dict[ProductName, Callable[[Decoding, Belief], Tensor]] = {
     "entropy": lambda decoding, belief: entropy(decoding.log_probabilities(belief)),
     "information": lambda decoding, belief: information(decoding.drawn_logits(belief)),
     "rate": _rate,
-    "gate": lambda _, belief: belief.gate,
+    "gate": _gate,
     "logits": lambda _, belief: belief.logits,
 }

@@ -70,6 +70,9 @@ class NetworkSpec:
                 f"MIBF-Net fuses at least two sources, {len(self.sources)} given; "
                 "split one sensor's bands into two sources if there is only one."
             )
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise InputError(f"two sources have one name: {', '.join(names)}.")
         if self.classes < 2:
             raise InputError(f"a classifier needs at least two classes, {self.classes} given.")
         if self.patch % 2 == 0 or not SMALLEST_PATCH <= self.patch <= LARGEST_PATCH:

@@ -17,7 +17,7 @@ from odc.geo.geobox import GeoBox
 from rio_cogeo.cogeo import cog_validate
 
 from mibf.bundle import ClassName
-from mibf.dense import CELL
+from mibf.cell import CELL
 from mibf.products import ProductName
 from pipeline import storage
 from pipeline.grid import Window, windows

@@ -271,6 +271,8 @@ def put(name: str, value: Any) -> Callable[[State], Any]:
         (put("IB_fusion.encoder.0.weight", torch.ones(9, 128)), "hidden layer of 9 and 3 logits"),
         (put("f1.0.weight", torch.full((64, 64, 3, 3), float("nan"))), "f1.0.weight: not all values are finite"),
         (put("f1.0.weight", torch.ones(64, 64, 3, 3).to_sparse()), "'f1.0.weight' is a Tensor"),
+        (put("f1.0.weight", torch.ones(64, 64, 3, 3, dtype=torch.int32)), "'f1.0.weight' is a Tensor of torch.int32"),
+        (put("f1.1.running_var", torch.full((64,), -1.0)), "f1.1.running_var: a variance is negative"),
     ],
 )  # fmt: skip
 def test_what_is_not_their_network_is_refused_with_expected_and_found(change: Callable[[State], Any], message: str) -> None:
@@ -290,6 +292,13 @@ def test_numbers_of_numpy_beside_the_weights_are_read_over(best: Any) -> None:
     assert (
         from_bytes(content, name="checkpoint.pth.tar", patch=5).spec == from_state_dict(their_state(network), patch=5).spec
     )
+
+
+def test_a_damaged_byte_is_noticed() -> None:
+    content = bytearray(saved({"state_dict": their_state(network_of())}))
+    content[len(content) // 2] ^= 0x40
+    with pytest.raises(InputError, match="cut short or damaged"):
+        from_bytes(bytes(content), name="checkpoint.pth.tar", patch=5)
 
 
 class Touch:

@@ -39,6 +39,11 @@ def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
             "scenes.0.sources.radar.resamplng=mode",
             "scenes.0.sources.radar.resamplng: unknown key; did you mean 'resampling'?",
         ),
+        ("map.products=[class, class]", "map.products: a product is named twice in class, class"),
+        ("map.products=[]", "map.products: holds too few"),
+        ("map.products=class", "map.products: must be a list, such as [class, confidence]"),
+        ("map.products=[doubt]", "map.products"),
+        ("map.draws=1", "map.draws"),
         ("map.zzzz=1", "map.zzzz: unknown key; known here are tile, products, draws, seed, workers, precision."),
         ("model.patch=6", "model.patch: the patch's side is an odd number of pixels from 5 to 15 (found 6)"),
         ("map.tile=100", "map.tile: a tile's side is a multiple of 64 pixels"),
@@ -110,7 +115,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str) -
 
 
 def test_a_tile_is_whole_cells() -> None:
-    from mibf.dense import CELL
+    from mibf.cell import CELL
 
     assert CELL == 64, "config.MapSection says 64 so that reading a configuration does not import torch"
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import mibf.dense
-from mibf.dense import CELL, Dense, rows_within_budget
+from mibf.cell import CELL, rows_within_budget
+from mibf.dense import Dense
 from mibf.errors import InputError
 from mibf.network import MIBFNet, Output
 from mibf.objective import rate
@@ -180,7 +181,7 @@ def test_nan_is_refused_unless_the_validity_masks_it() -> None:
     dense = Dense(network)
     clean = dense(tile, products=["class", "confidence", "gate"])
     tile[1][1, 13, 21] = torch.nan  # the reference pixel (6, 10) with its halo, (4, 8) without
-    with pytest.raises(InputError, match=r"source 's1' has nan in band 2, row 13, column 21 .*1 such values"):
+    with pytest.raises(InputError, match=r"source 's1' has nan in band 2, row 13, column 21 "):
         dense(tile)
     tile[0][0, 0, 0] = torch.inf
     with pytest.raises(InputError, match="source 's0' has inf in band 1, row 0, column 0"):
@@ -214,8 +215,39 @@ def test_tiles_that_are_not_the_specs_are_refused() -> None:
             dense(tile)
     with pytest.raises(InputError, match="unknown product 'doubt'; there are class, confidence"):
         dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], products=["doubt"])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="training mode"):
+    with pytest.raises(InputError, match="products are 'class'; give a list"):
+        dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], products="class")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"source 's1' is torch\.uint8; .* float32, scaled"):
+        dense([torch.rand(4, 70, 70), torch.ones(2, 70, 70, dtype=torch.uint8)])
+    with pytest.raises(InputError, match=r"source 's0' is ndarray"):
+        dense([np.ones((4, 70, 70), np.float32), torch.rand(2, 70, 70)])  # type: ignore[list-item]
+    with pytest.raises(InputError, match=r"validity is torch\.float32; a tensor of bool"):
+        dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], valid=torch.ones(70, 70))
+
+
+def test_networks_and_settings_that_cannot_be_are_refused() -> None:
+    network = network_of(4, 2)
+    for wrong, message in [
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"draws": 1}, "draws is 1; .* two draws"),
+        ({"precision": "fp16"}, "precision is 'fp16'; there are float32, bf16"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            Dense(network, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="training mode"):
         Dense(network_of(4, 2).train())
+    with torch.no_grad():
+        network.join[0].weight[0, 0] = torch.inf
+    with pytest.raises(InputError, match=r"weight join\.0\.weight of the network is not finite"):
+        Dense(network)
+
+
+def test_a_product_asked_for_twice_comes_once_and_any_iterable_will_do() -> None:
+    network = network_of(2, 1, patch=5)
+    found = Dense(network)(tile_of(network, 3, 3), products=iter(["class", "class", "gate"]))  # type: ignore[arg-type]
+    assert list(found) == ["class", "gate"]
+    torch.testing.assert_close(found["gate"].sum(dim=0), torch.ones(3, 3))
 
 
 def test_bf16_gives_nearly_the_same() -> None:

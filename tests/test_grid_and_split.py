@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
-from mibf.dense import CELL
+from mibf.cell import CELL
 from mibf.errors import InputError
 from pipeline.grid import Window, grid_from_json, grid_to_json, reflected, same_grid, windows
 from pipeline.split import SUBSETS, Blocks, assign_blocks, check_blocks, near_any

@@ -1,0 +1,185 @@
+"""What the network computes over one cell: each source's branch, and what is behind the branches. Torch alone.
+
+Every patch is padded with zeros at its own border, so a convolution over the cell is another function. But the
+first 3x3 convolution, and the pointwise one after it, depend at a pixel only on which of nine positions in
+the patch the pixel has: first, between or last in its row and in its column, for these decide which of the nine taps
+fall outside. So:
+
+1. for the cell, once: the nine taps of the first convolution as pointwise convolutions; their sums over the
+   taps that are inside, for each of the nine positions; ReLU and the second layer on each of the nine maps;
+2. the channel attention of every patch from box sums of these maps;
+3. for some rows of pixels at a time: the patches gathered from the maps and weighed, in one pass, then all that comes
+   after a patch's own weights and so is its own: the second 3x3 convolution (of its p x p outputs only those that the
+   pool uses), gate, relation, join;
+4. bias and ReLU of the pooled features after the pool (both commute with the maximum); where only logits are
+   asked for, mean and decoder of the bottleneck as one layer.
+
+With 64 + 2 bands and p = 7 that is 3.3 million multiply-adds a pixel, against 7.9 patch by patch. Winograd's minimal
+filtering would halve those of the second 3x3 convolution, but as tensor operations its transforms cost more than it
+saves (on a CPU, twice the direct one's time).
+
+Legend for shapes: C channels of a source at a reference pixel, K and L inner widths of its branch, n = CELL + 2 halo,
+R rows in work, P = R CELL patches, p patch side, q = p // 2, N sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mibf.bottleneck import deviation
+from mibf.folded import FoldedBranch, FoldedNetwork, Layer
+from mibf.products import NEEDS_CODE, Belief, ProductName
+from mibf.relation import shares, small_products
+from mibf.spec import FEATURES, HIDDEN, NetworkSpec
+
+#: Side of a cell in pixels: the fixed-size square that is computed at a time.
+CELL = 64
+#: Rows of a cell's window whose taps are computed at a time.
+BAND = 16
+
+
+class Encoder:
+    """One source's branch over one cell: what patches share is computed at once, the features by rows."""
+
+    def __init__(self, window: Tensor, branch: FoldedBranch, patch: int, rows: int, dtype: torch.dtype) -> None:
+        self.patch, self.rows, self.branch = patch, rows, branch
+        side, inner = window.shape[0], branch.spectral.weight.shape[0]
+        spans = _spans(side, patch)
+        #: (.., .., L) each, by the row's and the column's position in the patch: first, between, last.
+        self.maps = [[window.new_empty(len(rows), len(columns), inner) for columns in spans] for rows in spans]
+        # In bands of rows: all taps of the cell at once would be the largest array of all.
+        for start in range(0, side, BAND):
+            self._fill(window, range(start, min(start + BAND, side)), spans)
+        self.attention = self._attention()  # (CELL, CELL, 1, 1, L)
+        # The first row and column stay zero: the padding of the patch's second convolution.
+        self.gathered = torch.zeros(rows, CELL, patch + 1, patch + 1, inner, dtype=dtype, device=window.device)
+
+    def _fill(self, window: Tensor, band: range, spans: Sequence[range]) -> None:
+        """Compute some rows of the nine maps; their taps reach one row further."""
+        above = max(band.start - 1, 0)
+        reached = window[above : band.stop + 1]
+        taps = _pointwise(reached, self.branch.taps).view(*reached.shape[:2], 3, 3, -1)
+        for position, (rows, maps) in enumerate(zip(spans, self.maps, strict=True)):
+            start, stop = max(band.start, rows.start), min(band.stop, rows.stop)
+            if start >= stop:
+                continue
+            sums = _sum_of_taps(taps, 0, position, start - above, stop - start)
+            for column, (columns, target) in enumerate(zip(spans, maps, strict=True)):
+                inputs = _sum_of_taps(sums, 1, column, columns.start, len(columns)).relu_()
+                torch.clamp_min(
+                    _pointwise(inputs, self.branch.spectral), 0, out=target[start - rows.start : stop - rows.start]
+                )
+
+    def _attention(self) -> Tensor:
+        """The weights of every patch's channels, from its mean over the nine maps."""
+        (a, b, c), (d, e, f), (g, h, i) = self.maps
+        reach = self.patch - 2
+        total = _box(_box(e, 1, reach).add_(d).add_(f), 0, reach).add_(_box(b.float().add(h), 1, reach))
+        total.add_(a).add_(c).add_(g).add_(i)
+        squeezed = F.linear(total / self.patch**2, self.branch.squeeze).relu_()
+        return F.linear(squeezed, self.branch.excite).sigmoid_()[:, :, None, None]
+
+    def features(self, row: int) -> Tensor:
+        """The branch's output for the patches of some rows of the cell, from `row` on: (P, q, q, 64)."""
+        p, q = self.patch, self.patch // 2
+        weights = self.attention[row : row + self.rows]
+        spans = ((0, 1), (1, p - 1), (p - 1, p))
+        for (top, bottom), maps in zip(spans, self.maps, strict=True):
+            for (left, right), values in zip(spans, maps, strict=True):
+                height, width = bottom - top, right - left
+                windows = values[row : row + self.rows + height - 1].unfold(0, height, 1).unfold(1, width, 1)
+                target = self.gathered[:, :, 1 + top : 1 + bottom, 1 + left : 1 + right]
+                torch.mul(windows.permute(0, 1, 3, 4, 2), weights, out=target)
+        full = _convolution(self.gathered.flatten(0, 1), self.branch.features, padding=0)  # (P, p - 1, p - 1, 64)
+        pairs = full.view(-1, q, 2, q, 2, FEATURES)
+        rows = torch.maximum(pairs[:, :, 0], pairs[:, :, 1])
+        return torch.maximum(rows[:, :, :, 0], rows[:, :, :, 1]).relu_()
+
+
+def believe(net: FoldedNetwork, features: Sequence[Tensor], products: Collection[ProductName]) -> Belief:
+    """The network behind the branches, on N x (P, q, q, 64); what only some products need only for these."""
+    patches, q = features[0].shape[:2]
+    weights = _pointwise(torch.cat(list(features), dim=-1), net.gate).view(patches, q, q, -1, FEATURES)
+    gates = shares(weights, dim=3)  # N x (P, q, q, 64)
+    gated = [(feature * gate).permute(0, 3, 1, 2) for feature, gate in zip(features, gates, strict=True)]
+    pairs = [small_products(gated[i], gated[j]).permute(0, 2, 3, 1) for i, j in combinations(range(len(gated)), 2)]
+    relation = _pointwise(torch.cat(pairs, dim=-1), net.relation)
+    refined = [_convolution(x, layer, padding=1) for x, layer in zip(features, net.refine, strict=True)]
+    joined = _pointwise(_side_by_side([refined[0], relation, *refined[1:]]), net.join).relu_()
+    hidden = _pointwise(joined.flatten(1, 2).mean(dim=1).float(), net.hidden).relu_()
+    gate = None
+    if "gate" in products:
+        gate = torch.stack([gate.float().mean(dim=(1, 2, 3)) for gate in gates], dim=1)
+        gate = gate / gate.sum(dim=1, keepdim=True)  # each was rounded on its own
+    if NEEDS_CODE.isdisjoint(products):
+        return Belief(_pointwise(hidden, net.logits), gate, None, None)
+    mean, spread = _pointwise(hidden, net.mean), _pointwise(hidden, net.spread)
+    return Belief(_pointwise(mean, net.decoder), gate, mean, deviation(spread))
+
+
+def _spans(side: int, patch: int) -> tuple[range, range, range]:
+    """The pixels of an axis of a cell's window that are first, between and last in some patch."""
+    return range(side - patch + 1), range(1, side - 1), range(patch - 1, side)
+
+
+def _sum_of_taps(taps: Tensor, axis: int, position: int, start: int, length: int) -> Tensor:
+    """Sums over the three taps of an axis, those that fall inside the patch, for pixels from `start` on.
+
+    The taps are axis 2, and the result has no such axis. `position` in the patch is 0, 1 or 2: first, between, last.
+    """
+    before, at, after = taps.unbind(dim=2)
+    middle = at.narrow(axis, start, length)
+    if position == 0:
+        return middle + after.narrow(axis, start + 1, length)
+    total = middle + before.narrow(axis, start - 1, length)
+    return total if position == 2 else total.add_(after.narrow(axis, start + 1, length))
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """The ReLU of arrays (.., K), written next to each other along the last axis."""
+    widths = [part.shape[-1] for part in parts]
+    joined = parts[0].new_empty(*parts[0].shape[:-1], sum(widths))
+    for part, place in zip(parts, torch.split(joined, widths, dim=-1), strict=True):
+        torch.clamp_min(part, 0, out=place)
+    return joined
+
+
+def _box(x: Tensor, axis: int, reach: int) -> Tensor:
+    """Sums over `reach` neighbours along an axis, in float32."""
+    size = x.shape[axis] - reach + 1
+    total = x.narrow(axis, 0, size).to(torch.float32, copy=True)
+    for start in range(1, reach):
+        total += x.narrow(axis, start, size)
+    return total
+
+
+def _pointwise(x: Tensor, layer: Layer) -> Tensor:
+    """A 1x1 convolution over the last axis: (.., K) -> (.., L).
+
+    Pixels go in as 16 images or more, whatever they are of: of fewer, torch and oneDNN make plain matrix products,
+    which in float32 take up to twice the time.
+    """
+    count = x.shape[:-1].numel()
+    images = x.reshape(16 if count % 16 == 0 else x.shape[0], -1, 1, x.shape[-1])
+    return F.conv2d(images.permute(0, 3, 1, 2), *layer).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+def _convolution(x: Tensor, layer: Layer, *, padding: int) -> Tensor:
+    """A 3x3 convolution, channels last: (P, rows, columns, K) -> (P, .., .., 64)."""
+    return F.conv2d(x.permute(0, 3, 1, 2), *layer, padding=padding).permute(0, 2, 3, 1)
+
+
+def rows_within_budget(spec: NetworkSpec, dtype: torch.dtype, budget: int) -> int:
+    """Rows of a cell that are in work at a time: a divisor of `CELL`, the most whose patches fit the budget."""
+    p, q = spec.patch, spec.patch // 2
+    inner = sum(source.widths[1] for source in spec.sources)
+    pairs = len(spec.sources) * (len(spec.sources) - 1) // 2
+    gathered = (p + 1) ** 2 * inner + (p - 1) ** 2 * FEATURES * 2
+    after = q * q * (FEATURES * (6 * len(spec.sources) + 3 * pairs) + 5 * HIDDEN)
+    patches = budget // ((gathered + after) * dtype.itemsize)
+    return max(rows for rows in range(1, CELL + 1) if CELL % rows == 0 and (rows == 1 or rows * CELL <= patches))
