@@ -118,6 +118,55 @@ def authors_to_bundle(
     _carry_out(config, set_, as_json, work)
 
 
+bench = typer.Typer(
+    help="Measure speed and memory on this machine, as ratios against named baselines.", no_args_is_help=True
+)
+app.add_typer(bench, name="bench")
+
+
+@bench.callback()
+def _bench() -> None:
+    """Measure speed and memory on this machine, as ratios against named baselines."""
+
+
+@bench.command(name="network")
+def bench_network(
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="Take this configuration's trained model and scene.")
+    ] = None,
+    bands: Annotated[
+        list[str] | None,
+        typer.Option(metavar="B1+B2", help="Without CONFIG: bands of each source of a random network; may be given again."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often all is timed; medians are told.")] = 7,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """The network patch by patch, in a loader loop, dense, and in training."""
+
+    def work() -> None:
+        from jobs.bench.network import as_json as json_of
+        from jobs.bench.network import bench_network as work
+        from jobs.bench.network import table
+        from jobs.config import load
+
+        loaded = None if config is None else load(config, overrides=set_ or ())
+        results = work(loaded, bands=[_bands(text) for text in bands or ("64+2", "224+4")], rounds=rounds)
+        typer.echo(json.dumps(json_of(results), indent=1) if as_json else table(results))
+
+    _guarded(work)
+
+
+def _bands(text: str) -> list[int]:
+    """The bands of each source from `64+2`."""
+    from mibf.errors import InputError
+
+    parts = text.split("+")
+    if len(parts) < 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--bands {text}: give the number of bands of two or more sources, such as 64+2.")
+    return [int(part) for part in parts]
+
+
 def _stages(
     config: str | Callable[[], str],
     overrides: Sequence[str] | None,
@@ -140,16 +189,25 @@ def _carry_out(
     as_json: bool,
     work: Callable[[Config], list[tuple[Manifest, bool]]],
 ) -> None:
+    """Do a command's work on its configuration and print what came of it."""
+
+    def all_of_it() -> None:
+        from jobs.config import load
+
+        loaded = load(config if isinstance(config, str) else config(), overrides=overrides or ())
+        _print_summary(loaded, work(loaded), as_json)
+
+    _guarded(all_of_it)
+
+
+def _guarded(work: Callable[[], None]) -> None:
     """Do a command's work and end the process with the status that says how it went."""
     from mibf.errors import InputError
 
     # Scenes without a CRS are taken as they are: no cause for GDAL's warnings about them.
     warnings.filterwarnings("ignore", message="Dataset has no geotransform|The given matrix is equal to Affine.identity")
     try:
-        from jobs.config import load
-
-        loaded = load(config if isinstance(config, str) else config(), overrides=overrides or ())
-        done = work(loaded)
+        work()
     except InputError as error:
         typer.echo(f"mibf: {error}", err=True)
         raise typer.Exit(2) from None
@@ -171,7 +229,6 @@ def _carry_out(
             from jobs import cluster
 
             cluster.close()
-    _print_summary(loaded, done, as_json)
 
 
 def _stage(config: Config, stage: StageName, *, keep_current: bool) -> tuple[Manifest, bool]:

@@ -108,7 +108,7 @@ def believe(net: FoldedNetwork, features: Sequence[Tensor], products: Collection
     gates = shares(weights, dim=3)  # N x (P, q, q, 64)
     gated = [(feature * gate).permute(0, 3, 1, 2) for feature, gate in zip(features, gates, strict=True)]
     pairs = [small_products(gated[i], gated[j]).permute(0, 2, 3, 1) for i, j in combinations(range(len(gated)), 2)]
-    relation = _pointwise(torch.cat(pairs, dim=-1), net.relation)
+    relation = _pointwise(pairs[0] if len(pairs) == 1 else torch.cat(pairs, dim=-1), net.relation)
     refined = [_convolution(x, layer, padding=1) for x, layer in zip(features, net.refine, strict=True)]
     joined = _pointwise(_side_by_side([refined[0], relation, *refined[1:]]), net.join).relu_()
     hidden = _pointwise(joined.flatten(1, 2).mean(dim=1).float(), net.hidden).relu_()

@@ -156,6 +156,27 @@ def test_the_same_bits_whatever_the_tile(row: int, column: int, height: int, wid
 _WHOLE: dict[tuple[str], dict[str, Tensor]] = {}
 
 
+def test_the_same_bits_for_any_number_of_threads_and_torchs_own_number_stays() -> None:
+    network = network_of(3, 2)
+    tile = tile_of(network, CELL + 10, 2 * CELL)
+    dense = Dense(network)
+    broken = [x.clone() for x in tile]
+    broken[1][0, 75, 100] = torch.nan  # in the last cell
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(dense(tile, products=["logits"])["logits"])
+            assert torch.get_num_threads() == threads
+            with pytest.raises(InputError, match="row 75, column 100"):
+                dense(broken)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 def test_other_work_in_the_cell_changes_no_bit() -> None:
     network = network_of(3, 2)
     tile = tile_of(network, CELL, CELL)

@@ -1,0 +1,337 @@
+"""mibf bench network: the network patch by patch, in a loader loop, dense, and in training, in one run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from jobs.bench.timing import Case, Timing, measure
+from jobs.bench.working_set import working_set
+from jobs.config import Config
+from jobs.progress import bar, say
+from jobs.workspace import Workspace
+from mibf.cell import CELL
+from mibf.dense import Dense
+from mibf.errors import InputError
+from mibf.network import MIBFNet
+from mibf.objective import objective
+from mibf.optim import make_optimiser
+from mibf.precision import DTYPES, Precision, best_device, place
+from mibf.spec import NARROW, WIDE, NetworkSpec, SourceSpec
+from mibf.training import Batch, train_epoch
+from pipeline.batches import scaled_window
+from pipeline.grid import Window
+from pipeline.predict import check_sources
+from pipeline.store import PatchStore
+
+PATCHES, LOADED, TILE = "patch by patch", "loader loop", "dense"
+PLAIN, TRAINING = "training, plain", "training"
+PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
+#: Patches a batch, in inference and training.
+BATCH = 256
+#: Patches a batch of the loader loop: the paper's.
+LOADED_BATCH = 64
+#: What is timed: by name and precision, the pixels or samples of a call, and the call.
+Works = dict[tuple[str, Precision], tuple[int, Callable[[], object]]]
+#: Sides of the tiles whose working sets are compared, in pixels.
+SIDES = (4 * CELL, 8 * CELL)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and a tile (with halo) that it is run on."""
+
+    name: str
+    network: MIBFNet
+    tile: list[Tensor]
+    side: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; rates in pixels (samples) a second, the median and the range over rounds."""
+
+    what: str
+    precision: str
+    rate: float
+    slowest: float
+    fastest: float
+    ratios: dict[str, float]  #: against named baselines of the same run
+    multiply_adds: float  #: of convolutions and matrix products, for a pixel or sample
+    gemm_share: float  #: their rate, as a share of the machine's fastest matrix product of that precision
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the benchmark found of one subject."""
+
+    name: str
+    rows: list[Row]
+    gemm: dict[str, float]  #: multiply-adds a second, by precision
+    largest_difference: float  #: of logits, dense float32 against patch by patch
+    labels_equal: dict[str, float]  #: share of pixels with the label of float32: patch by patch, and in bf16
+    sides: tuple[int, int]  #: of the tiles whose working sets are compared, in pixels
+    working_set: dict[str, list[int]]  #: bytes, by precision, for each
+
+
+def bench_network(
+    config: Config | None, *, bands: Sequence[Sequence[int]], rounds: int, sides: tuple[int, int] = SIDES
+) -> list[Result]:
+    """Measure networks of random weights with these bands a source; with a configuration, its trained model on its scene.
+
+    The first of `sides` is the tile that is timed; their working sets are compared.
+
+    Raises:
+        InputError: the configuration's run has no model, or its stores are not the model's.
+    """
+    say("leave the machine alone meanwhile: its other work is measured too")
+    device = best_device()
+    subjects = [_random(each, sides[0]) for each in bands] if config is None else [_trained(config, sides[1])]
+    results = []
+    for subject in subjects:
+        place(subject.network, device)
+        with bar(f"bench {subject.name}", rounds + 1, unit="rounds") as advance:
+            results.append(_measured(subject, rounds=rounds, sides=sides, each=lambda: advance(1)))
+    return results
+
+
+def _random(bands: Sequence[int], side: int) -> Subject:
+    torch.manual_seed(0)
+    sources = tuple(SourceSpec(f"source {i + 1}", b, NARROW if i else WIDE) for i, b in enumerate(bands))
+    spec = NetworkSpec(sources, classes=11)
+    tile = [torch.rand(b, side + 2 * spec.halo, side + 2 * spec.halo) for b in bands]
+    return Subject(f"{'+'.join(map(str, bands))} bands, random weights", MIBFNet(spec).eval(), tile, side)
+
+
+def _trained(config: Config, side: int) -> Subject:
+    """A run's model and the middle of its first scene."""
+    workspace = Workspace.of(config)
+    bundle = workspace.read_bundle()
+    store = PatchStore(workspace.store(config.scenes[0].name))
+    check_sources(store, bundle)
+    side = min(side, *(size // CELL * CELL for size in store.shape))
+    if not side:
+        raise InputError(f"{store.url}: is {store.shape[0]} x {store.shape[1]} pixels; the benchmark wants {CELL} x {CELL}.")
+    y, x = ((size - side) // 2 for size in store.shape)
+    halo = bundle.spec.halo
+    windows = scaled_window(store, Window(y, x, side, side), bundle.scaling, halo=halo)
+    names = "+".join(str(s.bands) for s in bundle.spec.sources)
+    name = f"{names} bands, run {config.run!r} of {config.name!r} on {side} x {side} pixels"
+    return Subject(name, bundle.network(), [torch.from_numpy(w) for w in windows], side)
+
+
+def _measured(subject: Subject, *, rounds: int, sides: tuple[int, int], each: Callable[[], None]) -> Result:
+    network, device = subject.network, best_device()
+    dense = {precision: Dense(network, precision=precision) for precision in PRECISIONS}
+    pixels = [(y, x) for y in range(CELL // 2) for x in range(CELL)]
+    patches = _Patches(subject, pixels)
+    batches = [
+        [x.to(device, memory_format=torch.channels_last) for x in batch] for batch in DataLoader(patches, batch_size=BATCH)
+    ]
+    works = _inference(subject, sides[0], dense, patches, batches) | _training(network.spec, batches[:4])
+    cases = [Case(f"{what}, {precision}", units, work) for (what, precision), (units, work) in works.items()]
+    gemms = {precision: list(_gemms(precision, device)) for precision in PRECISIONS}
+    timings = measure([*cases, *gemms["float32"], *gemms["bf16"]], rounds=rounds, each=each)
+    gemm = {str(precision): max(timings[case.name].rate for case in gemms[precision]) for precision in PRECISIONS}
+    exact = dense["float32"](subject.tile, products=["class", "logits"])
+    same = exact["logits"][:, : CELL // 2, :CELL].flatten(1).T
+    alone = torch.cat([_logits(network, batch) for batch in batches])
+    fast = dense["bf16"](subject.tile, products=["class"])
+    return Result(
+        name=subject.name,
+        rows=[_row(what, precision, *work, timings, gemm) for (what, precision), work in works.items()],
+        gemm=gemm,
+        largest_difference=float((alone - same).abs().max()),
+        labels_equal={
+            PATCHES: float((alone.argmax(dim=1) == same.argmax(dim=1)).float().mean()),
+            "bf16": float((fast["class"] == exact["class"]).float().mean()),
+        },
+        sides=sides,
+        working_set={p: [working_set(network.spec, side, p) for side in sides] for p in PRECISIONS},
+    )
+
+
+def _inference(
+    subject: Subject, side: int, dense: dict[Precision, Dense], patches: _Patches, batches: Sequence[Sequence[Tensor]]
+) -> Works:
+    """Every way to classify pixels."""
+    network = subject.network
+    side = min(subject.side, side)
+    reach = side + 2 * network.spec.halo
+    small = [x[:, : reach * s.scale, : reach * s.scale] for x, s in zip(subject.tile, network.spec.sources, strict=True)]
+    plain = MIBFNet(network.spec).eval().to(dense["float32"].device)  # in torch's own layout
+    plain.load_state_dict(network.state_dict())
+
+    def loop() -> None:
+        for batch in DataLoader(patches, batch_size=LOADED_BATCH):
+            _labels(plain, [x.to(dense["float32"].device) for x in batch])
+
+    works: Works = {
+        (PATCHES, "float32"): (len(patches), lambda: [_labels(network, batch) for batch in batches]),
+        (LOADED, "float32"): (len(patches), loop),
+    }
+    for precision in PRECISIONS:
+        works[TILE, precision] = (side**2, partial(dense[precision], small))
+    return works
+
+
+def _training(spec: NetworkSpec, batches: Sequence[Sequence[Tensor]]) -> Works:
+    """Every way to make the same training steps."""
+    labels = torch.randint(0, spec.classes, (BATCH,))
+    works: Works = {(PLAIN, "float32"): (len(batches) * BATCH, _plain_steps(spec, batches, labels))}
+    for precision in PRECISIONS:
+        works[TRAINING, precision] = (len(batches) * BATCH, _our_steps(spec, batches, labels, precision))
+    return works
+
+
+def _row(
+    what: str,
+    precision: Precision,
+    units: int,
+    work: Callable[[], object],
+    timings: dict[str, Timing],
+    gemm: dict[str, float],
+) -> Row:
+    timing = timings[f"{what}, {precision}"]
+    baselines = (PLAIN,) if what in (PLAIN, TRAINING) else (PATCHES, LOADED)
+    adds = _multiply_adds(work) / units
+    return Row(
+        what=what,
+        precision=precision,
+        rate=timing.rate,
+        slowest=min(timing.rates),
+        fastest=max(timing.rates),
+        ratios={name: timing.ratio(timings[f"{name}, float32"]) for name in baselines},
+        multiply_adds=adds,
+        gemm_share=adds * timing.rate / gemm[precision],
+    )
+
+
+class _Patches(Dataset[list[Tensor]]):
+    """Patches cut one by one from arrays (row, column, band), as one writes a dataset for torch's loader."""
+
+    def __init__(self, subject: Subject, pixels: Sequence[tuple[int, int]]) -> None:
+        self.sources = [x.permute(1, 2, 0).contiguous().numpy() for x in subject.tile]
+        self.scales = [source.scale for source in subject.network.spec.sources]
+        self.patch = subject.network.spec.patch
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        y, x = self.pixels[index]
+        p = self.patch
+        cut = [v[y * s : (y + p) * s, x * s : (x + p) * s] for v, s in zip(self.sources, self.scales, strict=True)]
+        return [torch.from_numpy(patch.transpose(2, 0, 1).copy()) for patch in cut]
+
+
+@torch.inference_mode()
+def _logits(network: MIBFNet, batch: Sequence[Tensor]) -> Tensor:
+    return network(batch).logits  # type: ignore[no-any-return]  # torch's modules return Any
+
+
+def _labels(network: MIBFNet, batch: Sequence[Tensor]) -> Tensor:
+    return _logits(network, batch).argmax(dim=1).cpu()
+
+
+def _plain_steps(spec: NetworkSpec, batches: Sequence[Sequence[Tensor]], labels: Tensor) -> Callable[[], None]:
+    """Steps as one writes them first: float32, torch's own layout, Adam, the loss read at every step."""
+    device = batches[0][0].device
+    network = MIBFNet(spec).to(device).train()
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
+    plain = [[x.contiguous() for x in batch] for batch in batches]
+    targets = labels.to(device)
+
+    def steps() -> None:
+        for batch in plain:
+            loss = objective(network(batch), targets, beta=1e-4)
+            optimiser.zero_grad()
+            torch.autograd.backward(loss.total)
+            optimiser.step()
+            loss.total.item()
+
+    return steps
+
+
+def _our_steps(
+    spec: NetworkSpec, batches: Sequence[Sequence[Tensor]], labels: Tensor, precision: Precision
+) -> Callable[[], object]:
+    """Steps as `mibf train` makes them."""
+    network = place(MIBFNet(spec), batches[0][0].device)
+    data = [Batch(tuple(x.cpu().numpy() for x in batch), labels.numpy()) for batch in batches]
+    optimiser, schedule = make_optimiser(network.parameters(), rate=1e-3, weight_decay=5e-4, steps=10_000, warmup=100)
+    return partial(train_epoch, network, data, optimiser=optimiser, schedule=schedule, beta=1e-4, precision=precision)
+
+
+def _gemms(precision: Precision, device: torch.device) -> Iterator[Case]:
+    """Large matrix products by both ways that torch has to them; which is faster depends on the machine."""
+    dtype = DTYPES[precision]
+    size = 2048
+    left, right = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
+    yield Case(f"matrix product, {precision}", size**3, lambda: torch.mm(left, right))
+    kernel = torch.rand(size, size, 1, 1, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    image = torch.rand(1, size, 32, size // 32, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    yield Case(f"pointwise convolution, {precision}", size**3, lambda: _pointwise(image, kernel))
+
+
+@torch.inference_mode()
+def _pointwise(image: Tensor, kernel: Tensor) -> Tensor:
+    return F.conv2d(image, kernel)
+
+
+def _multiply_adds(work: Callable[[], object]) -> float:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the counter sees this thread alone
+    try:
+        with FlopCounterMode(display=False) as counter:
+            work()
+    finally:
+        torch.set_num_threads(threads)
+    return float(counter.get_total_flops()) / 2
+
+
+def machine() -> str:
+    """The machine in words, for what is written of the figures."""
+    device = best_device()
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{platform.machine()}, {platform.system()}, {name}, torch {torch.__version__}"
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results as text; columns are told in `Row`."""
+    lines = [machine()]
+    for result in results:
+        lines += ["", result.name, f"{'':<18}{'':<9}{'per second':>11} {'range':>17} {'M mul-add':>9} {'of GEMM':>8}  ratio"]
+        for row in result.rows:
+            ratios = ", ".join(f"{value:.2f}x {name}" for name, value in row.ratios.items())
+            lines.append(
+                f"{row.what:<18}{row.precision:<9}{row.rate:>11,.0f} {row.slowest:>8,.0f}-{row.fastest:<8,.0f}"
+                f" {row.multiply_adds / 1e6:>9.2f} {row.gemm_share:>8.0%}  {ratios}"
+            )
+        gemms = ", ".join(f"{precision} {2 * rate / 1e9:,.0f} GFLOP/s" for precision, rate in result.gemm.items())
+        lines.append(f"fastest matrix product: {gemms}")
+        lines.append(
+            f"dense float32 against patch by patch: logits differ by {result.largest_difference:.1e} at most, "
+            f"{result.labels_equal[PATCHES]:.4%} of labels equal; bf16 against float32: {result.labels_equal['bf16']:.3%}"
+        )
+        sets = "; ".join(
+            f"{precision} {', '.join(f'{size / 1e6:.0f} MB' for size in sizes)}"
+            for precision, sizes in result.working_set.items()
+        )
+        lines.append(f"working set for tiles of {' and '.join(f'{side} x {side}' for side in result.sides)} pixels: {sets}")
+    return "\n".join(lines)
+
+
+def as_json(results: Sequence[Result]) -> dict[str, Any]:
+    """The results for machines."""
+    return {"machine": machine(), "results": [asdict(result) for result in results]}

@@ -1,0 +1,32 @@
+"""Independent pieces of work on a processor's cores, one thread each. Torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+
+
+def side_by_side(work: Callable[[Item], None], items: Iterable[Item]) -> None:
+    """Do a piece of work for every item, as many at a time as torch has threads, each on one thread.
+
+    Faster than torch's own way, all threads on one operation after the other, where operations are small; and what
+    an operation gives cannot depend on the number of threads. The first exception of a piece is raised; those
+    not begun are left out then.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        for item in items:
+            work(item)
+        return
+    pool = ThreadPoolExecutor(threads, "mibf", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for _ in pool.map(work, items):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # threads that begin later ask for what was set last

@@ -1,0 +1,65 @@
+"""Benchmarks: how rates become ratios, and that the table holds all rows. No figure is asserted."""
+
+from __future__ import annotations
+
+import json
+from itertools import cycle
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.bench import timing
+from jobs.bench.network import as_json, bench_network, table
+from jobs.bench.timing import Case, Timing, measure
+from jobs.cli import app
+from mibf.cell import CELL
+
+
+def test_every_case_is_timed_in_every_round_after_one_that_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = cycle([9.0, 9.0, 2.0, 1.0, 4.0, 1.0])  # two cases, a warm-up and two rounds
+    monkeypatch.setattr(timing, "_seconds", lambda work: (work(), next(seconds))[1])
+    done: list[str] = []
+    found = measure([Case("a", 8, lambda: done.append("a")), Case("b", 8, lambda: done.append("b"))], rounds=2)
+    assert done == ["a", "b"] * 3
+    assert found == {"a": Timing("a", (4.0, 2.0)), "b": Timing("b", (8.0, 8.0))}
+    assert found["b"].ratio(found["a"]) == 3.0  # the median of 2 and 4
+    assert found["a"].rate == 3.0
+
+
+def test_a_slow_round_changes_no_ratio() -> None:
+    assert Timing("a", (20.0, 2.0, 20.0)).ratio(Timing("b", (10.0, 1.0, 10.0))) == 2.0
+
+
+@pytest.mark.parametrize("bands", ["64", "64+", "a+2", "0+2"])
+def test_bands_that_cannot_be_are_refused(bands: str) -> None:
+    result = CliRunner().invoke(app, ["bench", "network", "--bands", bands])
+    assert result.exit_code == 2
+    assert f"--bands {bands}: give the number of bands of two or more sources" in result.output
+
+
+@pytest.mark.slow
+def test_the_networks_table_has_every_way_with_its_ratios() -> None:
+    (result,) = bench_network(None, bands=[[3, 1]], rounds=1, sides=(CELL, 2 * CELL))
+    ways: list[tuple[str, Any]] = [(row.what, row.precision) for row in result.rows]
+    assert ways == [
+        ("patch by patch", "float32"),
+        ("loader loop", "float32"),
+        ("dense", "float32"),
+        ("dense", "bf16"),
+        ("training, plain", "float32"),
+        ("training", "float32"),
+        ("training", "bf16"),
+    ]
+    rows = {(row.what, row.precision): row for row in result.rows}
+    assert rows["patch by patch", "float32"].ratios["patch by patch"] == 1.0
+    assert all(row.rate > 0 and row.multiply_adds > 0 for row in result.rows)
+    # Counted, not timed: what patches share is computed once.
+    assert rows["dense", "float32"].multiply_adds < 0.8 * rows["patch by patch", "float32"].multiply_adds
+    assert result.largest_difference < 1e-5
+    # A tile of four times the pixels takes hardly more memory.
+    for small, large in result.working_set.values():
+        assert large < 1.5 * small
+    text = table([result])
+    assert all(what in text for what, _ in ways)
+    json.dumps(as_json([result]))
