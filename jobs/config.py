@@ -175,6 +175,7 @@ class TrainSection(Section):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     workers: int = Field(default=1, ge=1)
     precision: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")

@@ -196,8 +196,11 @@ def _worker(settings: dict[str, Any]) -> None:
     )
     batch = wanted["batch"] // workers
 
+    torch.backends.cudnn.deterministic = True  # one seed, one result
     torch.manual_seed(wanted["seed"])  # the same first weights on every worker
     network = place(MIBFNet(spec), ray.train.torch.get_device())
+    if wanted["compile"]:
+        network.compile()
     # Batch norm's running statistics are averaged once an epoch, not sent by worker 0 at every step.
     model = ray.train.torch.prepare_model(network, parallel_strategy_kwargs={"broadcast_buffers": False})
     steps = training.steps(batch)

@@ -44,6 +44,9 @@ class Dense:
         temperature: what logits are divided by before the softmax; a bundle has it.
         draws: of the code, for `information`.
         seed: of these draws.
+        budget: bytes that the rows in work of a cell may take, one row at least; `BUDGET` unless given. A cell's maps,
+            some 25 MB with 64 bands, come on top, and on a processor every core has a cell in work. Bits are those
+            of one budget.
 
     Raises:
         InputError: the network is in training mode, a weight is not finite, or an argument cannot be.
@@ -66,6 +69,7 @@ class Dense:
         temperature: float = 1.0,
         draws: int = DRAWS,
         seed: int = 0,
+        budget: int | None = None,
     ) -> None:
         if network.training:
             raise InputError("the network is in training mode, in which results are drawn; call network.eval() first.")
@@ -84,36 +88,45 @@ class Dense:
         self.folded = FoldedNetwork.of(network, device=self.device, dtype=self.dtype)
         noise = standard_draws(draws, HIDDEN, seed=seed).to(self.device)
         self.decoding = Decoding(self.folded.decoder.weight.flatten(1), noise, temperature)
-        self.rows = rows_within_budget(self.spec, self.dtype, BUDGET[self.device.type])
+        self.rows = rows_within_budget(self.spec, self.dtype, BUDGET[self.device.type] if budget is None else budget)
 
-    @torch.inference_mode()
     def __call__(
         self,
         sources: Sequence[Tensor],
         *,
         products: Collection[ProductName] = ("class", "confidence"),
         valid: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> dict[ProductName, Tensor]:
         """The products of every pixel of a tile.
 
         Args:
             sources: a tensor (C, (H + 2 halo) scale, (W + 2 halo) scale) a source, scaled to [0, 1], float32.
             products: what is asked for, of `mibf.products.PRODUCT_NAMES`.
-            valid: (H + 2 halo, W + 2 halo) of bool, where there are data. Values elsewhere are not read: they
-                count as 0 in the patches that they touch, and the pixels have no result.
+            valid: (H + 2 halo, W + 2 halo) of bool, where there are data; everywhere unless given. Values elsewhere
+                are not read: they count as 0 in the patches that they touch.
+            wanted: (H, W) of bool, the pixels to classify; the valid ones unless given.
 
         Returns:
             By product (H, W), or (channels, H, W) for `probabilities`, `gate` and `logits`, on the network's device;
-            `class` is int64, the others float32. Pixels that are not valid have class -1 and NaN.
+            `class` is int64, the others float32. Pixels that are not wanted have class -1 and NaN.
 
         Raises:
             InputError: the number of sources, bands or pixels is not the spec's, values are not float32, one is not
                 finite where data are valid, or a product is unknown.
         """
         products = check_products(products)
-        height, width = self._tile_shape(sources, valid)
+        height, width = self._tile_shape(sources)
         halo = self.spec.halo
-        wanted = torch.ones(height, width, dtype=torch.bool) if valid is None else valid[halo:-halo, halo:-halo].cpu()
+        if valid is not None:
+            _check_mask("validity", valid, (height + 2 * halo, width + 2 * halo))
+        if wanted is not None:
+            _check_mask("mask of wanted pixels", wanted, (height, width))
+        elif valid is not None:
+            wanted = valid[halo:-halo, halo:-halo]
+        else:
+            wanted = torch.ones(height, width, dtype=torch.bool)
+        wanted = wanted.cpu()
         tile = _Tile(sources, valid, wanted, {name: self._empty(name, height, width) for name in products})
         corners = [
             (y, x) for y in range(0, height, CELL) for x in range(0, width, CELL) if wanted[y : y + CELL, x : x + CELL].any()
@@ -124,9 +137,8 @@ class Dense:
             else:
                 for corner in corners:
                     self._cell(tile, corner)
-        if valid is not None:
-            for name, values in tile.results.items():
-                values.masked_fill_(~wanted.to(self.device), _none(name))
+        for name, values in tile.results.items():
+            values.masked_fill_(~wanted.to(self.device), _none(name))
         return tile.results
 
     @torch.inference_mode()
@@ -144,7 +156,7 @@ class Dense:
                 values = self.decoding.product(name, belief).view(self.rows, CELL, -1).permute(2, 0, 1)
                 part.copy_(values[:, : part.shape[-2], : part.shape[-1]].view_as(part))
 
-    def _tile_shape(self, sources: Sequence[Tensor], valid: Tensor | None) -> tuple[int, int]:
+    def _tile_shape(self, sources: Sequence[Tensor]) -> tuple[int, int]:
         """Rows and columns of the tile without its halo, by the first source; the others are checked against it."""
         for x, source in zip(sources, self.spec.sources, strict=False):  # their number is checked below
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -156,13 +168,6 @@ class Dense:
         shape = sources[0].shape if len(sources) and sources[0].dim() == 3 else (0, 0, 0)
         rows, columns = max(shape[1] // scale, reach + 1), max(shape[2] // scale, reach + 1)
         check_shapes(self.spec, [tuple(x.shape) for x in sources], rows=rows, columns=columns)
-        if valid is not None and (not isinstance(valid, Tensor) or valid.dtype != torch.bool):
-            raise InputError(f"the validity is {getattr(valid, 'dtype', type(valid).__name__)}; a tensor of bool is wanted.")
-        if valid is not None and tuple(valid.shape) != (rows, columns):
-            raise InputError(
-                f"the validity is {' x '.join(map(str, valid.shape))} (rows x columns); "
-                f"the tile with its halo is {rows} x {columns} reference pixels."
-            )
         return rows - reach, columns - reach
 
     def _empty(self, name: ProductName, height: int, width: int) -> Tensor:
@@ -192,6 +197,21 @@ class _Tile:
     valid: Tensor | None
     wanted: Tensor  #: (H, W) of bool, on the CPU
     results: dict[ProductName, Tensor]
+
+
+def _check_mask(name: str, mask: Tensor, shape: tuple[int, int]) -> None:
+    """See that a mask is one, of the shape that is wanted (rows, columns).
+
+    Raises:
+        InputError: it is not.
+    """
+    kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+    if kind != torch.bool:
+        raise InputError(f"the {name} is {kind}; a tensor of bool is wanted.")
+    if tuple(mask.shape) != shape:
+        raise InputError(
+            f"the {name} is {' x '.join(map(str, mask.shape))}; it must be {shape[0]} x {shape[1]} (rows x columns)."
+        )
 
 
 def _none(name: str) -> float:

@@ -49,11 +49,16 @@ class NoiseAdaptation(nn.Module):
 
     @torch.no_grad()
     def observe(self, gate: Tensor) -> None:
-        """Remember the mean gate of this step, from the gates (B, sources) of its patches."""
-        self.mean_gate.copy_(gate.detach().float().mean(dim=0))
+        """Remember the mean gate of this step, from the gates (B, sources) of its patches.
+
+        One that is not finite is passed over: the training step tells of it, and nothing could be drawn with it.
+        """
+        mean = gate.detach().float().mean(dim=0)
+        self.mean_gate.copy_(torch.where(torch.isfinite(mean).all(), mean, self.mean_gate))
 
 
 def _deviation(features: Tensor) -> Tensor:
     """The standard deviation of each channel over batch and pixels, (B, C, q, q) -> (C,), by its moments."""
     values = features.permute(0, 2, 3, 1).flatten(0, 2).float()
+    values = values - values[:1]  # near zero, squares lose no digits
     return (values.square().mean(dim=0) - values.mean(dim=0).square()).clamp_min(0).sqrt()

@@ -37,4 +37,5 @@ def ieee_float32(device: torch.device) -> AbstractContextManager[object]:
     """The context in which float32 convolutions on a GPU keep all 24 bits; cuDNN rounds inputs to 11 by default (TF32)."""
     if device.type != "cuda":
         return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)

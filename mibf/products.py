@@ -89,7 +89,7 @@ class Decoding:
 
     @cached_property
     def directions(self) -> Tensor:
-        """What a unit of each standard deviation does to the logits in each draw: (K classes, D)."""
+        """What a unit of each standard deviation does to the logits in each draw: (K * classes, D)."""
         return (self.noise[:, None] * self.decoder[None]).flatten(0, 1)
 
     def product(self, name: ProductName, belief: Belief) -> Tensor:

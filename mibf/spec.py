@@ -19,6 +19,8 @@ HIDDEN = 128
 WIDE = (128, 64)
 NARROW = (16, 32)
 
+#: The channel attention squeezes the second width to a sixteenth.
+NARROWEST = 16
 SMALLEST_PATCH, LARGEST_PATCH = 5, 15
 #: Pixels of a source along one reference pixel.
 SCALES = (1, 2, 4)
@@ -39,6 +41,8 @@ class SourceSpec:
     def __post_init__(self) -> None:
         if self.bands < 1:
             raise InputError(f"source {self.name!r} has {self.bands} bands; a source needs at least one.")
+        if min(self.widths) < NARROWEST:
+            raise InputError(f"source {self.name!r} has inner widths {self.widths}; each must be at least {NARROWEST}.")
         if self.scale not in SCALES:
             raise InputError(
                 f"source {self.name!r} has scale {self.scale}; it must be one of {', '.join(map(str, SCALES))} "

@@ -19,7 +19,7 @@ from mibf.distributed import average_over_workers, sum_over_workers
 from mibf.metrics import ConfusionMatrix
 from mibf.network import MIBFNet, Output
 from mibf.objective import Loss, objective
-from mibf.precision import Precision, autocast
+from mibf.precision import Precision, autocast, ieee_float32
 
 
 class Batch(NamedTuple):
@@ -31,6 +31,45 @@ class Batch(NamedTuple):
 
 class NonFiniteError(ArithmeticError):
     """The loss or a gradient is not finite; the optimiser has not moved."""
+
+
+#: Steps after which the host asks whether all was finite, by type of device.
+_ASKED = {"cpu": 1, "cuda": 64}
+
+
+class _Guard:
+    """Holds the optimiser still from the first batch on whose loss or gradient is not finite.
+
+    The optimiser looks at `found_inf` on the device itself, so that no step waits for the host to read a number;
+    the host asks every `_ASKED` steps, and at the end, whether it came to that.
+    """
+
+    def __init__(self, optimiser: torch.optim.Optimizer, device: torch.device) -> None:
+        self.every = _ASKED[device.type]
+        self.batch = torch.full((), -1, device=device)
+        self.seen = torch.zeros(2, device=device)  # loss and gradient norm there
+        self.held = torch.zeros((), device=device)
+        optimiser.found_inf = self.held  # type: ignore[attr-defined]  # what torch's gradient scaler sets
+
+    @torch.no_grad()
+    def look(self, position: int, loss: Tensor, norm: Tensor) -> None:
+        """Take a batch's loss and gradient norm in, before the optimiser's step."""
+        seen = torch.stack([loss.detach().float(), norm.float()])
+        first = (self.held == 0) & ~torch.isfinite(seen).all()
+        self.batch.copy_(torch.where(first, position, self.batch))
+        self.seen.copy_(torch.where(first, seen, self.seen))
+        self.held.copy_(torch.maximum(self.held, first.float()))
+        if position % self.every == 0:
+            self.ask()
+
+    def ask(self) -> None:
+        """Raise what was found."""
+        if bool(self.held):
+            loss, norm = self.seen.tolist()
+            raise NonFiniteError(
+                f"batch {int(self.batch)}: loss {loss}, gradient norm {norm}; "
+                "weights are unchanged. A lower train.rate or float32 precision is the usual cure."
+            )
 
 
 class Figures(NamedTuple):
@@ -54,7 +93,7 @@ class _Sums:
     def add(self, loss: Loss, logits: Tensor, labels: Tensor) -> None:
         self.terms += torch.stack(loss).detach().double() * len(labels)
         pairs = labels * self.classes + logits.argmax(dim=1)
-        self.counts += torch.bincount(pairs, minlength=self.classes**2)
+        self.counts.scatter_add_(0, pairs, torch.ones_like(pairs))  # bincount would wait for the device
 
     def figures(self) -> Figures:
         sum_over_workers(self.terms, self.counts)
@@ -82,16 +121,18 @@ def train_epoch(
 ) -> Figures:
     """Train on each batch once; `model` is an `MIBFNet` or a data-parallel wrapper of one.
 
+    `optimiser` is one of torch's fused ones, as `make_optimiser` gives, which `found_inf` holds still.
     Gradients are averaged over workers by the wrapper, the mean gate after every step, the batch
     norm's running statistics at the end. `after_step` is told this worker's number of samples.
 
     Raises:
-        NonFiniteError: loss or gradient of a batch; weights are as before that batch.
+        NonFiniteError: loss or gradient of a batch; weights are as before that batch (buffers are not).
     """
     network = inner(model)
     device = next(network.parameters()).device
     parameters = list(network.parameters())
     sums = _Sums(network.spec.classes, device)
+    guard = _Guard(optimiser, device)
     model.train()
     for position, batch in enumerate(batches):
         output, labels = _forward(model, batch, device, precision)
@@ -100,16 +141,13 @@ def train_epoch(
         torch.autograd.backward(loss.total)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # The averaged gradient carries any worker's NaN to all of them, so all stop at the same batch.
-        if not bool(torch.isfinite(norm) & torch.isfinite(loss.total)):
-            raise NonFiniteError(
-                f"batch {position}: loss {loss.total.item()}, gradient norm {float(norm)}; "
-                "weights are unchanged. A lower train.rate or float32 precision is the usual cure."
-            )
+        guard.look(position, loss.total, norm)
         optimiser.step()
         schedule.step()
         average_over_workers([network.noise.mean_gate])
         sums.add(loss, output.logits, labels)
         after_step(len(labels))
+    guard.ask()
     average_over_workers(network.buffers())
     return sums.figures()
 
@@ -129,7 +167,8 @@ def validate(
     sums = _Sums(network.spec.classes, device)
     network.eval()
     for batch in batches:
-        output, labels = _forward(network, batch, device, precision)
+        with ieee_float32(device):
+            output, labels = _forward(network, batch, device, precision)
         sums.add(objective(output, labels, beta=beta), output.logits, labels)
         if calibration is not None:
             calibration.add(output.logits, labels)

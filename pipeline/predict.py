@@ -56,9 +56,9 @@ class TilePredictor:
     def predict(self, store: PatchStore, tile: Tile) -> TileResult:
         """The products of one tile; work without a pixel to map is left out."""
         halo = self.bundle.spec.halo
-        valid = np.pad(store.usable(tile.window), halo, constant_values=True)
+        wanted = torch.from_numpy(store.usable(tile.window))
         sources = [torch.from_numpy(x) for x in scaled_window(store, tile.window, self.bundle.scaling, halo=halo)]
-        found = self.dense(sources, products=self.products, valid=torch.from_numpy(valid))
+        found = self.dense(sources, products=self.products, wanted=wanted)
         return {name: self._layer(name, values.cpu().numpy()) for name, values in found.items()}
 
     def _layer(self, name: str, values: NDArray[Any]) -> NDArray[Any]:

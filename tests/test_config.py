@@ -135,3 +135,12 @@ def test_a_python_object_in_the_yaml_is_refused(tmp_path: Path) -> None:
 def test_the_examples_are_configurations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", "/data")
     assert load(str(ROOT / "examples" / f"{name}.yaml")).name == name
+
+
+def test_every_product_of_a_map_can_be_asked_for() -> None:
+    from jobs.config import MapSection
+    from mibf.products import PRODUCT_NAMES
+    from pipeline.maps import PRODUCTS
+
+    assert MapSection(products=tuple(PRODUCTS)).products == tuple(PRODUCTS)
+    assert set(PRODUCTS) == set(PRODUCT_NAMES) - {"logits"}

@@ -190,6 +190,10 @@ def test_other_work_in_the_cell_changes_no_bit() -> None:
     assert not torch.equal(before[:, :34], after[:, :34])
     valid = torch.ones(70, 70, dtype=torch.bool)
     valid[3 + 10, 3 + 20] = False
+    wanted = valid[3:-3, 3:-3]
+    fewer = dense(tile, products=["logits"], wanted=wanted)["logits"]
+    assert torch.equal(fewer[:, wanted], before[:, wanted])  # what is not wanted is read all the same
+    assert torch.isnan(fewer[:, ~wanted]).all()
     masked = dense(tile, products=["logits"], valid=valid)["logits"]
     untouched = torch.ones(CELL, CELL, dtype=torch.bool)
     untouched[10 - 3 : 10 + 4, 20 - 3 : 20 + 4] = False
@@ -218,7 +222,7 @@ def test_nan_is_refused_unless_the_validity_masks_it() -> None:
     assert torch.equal(found["confidence"][far], clean["confidence"][far])
     nothing = dense(tile, valid=torch.zeros(24, 34, dtype=torch.bool))
     assert (nothing["class"] == -1).all()
-    with pytest.raises(InputError, match=r"validity is 20 x 30 .* is 24 x 34"):
+    with pytest.raises(InputError, match="validity is 20 x 30; it must be 24 x 34"):
         dense(tile, valid=valid[:20, :30])
 
 
@@ -242,6 +246,8 @@ def test_tiles_that_are_not_the_specs_are_refused() -> None:
         dense([torch.rand(4, 70, 70), torch.ones(2, 70, 70, dtype=torch.uint8)])
     with pytest.raises(InputError, match=r"source 's0' is ndarray"):
         dense([np.ones((4, 70, 70), np.float32), torch.rand(2, 70, 70)])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="mask of wanted pixels is 64 x 63; it must be 64 x 64"):
+        dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], wanted=torch.ones(64, 63, dtype=torch.bool))
     with pytest.raises(InputError, match=r"validity is torch\.float32; a tensor of bool"):
         dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], valid=torch.ones(70, 70))
 
@@ -306,8 +312,9 @@ def test_rows_in_work_stay_within_the_budget(patch: int, budget: int) -> None:
     spec = spec_of((64, 2), patch=patch)
     rows = rows_within_budget(spec, torch.float32, budget)
     assert CELL % rows == 0
-    gathered = rows * CELL * (patch + 1) ** 2 * (64 + 32) * 4
-    assert rows == 1 or gathered < budget
+    gathered = (patch + 1) ** 2 * (64 + 32)
+    convolved = (patch - 1) ** 2 * 64
+    assert rows == 1 or rows * CELL * (gathered + convolved) * 4 < budget
 
 
 def test_the_docstrings_example_runs() -> None:

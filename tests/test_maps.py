@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import dask
+import dask.array as da
 import numpy as np
 import pytest
 import rasterio
@@ -12,19 +14,22 @@ import torch
 from rio_cogeo.cogeo import cog_validate
 
 from jobs.workspace import Workspace
-from mibf.bundle import Bundle
+from mibf.bundle import Bundle, ClassName
 from mibf.errors import InputError
 from mibf.network import MIBFNet
 from mibf.scaling import scaling_from_json
 from mibf.spec import NARROW, NetworkSpec, SourceSpec
 from pipeline import storage
+from pipeline.batches import scaled_window
 from pipeline.grid import Window
 from pipeline.labels import UNLABELLED
 from pipeline.maps import CLASS, PRODUCTS, IncompleteMapError, MapInWork, check_coverage, publish_product
 from pipeline.predict import TilePredictor, check_sources
-from pipeline.store import PatchStore
+from pipeline.scene import Source, open_source, reference_grid
+from pipeline.split import near_any
+from pipeline.store import SHARD, PatchStore, fill, lay_down
 from pipeline.tiles import Tile, tiles
-from tests.conftest import COLUMNS, CRS, ROWS, TRANSFORM, SmallScene
+from tests.conftest import COLUMNS, CRS, ROWS, TRANSFORM, SmallScene, write_raster
 
 CONFIDENCE = PRODUCTS["confidence"]
 Prepared = tuple[SmallScene, Workspace]
@@ -60,6 +65,46 @@ def test_the_map_is_the_same_bytes_whatever_the_tile(store: PatchStore, bundle: 
         other = mapped(store, bundle, tmp_path / "other.zarr", side)
         for product in PRODUCTS.values():
             assert one.array(product)[:].tobytes() == other.array(product)[:].tobytes()
+
+
+@pytest.fixture
+def gapped(tmp_path: Path) -> PatchStore:
+    """A store whose first source has no data in a stripe across the corner of four tiles."""
+    y, x = np.mgrid[:ROWS, :COLUMNS]
+    optical = np.random.default_rng(0).integers(100, 200, (3, ROWS, COLUMNS)).astype(np.uint16)
+    optical[:, (abs(y - x) < 3) & (y > 50) & (y < 80)] = 0
+    write_raster(tmp_path / "optical.tif", optical, nodata=0)
+    write_raster(tmp_path / "radar.tif", optical[:1].astype(np.float32) / 7)
+    grid = reference_grid(Source("optical", (str(tmp_path / "optical.tif"),)))
+    sources = {
+        name: open_source(Source(name, (str(tmp_path / f"{name}.tif"),)), grid, chunk=SHARD) for name in ("optical", "radar")
+    }
+    nothing = da.zeros((ROWS, COLUMNS), dtype=np.uint8, chunks=(SHARD, SHARD))
+    classes = tuple(ClassName(i, name, "#000000") for i, name in ((1, "water"), (2, "forest"), (5, "town")))
+    store = lay_down(str(tmp_path / "s.zarr"), grid=grid, sources=sources, classes=classes, fingerprint="")
+    dask.compute(*fill(store, sources=sources, labels=nothing, split=nothing))
+    return store
+
+
+def test_a_gap_across_tiles_changes_nothing_around_it(gapped: PatchStore, bundle: Bundle) -> None:
+    """Beside pixels without data, a map has what the network says of the patches that training would have cut."""
+    predictor = TilePredictor(bundle, products=["confidence"], precision="float32")
+    one, many = np.empty((2, ROWS, COLUMNS), np.float32)
+    for side, whole in ((256, one), (64, many)):
+        for tile in tiles("small", gapped.shape, side):
+            whole[tile.window.slices] = predictor.predict(gapped, tile)["confidence"][0]
+    np.testing.assert_array_equal(one, many)
+    everywhere, patch = Window(0, 0, ROWS, COLUMNS), bundle.spec.patch
+    usable = gapped.usable(everywhere)
+    rows, columns = np.nonzero(usable & near_any(np.pad(~usable, 2), 2))
+    assert len(rows) > 100
+    sources = scaled_window(gapped, everywhere, bundle.scaling, halo=bundle.spec.halo)
+    corners = list(zip(rows, columns, strict=True))
+    patches = [torch.from_numpy(np.stack([s[:, y : y + patch, x : x + patch] for y, x in corners])) for s in sources]
+    with torch.inference_mode():
+        wanted = bundle.network()(patches).logits.softmax(dim=1).amax(dim=1).numpy()
+    np.testing.assert_allclose(one[rows, columns], wanted, atol=1e-5)
+    assert np.isnan(one[~usable]).all()
 
 
 def test_coverage_is_just_the_usable_pixels(store: PatchStore, bundle: Bundle, tmp_path: Path) -> None:

@@ -73,6 +73,10 @@ def test_wrong_inputs_are_refused_with_expected_and_found() -> None:
     for wrong in (4, 3, 17):
         with pytest.raises(InputError, match="odd number"):
             spec_of(patch=wrong)
+    with pytest.raises(InputError, match="inner widths"):
+        SourceSpec("a", 3, widths=(128, 8))
+    with pytest.raises(InputError, match="two sources have one name: a, a"):
+        NetworkSpec((SourceSpec("a", 3), SourceSpec("a", 3)), classes=2)
     with pytest.raises(InputError, match="'s1' has scale 3; it must be one of 1, 2, 4"):
         spec_of(scales=(1, 3))
     finer = MIBFNet(spec_of(scales=(1, 2)))
@@ -150,6 +154,28 @@ def test_noise_falls_on_its_share_of_rows_without_replacement_and_in_the_feature
     assert int(disturbed.sum()) == round(SHARE * batch)
     added = (first - features[0])[disturbed].std()
     assert 0.7 < float(added / features[0].std()) < 1.4
+
+
+def test_the_disturbed_source_is_drawn_with_the_probability_of_its_mean_gate() -> None:
+    torch.manual_seed(0)
+    noise = NoiseAdaptation(3).train()
+    noise.mean_gate.copy_(torch.tensor([0.6, 0.3, 0.1]))
+    features = [torch.rand(4, 64, 3, 3) for _ in range(3)]
+    counts = torch.zeros(3)
+    for _ in range(600):
+        changed = torch.tensor([not torch.equal(a, b) for a, b in zip(noise(features), features, strict=True)])
+        assert int(changed.sum()) == 1
+        counts += changed
+    assert torch.allclose(counts / 600, noise.mean_gate, atol=0.06)  # three standard deviations
+
+
+def test_noise_has_the_scale_of_features_far_from_zero() -> None:
+    noise = NoiseAdaptation(2).train()
+    noise.mean_gate.copy_(torch.tensor([1.0, 0.0]))
+    features = [50 + 1e-3 * torch.randn(64, 64, 3, 3), torch.rand(64, 64, 3, 3)]
+    added = (noise(features)[0] - features[0]).flatten(1)
+    added = added[(added != 0).any(dim=1)]
+    assert 0.9e-3 < float(added.std()) < 1.1e-3
 
 
 def test_noise_is_absent_in_evaluation_and_the_mean_gate_stays() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.parallel import DistributedDataParallel
 
+import mibf.training
 from mibf.checkpoint import Checkpoint
 from mibf.errors import InputError
 from mibf.network import MIBFNet
@@ -86,6 +91,58 @@ def test_what_is_not_finite_stops_before_the_optimiser_moves(poison: float) -> N
     assert all(torch.equal(a, b) for a, b in zip(before, parts[0].parameters(), strict=True))
     with pytest.raises(NonFiniteError, match="batch 2"):
         epoch(fresh(), iter([*batches(2), bad]))
+
+
+def test_weights_stay_as_they_were_however_late_the_host_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where steps go on until the host asks: the optimiser holds still from the first bad batch on."""
+    monkeypatch.setitem(mibf.training._ASKED, "cpu", 1000)
+    stopped, straight = fresh(), fresh()
+    good, more = list(batches(3)), list(batches(4, seed=8))
+    more[0].sources[0][0, 0, 0, 0] = np.nan
+    torch.manual_seed(0)
+    epoch(straight, iter(good))
+    torch.manual_seed(0)
+    with pytest.raises(NonFiniteError, match="batch 3: loss nan"):
+        epoch(stopped, iter([*good, *more]))
+    for a, b in zip(straight[0].parameters(), stopped[0].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def _average_gate(rank: int, folder: str) -> None:
+    """One of two workers, each with batches of its own."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    network, optimiser, schedule = fresh()
+    model = DistributedDataParallel(network, broadcast_buffers=False)
+    seen: list[torch.Tensor] = []
+    observe = network.noise.observe
+    network.noise.observe = lambda gate: (observe(gate), seen.append(network.noise.mean_gate.clone()))[0]  # type: ignore[method-assign]
+    train_epoch(model, batches(3, seed=rank), optimiser=optimiser, schedule=schedule, beta=1e-4, precision="float32")
+    torch.save({"own": seen[-1], "mean": network.noise.mean_gate}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_the_mean_gate_is_averaged_over_workers(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_average_gate, (str(tmp_path),), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert not torch.equal(one["own"], other["own"])
+    torch.testing.assert_close(one["mean"], (one["own"] + other["own"]) / 2)
+    assert torch.equal(one["mean"], other["mean"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+def test_a_compiled_network_trains_to_nearly_the_same_weights() -> None:
+    plain, compiled = fresh(), fresh()
+    compiled[0].compile()
+    for parts in (plain, compiled):
+        torch.manual_seed(0)
+        parts[0].noise.mean_gate.fill_(0.5)
+        epoch(parts, batches(2))
+    assert plain[0].state_dict().keys() == compiled[0].state_dict().keys()
+    for name, value in plain[0].named_parameters():
+        assert torch.isfinite(compiled[0].get_parameter(name)).all()
+        assert (compiled[0].get_parameter(name) - value).abs().max() < 0.05
 
 
 def test_resuming_equals_never_having_stopped() -> None:

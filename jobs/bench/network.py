@@ -25,7 +25,7 @@ from mibf.errors import InputError
 from mibf.network import MIBFNet
 from mibf.objective import objective
 from mibf.optim import make_optimiser
-from mibf.precision import DTYPES, Precision, best_device, place
+from mibf.precision import DTYPES, Precision, best_device, ieee_float32, place
 from mibf.spec import NARROW, WIDE, NetworkSpec, SourceSpec
 from mibf.training import Batch, train_epoch
 from pipeline.batches import scaled_window
@@ -237,7 +237,8 @@ class _Patches(Dataset[list[Tensor]]):
 
 @torch.inference_mode()
 def _logits(network: MIBFNet, batch: Sequence[Tensor]) -> Tensor:
-    return network(batch).logits  # type: ignore[no-any-return]  # torch's modules return Any
+    with ieee_float32(batch[0].device):
+        return network(batch).logits  # type: ignore[no-any-return]  # torch's modules return Any
 
 
 def _labels(network: MIBFNet, batch: Sequence[Tensor]) -> Tensor:
