@@ -51,7 +51,7 @@ class Encoder:
         side, inner = window.shape[0], branch.spectral.weight.shape[0]
         spans = _spans(side, patch)
         #: (.., .., L) each, by the row's and the column's position in the patch: first, between, last.
-        self.maps = [[window.new_empty(len(rows), len(columns), inner) for columns in spans] for rows in spans]
+        self.maps = [[window.new_empty(len(down), len(across), inner) for across in spans] for down in spans]
         # In bands of rows: all taps of the cell at once would be the largest array of all.
         for start in range(0, side, BAND):
             self._fill(window, range(start, min(start + BAND, side)), spans)
@@ -64,23 +64,22 @@ class Encoder:
         above = max(band.start - 1, 0)
         reached = window[above : band.stop + 1]
         taps = _pointwise(reached, self.branch.taps).view(*reached.shape[:2], 3, 3, -1)
-        for position, (rows, maps) in enumerate(zip(spans, self.maps, strict=True)):
-            start, stop = max(band.start, rows.start), min(band.stop, rows.stop)
+        for i, down in enumerate(spans):
+            start, stop = max(band.start, down.start), min(band.stop, down.stop)
             if start >= stop:
                 continue
-            sums = _sum_of_taps(taps, 0, position, start - above, stop - start)
-            for column, (columns, target) in enumerate(zip(spans, maps, strict=True)):
-                inputs = _sum_of_taps(sums, 1, column, columns.start, len(columns)).relu_()
-                torch.clamp_min(
-                    _pointwise(inputs, self.branch.spectral), 0, out=target[start - rows.start : stop - rows.start]
-                )
+            sums = _sum_of_taps(taps, 0, i, start - above, stop - start)
+            for j, across in enumerate(spans):
+                inputs = _sum_of_taps(sums, 1, j, across.start, len(across)).relu_()
+                target = self.maps[i][j][start - down.start : stop - down.start]
+                torch.clamp_min(_pointwise(inputs, self.branch.spectral), 0, out=target)
 
     def _attention(self) -> Tensor:
         """The weights of every patch's channels, from its mean over the nine maps."""
-        (a, b, c), (d, e, f), (g, h, i) = self.maps
+        (northwest, north, northeast), (west, inner, east), (southwest, south, southeast) = self.maps
         reach = self.patch - 2
-        total = _box(_box(e, 1, reach).add_(d).add_(f), 0, reach).add_(_box(b.float().add(h), 1, reach))
-        total.add_(a).add_(c).add_(g).add_(i)
+        total = _box(_box(inner, 1, reach).add_(west).add_(east), 0, reach).add_(_box(north + south, 1, reach))
+        total.add_(northwest).add_(northeast).add_(southwest).add_(southeast)
         squeezed = F.linear(total / self.patch**2, self.branch.squeeze).relu_()
         return F.linear(squeezed, self.branch.excite).sigmoid_()[:, :, None, None]
 
@@ -96,9 +95,9 @@ class Encoder:
                 target = self.gathered[:, :, 1 + top : 1 + bottom, 1 + left : 1 + right]
                 torch.mul(windows.permute(0, 1, 3, 4, 2), weights, out=target)
         full = _convolution(self.gathered.flatten(0, 1), self.branch.features, padding=0)  # (P, p - 1, p - 1, 64)
-        pairs = full.view(-1, q, 2, q, 2, FEATURES)
-        rows = torch.maximum(pairs[:, :, 0], pairs[:, :, 1])
-        return torch.maximum(rows[:, :, :, 0], rows[:, :, :, 1]).relu_()
+        squares = full.view(-1, q, 2, q, 2, FEATURES)
+        upright = torch.maximum(squares[:, :, 0], squares[:, :, 1])
+        return torch.maximum(upright[:, :, :, 0], upright[:, :, :, 1]).relu_()
 
 
 def believe(net: FoldedNetwork, features: Sequence[Tensor], products: Collection[ProductName]) -> Belief:
@@ -150,9 +149,9 @@ def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _box(x: Tensor, axis: int, reach: int) -> Tensor:
-    """Sums over `reach` neighbours along an axis, in float32."""
+    """Sums over `reach` neighbours along an axis."""
     size = x.shape[axis] - reach + 1
-    total = x.narrow(axis, 0, size).to(torch.float32, copy=True)
+    total = x.narrow(axis, 0, size).clone()
     for start in range(1, reach):
         total += x.narrow(axis, start, size)
     return total
