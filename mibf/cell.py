@@ -24,7 +24,9 @@ R rows in work, P = R CELL patches, p patch side, q = p // 2, N sources.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
+from functools import cache
 from itertools import combinations
 
 import torch
@@ -50,14 +52,17 @@ class Encoder:
         self.patch, self.rows, self.branch = patch, rows, branch
         side, inner = window.shape[0], branch.spectral.weight.shape[0]
         spans = _spans(side, patch)
+        shapes = [(len(down), len(across)) for down in spans for across in spans]
+        #: The pixels of the nine maps, one below the other, and a last one of zeros: (.., L).
+        self.pixels = torch.zeros(sum(map(math.prod, shapes)) + 1, inner, dtype=dtype, device=window.device)
+        parts = torch.split(self.pixels, [*map(math.prod, shapes), 1])[:-1]
+        nine = [part.view(*shape, inner) for part, shape in zip(parts, shapes, strict=True)]
         #: (.., .., L) each, by the row's and the column's position in the patch: first, between, last.
-        self.maps = [[window.new_empty(len(down), len(across), inner) for across in spans] for down in spans]
+        self.maps = nine[:3], nine[3:6], nine[6:]
         # In bands of rows: all taps of the cell at once would be the largest array of all.
         for start in range(0, side, BAND):
             self._fill(window, range(start, min(start + BAND, side)), spans)
-        self.attention = self._attention()  # (CELL, CELL, 1, 1, L)
-        # The first row and column stay zero: the padding of the patch's second convolution.
-        self.gathered = torch.zeros(rows, CELL, patch + 1, patch + 1, inner, dtype=dtype, device=window.device)
+        self.attention = self._attention().to(dtype)  # (CELL, CELL, L)
 
     def _fill(self, window: Tensor, band: range, spans: Sequence[range]) -> None:
         """Compute some rows of the nine maps; their taps reach one row further."""
@@ -72,32 +77,48 @@ class Encoder:
             for j, across in enumerate(spans):
                 inputs = _sum_of_taps(sums, 1, j, across.start, len(across)).relu_()
                 target = self.maps[i][j][start - down.start : stop - down.start]
-                torch.clamp_min(_pointwise(inputs, self.branch.spectral), 0, out=target)
+                target.copy_(_pointwise(inputs, self.branch.spectral).relu_())
 
     def _attention(self) -> Tensor:
         """The weights of every patch's channels, from its mean over the nine maps."""
         (northwest, north, northeast), (west, inner, east), (southwest, south, southeast) = self.maps
         reach = self.patch - 2
-        total = _box(_box(inner, 1, reach).add_(west).add_(east), 0, reach).add_(_box(north + south, 1, reach))
+        sides = _box(north, 1, reach).add_(_box(south, 1, reach))
+        total = _box(_box(inner, 1, reach).add_(west).add_(east), 0, reach).add_(sides)
         total.add_(northwest).add_(northeast).add_(southwest).add_(southeast)
         squeezed = F.linear(total / self.patch**2, self.branch.squeeze).relu_()
-        return F.linear(squeezed, self.branch.excite).sigmoid_()[:, :, None, None]
+        return F.linear(squeezed, self.branch.excite).sigmoid_()
 
     def features(self, row: int) -> Tensor:
         """The branch's output for the patches of some rows of the cell, from `row` on: (P, q, q, 64)."""
         p, q = self.patch, self.patch // 2
-        weights = self.attention[row : row + self.rows]
-        spans = ((0, 1), (1, p - 1), (p - 1, p))
-        for (top, bottom), maps in zip(spans, self.maps, strict=True):
-            for (left, right), values in zip(spans, maps, strict=True):
-                height, width = bottom - top, right - left
-                windows = values[row : row + self.rows + height - 1].unfold(0, height, 1).unfold(1, width, 1)
-                target = self.gathered[:, :, 1 + top : 1 + bottom, 1 + left : 1 + right]
-                torch.mul(windows.permute(0, 1, 3, 4, 2), weights, out=target)
-        full = _convolution(self.gathered.flatten(0, 1), self.branch.features, padding=0)  # (P, p - 1, p - 1, 64)
+        places = _places(p, self.pixels.device)[row * CELL : (row + self.rows) * CELL]
+        gathered = self.pixels.index_select(0, places.flatten()).view(-1, p + 1, p + 1, self.pixels.shape[-1])
+        gathered.mul_(self.attention[row : row + self.rows].flatten(0, 1)[:, None, None])
+        # (P, p - 1, p - 1, 64): its last row and column the pool would not use
+        full = _convolution(gathered, self.branch.features, padding=0)
         squares = full.view(-1, q, 2, q, 2, FEATURES)
         upright = torch.maximum(squares[:, :, 0], squares[:, :, 1])
         return torch.maximum(upright[:, :, :, 0], upright[:, :, :, 1]).relu_()
+
+
+@cache
+def _places(patch: int, device: torch.device) -> Tensor:
+    """Where the pixels of every patch of a cell lie among those of the nine maps: (CELL * CELL, (p + 1) ** 2), int32.
+
+    The first row and column of a patch are its padding and lie where the zeros do.
+    """
+    spans = _spans(CELL + patch - 1, patch)
+    starts = torch.tensor([0, *(len(down) * len(across) for down in spans for across in spans)]).cumsum(0)
+    offset = torch.arange(patch)
+    kind = torch.ones(patch, dtype=torch.int64)
+    kind[0], kind[-1] = 0, 2
+    # A patch that begins at y has its row r, if it is between first and last, in row y + r - 1 of their maps.
+    within = torch.arange(CELL)[:, None] + torch.where(kind == 1, offset - 1, 0)  # (CELL, p), rows and columns alike
+    width = torch.tensor([len(across) for across in spans])[kind]  # (p,), by the column's kind
+    first = starts[3 * kind[:, None] + kind]  # (p, p)
+    inner = first + within[:, None, :, None] * width + within[None, :, None, :]  # (CELL, CELL, p, p)
+    return F.pad(inner, (1, 0, 1, 0), value=int(starts[-1])).flatten(0, 1).flatten(1).to(device, torch.int32)
 
 
 def believe(net: FoldedNetwork, features: Sequence[Tensor], products: Collection[ProductName]) -> Belief:
@@ -149,9 +170,9 @@ def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _box(x: Tensor, axis: int, reach: int) -> Tensor:
-    """Sums over `reach` neighbours along an axis."""
+    """Sums over `reach` neighbours along an axis, in float32."""
     size = x.shape[axis] - reach + 1
-    total = x.narrow(axis, 0, size).clone()
+    total = x.narrow(axis, 0, size).to(torch.float32, copy=True)
     for start in range(1, reach):
         total += x.narrow(axis, start, size)
     return total
