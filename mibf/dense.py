@@ -6,7 +6,7 @@ have in common is computed once, as `mibf.cell` tells.
 Work goes in cells of `CELL` x `CELL` pixels counted from the tile's first pixel, and in each some rows at a time. All
 shapes depend on network and device alone: a pixel's result is bit for bit the same whatever tile holds it, as long
 as tiles begin on a cell's corner. On a processor every core has a cell of its own, so that it is the same for any
-number of cores too; memory is some 80 MB a core with 64 bands, whatever the tile's size.
+number of cores too; memory is some 40 MB a core with 64 bands, whatever the tile's size.
 """
 
 from __future__ import annotations
