@@ -239,13 +239,13 @@ def test_tiles_that_are_not_the_specs_are_refused() -> None:
         with pytest.raises(InputError, match=message):
             dense(tile)
     with pytest.raises(InputError, match="unknown product 'doubt'; there are class, confidence"):
-        dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], products=["doubt"])  # type: ignore[list-item]
+        dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], products=["doubt"])  # type: ignore[list-item]  # wrong on purpose
     with pytest.raises(InputError, match="products are 'class'; give a list"):
-        dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], products="class")  # type: ignore[arg-type]
+        dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], products="class")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(InputError, match=r"source 's1' is torch\.uint8; .* float32, scaled"):
         dense([torch.rand(4, 70, 70), torch.ones(2, 70, 70, dtype=torch.uint8)])
     with pytest.raises(InputError, match=r"source 's0' is ndarray"):
-        dense([np.ones((4, 70, 70), np.float32), torch.rand(2, 70, 70)])  # type: ignore[list-item]
+        dense([np.ones((4, 70, 70), np.float32), torch.rand(2, 70, 70)])  # type: ignore[list-item]  # wrong on purpose
     with pytest.raises(InputError, match="mask of wanted pixels is 64 x 63; it must be 64 x 64"):
         dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], wanted=torch.ones(64, 63, dtype=torch.bool))
     with pytest.raises(InputError, match=r"validity is torch\.float32; a tensor of bool"):
@@ -261,7 +261,7 @@ def test_networks_and_settings_that_cannot_be_are_refused() -> None:
         ({"precision": "fp16"}, "precision is 'fp16'; there are float32, bf16"),
     ]:
         with pytest.raises(InputError, match=message):
-            Dense(network, **wrong)  # type: ignore[arg-type]
+            Dense(network, **wrong)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(InputError, match="training mode"):
         Dense(network_of(4, 2).train())
     with torch.no_grad():
@@ -272,7 +272,7 @@ def test_networks_and_settings_that_cannot_be_are_refused() -> None:
 
 def test_a_product_asked_for_twice_comes_once_and_any_iterable_will_do() -> None:
     network = network_of(2, 1, patch=5)
-    found = Dense(network)(tile_of(network, 3, 3), products=iter(["class", "class", "gate"]))  # type: ignore[arg-type]
+    found = Dense(network)(tile_of(network, 3, 3), products=iter(["class", "class", "gate"]))  # type: ignore[arg-type]  # wrong on purpose
     assert list(found) == ["class", "gate"]
     torch.testing.assert_close(found["gate"].sum(dim=0), torch.ones(3, 3))
 

@@ -115,7 +115,7 @@ def _average_gate(rank: int, folder: str) -> None:
     model = DistributedDataParallel(network, broadcast_buffers=False)
     seen: list[torch.Tensor] = []
     observe = network.noise.observe
-    network.noise.observe = lambda gate: (observe(gate), seen.append(network.noise.mean_gate.clone()))[0]  # type: ignore[method-assign]
+    network.noise.observe = lambda gate: (observe(gate), seen.append(network.noise.mean_gate.clone()))[0]  # type: ignore[method-assign]  # watched by the test
     train_epoch(model, batches(3, seed=rank), optimiser=optimiser, schedule=schedule, beta=1e-4, precision="float32")
     torch.save({"own": seen[-1], "mean": network.noise.mean_gate}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
