@@ -64,26 +64,82 @@ class GridSection(Section):
         return self
 
 
+Axes = tuple[Literal["band", "y", "x"], ...]
+
+
+class StacSection(Section):
+    """A STAC item or a collection of items, and the assets that hold the bands, in order."""
+
+    url: str
+    assets: tuple[str, ...] = Field(min_length=1)
+
+
+class MaskSection(Section):
+    """A raster that tells where a source may be used: by its values, or by bits that must not be set."""
+
+    url: str
+    variable: str | None = None
+    axes: Axes | None = None
+    band: int = Field(default=1, ge=1)
+    valid: tuple[int, ...] = ()
+    invalid: tuple[int, ...] = ()
+    bits: tuple[Annotated[int, Field(ge=0, le=31)], ...] = ()
+
+    @model_validator(mode="after")
+    def _says_something(self) -> MaskSection:
+        if not (self.valid or self.invalid or self.bits):
+            raise ValueError("give `valid` values, `invalid` values or `bits` that must not be set")
+        if self.valid and self.invalid:
+            raise ValueError("give either `valid` or `invalid` values")
+        return self
+
+
 class SourceSection(Section):
     """One source: its file or files, and how it comes to the reference grid."""
 
     url: str | None = None
     urls: tuple[str, ...] = ()
-    resampling: Resampling = "bilinear"
+    tiles: tuple[str, ...] = ()
+    stac: StacSection | None = None
+    variable: str | None = None
+    axes: Axes | None = None
+    bands: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    scale: Literal[1, 2, 4] = 1
+    resampling: Resampling | None = None
+    gain: float = 1.0
+    offset: float = 0.0
+    unscale: bool = False
     nodata: float | None = None
+    mask: MaskSection | None = None
     missing: Literal["exclude", "fill"] = "exclude"
     branch: Literal["wide", "narrow"] | None = None
 
+    @field_validator("bands", mode="before")
+    @classmethod
+    def _ranges(cls, value: Any) -> Any:
+        return _numbers(value) if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _files(self) -> SourceSection:
-        if (self.url is None) == (not self.urls):
-            raise ValueError("give either `url` (one file) or `urls` (a list of files)")
+        if sum(bool(given) for given in (self.url, self.urls, self.tiles, self.stac)) != 1:
+            raise ValueError(
+                "give one of `url` (one file), `urls` (files whose bands follow each other), `tiles` (files side by side) "
+                "and `stac` (an item or a collection of items)"
+            )
+        if self.gain == 0:
+            raise ValueError("`gain` is 0, which leaves nothing of the values")
         return self
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The files whose bands make up the source, in order."""
-        return self.urls or (self.url or "",)
+
+def _numbers(text: str) -> list[int]:
+    """The numbers of `1-3, 8`: 1, 2, 3 and 8."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError("`bands` are numbers from 1, as a list or as text such as 1-3, 8")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
 
 
 class LabelsSection(Section):
@@ -91,9 +147,12 @@ class LabelsSection(Section):
 
     url: str
     attribute: str | None = None
+    variable: str | None = None
+    axes: Axes | None = None
     nodata: float | None = None
     ignore: tuple[int | str, ...] = ()
     all_touched: bool = False
+    priority: tuple[int | str, ...] = ()
 
 
 class SceneSection(Section):
@@ -149,6 +208,39 @@ class RasterSplitSection(Section):
 
     method: Literal["raster"]
     url: str
+
+
+class RandomSplitSection(Section):
+    """A split of pixels at random: for comparison with papers alone, because training and test patches overlap.
+
+    `train` and `validation` are shares of each class's labelled pixels if below 1, else pixels of each class.
+    """
+
+    method: Literal["random"]
+    train: float = Field(default=0.1, gt=0)
+    validation: float = Field(default=0.1, gt=0)
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _share_or_number(cls, value: float) -> float:
+        if value >= 1 and value != int(value):
+            raise ValueError("is a share of a class's pixels below 1, or a whole number of them")
+        return value
+
+
+class PrepareSection(Section):
+    """How stores are written: by which Dask scheduler (None: threads of this process), in shards of which side."""
+
+    scheduler: str | None = None
+    shard: int | None = None
+
+    @field_validator("shard")
+    @classmethod
+    def _whole_chunks(cls, value: int | None) -> int | None:
+        if value is not None and not (128 <= value <= 4096 and value % 128 == 0):
+            raise ValueError("a shard's side is a multiple of 128 pixels, the chunk that is read at a time, up to 4096")
+        return value
 
 
 class ModelSection(Section):
@@ -222,7 +314,10 @@ class Config(Section):
     run: Name = "main"
     scenes: tuple[SceneSection, ...] = Field(min_length=1)
     classes: tuple[ClassSection, ...] = Field(min_length=2)
-    split: Annotated[BlocksSection | RasterSplitSection, Field(discriminator="method")] = BlocksSection()
+    prepare: PrepareSection = PrepareSection()
+    split: Annotated[BlocksSection | RasterSplitSection | RandomSplitSection, Field(discriminator="method")] = (
+        BlocksSection()
+    )
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
     map: MapSection = MapSection()
@@ -372,7 +467,7 @@ def _explained(error: ValidationError) -> list[str]:
         below = [m for m in mistakes if m["loc"][: len(mistake["loc"])] == mistake["loc"] and m is not mistake]
         if mistake["type"] == "too_short" and below:
             continue  # too few because those there are mistaken
-        where = ".".join(str(part) for part in mistake["loc"] if part not in ("blocks", "raster"))
+        where = ".".join(str(part) for part in mistake["loc"] if part not in ("blocks", "raster", "random"))
         if mistake["type"] == "extra_forbidden":
             lines.append(_unknown_key(where, mistake["loc"]))
         elif mistake["type"] == "missing":
@@ -396,7 +491,11 @@ def _unknown_key(where: str, location: tuple[int | str, ...]) -> str:
 
 def _section_below(section: type[BaseModel], part: int | str) -> type[BaseModel] | None:
     """The section that a key of a section holds, through lists, mappings and the kinds of split."""
-    kinds: dict[int | str, type[BaseModel]] = {"blocks": BlocksSection, "raster": RasterSplitSection}
+    kinds: dict[int | str, type[BaseModel]] = {
+        "blocks": BlocksSection,
+        "raster": RasterSplitSection,
+        "random": RandomSplitSection,
+    }
     if part in kinds:
         return kinds[part]
     found = section.model_fields.get(str(part))

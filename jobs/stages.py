@@ -16,6 +16,7 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from jobs.config import Config
+from jobs.declared import input_urls
 from jobs.resources import PeakMemory
 from jobs.workspace import Workspace
 from mibf import __version__
@@ -106,8 +107,9 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
             values["classes"],
             values["split"],
             config.model.patch,
+            config.prepare.shard,
         ]
-        parts["inputs"] = {url: _input(url) for url in input_urls(config)}
+        parts["inputs"] = {url: storage.stamp(url) for url in input_urls(config)}
     elif stage == "train" and (checkpoint := checkpoint or imported(workspace)):
         parts["code"] = _code("authors")
         parts["configuration"] = [checkpoint, config.model.patch]
@@ -122,28 +124,12 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
     return storage.digest(parts)
 
 
-def input_urls(config: Config) -> list[str]:
-    """Every file that a configuration reads."""
-    urls = [url for scene in config.scenes for source in scene.sources.values() for url in source.files]
-    urls += [scene.labels.url for scene in config.scenes if scene.labels is not None]
-    return [*urls, config.split.url] if config.split.method == "raster" else urls
-
-
 def _without_branches(scenes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The scenes without what only the network is made by."""
     for scene in scenes:
         for source in scene["sources"].values():
             del source["branch"]
     return scenes
-
-
-def _input(url: str) -> str:
-    try:
-        return storage.fingerprint(url)
-    except FileNotFoundError as error:
-        raise InputError(f"{url}: no such file, or not to be reached; check the place in the configuration.") from error
-    except OSError as error:
-        raise InputError(f"{url}: cannot be read ({error}).") from error
 
 
 @cache
@@ -153,7 +139,8 @@ def _code(driver: StageName | Literal["authors"]) -> str:
     modules = [p for package in ("mibf", "pipeline") for p in files(package).iterdir() if p.name.endswith(".py")]
     for module in sorted(modules, key=lambda p: p.name):
         digest.update(module.read_bytes())
-    digest.update(files("jobs").joinpath(f"{driver}.py").read_bytes())
+    for name in (driver, "scenes", "declared") if driver == "prepare" else (driver,):
+        digest.update(files("jobs").joinpath(f"{name}.py").read_bytes())
     return digest.hexdigest()[:20]
 
 

@@ -32,6 +32,10 @@ class Workspace:
         """A scene's patch store."""
         return storage.join(self.stores, f"{scene}.zarr")
 
+    def records(self, scene: str) -> str:
+        """What was written of a scene's patch store, with checksums."""
+        return storage.join(self.stores, f"{scene}.shards.json")
+
     @property
     def scaling(self) -> str:
         """The limits fitted on training pixels."""

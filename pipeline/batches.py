@@ -55,7 +55,7 @@ class Sampler:
 
     def _places(self) -> list[_Place]:
         return [
-            _Place(store, window, count)
+            _Place(store, window, int(count.sum()))
             for store in self.stores
             for window, count in store.windows_with_samples(self.subset)
         ]

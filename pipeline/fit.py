@@ -1,8 +1,13 @@
-"""Fit a scaling to training pixels alone, window by window. Histograms merge by addition."""
+"""Fit a scaling to training pixels alone, in one pass: counts of values, which merge over shards by addition.
+
+Values of integer sources of up to 16 bits are counted each for itself, and quantiles are exact. Floats are counted in
+bins of their leading bits, 8192 to an octave: a quantile is off by no more than 2**-14 of its value (and of
+2**-126, where numbers lose their leading bits).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,71 +15,120 @@ from numpy.typing import NDArray
 
 from mibf.errors import InputError
 from mibf.scaling import BandScaling, Scaling
-from pipeline.store import PatchStore, training_pixels
 
 #: Limits are these quantiles of a band over the training pixels, as in the paper's released code.
 LOW, HIGH = 0.005, 0.995
-#: Bins of a histogram: one for each value of half a 32-bit key.
-BINS = 1 << 16
+#: Trailing bits of a float32 that its bin leaves out: sign, 8 bits of exponent and 13 of fraction stay.
+LEFT_OUT = 10
 
 
-def fit_scaling(stores: Sequence[PatchStore], *, each: Callable[[], None] = lambda: None) -> Scaling:
-    """The scaling of every source of some scenes, which share their sources; `each` is called once a source.
+class BandCounts:
+    """How often each value, or bin of values, of one band was seen."""
 
-    The limits are the 0.5 % and 99.5 % quantiles, the fill value is the median; each is exactly the smallest
-    value that at least that share of the pixels does not exceed.
+    def __init__(self, exact: bool) -> None:
+        self.exact = exact  #: integers of up to 16 bits
+        self.first = 0
+        self.counts = np.zeros(0, np.int64)  #: of the keys from `first` on
+        self.least, self.most = np.inf, -np.inf
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Count some finite values, of one dtype at all calls."""
+        if not values.size:
+            return
+        keys = values.astype(np.int64) if self.exact else _keys(values)
+        first = int(keys.min())
+        self._add(first, np.bincount(keys - first), float(values.min()), float(values.max()))
+
+    def merge(self, other: BandCounts) -> None:
+        """Add what another has counted."""
+        self._add(other.first, other.counts, other.least, other.most)
+
+    def _add(self, first: int, counts: NDArray[np.int64], least: float, most: float) -> None:
+        if not len(counts):
+            return
+        if not len(self.counts):
+            self.first = first
+        begin, end = min(self.first, first), max(self.first + len(self.counts), first + len(counts))
+        if (begin, end) != (self.first, self.first + len(self.counts)):
+            wider = np.zeros(end - begin, np.int64)
+            wider[self.first - begin :][: len(self.counts)] = self.counts
+            self.first, self.counts = begin, wider
+        self.counts[first - self.first :][: len(counts)] += counts
+        self.least, self.most = min(self.least, least), max(self.most, most)
+
+    @property
+    def pixels(self) -> int:
+        """How many values were counted."""
+        return int(self.counts.sum())
+
+    def quantile(self, share: float) -> float:
+        """The smallest value that at least this share of the pixels does not exceed; of floats, near it (see above)."""
+        rank = max(1, int(np.ceil(share * self.pixels)))
+        key = self.first + int(np.searchsorted(self.counts.cumsum(), rank))
+        value = float(key) if self.exact else _middle(key)
+        return min(max(value, self.least), self.most)
+
+
+class Sketch:
+    """The counts of every band of one source."""
+
+    def __init__(self, bands: int, dtype: np.dtype[Any]) -> None:
+        exact = dtype.kind in "iu" and dtype.itemsize <= 2
+        self.bands = [BandCounts(exact) for _ in range(bands)]
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Count some values (bands, pixels)."""
+        for band, found in zip(self.bands, values, strict=True):
+            band.add(found)
+
+    def merge(self, other: Sketch) -> None:
+        """Add what another has counted."""
+        for band, found in zip(self.bands, other.bands, strict=True):
+            band.merge(found)
+
+    def scaling(self) -> BandScaling:
+        """The limits, the 0.5 % and 99.5 % quantiles, and the fill value, the median, of every band."""
+        low, high, fill = (np.array([b.quantile(q) for b in self.bands], np.float32) for q in (LOW, HIGH, 0.5))
+        return BandScaling(low=low, high=high, fill=fill)
+
+
+def merged(sketches: Iterable[Mapping[str, Sketch]]) -> dict[str, Sketch]:
+    """The counts of several scenes or shards together, by source."""
+    total: dict[str, Sketch] = {}
+    for found in sketches:
+        for name, sketch in found.items():
+            if name in total:
+                total[name].merge(sketch)
+            else:
+                total[name] = sketch
+    return total
+
+
+def fit_scaling(sketches: Mapping[str, Sketch]) -> Scaling:
+    """The scaling of every source.
 
     Raises:
         InputError: a source has no data at any training pixel.
     """
-    scaling = {}
-    for source in stores[0].sources:
-        scaling[source.name] = _fit_source(stores, source.name, source.bands)
-        each()
-    return scaling
+    for name, sketch in sketches.items():
+        if not all(band.pixels for band in sketch.bands):
+            raise InputError(f"source {name!r} has no data at any training pixel; check its extent, mask and nodata value.")
+    return {name: sketch.scaling() for name, sketch in sketches.items()}
 
 
-def _fit_source(stores: Sequence[PatchStore], name: str, bands: int) -> BandScaling:
-    """Quantiles by two histograms: of the upper halves of the values' keys, then of the lower halves where it matters."""
-
-    def keys() -> Iterator[NDArray[np.uint32]]:
-        return (_keys(part) for store in stores for part in training_pixels(store, name) if part.size)
-
-    upper = np.zeros((bands, BINS), np.int64)
-    for part in keys():
-        for band in range(bands):
-            upper[band] += np.bincount(part[band] >> 16, minlength=BINS)
-    pixels = upper.sum(axis=1)
-    if not pixels.all():
-        raise InputError(f"source {name!r} has no data at any training pixel; check its extent and nodata value.")
-    quantiles = (LOW, HIGH, 0.5)
-    ranks = np.ceil(np.outer(quantiles, pixels)).clip(1).astype(np.int64)  # (quantiles, bands), counted from 1
-    heads = np.empty_like(ranks)
-    for q, band in np.ndindex(*ranks.shape):
-        cumulative = upper[band].cumsum()
-        heads[q, band] = np.searchsorted(cumulative, ranks[q, band])
-        ranks[q, band] -= cumulative[heads[q, band]] - upper[band, heads[q, band]]  # the rank within its bin
-    lower = np.zeros((len(quantiles), bands, BINS), np.int32)
-    for part in keys():
-        for q, band in np.ndindex(*ranks.shape):
-            inside = part[band][part[band] >> 16 == heads[q, band]]
-            lower[q, band] += np.bincount(inside & (BINS - 1), minlength=BINS).astype(np.int32)
-    tails = np.array([np.searchsorted(lower[i].cumsum(), ranks[i]) for i in np.ndindex(*ranks.shape)])
-    low, high, fill = _values((heads << 16 | tails.reshape(ranks.shape)).astype(np.uint32))
-    return BandScaling(low=low, high=high, fill=fill)
-
-
-def _keys(values: NDArray[Any]) -> NDArray[np.uint32]:
-    """Keys in the order of the values, which are taken as float32: integers of up to 16 bits are so without loss.
+def _keys(values: NDArray[Any]) -> NDArray[np.int64]:
+    """The bins of some finite values, in the order of the values.
 
     The bits of a float in IEEE 754 are in its order but for the sign: set it for positive numbers, turn all bits of
     negative ones.
     """
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    return (ordered >> LEFT_OUT).astype(np.int64)
 
 
-def _values(keys: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """The values of some keys."""
-    bits = np.where(keys >> 31, keys & np.uint32((1 << 31) - 1), ~keys)
-    return bits.astype(np.uint32).view(np.float32)
+def _middle(key: int) -> float:
+    """The value in the middle of a bin."""
+    ordered = (key << LEFT_OUT) | (1 << (LEFT_OUT - 1))
+    bits = ordered & 0x7FFFFFFF if ordered >> 31 else ~ordered & 0xFFFFFFFF
+    return float(np.array(bits, np.uint32).view(np.float32))

@@ -39,19 +39,30 @@ def windows(shape_yx: tuple[int, int], side: int) -> list[Window]:
     ]
 
 
-def reflected(start: int, stop: int, size: int) -> NDArray[np.int64]:
+def reflected(start: int, stop: int, size: int, *, scale: int = 1) -> NDArray[np.int64]:
     """Indices start..stop of an axis of `size` pixels, those beyond its ends mirrored at the end pixels.
 
-    The paper pads a scene by reflection; here it holds at any distance beyond the edge.
+    The paper pads a scene by reflection; here it holds at any distance beyond the edge. With `scale` pixels of a finer
+    source in each, theirs: the mirror is the same, the middle of the grid's end pixel, so that sources stay in register.
 
     >>> reflected(-2, 6, 4).tolist()
     [2, 1, 0, 1, 2, 3, 2, 1]
+    >>> reflected(-1, 2, 3, scale=2).tolist()
+    [3, 2, 0, 1, 2, 3]
     """
+    indices = np.arange(start, stop)
     if size == 1:
-        return np.zeros(stop - start, np.int64)
-    period = 2 * (size - 1)
-    folded = np.arange(start, stop) % period
-    return np.minimum(folded, period - folded)
+        folded, back = np.zeros(stop - start, np.int64), indices % 2 != 0
+    else:
+        period = 2 * (size - 1)
+        folded = indices % period
+        back = folded >= size
+        folded = np.minimum(folded, period - folded)
+    if scale == 1:
+        return folded
+    within = np.arange(scale)
+    fine = folded[:, None] * scale + np.where(back[:, None], within[::-1], within)
+    return np.asarray(fine.ravel())
 
 
 def grid_to_json(grid: GeoBox) -> dict[str, Any]:
@@ -72,14 +83,3 @@ def grid_from_json(value: dict[str, Any]) -> GeoBox:
     """The grid that `grid_to_json` wrote."""
     rows, columns = value["spatial:shape"]
     return GeoBox((rows, columns), Affine(*value["spatial:transform"]), value.get("proj:wkt2"))
-
-
-def same_grid(one: GeoBox, other: GeoBox) -> bool:
-    """Whether two grids agree in shape, CRS and, to a thousandth of a pixel, in place."""
-    if one.shape != other.shape or one.crs != other.crs:
-        return False
-    rows, columns = one.shape
-    to_other = ~other.affine * one.affine
-    return all(
-        abs(a - b) < 1e-3 for corner in ((0, 0), (columns, rows)) for a, b in zip(to_other * corner, corner, strict=True)
-    )

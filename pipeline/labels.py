@@ -1,13 +1,16 @@
-"""Labels as class ids on the reference grid, from a raster or from polygons. geopandas reads vectors."""
+"""Labels as class ids on the reference grid, window by window, from a raster or from polygons and points.
+
+geopandas reads vectors, rasterio burns them.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
-import dask
-import dask.array as da
 import geopandas
 import numpy as np
 import pyogrio
@@ -19,116 +22,121 @@ from rasterio.features import rasterize
 from mibf.bundle import ClassName
 from mibf.errors import InputError
 from pipeline import storage
-from pipeline.grid import Window, same_grid
-from pipeline.scene import check_placed, grid_of, open_lazily, open_raster, reading, warped
+from pipeline.align import Alignment, align, read_aligned
+from pipeline.grid import Window
+from pipeline.raster import Axis, RasterFile, header, open_raster
 
 #: The id of a pixel without a label, in stores and maps alike.
 UNLABELLED = 255
 #: How the names of vector files end.
-VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".parquet", ".fgb", ".kml", ".gml")
+VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".parquet", ".geoparquet", ".fgb", ".kml", ".gml")
+PARQUET = (".parquet", ".geoparquet")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Where labels come from. `attribute`: the column of a vector file that names the class."""
+    """Where labels come from. `attribute`: the column of a vector file that names the class.
+
+    Where geometries overlap, those of a class that `priority` names earlier lie on top; the others lie below all of these,
+    later ones in the file on earlier ones.
+    """
 
     url: str
     attribute: str | None = None
+    variable: str | None = None
+    axes: tuple[Axis, ...] | None = None
     nodata: float | None = None
     ignore: tuple[int | str, ...] = ()
     all_touched: bool = False
+    priority: tuple[int | str, ...] = ()
 
 
-def open_labels(labels: Labels, grid: GeoBox, classes: tuple[ClassName, ...], *, chunk: int) -> da.Array:
-    """Class ids (y, x) uint8 on the grid, `UNLABELLED` where there is none; chunks of `chunk` pixels.
+class OpenLabels(Protocol):
+    """Labels on a grid; nothing of them is in memory but geometries. Values travel to other machines."""
 
-    Raises:
-        InputError: the file is missing, unreadable or elsewhere; a label is declared by no class.
-    """
-    if labels.attribute is None:
-        return _open_raster_labels(labels, grid, classes, chunk=chunk)
-    return _open_vector_labels(labels, labels.attribute, grid, classes, chunk=chunk)
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how they were taken."""
 
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Class ids (height, width) of a window, `UNLABELLED` where there is none."""
 
-def _open_raster_labels(labels: Labels, grid: GeoBox, classes: tuple[ClassName, ...], *, chunk: int) -> da.Array:
-    if labels.url.lower().endswith(VECTORS):
-        raise InputError(f"{labels.url}: is a vector file; name the column that holds the class in `labels.attribute`.")
-    with open_raster(labels.url) as dataset:
-        check_placed(labels.url, dataset, grid)
-        if grid.crs is None and same_grid(grid_of(dataset), grid):
-            values = open_lazily(labels.url, chunk)
-        else:
-            with warped(dataset, grid, resampling="nearest", nodata=labels.nodata) as view:
-                values = open_lazily(view, chunk)
-    ids = values.isel(band=0).data
-    if labels.nodata is not None:
-        ids = da.where(ids == labels.nodata, np.nan, ids)
-    known = {c.id for c in classes}
-    found: Counter[float] = Counter()
-    blocks = [dask.delayed(_count)(block) for block in ids.to_delayed().ravel()]
-    with reading():
-        for counts in dask.compute(*blocks):
-            found.update(counts)
-    unknown = {str(_number(i)): n for i, n in found.items() if i not in known and i not in labels.ignore}
-    _refuse_unknown(labels.url, unknown, classes)
-    return da.map_blocks(_to_ids, ids, ids=tuple(known), dtype=np.uint8)
+    def unknown(self, window: Window) -> dict[float, int]:
+        """The labels of a window that are no class's and not ignored, with their number of pixels."""
 
 
-def _count(values: NDArray[np.float32]) -> dict[float, int]:
-    ids, counts = np.unique(values[np.isfinite(values)], return_counts=True)
-    return dict(zip(ids.tolist(), counts.tolist(), strict=True))
+@dataclass(frozen=True)
+class NoLabels:
+    """A scene without labels, only to be mapped."""
+
+    notes: tuple[str, ...] = ()
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Nothing but `UNLABELLED`."""
+        return np.full((window.height, window.width), UNLABELLED, np.uint8)
+
+    def unknown(self, window: Window) -> dict[float, int]:
+        """None."""
+        del window
+        return {}
 
 
-def _number(value: float) -> float | int:
-    return int(value) if value.is_integer() else value
+@dataclass(frozen=True)
+class RasterLabels:
+    """Labels from a raster of class ids."""
+
+    file: RasterFile
+    alignment: Alignment
+    grid: GeoBox
+    ids: tuple[int, ...]
+    ignore: tuple[int | str, ...]
+    notes: tuple[str, ...] = ()
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Class ids (height, width) of a window, `UNLABELLED` where there is none."""
+        values, valid = self._values(window)
+        return np.where(valid & np.isin(values, self.ids), values, UNLABELLED).astype(np.uint8)
+
+    def unknown(self, window: Window) -> dict[float, int]:
+        """The labels of a window that are no class's and not ignored, with their number of pixels."""
+        values, valid = self._values(window)
+        found, counts = np.unique(values[valid], return_counts=True)
+        known = (*self.ids, *(i for i in self.ignore if not isinstance(i, str)))
+        return {v: n for v, n in zip(found.tolist(), counts.tolist(), strict=True) if v not in known}
+
+    def _values(self, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        with open_raster(self.file) as raster:
+            values, valid = read_aligned(raster, self.alignment, self.grid, window)
+        return np.where(valid, values[0], 0), valid
 
 
-def _to_ids(values: NDArray[np.float32], *, ids: tuple[int, ...]) -> NDArray[np.uint8]:
-    return np.where(np.isin(values, ids), values, UNLABELLED).astype(np.uint8)
+class VectorLabels:
+    """Labels burnt from geometries, searchable by place; later ones lie on top."""
 
+    def __init__(
+        self,
+        geometries: NDArray[np.object_],
+        ids: NDArray[np.uint8],
+        grid: GeoBox,
+        *,
+        all_touched: bool,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.geometries, self.ids, self.grid, self.all_touched, self.notes = geometries, ids, grid, all_touched, notes
 
-def _open_vector_labels(
-    labels: Labels, attribute: str, grid: GeoBox, classes: tuple[ClassName, ...], *, chunk: int
-) -> da.Array:
-    frame = _read_vector(labels.url, grid)
-    if attribute not in frame.columns:
-        columns = ", ".join(str(c) for c in frame.columns if c != frame.geometry.name)
-        raise InputError(f"{labels.url}: has no attribute {attribute!r}; it has {columns}.")
-    frame = frame[frame.geometry.notna() & frame[attribute].notna()]
-    if frame.empty:
-        raise InputError(f"{labels.url}: no feature with a class lies on the reference grid. {_places(labels.url, grid)}")
-    ids = {str(c.id): c.id for c in classes} | {c.id: c.id for c in classes} | {c.name: c.id for c in classes}
-    named = frame[attribute]
-    unknown = Counter(str(v) for v in named if v not in ids and v not in labels.ignore)
-    _refuse_unknown(labels.url, dict(unknown), classes)
-    declared = np.array([v in ids for v in named])
-    if not declared.any():
-        raise InputError(f"{labels.url}: every feature on the reference grid is ignored by `labels.ignore`.")
-    burnt = np.array([ids[v] for v in named[declared]], np.uint8)
-    frame = frame[declared]
-    shapes = _Shapes(frame.geometry.to_numpy(), burnt, grid, labels.all_touched)
-    rows, columns = grid.shape
-    template = da.zeros((rows, columns), chunks=(chunk, chunk), dtype=np.uint8)
-    return template.map_blocks(shapes.burn, dtype=np.uint8)
+    @cached_property
+    def _tree(self) -> shapely.STRtree:
+        return shapely.STRtree(self.geometries)
 
-
-class _Shapes:
-    """Geometries with their ids, searchable by place and burnt window by window; later ones lie on top."""
-
-    def __init__(self, geometries: NDArray[np.object_], ids: NDArray[np.uint8], grid: GeoBox, all_touched: bool) -> None:
-        self.geometries, self.ids, self.grid, self.all_touched = geometries, ids, grid, all_touched
-        self.tree = shapely.STRtree(geometries)
-
-    def burn(self, block: NDArray[np.uint8], block_info: dict[int, dict[str, list[tuple[int, int]]]]) -> NDArray[np.uint8]:
-        (y, _), (x, _) = block_info[0]["array-location"]
-        window = Window(y, x, *block.shape)
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Class ids (height, width) of a window, `UNLABELLED` where there is none."""
         part = self.grid[window.slices]
-        near = np.sort(self.tree.query(shapely.box(*part.extent.boundingbox)))
+        near = np.sort(self._tree.query(shapely.box(*part.extent.boundingbox)))
         if len(near) == 0:
-            return np.full(block.shape, UNLABELLED, np.uint8)
+            return np.full((window.height, window.width), UNLABELLED, np.uint8)
         burnt: NDArray[np.uint8] = rasterize(
             zip(self.geometries[near], self.ids[near], strict=True),
-            out_shape=block.shape,
+            out_shape=(window.height, window.width),
             fill=UNLABELLED,
             transform=part.affine,
             all_touched=self.all_touched,
@@ -136,21 +144,112 @@ class _Shapes:
         )
         return burnt
 
+    def unknown(self, window: Window) -> dict[float, int]:
+        """None: unknown names were refused when the file was read."""
+        del window
+        return {}
+
+
+def open_labels(labels: Labels, grid: GeoBox, classes: tuple[ClassName, ...]) -> OpenLabels:
+    """Open labels on the reference grid.
+
+    Raises:
+        InputError: the file is missing, unreadable or elsewhere; a geometry's label is declared by no class.
+    """
+    if labels.attribute is not None:
+        return _open_vector(labels, labels.attribute, grid, classes)
+    if labels.url.lower().endswith(VECTORS):
+        raise InputError(f"{labels.url}: is a vector file; name the column that holds the class in `labels.attribute`.")
+    if labels.priority or labels.all_touched:
+        raise InputError(f"{labels.url}: `priority` and `all_touched` are for vector labels; this is a raster.")
+    file = RasterFile(labels.url, labels.variable, labels.axes, nodata=labels.nodata)
+    head = header(file)
+    if head.bands != 1:
+        raise InputError(f"{file}: has {head.bands} bands; labels are a raster of one band.")
+    return RasterLabels(
+        file, align(file, head, grid, resampling="nearest"), grid, tuple(c.id for c in classes), labels.ignore
+    )
+
+
+def refuse_unknown(url: str, unknown: dict[str, int], classes: tuple[ClassName, ...]) -> None:
+    """Refuse labels, given with their number, that no class declares.
+
+    Raises:
+        InputError: there are any.
+    """
+    if unknown:
+        listed = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items())[:10])
+        known = ", ".join(f"{c.id} ({c.name})" for c in classes)
+        raise InputError(
+            f"{url}: labels that no class declares: {listed}. Declared are {known}. "
+            "Add them under `classes`, or list them under `labels.ignore`."
+        )
+
+
+def _open_vector(labels: Labels, attribute: str, grid: GeoBox, classes: tuple[ClassName, ...]) -> VectorLabels:
+    frame, notes = _mended(_read_vector(labels.url, grid), grid)
+    if attribute not in frame.columns:
+        columns = ", ".join(str(c) for c in frame.columns if c != frame.geometry.name)
+        raise InputError(f"{labels.url}: has no attribute {attribute!r}; it has {columns}.")
+    unnamed = int(frame[attribute].isna().sum())
+    if unnamed:
+        notes.append(f"{unnamed} without a value of {attribute!r}, left out")
+    frame = frame[frame[attribute].notna()]
+    if frame.empty:
+        raise InputError(f"{labels.url}: no feature with a class lies on the reference grid. {_places(labels.url, grid)}")
+    ids = {str(c.id): c.id for c in classes} | {c.id: c.id for c in classes} | {c.name: c.id for c in classes}
+    named = frame[attribute]
+    unknown = Counter(str(v) for v in named if v not in ids and v not in labels.ignore)
+    refuse_unknown(labels.url, dict(unknown), classes)
+    strangers = [str(v) for v in labels.priority if v not in ids]
+    if strangers:
+        raise InputError(f"{labels.url}: `labels.priority` names {', '.join(strangers)}, which no class is called.")
+    declared = np.array([v in ids for v in named])
+    if not declared.any():
+        raise InputError(f"{labels.url}: every feature on the reference grid is ignored by `labels.ignore`.")
+    burnt = np.array([ids[v] for v in named[declared]], np.uint8)
+    rank = {ids[v]: position for position, v in reversed(list(enumerate(labels.priority)))}
+    order = np.argsort([-rank.get(int(i), len(labels.priority)) for i in burnt], kind="stable")
+    geometries = frame.geometry.to_numpy()[declared]
+    told = tuple(f"{labels.url}: features {note}" for note in notes)
+    return VectorLabels(geometries[order], burnt[order], grid, all_touched=labels.all_touched, notes=told)
+
+
+def _mended(frame: geopandas.GeoDataFrame, grid: GeoBox) -> tuple[geopandas.GeoDataFrame, list[str]]:
+    """The features that can be burnt, on the grid, and notes of what was done to the others."""
+    notes = []
+    geometries = frame.geometry
+    with np.errstate(invalid="ignore"):
+        empty = geometries.isna() | geometries.is_empty | ~np.isfinite(geometries.bounds).all(axis=1)
+    if empty.any():
+        notes.append(f"{int(empty.sum())} without a geometry that can be placed, left out")
+        frame = frame[~empty]
+    crossing = ~frame.geometry.is_valid
+    if crossing.any():
+        notes.append(f"{int(crossing.sum())} whose outline crosses itself, taken as the areas that it encloses")
+        frame = frame.copy()
+        frame.loc[crossing, frame.geometry.name] = frame.geometry[crossing].make_valid()
+    return frame[frame.intersects(shapely.box(*grid.extent.boundingbox))], notes
+
 
 def _read_vector(url: str, grid: GeoBox) -> geopandas.GeoDataFrame:
-    """The features of a vector file that lie on the grid, in its CRS."""
+    """The features of a vector file near the grid, in its CRS."""
+    storage.point_gdal_at_endpoint()
     if storage.is_local(url) and not storage.exists(url):
         raise InputError(f"{url}: no such file; check the path in the configuration.")
     box = shapely.box(*grid.extent.boundingbox)
+    path = storage.gdal_path(url)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            if url.endswith(".parquet"):
-                frame = geopandas.read_parquet(url)
-            elif grid.crs is None or pyogrio.read_info(url)["crs"] is None:
-                frame = geopandas.read_file(url)
+            if url.lower().endswith(PARQUET):
+                filesystem, place = storage.open_url(url)
+                with filesystem.open(place) as file:
+                    frame = geopandas.read_parquet(file)
+            elif grid.crs is None or pyogrio.read_info(path)["crs"] is None:
+                frame = geopandas.read_file(path)
             else:
-                frame = geopandas.read_file(url, bbox=geopandas.GeoSeries([box], crs=grid.crs.to_wkt()))
+                frame = geopandas.read_file(path, bbox=geopandas.GeoSeries([box], crs=grid.crs.to_wkt()))
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{url}: cannot be read as a vector file ({error}).") from error
     if not isinstance(frame, geopandas.GeoDataFrame):
@@ -159,16 +258,16 @@ def _read_vector(url: str, grid: GeoBox) -> geopandas.GeoDataFrame:
         if frame.crs is None:
             raise InputError(f"{url}: has no CRS; assign one first, for example with `ogr2ogr -a_srs`.")
         frame = frame.to_crs(grid.crs.to_wkt())
-    return frame[frame.intersects(box)]
+    return frame
 
 
 def _places(url: str, grid: GeoBox) -> str:
     """Where a vector file and the grid are, for a message."""
     extent = grid.extent.boundingbox
     ours = f"x {extent.left:.6g} to {extent.right:.6g}, y {extent.bottom:.6g} to {extent.top:.6g}"
-    if url.endswith(".parquet"):
+    if url.lower().endswith(PARQUET):
         return f"The grid spans {ours}."
-    info = pyogrio.read_info(url, force_total_bounds=True)
+    info = pyogrio.read_info(storage.gdal_path(url), force_total_bounds=True)
     left, bottom, right, top = info["total_bounds"]
     theirs = f"x {left:.6g} to {right:.6g}, y {bottom:.6g} to {top:.6g}"
     crs = "no CRS" if grid.crs is None else f"EPSG:{grid.crs.to_epsg()}"
@@ -176,13 +275,3 @@ def _places(url: str, grid: GeoBox) -> str:
         f"The file says {info['crs'] or 'no CRS'} and spans {theirs}; the grid has {crs} and spans {ours}. "
         "GeoJSON is longitude and latitude unless it names another CRS."
     )
-
-
-def _refuse_unknown(url: str, unknown: dict[str, int], classes: tuple[ClassName, ...]) -> None:
-    if unknown:
-        listed = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items())[:10])
-        known = ", ".join(f"{c.id} ({c.name})" for c in classes)
-        raise InputError(
-            f"{url}: labels that no class declares: {listed}. Declared are {known}. "
-            "Add them under `classes`, or list them under `labels.ignore`."
-        )

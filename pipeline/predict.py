@@ -30,14 +30,19 @@ def check_sources(store: PatchStore, bundle: Bundle) -> None:
     Raises:
         InputError: names, order or numbers of bands differ.
     """
-    wanted = [(s.name, s.bands) for s in bundle.spec.sources]
-    found = [(s.name, s.bands) for s in store.sources]
+    wanted = [(s.name, s.bands, s.scale) for s in bundle.spec.sources]
+    found = [(s.name, s.bands, s.scale) for s in store.sources]
     if wanted != found:
-        listed = [", ".join(f"{name} ({bands} bands)" for name, bands in sources) for sources in (found, wanted)]
+        listed = [", ".join(map(_told, sources)) for sources in (found, wanted)]
         raise InputError(
             f"{store.url}: has the sources {listed[0]}; the model was trained on {listed[1]}. "
             "Give the scene the same sources and bands in the same order, or train again."
         )
+
+
+def _told(source: tuple[str, int, int]) -> str:
+    name, bands, scale = source
+    return f"{name} ({bands} bands{'' if scale == 1 else f', {scale} times as fine'})"
 
 
 class TilePredictor:

@@ -1,230 +1,213 @@
-"""Sources as a person declares them, opened lazily on the reference grid. rioxarray over GDAL's warped views.
-
-A source comes out as (band, y, x) in float32 with NaN where it has no data, in Dask chunks: nothing
-is read until a chunk is asked for, and then only the window of the files that it needs.
-"""
+"""Sources as a person declares them, opened lazily on the reference grid: what a window of the grid holds of each."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
-import rasterio
-import rioxarray
-import xarray as xr
+from affine import Affine
+from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from rasterio._err import CPLE_BaseError
-from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
-from rasterio.io import DatasetReader
-from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform_bounds
 
 from mibf.errors import InputError
-from pipeline import storage
-from pipeline.grid import same_grid
+from pipeline.align import Alignment, align, read_aligned
+from pipeline.grid import Window
+from pipeline.raster import Header, RasterFile, header, open_raster
 
 #: What becomes of a pixel where this source has no data: left out, or taken with the training median.
 Missing = Literal["exclude", "fill"]
 
 
 @dataclass(frozen=True)
+class Mask:
+    """A raster that tells where a source may be used: by values that are valid or not, or by bits that must not be set."""
+
+    file: RasterFile
+    valid: tuple[int, ...] = ()
+    invalid: tuple[int, ...] = ()
+    bits: tuple[int, ...] = ()
+
+    def passes(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where values let a source's pixel pass."""
+        passed = np.isin(values, self.valid) if self.valid else ~np.isin(values, self.invalid)
+        if self.bits:
+            passed &= values.astype(np.int64) & sum(1 << bit for bit in self.bits) == 0
+        return passed
+
+
+@dataclass(frozen=True)
 class Source:
-    """A sensor's raster as declared: one multiband file or several, their bands in order."""
+    """A sensor's raster as declared.
+
+    `layers` are its bands in order, each from one file or from several side by side, of which the first with data counts.
+    Values become value * gain + offset.
+    """
 
     name: str
-    urls: tuple[str, ...]
-    resampling: str = "bilinear"
-    nodata: float | None = None
+    layers: tuple[tuple[RasterFile, ...], ...]
+    resampling: str | None = None
+    scale: int = 1
+    gain: float = 1.0
+    offset: float = 0.0
+    mask: Mask | None = None
     missing: Missing = "exclude"
+
+    @property
+    def files(self) -> list[RasterFile]:
+        """Every file that it is read from, its mask included."""
+        files = [file for layer in self.layers for file in layer]
+        return files if self.mask is None else [*files, self.mask.file]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a source and how it comes to the grid."""
+
+    file: RasterFile
+    header: Header
+    alignment: Alignment
 
 
 @dataclass(frozen=True)
 class OpenSource:
-    """A source on the reference grid."""
+    """A source on the reference grid, `scale` times as fine; nothing of it is in memory. Values travel to other machines."""
 
     declared: Source
-    values: xr.DataArray  #: (band, y, x) float32, NaN where there is no data; Dask chunks of whole bands
-    dtype: np.dtype[Any]  #: what its values are stored as without loss
-    resampled: bool
+    grid: GeoBox  #: the reference grid in pixels of the source
+    layers: tuple[tuple[Part, ...], ...]
+    mask: Part | None
+    dtype: np.dtype[Any]  #: what its values are stored as, without loss where they are integers of up to 16 bits
+
+    @property
+    def bands(self) -> int:
+        """Bands of all layers together."""
+        return sum(layer[0].header.bands for layer in self.layers)
+
+    @property
+    def scale(self) -> int:
+        """Its pixels along one of the reference grid's."""
+        return self.declared.scale
+
+    @property
+    def parts(self) -> list[Part]:
+        """The files of all layers."""
+        return [part for layer in self.layers for part in layer]
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Bytes of a pixel of the reference grid, its validity included."""
+        return (self.bands * self.dtype.itemsize + 1) * self.scale**2
+
+    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """The values and validity of a window of the reference grid.
+
+        Returns:
+            Values (band, height * scale, width * scale) in the stored dtype, 0 in all bands where there is no data; and
+            where (height * scale, width * scale) there is: all bands hold finite numbers and the mask lets the pixel pass.
+
+        Raises:
+            InputError: a file cannot be read; it is named.
+        """
+        own = Window(*(v * self.scale for v in (window.y, window.x, window.height, window.width)))
+        values = np.empty((self.bands, own.height, own.width), self.dtype)
+        valid = np.ones((own.height, own.width), bool)
+        first = 0
+        for layer in self.layers:
+            bands = layer[0].header.bands
+            valid &= self._read_layer(layer, own, values[first : first + bands])
+            first += bands
+        if self.mask is not None:
+            told, there = _read_part(self.mask, self.grid, own)
+            assert self.declared.mask is not None
+            valid &= there & self.declared.mask.passes(told[0])
+        values[:, ~valid] = 0
+        return values, valid
+
+    def _read_layer(self, layer: Sequence[Part], window: Window, target: NDArray[Any]) -> NDArray[np.bool_]:
+        """Put a layer's values (band, y, x) in place; where (y, x) they are data."""
+        valid: NDArray[np.bool_] | None = None
+        for part in layer:
+            values, there = _read_part(part, self.grid, window)
+            values, there = self._physical(values, there)
+            if valid is None:
+                target[...], valid = values, there
+            else:
+                news = there & ~valid
+                target[:, news] = values[:, news]
+                valid |= there
+            if valid.all():
+                break
+        assert valid is not None
+        return valid
+
+    def _physical(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        if values.dtype == self.dtype and self.declared.gain == 1 and self.declared.offset == 0:
+            return values, valid
+        values = np.where(valid, values, 0)
+        if self.dtype.kind in "iu":  # whole numbers, though a view of GDAL's gave them as floats
+            return np.rint(values).astype(self.dtype), valid
+        with np.errstate(over="ignore"):
+            physical = (values * np.float64(self.declared.gain) + self.declared.offset).astype(np.float32)
+        return physical, valid & np.isfinite(physical).all(axis=0)
 
 
-@contextmanager
-def open_raster(url: str) -> Iterator[DatasetReader]:
-    """A raster file opened by GDAL.
-
-    Raises:
-        InputError: it is not there, or GDAL cannot read it.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            dataset = rasterio.open(url)
-        except RasterioIOError as error:
-            if storage.is_local(url) and not storage.exists(url):
-                raise InputError(f"{url}: no such file; check the path in the configuration.") from error
-            raise InputError(f"{url}: cannot be read as a raster ({error}).") from error
-        with dataset:
-            yield dataset
-
-
-def grid_of(dataset: DatasetReader) -> GeoBox:
-    """The grid that a raster file is on; without a CRS where the file has none."""
-    return GeoBox((dataset.height, dataset.width), dataset.transform, dataset.crs and dataset.crs.to_wkt())
+def _read_part(part: Part, grid: GeoBox, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    with open_raster(part.file) as raster:
+        return read_aligned(raster, part.alignment, grid, window)
 
 
 def reference_grid(like: Source) -> GeoBox:
-    """The grid of a source's first file."""
-    with open_raster(like.urls[0]) as dataset:
-        return grid_of(dataset)
-
-
-def check_placed(url: str, dataset: DatasetReader, grid: GeoBox) -> None:
-    """See that a raster can be brought to the grid.
-
-    Raises:
-        InputError: it has no CRS and is not on the grid already, or does not overlap it.
-    """
-    own = grid_of(dataset)
-    if same_grid(own, grid):
-        return
-    if own.crs is None or grid.crs is None:
-        which = "has no CRS" if own.crs is None else "has a CRS but the reference grid has none"
+    """The grid of a source's first file; of a source of scale s, the one that has s x s of its pixels in each."""
+    own = header(like.layers[0][0]).grid
+    if like.scale == 1:
+        return own
+    rows, columns = own.shape
+    if rows % like.scale or columns % like.scale:
         raise InputError(
-            f"{url}: {which}, and its grid ({own.shape[0]} x {own.shape[1]} pixels) is not the reference grid "
-            f"({grid.shape[0]} x {grid.shape[1]}); assign a CRS first, for example with `rio edit-info --crs`."
+            f"{like.layers[0][0]}: is {rows} x {columns} pixels, which are not whole reference pixels of {like.scale} x "
+            f"{like.scale}; let `grid` be like another source, or give its crs, resolution and bounds."
         )
-    # The grid is brought to the file's CRS, not the reverse: a file of the whole world fits no projected CRS.
-    inside = _extent_in(grid, dataset.crs)
-    extent = own.boundingbox
-    if inside is None or not (
-        inside[0] < extent.right and extent.left < inside[2] and inside[1] < extent.top and extent.bottom < inside[3]
-    ):
-        place = "cannot be brought there"
-        if inside is not None:
-            place = f"is at x {inside[0]:.6g} to {inside[2]:.6g}, y {inside[1]:.6g} to {inside[3]:.6g}"
-        raise InputError(
-            f"{url}: does not overlap the reference grid. In the file's CRS it spans x {extent.left:.6g} to "
-            f"{extent.right:.6g}, y {extent.bottom:.6g} to {extent.top:.6g}; the grid {place}. "
-            "Check the file and the scene's grid."
-        )
+    return GeoBox((rows // like.scale, columns // like.scale), own.affine * Affine.scale(like.scale), own.crs)
 
 
-def _extent_in(grid: GeoBox, crs: Any) -> tuple[float, float, float, float] | None:
-    """Left, bottom, right and top of a grid in another CRS; None where it has no place there."""
-    box = grid.boundingbox
-    try:
-        left, bottom, right, top = transform_bounds(grid.crs.to_wkt(), crs, *box, densify_pts=21)
-    except CPLE_BaseError:
-        return None
-    if not np.isfinite([left, bottom, right, top]).all():
-        return None
-    if left > right:  # across the antimeridian: anywhere along x
-        left, right = -np.inf, np.inf
-    return left, bottom, right, top
+def finer(grid: GeoBox, scale: int) -> GeoBox:
+    """A grid with scale x scale pixels in each of another's."""
+    return GeoBox((grid.shape[0] * scale, grid.shape[1] * scale), grid.affine * Affine.scale(1 / scale), grid.crs)
 
 
-def warped(dataset: DatasetReader, grid: GeoBox, *, resampling: str, nodata: float | None) -> WarpedVRT:
-    """A lazy view of a raster on the grid, float32 with NaN where there is no data.
-
-    GDAL warps it block by block on the grid, so that a pixel's value does not depend on the window read.
-    """
-    placement: dict[str, Any] = {"transform": grid.affine, "width": grid.shape[1], "height": grid.shape[0]}
-    if grid.crs is not None:
-        placement["crs"] = grid.crs.to_wkt()
-    return WarpedVRT(
-        dataset,
-        **placement,
-        resampling=Resampling[resampling],
-        src_nodata=dataset.nodata if nodata is None else nodata,
-        nodata=np.nan,
-        dtype="float32",
-        UNIFIED_SRC_NODATA="NO",  # otherwise a pixel is missing only where it is missing in all bands
-    )
-
-
-def open_source(source: Source, grid: GeoBox, *, chunk: int) -> OpenSource:
-    """Open a source on the reference grid, in chunks of `chunk` x `chunk` pixels of all its bands.
-
-    Files that are on the grid already are read as they are; others are reprojected and resampled
-    in windows.
+def open_source(source: Source, grid: GeoBox) -> OpenSource:
+    """Open a source on the reference grid.
 
     Raises:
         InputError: a file is missing, unreadable, without a CRS where one is needed, or elsewhere.
     """
-    layers, dtypes, resampled = [], [], False
-    for url in source.urls:
-        with open_raster(url) as dataset:
-            check_placed(url, dataset, grid)
-            _check_kind(url, dataset)
-            aligned = same_grid(grid_of(dataset), grid)
-            resampled |= not aligned
-            dtypes += list(dataset.dtypes)
-            if aligned and grid.crs is None:
-                layers.append(_unplaced(url, source.nodata, chunk))
-                continue
-            resampling = "nearest" if aligned else source.resampling
-            with warped(dataset, grid, resampling=resampling, nodata=source.nodata) as view:
-                layers.append(open_lazily(view, chunk))
-    values = layers[0] if len(layers) == 1 else xr.concat(layers, dim="band", coords="minimal", compat="override")
-    values = values.chunk({"band": -1})
-    return OpenSource(source, values, _stored_dtype(dtypes, resampled and source.resampling != "nearest"), resampled)
+    own = finer(grid, source.scale)
+    layers = tuple(tuple(_part(file, own, source.resampling) for file in layer) for layer in source.layers)
+    for layer in layers:
+        for part in layer[1:]:
+            if part.header.bands != layer[0].header.bands:
+                raise InputError(
+                    f"source {source.name!r}: {part.file} has {part.header.bands} bands, {layer[0].file} beside it has "
+                    f"{layer[0].header.bands}; files side by side hold the same bands."
+                )
+    parts = [part for layer in layers for part in layer]
+    changed = source.gain != 1 or source.offset != 0
+    mask = None if source.mask is None else _part(source.mask.file, own, "nearest")
+    return OpenSource(source, own, layers, mask, np.dtype(np.float32) if changed else _stored_dtype(parts))
 
 
-def _check_kind(url: str, dataset: DatasetReader) -> None:
-    if ColorInterp.alpha in dataset.colorinterp:
-        band = dataset.colorinterp.index(ColorInterp.alpha) + 1
-        raise InputError(
-            f"{url}: band {band} is tagged as transparency (alpha). If it is a sensor's band, untag it with `gdal_translate "
-            f"-colorinterp_{band} undefined`; if it is transparency, leave it out with `-b` and set a nodata value."
-        )
-    if any(dtype.startswith("complex") for dtype in dataset.dtypes):
-        raise InputError(f"{url}: holds complex numbers; take their amplitude or intensity first.")
+def _part(file: RasterFile, grid: GeoBox, resampling: str | None) -> Part:
+    head = header(file)
+    return Part(file, head, align(file, head, grid, resampling=resampling))
 
 
-@contextmanager
-def reading() -> Iterator[None]:
-    """Turn a failure to read pixels, far from where a file was opened, into a refusal.
-
-    Raises:
-        InputError: names the file, as far as GDAL tells it.
-    """
-    try:
-        yield
-    except RasterioIOError as error:
-        raise InputError(
-            f"{error.__cause__ or error}: the file is damaged or cut short; get it again, or leave it out."
-        ) from error
-
-
-def open_lazily(view: WarpedVRT | str, chunk: int) -> xr.DataArray:
-    """A raster as a chunked (band, y, x) array, float32 with NaN where there is no data."""
-    array = rioxarray.open_rasterio(view, chunks={"band": -1, "y": chunk, "x": chunk}, masked=True, lock=False)
-    assert isinstance(array, xr.DataArray)
-    return array.drop_vars([name for name in array.coords if name != "spatial_ref"]).astype(np.float32)
-
-
-def _unplaced(url: str, nodata: float | None, chunk: int) -> xr.DataArray:
-    """An image without a CRS: GDAL has no warped view of it, and none is needed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        array = open_lazily(url, chunk)
-    return array if nodata is None else array.where(array != nodata)
-
-
-def _stored_dtype(dtypes: list[str], interpolated: bool) -> np.dtype[Any]:
-    """Integers of up to 16 bits as they are when no value was interpolated; everything else as float32."""
-    common = np.result_type(*dtypes)
-    if not interpolated and common.kind in "iu" and common.itemsize <= 2:
+def _stored_dtype(parts: Sequence[Part]) -> np.dtype[Any]:
+    """Integers of up to 16 bits as they are when no value is interpolated; everything else as float32."""
+    common = np.result_type(*(dtype for part in parts for dtype in part.header.dtypes))
+    if common.kind == "b":
+        return np.dtype(np.uint8)
+    if common.kind in "iu" and common.itemsize <= 2 and not any(part.alignment.interpolates for part in parts):
         return common
     return np.dtype(np.float32)
-
-
-def validity(values: da.Array) -> da.Array:
-    """Where a source has data in all its bands: (band, y, x) -> (y, x)."""
-    return da.isfinite(values).all(axis=0)

@@ -1,4 +1,4 @@
-"""Which pixels train, validate and test: spatial blocks with a buffer, or a raster.
+"""Which pixels train, validate and test: spatial blocks with a buffer, a raster, or pixels at random.
 
 Two patches of p pixels overlap when their centres are less than p apart along both axes. Blocks
 that keep `buffer >= p - 1` unused pixels between subsets therefore share no ground through patches.
@@ -7,23 +7,38 @@ that keep `buffer >= p - 1` unused pixels between subsets therefore share no gro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Protocol
 
-import dask
-import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
-from pipeline.grid import Window, same_grid
-from pipeline.labels import UNLABELLED
-from pipeline.scene import check_placed, grid_of, open_lazily, open_raster, reading, warped
+from pipeline.align import Alignment, align, read_aligned
+from pipeline.grid import Window
+from pipeline.raster import RasterFile, header, open_raster
 
 Subset = Literal["train", "validation", "test"]
 SUBSETS: tuple[Subset, ...] = ("train", "validation", "test")
 #: The code of each subset in a store's and a raster's split; 0 is unused.
 CODES: dict[Subset, int] = {name: position + 1 for position, name in enumerate(SUBSETS)}
+
+
+class Split(Protocol):
+    """A split of a scene, told window by window."""
+
+    def codes(self, window: Window, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The code of each pixel (height, width) of a window whose labels are given; 0 where it is unused."""
+
+
+@dataclass(frozen=True)
+class NoSplit:
+    """A scene without labels has no subsets."""
+
+    def codes(self, window: Window, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Nothing but 0."""
+        del window
+        return np.zeros(labels.shape, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -33,16 +48,18 @@ class Blocks:
     table: NDArray[np.uint8]
     block: int
     margin: int  #: pixels dropped on each side of a border between subsets; the buffer is twice that
+    shape_yx: tuple[int, int]  #: of the grid
 
-    def window(self, window: Window, shape_yx: tuple[int, int]) -> NDArray[np.uint8]:
-        """The split of a window: a block's code, or 0 within `margin` pixels of another subset's block.
+    def codes(self, window: Window, labels: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """The codes (height, width) of a window: a block's code, or 0 within `margin` pixels of another subset's block.
 
         A pixel is kept when all that lies within `margin` of it is of its own subset. Were two kept
         pixels of different subsets within 2 * margin of each other, the pixel half-way between them
         would have to be of both: so the gap between subsets is at least 2 * margin pixels.
         """
-        rows = self._reach(window.y, window.height, shape_yx[0])
-        columns = self._reach(window.x, window.width, shape_yx[1])
+        del labels
+        rows = self._reach(window.y, window.height, self.shape_yx[0])
+        columns = self._reach(window.x, window.width, self.shape_yx[1])
         own = self.table[np.ix_(rows[1], columns[1])]
         kept = np.ones(own.shape, bool)
         for row in rows:
@@ -54,15 +71,6 @@ class Blocks:
         """The block of each pixel's near side, of itself and of its far side along one axis."""
         centre = np.arange(start, start + length)
         return tuple(np.clip(centre + shift, 0, size - 1) // self.block for shift in (-self.margin, 0, self.margin))
-
-    def over(self, shape_yx: tuple[int, int], *, chunk: int) -> da.Array:
-        """The split of a whole grid, (y, x) uint8, lazily."""
-
-        def fill(block: NDArray[np.uint8], block_info: dict[int, Any]) -> NDArray[np.uint8]:
-            (y, _), (x, _) = block_info[0]["array-location"]
-            return self.window(Window(y, x, *block.shape), shape_yx)
-
-        return da.zeros(shape_yx, chunks=(chunk, chunk), dtype=np.uint8).map_blocks(fill, dtype=np.uint8)
 
 
 def check_blocks(*, block: int, buffer: int, patch: int) -> None:
@@ -77,31 +85,6 @@ def check_blocks(*, block: int, buffer: int, patch: int) -> None:
         )
     if block <= 2 * buffer:
         raise InputError(f"split.block is {block} pixels, too small for a buffer of {buffer}; use more than {2 * buffer}.")
-
-
-def class_counts(labels: da.Array, *, block: int, ids: tuple[int, ...]) -> NDArray[np.int64]:
-    """Labelled pixels of each class in each block: (rows of blocks, columns of blocks, classes)."""
-    shape = (-(-labels.shape[0] // block), -(-labels.shape[1] // block), len(ids))
-    position = np.full(256, -1, np.int64)
-    position[list(ids)] = np.arange(len(ids))
-
-    def count(part: NDArray[np.uint8], y: int, x: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        rows, columns = np.nonzero(part != UNLABELLED)
-        cell = ((rows + y) // block * shape[1] + (columns + x) // block) * len(ids) + position[part[rows, columns]]
-        cells, counts = np.unique(cell, return_counts=True)
-        return cells, counts
-
-    starts_y, starts_x = (np.cumsum([0, *sizes[:-1]]) for sizes in labels.chunks)
-    parts = [
-        dask.delayed(count)(part, int(y), int(x))
-        for y, row in zip(starts_y, labels.to_delayed(), strict=True)
-        for x, part in zip(starts_x, row, strict=True)
-    ]
-    total = np.zeros(int(np.prod(shape)), np.int64)
-    with reading():
-        for cells, counts in dask.compute(*parts):
-            total[cells] += counts
-    return total.reshape(shape)
 
 
 def assign_blocks(counts: NDArray[np.int64], fractions: dict[Subset, float], *, seed: int) -> NDArray[np.uint8]:
@@ -134,31 +117,89 @@ def assign_blocks(counts: NDArray[np.int64], fractions: dict[Subset, float], *, 
     return codes.reshape(counts.shape[:-1]).astype(np.uint8)
 
 
-def open_split_raster(url: str, grid: GeoBox, *, chunk: int) -> da.Array:
-    """A split given as a file: 1 train, 2 validation, 3 test, 0 or nodata unused; (y, x) uint8 on the grid.
+@dataclass(frozen=True)
+class RasterSplit:
+    """A split given as a file: 1 train, 2 validation, 3 test, 0 or no data unused."""
+
+    file: RasterFile
+    alignment: Alignment
+    grid: GeoBox
+
+    def codes(self, window: Window, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The codes (height, width) of a window.
+
+        Raises:
+            InputError: the file cannot be read, or holds another value.
+        """
+        del labels
+        with open_raster(self.file) as raster:
+            values, valid = read_aligned(raster, self.alignment, self.grid, window)
+        found = np.where(valid, values[0], 0)
+        unknown = sorted(set(np.unique(found).tolist()) - {0, *CODES.values()})
+        if unknown:
+            raise InputError(
+                f"{self.file}: values {', '.join(f'{v:g}' for v in unknown[:10])} in a split raster; "
+                "it may hold 1 (train), 2 (validation), 3 (test) and 0 (unused)."
+            )
+        return found.astype(np.uint8)
+
+
+def open_split_raster(url: str, grid: GeoBox) -> RasterSplit:
+    """Open a split raster on the reference grid.
 
     Raises:
-        InputError: the file is missing, unreadable or elsewhere, or holds another value.
+        InputError: the file is missing, unreadable or elsewhere.
     """
-    with open_raster(url) as dataset:
-        check_placed(url, dataset, grid)
-        if grid.crs is None and same_grid(grid_of(dataset), grid):
-            values = open_lazily(url, chunk)
-        else:
-            with warped(dataset, grid, resampling="nearest", nodata=None) as view:
-                values = open_lazily(view, chunk)
-    codes = values.isel(band=0).data
-    codes = da.where(da.isfinite(codes), codes, 0)
-    parts = [dask.delayed(np.unique)(part) for part in codes.to_delayed().ravel()]
-    with reading():
-        found = dask.compute(*parts)
-    unknown = sorted(set(np.concatenate(found).tolist()) - {0.0, 1.0, 2.0, 3.0})
-    if unknown:
-        raise InputError(
-            f"{url}: values {', '.join(f'{v:g}' for v in unknown[:10])} in a split raster; "
-            "it may hold 1 (train), 2 (validation), 3 (test) and 0 (unused)."
-        )
-    return codes.astype(np.uint8)
+    file = RasterFile(url)
+    return RasterSplit(file, align(file, header(file), grid, resampling="nearest"), grid)
+
+
+@dataclass(frozen=True)
+class RandomSplit:
+    """Pixels of each class drawn at random, whatever lies beside them: the protocol of many papers, which leaks.
+
+    Every pixel has a key, a hash of its place; the lowest keys of a class train, the next validate, the others test. So a
+    window's split is known from its labels alone, and the numbers are met exactly.
+    """
+
+    columns: int  #: of the grid
+    seed: int
+    scene: int  #: the scene's position among those of the split
+    below: dict[int, tuple[int, int]]  #: by class id, the key that training keys are below, and that validation keys are
+
+    def codes(self, window: Window, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The codes (height, width) of a window with these labels; 0 where there is none."""
+        keys = pixel_keys(window, columns=self.columns, seed=self.seed, scene=self.scene)
+        codes = np.zeros(labels.shape, np.uint8)
+        for class_id, (train, validation) in self.below.items():
+            own = labels == class_id
+            codes[own] = CODES["test"]
+            codes[own & (keys < np.uint64(validation))] = CODES["validation"]
+            codes[own & (keys < np.uint64(train))] = CODES["train"]
+        return codes
+
+
+def pixel_keys(window: Window, *, columns: int, seed: int, scene: int) -> NDArray[np.uint64]:
+    """Keys (height, width) in which no two pixels of a scene agree: SplitMix64 (Steele et al. 2014) of a pixel's number."""
+    rows = np.arange(window.y, window.y + window.height, dtype=np.uint64)[:, None]
+    numbers = rows * np.uint64(columns) + np.arange(window.x, window.x + window.width, dtype=np.uint64)
+    salt = np.random.SeedSequence([seed, scene]).generate_state(1, np.uint64)[0]
+    keys: NDArray[np.uint64] = numbers ^ salt
+    with np.errstate(over="ignore"):
+        keys = keys * np.uint64(0x9E3779B97F4A7C15)
+        keys = (keys ^ keys >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        keys = (keys ^ keys >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return keys ^ keys >> np.uint64(31)
+
+
+def drawn(wanted: float, available: int, *, at_most: float) -> int:
+    """How many of a class's pixels a subset of a random split takes: a share below 1, or a number; never more than a share.
+
+    >>> drawn(0.1, 46, at_most=0.5), drawn(50, 1428, at_most=0.5), drawn(50, 20, at_most=0.5)
+    (5, 50, 10)
+    """
+    number = round(wanted * available) if wanted < 1 else round(wanted)
+    return min(max(number, 1), int(at_most * available))
 
 
 def near_any(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:

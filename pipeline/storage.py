@@ -19,6 +19,9 @@ from typing import Any, Literal
 import fsspec
 import zarr
 from fsspec import AbstractFileSystem
+from zarr.abc.store import Store
+from zarr.core.buffer import Buffer
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from mibf.errors import InputError
 
@@ -172,19 +175,27 @@ def check_writable(url: str) -> None:
 def fingerprint(url: str) -> str:
     """A short hash that changes when the file at a URL does: of its size and its ETag or time of change.
 
-    Of a local file, those that belong to it by the same name count too: a shapefile's or an ENVI raster's parts.
+    Of a local file, those that belong to it by the same name count too: a shapefile's or an ENVI raster's parts; of a
+    folder, which a Zarr group is, all files in it.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     filesystem, path = open_url(url)
     info = filesystem.info(path)
-    stamp = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(k)), None)
-    parts = [[info.get("size"), str(stamp)]]
+    parts = [_stamp_of(info)]
+    if info["type"] == "directory":  # a Zarr group
+        inside = filesystem.find(path, detail=True)
+        parts += [[name.removeprefix(path), *_stamp_of(inside[name])] for name in sorted(inside)]
     if is_local(url):
         beside = [Path(path).with_suffix(suffix) for suffix in (".dbf", ".shx", ".prj", ".cpg", ".hdr")]
         parts += [[p.stat().st_size, str(p.stat().st_mtime)] for p in beside if p.exists() and p != Path(path)]
     return digest(parts)
+
+
+def _stamp_of(info: dict[str, Any]) -> list[Any]:
+    stamp = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(k)), None)
+    return [info.get("size"), str(stamp)]
 
 
 def digest(value: Any) -> str:
@@ -193,6 +204,111 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
+def stamp(url: str) -> str:
+    """As `fingerprint`, of an input file.
+
+    Raises:
+        InputError: it is not there, or cannot be reached.
+    """
+    try:
+        return fingerprint(url)
+    except FileNotFoundError as error:
+        raise InputError(f"{url}: no such file, or not to be reached; check the place in the configuration.") from error
+    except PermissionError as error:
+        raise InputError(f"{url}: access is refused ({error}); check the credentials in the environment.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{url}: cannot be read ({error}).") from error
+
+
+def zarr_location(url: str) -> str:
+    """A URL as zarr and xarray take it."""
+    return local_path(url) if is_local(url) else url
+
+
 def open_zarr(url: str, *, mode: ZarrMode = "r") -> zarr.Group:
     """A Zarr group at a URL: mode "r" to read, "r+" to fill, "w" to lay down anew."""
-    return zarr.open_group(store=local_path(url) if is_local(url) else url, mode=mode)
+    return zarr.open_group(store=zarr_location(url), mode=mode)
+
+
+#: How GDAL's own file systems begin, by the schemes of URLs.
+GDAL_SCHEMES = {"s3": "/vsis3/", "gs": "/vsigs/", "gcs": "/vsigs/", "az": "/vsiaz/", "abfs": "/vsiaz/"}
+
+
+def gdal_path(url: str) -> str:
+    """A URL as GDAL takes it."""
+    if is_local(url):
+        return local_path(url)
+    scheme, _, rest = url.partition("://")
+    if scheme in ("http", "https"):
+        return f"/vsicurl/{url}"
+    return GDAL_SCHEMES[scheme] + rest if scheme in GDAL_SCHEMES else url
+
+
+def point_gdal_at_endpoint() -> None:
+    """Have GDAL read from the S3 server that AWS_ENDPOINT_URL names, as fsspec does; once set, nothing more is done.
+
+    GDAL takes settings from the environment, in every thread.
+    """
+    os.environ.setdefault("GDAL_DISABLE_READDIR_ON_OPEN", "TRUE")  # it would list the folder of each file it opens
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint and "AWS_S3_ENDPOINT" not in os.environ:
+        scheme, _, host = endpoint.rpartition("://")
+        os.environ["AWS_HTTPS"] = "NO" if scheme == "http" else "YES"
+        os.environ["AWS_VIRTUAL_HOSTING"] = "FALSE"
+        os.environ["AWS_S3_ENDPOINT"] = host.rstrip("/")
+
+
+class Recorder(WrapperStore[Store]):
+    """A Zarr store at a URL that remembers the size and SHA-256 of each object written through it."""
+
+    def __init__(self, store: Store, written: dict[str, tuple[int, str]] | None = None) -> None:
+        super().__init__(store)
+        self.written = {} if written is None else written
+
+    def _with_store(self, store: Store) -> Recorder:
+        return Recorder(store, self.written)
+
+    @classmethod
+    def at(cls, url: str) -> Recorder:
+        """One for the store at a URL."""
+        store: Store
+        if is_local(url):
+            store = LocalStore(local_path(url))
+        else:
+            store = FsspecStore.from_url(url, storage_options={"asynchronous": True})
+        return cls(store)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write an object."""
+        await super().set(key, value)
+        content = value.to_bytes()
+        self.written[key] = (len(content), hashlib.sha256(content).hexdigest())
+
+
+def size(url: str) -> int | None:
+    """The bytes of a file; None where there is none."""
+    filesystem, path = open_url(url)
+    try:
+        return int(filesystem.size(path))
+    except FileNotFoundError:
+        return None
+
+
+def sha256(url: str) -> tuple[int, str]:
+    """The size and SHA-256 of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    content = read_bytes(url)
+    return len(content), hashlib.sha256(content).hexdigest()
+
+
+def names(url: str) -> list[str]:
+    """The names of the files and folders in a folder; none where there is no folder."""
+    filesystem, path = open_url(url)
+    filesystem.invalidate_cache(path)
+    try:
+        return [posixpath.basename(entry.rstrip("/")) for entry in filesystem.ls(path, detail=False)]
+    except FileNotFoundError:
+        return []

@@ -1,59 +1,100 @@
 """The patch store: a scene's sources, validity, labels and split as one sharded Zarr v3 group.
 
 Pixels are stored once; patches are cut when they are read. The driver lays the template down,
-Dask fills whole shards, readers take windows with a halo.
+tasks fill whole shards, readers take windows with a halo.
 
-    sources/NAME  (band, y, x)  the source's own integers, or float32
-    valid/NAME    (y, x)        whether the source has data in all its bands
+    sources/NAME  (band, y, x)  the source's own integers, or float32; of a source of scale s on s x s pixels for each
+    valid/NAME    (y, x)        whether the source has data in all its bands, on the same pixels
     labels        (y, x)        class ids, 255 where there is none
     split         (y, x)        1 train, 2 validation, 3 test, 0 unused
-    samples       (subset, y, x)  samples of each subset in each `CHUNK` x `CHUNK` window
+    samples       (subset, class, y, x)  samples of each subset and class in each `CHUNK` x `CHUNK` window
+
+A shard covers the same ground in every array but `samples`. Every chunk carries a CRC32C, which is checked when it is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, cast
 
-import dask
-import dask.array as da
 import numpy as np
 import zarr
-from dask.delayed import Delayed
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from mibf.bundle import ClassName
 from mibf.errors import InputError
 from pipeline import storage
 from pipeline.grid import Window, grid_from_json, grid_to_json, reflected, windows
 from pipeline.labels import UNLABELLED
-from pipeline.scene import Missing, OpenSource, validity
-from pipeline.split import CODES, SUBSETS, Subset, near_any
+from pipeline.scene import Missing, finer
+from pipeline.split import CODES, SUBSETS, Subset
 
-#: Side in pixels of the unit that is written and of the unit that is read.
-SHARD, CHUNK = 512, 128
-FORMAT = 1
+#: Side in reference pixels of the unit that is read. The unit that is written, a shard, is some of these wide.
+CHUNK = 128
+#: Sides that a shard may have, and the bytes of all arrays that one is to hold at the most.
+SHARDS, SHARD_BYTES = (128, 256, 512, 1024), 32 << 20
+#: A scene is written in this many shards at least, as far as the smaller sides allow, so that cores share the work.
+FEWEST_SHARDS = 16
+FORMAT = 2
+#: Chosen by `mibf bench prepare --codecs` on real scenes: see docs/performance.md.
+COMPRESSOR = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")
 
 
 @dataclass(frozen=True)
 class StoredSource:
-    """What a store says of a source: its name, number of bands, and rule for missing data."""
+    """What a store says of a source: its name, number of bands, rule for missing data, pixels along a reference pixel."""
 
     name: str
     bands: int
     missing: Missing
+    scale: int = 1
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a store is laid down by."""
+
+    grid: GeoBox
+    sources: tuple[StoredSource, ...]
+    dtypes: tuple[np.dtype[Any], ...]  #: of the sources
+    classes: tuple[ClassName, ...]
+    shard: int  #: side in reference pixels
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Bytes that all arrays hold of a reference pixel, uncompressed."""
+        of_sources = (
+            (s.bands * dtype.itemsize + 1) * s.scale**2 for s, dtype in zip(self.sources, self.dtypes, strict=True)
+        )
+        return sum(of_sources) + 2  # labels and split
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the reference grid."""
+        rows, columns = self.grid.shape
+        return rows, columns
+
+
+def shard_side(shape_yx: tuple[int, int], bytes_per_pixel: int) -> int:
+    """The side of a scene's shards: as large as `SHARD_BYTES` allow, smaller for a small scene."""
+    fitting = [side for side in SHARDS if side * side * bytes_per_pixel <= SHARD_BYTES]
+    side = max(fitting, default=SHARDS[0])
+    while side > SHARDS[1] and len(windows(shape_yx, side)) < FEWEST_SHARDS:
+        side //= 2
+    return side
 
 
 class PatchStore:
-    """A patch store opened for reading, or for filling by `fill`."""
+    """A patch store opened for reading."""
 
-    def __init__(self, url: str, *, mode: storage.ZarrMode = "r") -> None:
+    def __init__(self, url: str) -> None:
         self.url = url
         try:
-            self.group = storage.open_zarr(url, mode=mode)
+            self.group = storage.open_zarr(url)
         except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
             raise InputError(f"{url}: no patch store; run `mibf prepare` first.") from error
         found = self.group.attrs.get("mibf:format")
@@ -65,11 +106,16 @@ class PatchStore:
         """The reference grid."""
         return grid_from_json(dict(self.group.attrs))
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of the reference grid."""
         rows, columns = self.grid.shape
         return rows, columns
+
+    @cached_property
+    def shard(self) -> int:
+        """Side of a shard in reference pixels."""
+        return int(cast(int, self.group.attrs["mibf:shard"]))
 
     @cached_property
     def sources(self) -> tuple[StoredSource, ...]:
@@ -83,32 +129,63 @@ class PatchStore:
         stored = cast(list[dict[str, Any]], self.group.attrs["mibf:classes"])
         return tuple(ClassName(**c) for c in stored)
 
+    def source(self, name: str) -> StoredSource:
+        """What the store says of a source."""
+        return next(s for s in self.sources if s.name == name)
+
     def array(self, name: str) -> zarr.Array[Any]:
         """One of the group's arrays by its path."""
-        return cast("zarr.Array[Any]", self.group[name])
+        if name not in self._arrays:  # opening one reads its metadata again
+            self._arrays[name] = cast("zarr.Array[Any]", self.group[name])
+        return self._arrays[name]
+
+    @cached_property
+    def _arrays(self) -> dict[str, zarr.Array[Any]]:
+        return {}
 
     def read_source(self, name: str, window: Window, *, halo: int = 0) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Values (band, height + 2 halo, width + 2 halo) and validity of a window, mirrored at the scene's edges.
+        """Values and validity of a window with a halo of reference pixels, mirrored at the scene's edges.
 
         The window itself may reach beyond the grid too.
+
+        Returns:
+            (band, (height + 2 halo) * scale, (width + 2 halo) * scale) and the same without bands.
+
+        Raises:
+            InputError: a chunk does not have its checksum; the store is damaged.
         """
-        rows = reflected(window.y - halo, window.y + window.height + halo, self.shape[0])
-        columns = reflected(window.x - halo, window.x + window.width + halo, self.shape[1])
+        scale = self.source(name).scale
+        rows = reflected(window.y - halo, window.y + window.height + halo, self.shape[0], scale=scale)
+        columns = reflected(window.x - halo, window.x + window.width + halo, self.shape[1], scale=scale)
         box = slice(int(rows.min()), int(rows.max()) + 1), slice(int(columns.min()), int(columns.max()) + 1)
+        values = self._read(f"sources/{name}", (slice(None), *box))
+        valid = self._read(f"valid/{name}", box).astype(bool)
+        if _in_row(rows) and _in_row(columns):
+            return values, valid
         at = np.ix_(rows - box[0].start, columns - box[1].start)
-        values = np.asarray(self.array(f"sources/{name}")[:, box[0], box[1]])
-        valid = np.asarray(self.array(f"valid/{name}")[box])
-        return values[:, at[0], at[1]], valid[at].astype(bool)
+        return values[:, at[0], at[1]], valid[at]
+
+    def _read(self, name: str, box: tuple[slice, ...]) -> NDArray[Any]:
+        try:
+            return np.asarray(self.array(name)[box])
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{self.url}/{name}: is damaged ({error}). `mibf verify` names what is; `mibf prepare` writes it anew."
+            ) from error
 
     def usable(self, window: Window) -> NDArray[np.bool_]:
         """The pixels of a window that may be a sample or be mapped.
 
-        Every source whose rule is "exclude" has data there, and at least one source has data.
+        Every source whose rule is "exclude" has data there, and at least one source has data. Of a finer source all
+        pixels count that lie in the reference pixel.
         """
         required = np.ones((window.height, window.width), bool)
         any_data = np.zeros_like(required)
         for source in self.sources:
-            valid = np.asarray(self.array(f"valid/{source.name}")[window.slices]).astype(bool)
+            s = source.scale
+            box = tuple(slice(part.start * s, part.stop * s) for part in window.slices)
+            valid = self._read(f"valid/{source.name}", box).astype(bool)
+            valid = np.asarray(valid.reshape(window.height, s, window.width, s).all(axis=(1, 3)))
             any_data |= valid
             if source.missing == "exclude":
                 required &= valid
@@ -116,147 +193,114 @@ class PatchStore:
 
     def samples(self, window: Window) -> dict[Subset, NDArray[np.uint8]]:
         """Class ids of each subset's samples in a window, `UNLABELLED` elsewhere."""
-        labels = np.where(self.usable(window), np.asarray(self.array("labels")[window.slices]), UNLABELLED)
-        split = np.asarray(self.array("split")[window.slices])
+        labels = np.where(self.usable(window), self._read("labels", window.slices), UNLABELLED)
+        split = self._read("split", window.slices)
         return {s: np.where(split == CODES[s], labels, UNLABELLED).astype(np.uint8) for s in SUBSETS}
 
-    def windows_with_samples(self, subset: Subset) -> list[tuple[Window, int]]:
-        """The `CHUNK`-sided windows that hold samples of a subset, with their number."""
-        counts = np.asarray(self.array("samples")[CODES[subset] - 1]).ravel()
-        return [(w, int(n)) for w, n in zip(windows(self.shape, CHUNK), counts, strict=True) if n]
+    def windows_with_samples(self, subset: Subset) -> list[tuple[Window, NDArray[np.int64]]]:
+        """The `CHUNK`-sided windows that hold samples of a subset, with the number of each class."""
+        counts = np.asarray(self.array("samples")[CODES[subset] - 1]).reshape(len(self.classes), -1).T
+        return [(w, n) for w, n in zip(windows(self.shape, CHUNK), counts, strict=True) if n.any()]
 
 
-def lay_down(
-    url: str, *, grid: GeoBox, sources: Mapping[str, OpenSource], classes: tuple[ClassName, ...], fingerprint: str
-) -> PatchStore:
+def _in_row(indices: NDArray[np.int64]) -> bool:
+    """Whether indices are one after another."""
+    return bool((np.diff(indices) == 1).all())
+
+
+def lay_down(target: storage.Recorder, template: Template, *, fingerprint: str) -> None:
     """Lay a store's template down: every array with its shape, shards and attributes, no pixel yet.
 
-    Whatever was at the URL is gone afterwards.
+    Whatever was there is gone afterwards.
     """
-    storage.remove(url)
-    group = storage.open_zarr(url, mode="w")
-    rows, columns = grid.shape
-    plane: dict[str, Any] = {
-        "shape": (rows, columns),
-        "chunks": (CHUNK, CHUNK),
-        "shards": (SHARD, SHARD),
-        "dimension_names": ("y", "x"),
-    }
-    for name, source in sources.items():
-        bands = source.values.sizes["band"]
-        group.create_array(
-            f"sources/{name}",
-            shape=(bands, rows, columns),
-            chunks=(bands, CHUNK, CHUNK),
-            shards=(bands, SHARD, SHARD),
-            dtype=source.dtype,
-            fill_value=0,
-            dimension_names=(f"{name}_band", "y", "x"),
-        )
-        group.create_array(f"valid/{name}", dtype=np.uint8, fill_value=0, **plane)
-    group.create_array("labels", dtype=np.uint8, fill_value=UNLABELLED, **plane)
-    group.create_array("split", dtype=np.uint8, fill_value=0, **plane)
-    counted = (len(SUBSETS), -(-rows // CHUNK), -(-columns // CHUNK))
+    group = zarr.open_group(store=target, mode="w")
+    for source, dtype in zip(template.sources, template.dtypes, strict=True):
+        _create(group, f"sources/{source.name}", template, dtype, 0, bands=source.bands, scale=source.scale)
+        _create(group, f"valid/{source.name}", template, np.dtype(np.uint8), 0, scale=source.scale)
+    _create(group, "labels", template, np.dtype(np.uint8), UNLABELLED)
+    _create(group, "split", template, np.dtype(np.uint8), 0)
+    rows, columns = template.shape
+    counted = (len(SUBSETS), len(template.classes), -(-rows // CHUNK), -(-columns // CHUNK))
     group.create_array(
-        "samples", shape=counted, chunks=counted, dtype=np.int64, fill_value=0, dimension_names=("subset", "wy", "wx")
+        "samples",
+        shape=counted,
+        chunks=counted,
+        dtype=np.int32,
+        fill_value=0,
+        dimension_names=("subset", "class", "window_y", "window_x"),
     )
     group.attrs.update(
-        grid_to_json(grid)
+        grid_to_json(template.grid)
         | {
             "mibf:format": FORMAT,
             "mibf:fingerprint": fingerprint,
-            "mibf:classes": [vars(c) for c in classes],
-            "mibf:sources": [
-                {"name": n, "bands": s.values.sizes["band"], "missing": s.declared.missing} for n, s in sources.items()
-            ],
+            "mibf:shard": template.shard,
+            "mibf:classes": [vars(c) for c in template.classes],
+            "mibf:sources": [asdict(s) for s in template.sources],
         }
     )
-    return PatchStore(url, mode="r+")
 
 
-def fill(store: PatchStore, *, sources: Mapping[str, OpenSource], labels: da.Array, split: da.Array) -> list[Delayed]:
-    """The Dask tasks that fill a store, one a shard: each reads its window of every source once and writes it.
+def _create(
+    group: zarr.Group,
+    name: str,
+    template: Template,
+    dtype: np.dtype[Any],
+    fill: int,
+    *,
+    bands: int | None = None,
+    scale: int = 1,
+) -> None:
+    rows, columns = (size * scale for size in template.shape)
+    chunk, shard = CHUNK * scale, template.shard * scale
+    above = () if bands is None else (bands,)
+    # Sources of other pixels have axes of other names: xarray wants axes of one name to be of one length.
+    at_scale = "" if scale == 1 else f"_{scale}"
+    group.create_array(
+        name,
+        shape=(*above, rows, columns),
+        chunks=(*above, chunk, chunk),
+        shards=(*above, shard, shard),
+        dtype=dtype,
+        fill_value=fill,
+        compressors=[COMPRESSOR, Crc32cCodec()],
+        dimension_names=(*(() if bands is None else (f"{name.split('/')[-1]}_band",)), f"y{at_scale}", f"x{at_scale}"),
+        attributes={} if scale == 1 else grid_to_json(finer(template.grid, scale)),
+    )
+
+
+def write_shard(target: storage.Recorder, window: Window, arrays: dict[str, NDArray[Any]]) -> None:
+    """Fill one shard of every array named, from (..., height * scale, width * scale) each.
 
     Raises:
-        ValueError: an array's chunks are not the store's shards. Two tasks in one shard would
-            overwrite each other's pixels in silence.
+        ValueError: the window is not a whole shard. Two writers in one shard would overwrite each other's pixels in silence.
     """
-    rows, columns = store.shape
-    starts = [(w.y, w.x) for w in windows((rows, columns), SHARD)]
-    tasks: list[list[Delayed]] = [[] for _ in starts]
-
-    def add(name: str, blocks: da.Array) -> None:
-        if any(chunk != SHARD for sizes in blocks.chunks[-2:] for chunk in sizes[:-1]):
-            raise ValueError(f"{name}: chunks {blocks.chunks[-2:]} are not whole shards of {SHARD} pixels")
-        # Not optimised apart: a source's values and validity come from one read of its window.
-        for position, block in enumerate(blocks.to_delayed(optimize_graph=False).ravel()):
-            y, x = starts[position]
-            tasks[position].append(dask.delayed(_write)(store.array(name), block, y, x))
-
-    for name, source in sources.items():
-        values = source.values.data
-        valid = validity(values)
-        kept = da.where(valid[None], values, 0)
-        if source.dtype.kind in "iu":
-            kept = da.rint(kept)
-        add(f"sources/{name}", kept.astype(source.dtype))
-        add(f"valid/{name}", valid.astype(np.uint8))
-    add("labels", labels)
-    add("split", split)
-    return [dask.delayed(_together)(shard) for shard in tasks]
+    group = zarr.open_group(store=target, mode="r+")
+    side = int(cast(int, group.attrs["mibf:shard"]))
+    for name, values in arrays.items():
+        array = cast("zarr.Array[Any]", group[name])
+        assert array.shards is not None
+        scale = array.shards[-1] // side
+        rows, columns = array.shape[-2] // scale, array.shape[-1] // scale
+        whole = (min(side, rows - window.y), min(side, columns - window.x))
+        if window.y % side or window.x % side or (window.height, window.width) != whole:
+            raise ValueError(f"{name}: {window} is not a whole shard of {side} x {side} pixels")
+        # Empty or not: a shard that is not there is one that was not written.
+        array = array.with_config({"write_empty_chunks": True})
+        y, x = (slice(part.start * scale, part.stop * scale) for part in window.slices)
+        array[..., y, x] = values
 
 
-def _write(target: zarr.Array[Any], block: NDArray[Any], y: int, x: int) -> None:
-    target[..., y : y + block.shape[-2], x : x + block.shape[-1]] = block
+def write_samples(target: storage.Recorder, samples: NDArray[np.int32]) -> None:
+    """Write the number of samples (subset, class, window y, window x)."""
+    array = cast("zarr.Array[Any]", zarr.open_group(store=target, mode="r+")["samples"])
+    array.with_config({"write_empty_chunks": True})[...] = samples
 
 
-def _together(_: list[None]) -> None:
-    """The end of one shard: nothing is left to do once its arrays are written."""
-
-
-def count_samples(
-    store: PatchStore, *, patch: int, each: Callable[[], None] = lambda: None
-) -> tuple[dict[Subset, dict[str, int]], float]:
-    """Count the samples of each subset and class and write the store's `samples`.
-
-    Returns:
-        The counts by subset and class name, and the share of test samples whose patch overlaps the
-        patch of a training sample (NaN without test samples).
-    """
-    counts = {subset: {c.name: 0 for c in store.classes} for subset in SUBSETS}
-    per_window = np.zeros(store.array("samples").shape, np.int64)
-    tests = overlapping = 0
-    for window in windows(store.shape, CHUNK):
-        samples = store.samples(window)
-        for position, subset in enumerate(SUBSETS):
-            ids = samples[subset]
-            found = np.bincount(ids.ravel(), minlength=256)
-            for c in store.classes:
-                counts[subset][c.name] += int(found[c.id])
-            per_window[position, window.y // CHUNK, window.x // CHUNK] = found[:UNLABELLED].sum()
-        test = samples["test"] != UNLABELLED
-        if test.any():
-            tests += int(test.sum())
-            overlapping += int((test & _near_training(store, window, patch - 1)).sum())
-        each()
-    store.array("samples")[:] = per_window
-    return counts, overlapping / tests if tests else float("nan")
-
-
-def _near_training(store: PatchStore, window: Window, reach: int) -> NDArray[np.bool_]:
-    """Where in a window a training sample lies within `reach` rows and columns."""
-    rows, columns = store.shape
-    y, x = max(0, window.y - reach), max(0, window.x - reach)
-    bottom, right = min(rows, window.y + window.height + reach), min(columns, window.x + window.width + reach)
-    training = store.samples(Window(y, x, bottom - y, right - x))["train"] != UNLABELLED
-    before = (reach - (window.y - y), reach - (window.x - x))
-    after = (reach - (bottom - window.y - window.height), reach - (right - window.x - window.width))
-    return near_any(np.pad(training, ((before[0], after[0]), (before[1], after[1]))), reach)
-
-
-def training_pixels(store: PatchStore, source: str) -> Iterator[NDArray[Any]]:
-    """The values (bands, pixels) of a source at the training samples where it has data, window by window."""
-    for window, _ in store.windows_with_samples("train"):
-        values, valid = store.read_source(source, window)
-        chosen = valid & (store.samples(window)["train"] != UNLABELLED)
+def training_pixels(store: PatchStore, source: StoredSource, places: Sequence[Window]) -> Iterator[NDArray[Any]]:
+    """The values (bands, pixels) of a source at the training samples of some windows where it has data."""
+    for window in places:
+        trained = store.samples(window)["train"] != UNLABELLED
+        values, valid = store.read_source(source.name, window)
+        chosen = valid & trained.repeat(source.scale, axis=0).repeat(source.scale, axis=1)
         yield values[:, chosen]

@@ -26,7 +26,7 @@ def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
     assert config.run == "main"
     assert config.split.method == "blocks"
     assert config.map.products == ("class", "confidence")
-    assert config.scenes[0].sources["radar"].resampling == "bilinear"
+    assert config.scenes[0].sources["radar"].resampling is None
 
 
 @pytest.mark.parametrize(

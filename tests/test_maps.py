@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import dask
-import dask.array as da
 import numpy as np
 import pytest
 import rasterio
@@ -21,13 +19,16 @@ from mibf.scaling import scaling_from_json
 from mibf.spec import NARROW, NetworkSpec, SourceSpec
 from pipeline import storage
 from pipeline.batches import scaled_window
+from pipeline.engine import Threads
+from pipeline.fill import OpenScene, fill
 from pipeline.grid import Window
-from pipeline.labels import UNLABELLED
+from pipeline.labels import UNLABELLED, NoLabels
 from pipeline.maps import CLASS, PRODUCTS, IncompleteMapError, MapInWork, check_coverage, publish_product
 from pipeline.predict import TilePredictor, check_sources
+from pipeline.raster import RasterFile
 from pipeline.scene import Source, open_source, reference_grid
-from pipeline.split import near_any
-from pipeline.store import SHARD, PatchStore, fill, lay_down
+from pipeline.split import NoSplit, near_any
+from pipeline.store import PatchStore
 from pipeline.tiles import Tile, tiles
 from tests.conftest import COLUMNS, CRS, ROWS, TRANSFORM, SmallScene, write_raster
 
@@ -75,15 +76,13 @@ def gapped(tmp_path: Path) -> PatchStore:
     optical[:, (abs(y - x) < 3) & (y > 50) & (y < 80)] = 0
     write_raster(tmp_path / "optical.tif", optical, nodata=0)
     write_raster(tmp_path / "radar.tif", optical[:1].astype(np.float32) / 7)
-    grid = reference_grid(Source("optical", (str(tmp_path / "optical.tif"),)))
-    sources = {
-        name: open_source(Source(name, (str(tmp_path / f"{name}.tif"),)), grid, chunk=SHARD) for name in ("optical", "radar")
-    }
-    nothing = da.zeros((ROWS, COLUMNS), dtype=np.uint8, chunks=(SHARD, SHARD))
+    declared = [Source(name, ((RasterFile(str(tmp_path / f"{name}.tif")),),)) for name in ("optical", "radar")]
+    grid = reference_grid(declared[0])
     classes = tuple(ClassName(i, name, "#000000") for i, name in ((1, "water"), (2, "forest"), (5, "town")))
-    store = lay_down(str(tmp_path / "s.zarr"), grid=grid, sources=sources, classes=classes, fingerprint="")
-    dask.compute(*fill(store, sources=sources, labels=nothing, split=nothing))
-    return store
+    opened = tuple(open_source(source, grid) for source in declared)
+    scene = OpenScene("small", grid, opened, NoLabels(), NoSplit(), classes)
+    fill(Threads(1), scene, str(tmp_path / "s.zarr"), fingerprint="")
+    return PatchStore(str(tmp_path / "s.zarr"))
 
 
 def test_a_gap_across_tiles_changes_nothing_around_it(gapped: PatchStore, bundle: Bundle) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
-from rasterio.warp import Resampling, reproject
 
 from mibf.bundle import ClassName
 from mibf.errors import InputError
-from pipeline.labels import UNLABELLED, Labels, open_labels
-from pipeline.scene import Source, open_source, reference_grid
+from pipeline.grid import Window, windows
+from pipeline.labels import UNLABELLED, Labels, open_labels, refuse_unknown
+from pipeline.raster import RasterFile
+from pipeline.scene import OpenSource, Source, open_source, reference_grid
 from pipeline.split import open_split_raster
 from tests.conftest import CRS, TRANSFORM, write_polygons, write_raster
 
@@ -22,50 +24,44 @@ GRID = GeoBox((60, 50), TRANSFORM, CRS)
 CLASSES = (ClassName(1, "water", "#0000ff"), ClassName(2, "forest", "#00ff00"))
 
 
-def values_of(path: Path, *, chunk: int = 64, grid: GeoBox = GRID, **declared: object) -> np.ndarray:
-    source = Source("s", (str(path),), **declared)  # type: ignore[arg-type]  # any of its fields
-    return open_source(source, grid, chunk=chunk).values.to_numpy()
+def source_of(*paths: Path, nodata: float | None = None, **declared: object) -> Source:
+    layers = tuple((RasterFile(str(path), nodata=nodata),) for path in paths)
+    return Source("s", layers, **declared)  # type: ignore[arg-type]  # any of its fields
+
+
+def read(opened: OpenSource, *, side: int = 64) -> np.ndarray:
+    """All of a source, by windows of `side` pixels; NaN where there is no data."""
+    rows, columns = opened.grid.shape
+    whole = np.full((opened.bands, rows, columns), np.nan, np.float32)
+    for window in windows((rows // opened.scale, columns // opened.scale), side):
+        values, valid = opened.read(window)
+        s = opened.scale
+        cut = tuple(slice(part.start * s, part.stop * s) for part in window.slices)
+        whole[:, *cut] = np.where(valid, values, np.nan)
+    return whole
+
+
+def values_of(path: Path, *, side: int = 64, grid: GeoBox = GRID, **declared: Any) -> np.ndarray:
+    return read(open_source(source_of(path, **declared), grid), side=side)
 
 
 def test_a_source_on_the_grid_is_read_as_it_is_and_stored_in_its_own_type(tmp_path: Path) -> None:
     values = np.arange(2 * 60 * 50, dtype=np.uint16).reshape(2, 60, 50)
     values[0, 3, 4] = 9999
     path = write_raster(tmp_path / "a.tif", values, nodata=9999)
-    opened = open_source(Source("a", (str(path),)), GRID, chunk=32)
+    opened = open_source(source_of(path), GRID)
     assert opened.dtype == np.uint16
-    assert not opened.resampled
-    found = opened.values.to_numpy()
-    assert np.isnan(found[0, 3, 4])
-    found[0, 3, 4] = 9999
+    assert opened.layers[0][0].alignment.kind == "exact"
+    found = read(opened, side=32)
+    assert np.isnan(found[:, 3, 4]).all(), "no data in one band is none in any"
+    found[:, 3, 4] = values[:, 3, 4]
     assert (found == values).all()
 
 
 def test_bands_of_several_files_stand_in_the_order_given(tmp_path: Path) -> None:
     paths = [write_raster(tmp_path / f"{n}.tif", np.full((1, 60, 50), n, np.uint8)) for n in (7, 3)]
-    opened = open_source(Source("s", tuple(map(str, paths))), GRID, chunk=64)
-    assert opened.values.to_numpy()[:, 0, 0].tolist() == [7, 3]
-
-
-def test_resampling_is_gdals_whatever_the_window(tmp_path: Path) -> None:
-    """Against one reprojection of the whole, to the tolerance of GDAL's approximated transform."""
-    generator = np.random.default_rng(0)
-    coarse = generator.random((1, 30, 25)).astype(np.float32)
-    transform = Affine(0.0004, 0, 13.537, 0, -0.00025, 52.343)
-    path = write_raster(tmp_path / "coarse.tif", coarse, transform=transform, crs="EPSG:4326", nodata=-1)
-    whole = np.full((60, 50), np.nan, np.float32)
-    reproject(
-        coarse[0], whole, src_transform=transform, src_crs="EPSG:4326", src_nodata=-1, dst_nodata=np.nan,
-        dst_transform=TRANSFORM, dst_crs=CRS, resampling=Resampling.bilinear,
-    )  # fmt: skip
-    opened = open_source(Source("s", (str(path),)), GRID, chunk=16)
-    assert opened.resampled
-    assert opened.dtype == np.float32
-    found = opened.values.to_numpy()[0]
-    assert np.isfinite(found).sum() > 500
-    both = np.isfinite(found) & np.isfinite(whole)
-    assert both.sum() > 0.98 * np.isfinite(whole).sum()
-    assert np.abs(found[both] - whole[both]).max() < 0.05
-    assert (values_of(path, chunk=16)[0][both] == values_of(path, chunk=60)[0][both]).all()
+    opened = open_source(source_of(*paths), GRID)
+    assert read(opened)[:, 0, 0].tolist() == [7, 3]
 
 
 def test_where_a_source_ends_there_is_no_data_even_without_a_nodata_value(tmp_path: Path) -> None:
@@ -86,7 +82,7 @@ def test_declared_nodata_holds_on_and_off_the_grid_and_without_a_crs(tmp_path: P
     found = values_of(bare, nodata=-99, grid=image)
     assert np.isnan(found[0, :10]).all()
     assert (found[0, 10:] == 4).all()
-    assert reference_grid(Source("s", (str(bare),))).crs is None
+    assert reference_grid(source_of(bare)).crs is None
 
 
 def test_what_cannot_be_placed_is_refused(tmp_path: Path) -> None:
@@ -122,7 +118,12 @@ def test_a_rotated_source_is_brought_to_the_grid(tmp_path: Path) -> None:
 
 
 def ids_of(labels: Labels) -> np.ndarray:
-    return np.asarray(open_labels(labels, GRID, CLASSES, chunk=32).compute())
+    opened = open_labels(labels, GRID, CLASSES)
+    whole = np.zeros(tuple(GRID.shape), np.uint8)
+    for window in windows((60, 50), 32):
+        refuse_unknown(labels.url, {f"{v:g}": n for v, n in opened.unknown(window).items()}, CLASSES)
+        whole[window.slices] = opened.read(window)
+    return whole
 
 
 def test_raster_labels_keep_their_ids(tmp_path: Path) -> None:
@@ -187,7 +188,8 @@ def test_vector_labels_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_split_raster_holds_subset_codes_only(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 4, (1, 60, 50)).astype(np.uint8)
     path = write_raster(tmp_path / "s.tif", values, nodata=0)
-    assert (open_split_raster(str(path), GRID, chunk=32).compute() == values[0]).all()
+    everywhere, labels = Window(0, 0, 60, 50), np.zeros((60, 50), np.uint8)
+    assert (open_split_raster(str(path), GRID).codes(everywhere, labels) == values[0]).all()
     values[0, 0, 0] = 7
     with pytest.raises(InputError, match="values 7 in a split raster"):
-        open_split_raster(str(write_raster(tmp_path / "t.tif", values)), GRID, chunk=32)
+        open_split_raster(str(write_raster(tmp_path / "t.tif", values)), GRID).codes(everywhere, labels)

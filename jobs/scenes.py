@@ -1,0 +1,253 @@
+"""Opens and checks the scenes of a configuration and decides the split: reads headers and labels, writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from odc.geo.crs import CRS, CRSError
+from odc.geo.geobox import GeoBox
+
+from jobs.config import BlocksSection, Config, RandomSplitSection, RasterSplitSection, SceneSection
+from jobs.declared import class_names, labels, sources
+from jobs.progress import bar, say
+from mibf.bundle import ClassName
+from mibf.errors import InputError
+from pipeline.census import Labelled, count_labels, count_subsets, random_splits
+from pipeline.engine import Engine
+from pipeline.fill import OpenScene
+from pipeline.labels import NoLabels, OpenLabels, open_labels, refuse_unknown
+from pipeline.scene import OpenSource, Source, open_source, reference_grid
+from pipeline.split import (
+    CODES,
+    SUBSETS,
+    Blocks,
+    NoSplit,
+    Split,
+    Subset,
+    assign_blocks,
+    check_blocks,
+    open_split_raster,
+)
+
+#: Pixels of a side beyond which a grid is taken for a mistake of units.
+LARGEST_SIDE = 1_000_000
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A scene without its split."""
+
+    declared: SceneSection
+    grid: GeoBox
+    sources: tuple[OpenSource, ...]
+    labels: OpenLabels
+
+    @property
+    def labelled(self) -> Labelled:
+        rows, columns = self.grid.shape
+        return Labelled(self.labels, (rows, columns))
+
+
+def open_scenes(config: Config, engine: Engine) -> list[OpenScene]:
+    """Open and check all scenes, count their labels and decide the split.
+
+    Raises:
+        InputError: a source or its labels cannot be used, or the split leaves a class without training pixels.
+    """
+    classes = class_names(config)
+    if isinstance(config.split, BlocksSection):
+        check_blocks(block=config.split.block, buffer=buffer_of(config) or 0, patch=config.model.patch)
+    opened = [_open(scene, classes, patch=config.model.patch) for scene in config.scenes]
+    for position, first in enumerate(opened[0].sources):
+        bands = {scene.declared.name: scene.sources[position].bands for scene in opened}
+        if len(set(bands.values())) > 1:
+            raise InputError(f"source {first.declared.name!r} differs between scenes in its number of bands: {bands}.")
+        scales = {scene.declared.name: scene.sources[position].scale for scene in opened}
+        if len(set(scales.values())) > 1:
+            raise InputError(f"source {first.declared.name!r} differs between scenes in its scale: {scales}.")
+    _check_apart([scene for scene in opened if scene.declared.labels is not None])
+    splits = _splits(config, classes, opened, engine)
+    return [
+        OpenScene(scene.declared.name, scene.grid, scene.sources, scene.labels, split, classes, config.prepare.shard)
+        for scene, split in zip(opened, splits, strict=True)
+    ]
+
+
+def _open(scene: SceneSection, classes: tuple[ClassName, ...], *, patch: int) -> _Opened:
+    declared = sources(scene)
+    grid = _grid(scene, declared)
+    if min(grid.shape) < patch:
+        raise InputError(f"scene {scene.name!r} is {grid.shape[0]} x {grid.shape[1]} pixels, smaller than a patch.")
+    if max(grid.shape) > LARGEST_SIDE:
+        raise InputError(
+            f"scene {scene.name!r} would be {grid.shape[0]:,} x {grid.shape[1]:,} pixels; is `grid.resolution` "
+            "in the units of `grid.crs` (degrees or metres)?"
+        )
+    opened = tuple(open_source(source, grid) for source in declared.values())
+    wanted = labels(scene)
+    return _Opened(scene, grid, opened, NoLabels() if wanted is None else open_labels(wanted, grid, classes))
+
+
+def _check_apart(scenes: Sequence[_Opened]) -> None:
+    """See that no ground is labelled in two scenes: one's test pixels would train in the other."""
+    placed = [(scene.declared.name, scene.grid.geographic_extent) for scene in scenes if scene.grid.crs is not None]
+    for (one, ground), (other, its_ground) in combinations(placed, 2):
+        if ground.intersection(its_ground).area > 0:
+            raise InputError(
+                f"scenes {one!r} and {other!r} share labelled ground, so that test pixels of one would train in the other. "
+                "Clip one of them, leave the labels off one, or give rasters of the same ground as sources of one scene."
+            )
+
+
+def _grid(scene: SceneSection, declared: dict[str, Source]) -> GeoBox:
+    section = scene.grid
+    if section.like is not None:
+        return reference_grid(declared[section.like])
+    assert section.crs is not None
+    assert section.bounds is not None
+    try:
+        crs = CRS(section.crs)
+    except CRSError as error:
+        raise InputError(f"scene {scene.name!r}: grid.crs {section.crs!r} is not known ({error}).") from error
+    return GeoBox.from_bbox(section.bounds, crs, resolution=section.resolution, tight=True)
+
+
+def buffer_of(config: Config) -> int | None:
+    """The pixels between subsets: patch - 1 unless more are asked for; unknown of a raster, none of a random split."""
+    if isinstance(config.split, BlocksSection):
+        return config.model.patch - 1 if config.split.buffer is None else config.split.buffer
+    return None if isinstance(config.split, RasterSplitSection) else 0
+
+
+def _splits(config: Config, classes: tuple[ClassName, ...], scenes: Sequence[_Opened], engine: Engine) -> list[Split]:
+    """The split of each scene, checked to leave every class a training pixel."""
+    ids = tuple(c.id for c in classes)
+    blocked = isinstance(config.split, BlocksSection)
+    tables = []
+    with bar("count labels", len(scenes), unit="scenes") as advance:
+        for scene in scenes:
+            block = config.split.block if isinstance(config.split, BlocksSection) else max(scene.grid.shape)
+            unknown, table = count_labels(engine, scene.labelled, block=block, ids=ids)
+            url = "" if scene.declared.labels is None else scene.declared.labels.url
+            refuse_unknown(url, {f"{value:g}": count for value, count in unknown.items()}, classes)
+            tables.append(table)
+            advance(1)
+    flat = np.concatenate([table.reshape(-1, len(ids)) for table in tables])
+    check_classes(classes, flat.sum(axis=0))
+    splits = _decided(config, scenes, tables, engine, ids=ids)
+    counts = np.sum(
+        [count_subsets(engine, scene.labelled, split, ids) for scene, split in zip(scenes, splits, strict=True)], axis=0
+    )
+    labelled: dict[Subset, NDArray[np.int64]] = dict(zip(SUBSETS, counts, strict=True))
+    check_classes(classes, labelled["train"])
+    for subset in SUBSETS:
+        check_subset(subset, int(labelled[subset].sum()))
+    if blocked:
+        _warn_of_shares(config, classes, labelled)
+    return splits
+
+
+def _decided(
+    config: Config,
+    scenes: Sequence[_Opened],
+    tables: Sequence[NDArray[np.int64]],
+    engine: Engine,
+    *,
+    ids: tuple[int, ...],
+) -> list[Split]:
+    """The split of each scene; `tables` hold its labelled pixels (block row, block column, class)."""
+    declared = config.split
+    if isinstance(declared, RasterSplitSection):
+        return [open_split_raster(declared.url, scenes[0].grid)]
+    if isinstance(declared, RandomSplitSection):
+        total = np.sum([table.sum(axis=(0, 1)) for table in tables], axis=0)
+        drawn = random_splits(
+            engine,
+            [scene.labelled for scene in scenes],
+            total,
+            ids=ids,
+            train=declared.train,
+            validation=declared.validation,
+            seed=declared.seed,
+        )
+        return list(drawn)
+    buffer = buffer_of(config)
+    assert buffer is not None
+    flat = np.concatenate([table.reshape(-1, len(ids)) for table in tables])
+    codes = assign_blocks(flat, _fractions(config), seed=declared.seed)
+    splits: list[Split] = []
+    start = 0
+    for scene, table in zip(scenes, tables, strict=True):
+        stop = start + table.shape[0] * table.shape[1]
+        rows, columns = scene.grid.shape
+        own = codes[start:stop].reshape(table.shape[:2])
+        unlabelled = isinstance(scene.labels, NoLabels)
+        splits.append(NoSplit() if unlabelled else Blocks(own, declared.block, -(-buffer // 2), (rows, columns)))
+        start = stop
+    return splits
+
+
+def _fractions(config: Config) -> dict[Subset, float]:
+    assert isinstance(config.split, BlocksSection)
+    shares = config.split.fractions
+    return {"train": shares.train, "validation": shares.validation, "test": shares.test}
+
+
+def _warn_of_shares(config: Config, classes: tuple[ClassName, ...], labelled: dict[Subset, NDArray[np.int64]]) -> None:
+    """Tell of classes that whole blocks and their buffer could not share out nearly as asked."""
+    fractions = _fractions(config)
+    total = np.sum([labelled[s] for s in SUBSETS], axis=0)
+    for position, c in enumerate(classes):
+        shares = {s: labelled[s][position] / max(1, total[position]) for s in SUBSETS}
+        if any(shares[s] < fractions[s] / 2 for s in SUBSETS):
+            listed = ", ".join(f"{s} {labelled[s][position]:,}" for s in SUBSETS)
+            say(f"warning: the blocks share {c.name} out unevenly ({listed} pixels); smaller ones (split.block) may help")
+
+
+def check_subset(subset: Subset, samples: int) -> None:
+    """See that a subset has samples.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not samples:
+        raise InputError(
+            f"no sample in the {subset} subset; use smaller blocks (split.block), so that there are more of them, "
+            "or other fractions."
+        )
+
+
+def check_classes(classes: tuple[ClassName, ...], counts: NDArray[np.int64]) -> None:
+    """See that every class has pixels to train on, by their number.
+
+    Raises:
+        InputError: names the classes that have none.
+    """
+    missing = [f"{c.id} ({c.name})" for c, count in zip(classes, counts, strict=True) if count == 0]
+    if missing:
+        raise InputError(
+            f"no training pixel of class {', '.join(missing)}. Label some on training ground, change split.seed or "
+            "split.block so that the class reaches it, or take the class out of `classes` (and its id into `labels.ignore`)."
+        )
+
+
+def subset_counts(classes: tuple[ClassName, ...], counts: NDArray[np.int64]) -> dict[Subset, dict[str, int]]:
+    """Counts (subset, class) by both names, checked: each class trains, and there is something to validate and test on.
+
+    Raises:
+        InputError: a class does not train, or a subset is empty.
+    """
+    check_classes(classes, counts[CODES["train"] - 1])
+    named = {s: {c.name: int(n) for c, n in zip(classes, row, strict=True)} for s, row in zip(SUBSETS, counts, strict=True)}
+    others: tuple[Subset, ...] = ("validation", "test")
+    for subset in others:
+        found = named[subset]
+        check_subset(subset, sum(found.values()))
+        absent = [name for name, count in found.items() if count == 0]
+        if absent:
+            say(f"warning: no {subset} sample of {', '.join(absent)}; its figures will be missing")
+    return named

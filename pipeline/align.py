@@ -1,0 +1,276 @@
+"""Bring a raster to a grid, window by window: pixel for pixel where the grids nest, resampled by GDAL where they do not.
+
+A pixel's value depends on the two grids alone, never on the window that was asked for: transforms are exact, where
+GDAL by default lets them be an eighth of a pixel off, otherwise in each window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioIOError
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform_bounds
+
+from mibf.errors import InputError
+from pipeline.grid import Window
+from pipeline.raster import Header, OpenRaster, RasterFile
+
+#: Grids agree where no corner is off by more than this share of a pixel.
+CLOSE = 1e-2
+#: Pixels that GDAL may be off when it finds a place in another CRS. Not 0, which it refuses in a warped view.
+TOLERANCE = 1e-6
+#: Pixels of a raster that are held to resample one piece of a window.
+HELD = 1 << 24
+
+Kind = Literal["exact", "resampled"]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How a raster comes to a grid.
+
+    Exact: the grid's pixel (y, x) is the raster's pixel (y // coarser + row, x // coarser + column): no value is made up.
+    """
+
+    kind: Kind
+    row: int = 0
+    column: int = 0
+    coarser: int = 1  #: pixels of the grid along one of the raster's
+    resampling: str = "nearest"
+    #: Pixels of the grid to one of the raster's along x and y, at most 1: it sets how far kernels reach. GDAL would
+    #: take it from each window for itself.
+    reach: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether values come out that the raster does not hold."""
+        return self.kind == "resampled" and self.resampling not in ("nearest", "mode", "min", "max", "med")
+
+    def __str__(self) -> str:
+        if self.kind == "resampled":
+            return f"resampled, {self.resampling}"
+        return "exact" if self.coarser == 1 else f"exact, each pixel {self.coarser} x {self.coarser} times"
+
+
+def align(file: RasterFile, header: Header, grid: GeoBox, *, resampling: str | None) -> Alignment:
+    """How a raster comes to a grid: exactly where they nest, else by `resampling` (None: bilinear).
+
+    Where a method is given, a coarser raster is resampled by it even if its pixels are made of whole pixels of the grid.
+
+    Raises:
+        InputError: it cannot be brought there, or does not overlap it.
+    """
+    own = header.grid
+    if own.crs is None and grid.crs is None:
+        return _on_image(file, own, grid)
+    if own.crs is None or grid.crs is None:
+        which = "has no CRS" if own.crs is None else "has a CRS but the reference grid has none"
+        raise InputError(
+            f"{file}: {which}, and its grid ({own.shape[0]} x {own.shape[1]} pixels) is not the reference grid "
+            f"({grid.shape[0]} x {grid.shape[1]}); assign a CRS first, for example with `rio edit-info --crs`."
+        )
+    _check_overlap(file, own, grid)
+    if own.crs == grid.crs:
+        nested = _nested(own, grid)
+        if nested is not None and (nested.coarser == 1 or resampling in (None, "nearest")):
+            return nested
+    return Alignment("resampled", resampling=resampling or "bilinear", reach=_reach(header, grid))
+
+
+def _reach(header: Header, grid: GeoBox) -> tuple[float, float]:
+    """How many pixels of a grid lie on one of a raster's, along x and y; 1 where it is more."""
+    rows, columns = grid.shape
+    middle = Window(rows // 2, columns // 2, min(16, rows - rows // 2), min(16, columns - columns // 2))
+    span = _span(header.grid, grid, middle)
+    if span is None:
+        return 1.0, 1.0
+    left, top, right, bottom = span
+    x, y = middle.width / max(right - left, 1e-9), middle.height / max(bottom - top, 1e-9)
+    return (1.0 if x > 0.95 else x), (1.0 if y > 0.95 else y)
+
+
+def _on_image(file: RasterFile, own: GeoBox, grid: GeoBox) -> Alignment:
+    """Images without a CRS: pixel on pixel, by their sizes alone; what their corners say is of other images."""
+    if own.shape == grid.shape:
+        return Alignment("exact")
+    coarser = grid.shape[0] // own.shape[0]
+    if coarser > 1 and tuple(grid.shape) == (own.shape[0] * coarser, own.shape[1] * coarser):
+        return Alignment("exact", coarser=coarser)
+    finer = own.shape[0] / grid.shape[0]
+    hint = ""
+    if finer == int(finer) and tuple(own.shape) == (grid.shape[0] * finer, grid.shape[1] * finer):
+        hint = f" It is {finer:g} times as fine: give the source `scale: {finer:g}` to keep it so."
+    raise InputError(
+        f"{file}: is {own.shape[0]} x {own.shape[1]} pixels without a CRS, where {grid.shape[0]} x {grid.shape[1]} are "
+        f"wanted; images without a CRS are taken pixel on pixel.{hint} Otherwise cut or resample it first, or assign a CRS."
+    )
+
+
+def _nested(own: GeoBox, grid: GeoBox) -> Alignment | None:
+    """How each pixel of a grid lies in one pixel of another; None where it does not."""
+    place = ~own.affine * grid.affine  # the grid's pixels -> the raster's
+    coarser = round(1 / place.a) if 0 < place.a <= 1.5 else 0
+    if coarser < 1:
+        return None
+    column, row = (round(v * coarser) for v in (place.c, place.f))
+    wanted = Affine.scale(1 / coarser) * Affine.translation(column, row)
+    rows, columns = grid.shape
+    for corner in ((0, 0), (columns, 0), (0, rows), (columns, rows)):
+        found, right = place * corner, wanted * corner
+        if max(abs(a - b) for a, b in zip(found, right, strict=True)) * coarser > CLOSE:
+            return None
+    if row % coarser or column % coarser:
+        return None  # a pixel of the raster would begin within one of the grid's groups; nearest does the same
+    return Alignment("exact", row=row // coarser, column=column // coarser, coarser=coarser)
+
+
+def _check_overlap(file: RasterFile, own: GeoBox, grid: GeoBox) -> None:
+    # The grid is brought to the file's CRS, not the reverse: a file of the whole world fits no projected CRS.
+    inside = _extent_in(grid, own.crs.to_wkt())
+    extent = own.boundingbox
+    if inside is not None and (
+        inside[0] < extent.right and extent.left < inside[2] and inside[1] < extent.top and extent.bottom < inside[3]
+    ):
+        return
+    place = "cannot be brought there"
+    if inside is not None:
+        place = f"is at x {inside[0]:.6g} to {inside[2]:.6g}, y {inside[1]:.6g} to {inside[3]:.6g}"
+    raise InputError(
+        f"{file}: does not overlap the reference grid. In the file's CRS it spans x {extent.left:.6g} to "
+        f"{extent.right:.6g}, y {extent.bottom:.6g} to {extent.top:.6g}; the grid {place}. "
+        "Check the file and the scene's grid."
+    )
+
+
+def _extent_in(grid: GeoBox, crs: str) -> tuple[float, float, float, float] | None:
+    """Left, bottom, right and top of a grid in another CRS; None where it has no place there."""
+    box = grid.boundingbox
+    try:
+        left, bottom, right, top = transform_bounds(grid.crs.to_wkt(), crs, *box, densify_pts=21)
+    except CPLE_BaseError:
+        return None
+    if not np.isfinite([left, bottom, right, top]).all():
+        return None
+    if left > right:  # across the antimeridian: anywhere along x
+        left, right = -math.inf, math.inf
+    return left, bottom, right, top
+
+
+def read_aligned(
+    raster: OpenRaster, alignment: Alignment, grid: GeoBox, window: Window
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """A raster's values (band, height, width) in a window of the grid, and where (height, width) all bands are data.
+
+    Exact ones in their own dtype, resampled ones in float32; where there is no data the values mean nothing.
+    """
+    if alignment.kind == "exact":
+        return _read_exact(raster, alignment, window)
+    values = np.full((raster.header.bands, window.height, window.width), np.nan, np.float32)
+    for piece, needed in _pieces(raster.header, grid, window):
+        top, left = piece.y - window.y, piece.x - window.x
+        values[:, top : top + piece.height, left : left + piece.width] = _warped(raster, alignment, grid, piece, needed)
+    return values, np.asarray(np.isfinite(values).all(axis=0))
+
+
+def _read_exact(raster: OpenRaster, alignment: Alignment, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    rows, columns = raster.header.grid.shape
+    times = alignment.coarser
+    top, left = window.y // times + alignment.row, window.x // times + alignment.column
+    bottom = (window.y + window.height - 1) // times + 1 + alignment.row
+    right = (window.x + window.width - 1) // times + 1 + alignment.column
+    inside = (max(top, 0), max(left, 0), min(bottom, rows), min(right, columns))
+    shape = (window.height, window.width)
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        return np.zeros((raster.header.bands, *shape), np.result_type(*raster.header.dtypes)), np.zeros(shape, bool)
+    values, valid = raster.read(Window(inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]))
+    if inside != (top, left, bottom, right):
+        around = ((inside[0] - top, bottom - inside[2]), (inside[1] - left, right - inside[3]))
+        values, valid = np.pad(values, ((0, 0), *around)), np.pad(valid, around)
+    if times > 1:
+        y, x = window.y % times, window.x % times
+        cut = np.s_[y : y + window.height, x : x + window.width]
+        values = values.repeat(times, axis=1).repeat(times, axis=2)[:, *cut]
+        valid = valid.repeat(times, axis=0).repeat(times, axis=1)[cut]
+    return values, valid
+
+
+def _pieces(header: Header, grid: GeoBox, window: Window) -> Iterator[tuple[Window, Window]]:
+    """A window in pieces, with what of the raster each needs at the most; what needs nothing of it is left out."""
+    needed = _needed(header, grid, window)
+    if needed is None:
+        return
+    if needed.height * needed.width * header.bands <= HELD or max(window.height, window.width) <= 16:
+        yield window, needed
+        return
+    tall = window.height >= window.width
+    half = (window.height if tall else window.width) // 2
+    first = Window(window.y, window.x, half if tall else window.height, window.width if tall else half)
+    second = (
+        Window(window.y + half, window.x, window.height - half, window.width)
+        if tall
+        else Window(window.y, window.x + half, window.height, window.width - half)
+    )
+    yield from _pieces(header, grid, first)
+    yield from _pieces(header, grid, second)
+
+
+def _needed(header: Header, grid: GeoBox, window: Window) -> Window | None:
+    """The window of a raster that covers a window of a grid, with room for any kernel; None where it has nothing there."""
+    rows, columns = header.grid.shape
+    span = _span(header.grid, grid, window)
+    if span is None:
+        return Window(0, 0, rows, columns)
+    left, top, right, bottom = span
+    # Kernels reach 3 pixels (Lanczos) of the coarser of the two grids.
+    room_x = 3 * max(1.0, (right - left) / window.width) + 2
+    room_y = 3 * max(1.0, (bottom - top) / window.height) + 2
+    y, x = max(0, math.floor(top - room_y)), max(0, math.floor(left - room_x))
+    height, width = min(rows, math.ceil(bottom + room_y)) - y, min(columns, math.ceil(right + room_x)) - x
+    return Window(y, x, height, width) if height > 0 and width > 0 else None
+
+
+def _span(own: GeoBox, grid: GeoBox, window: Window) -> tuple[float, float, float, float] | None:
+    """Left, top, right and bottom of a window of a grid, in pixels of another; None where that cannot be told."""
+    extent = _extent_in(grid[window.slices], own.crs.to_wkt())
+    if extent is None or math.isinf(extent[0]):
+        return None
+    left, bottom, right, top = extent
+    corners = [~own.affine * (x, y) for x in (left, right) for y in (bottom, top)]
+    x, y = zip(*corners, strict=True)
+    return min(x), min(y), max(x), max(y)
+
+
+def _warped(raster: OpenRaster, alignment: Alignment, grid: GeoBox, window: Window, needed: Window) -> NDArray[np.float32]:
+    with raster.dataset(needed) as (dataset, indexes):
+        nodata = raster.header.nodata[0] if dataset.nodata is None or not np.isnan(dataset.nodata) else np.nan
+        part = grid[window.slices]
+        try:
+            with WarpedVRT(
+                dataset,
+                crs=grid.crs.to_wkt(),
+                transform=part.affine,
+                height=window.height,
+                width=window.width,
+                resampling=Resampling[alignment.resampling],
+                src_nodata=nodata,
+                nodata=np.nan,
+                dtype="float32",
+                tolerance=TOLERANCE,
+                XSCALE=f"{alignment.reach[0]:.9f}",
+                YSCALE=f"{alignment.reach[1]:.9f}",
+                UNIFIED_SRC_NODATA="NO",  # otherwise a pixel is missing only where it is missing in all bands
+            ) as view:
+                values: NDArray[np.float32] = view.read(list(indexes))
+        except CPLE_BaseError as error:
+            raise RasterioIOError(str(error)) from error
+    return values
