@@ -1,7 +1,7 @@
 """The command line. Nothing heavy is imported until a command needs it: `mibf --help` answers at once.
 
 Exit status: 0 done; 1 unexpected failure; 2 configuration or input refused, nothing written;
-3 finished, with tiles that failed; 4 another run holds the workspace; 130 interrupted.
+3 finished, with tiles that failed or a store that is broken; 4 another run holds the workspace; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -96,6 +96,45 @@ def map_(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> N
 def report(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
     """Write one self-contained HTML page of the results."""
     _stages(config, set_, as_json, ("report",), keep_current=False)
+
+
+@app.command()
+def plan(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
+    """Tell what `prepare` would write, with its memory and time; writes nothing."""
+
+    def work() -> None:
+        from jobs.config import load
+        from jobs.plan import lines
+        from jobs.plan import plan as work
+
+        found = work(load(config, overrides=set_ or ()))
+        typer.echo(_json(found) if as_json else "\n".join(lines(found)))
+
+    _guarded(work)
+
+
+@app.command()
+def verify(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
+    """Check the patch stores against the checksums of what was written; exit status 3 names what is broken."""
+
+    def work() -> None:
+        from jobs.config import load
+        from jobs.stages import BrokenStoreError
+        from jobs.verify import lines
+        from jobs.verify import verify as work
+
+        found = work(load(config, overrides=set_ or ()))
+        typer.echo(_json([store.to_json() for store in found]) if as_json else "\n".join(lines(found)))
+        if any(store.broken for store in found):
+            raise BrokenStoreError("a store is broken; `mibf prepare` writes it anew.")
+
+    _guarded(work)
+
+
+def _json(value: Any) -> str:
+    from pipeline.storage import without_nan
+
+    return json.dumps(without_nan(value), indent=1)
 
 
 @app.command()
@@ -215,10 +254,10 @@ def _guarded(work: Callable[[], None]) -> None:
         typer.echo("mibf: interrupted; run the same command again to go on.", err=True)
         raise typer.Exit(130) from None
     except Exception as error:
-        from jobs.stages import StageError, TilesFailedError
+        from jobs.stages import BrokenStoreError, StageError, TilesFailedError
         from pipeline.lease import LeaseHeldError
 
-        statuses = {TilesFailedError: 3, LeaseHeldError: 4, StageError: 1}
+        statuses = {TilesFailedError: 3, BrokenStoreError: 3, LeaseHeldError: 4, StageError: 1}
         status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
         if status is None:
             raise
@@ -268,10 +307,8 @@ def _took(manifest: Manifest) -> str:
 
 def _print_summary(config: Config, done: Sequence[tuple[Manifest, bool]], as_json: bool) -> None:
     if as_json:
-        from pipeline.storage import without_nan
-
         stages = [vars(manifest) | {"skipped": not now} for manifest, now in done]
-        typer.echo(json.dumps(without_nan({"name": config.name, "run": config.run, "stages": stages}), indent=1))
+        typer.echo(_json({"name": config.name, "run": config.run, "stages": stages}))
         return
     typer.echo()
     for manifest, now in done:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jobs.config import Config
+from jobs.plan import check_memory, check_room, remarks_of
 from jobs.progress import bar, say
 from jobs.scenes import buffer_of, open_scenes, subset_counts
 from jobs.stages import Outcome, StageError, begin
@@ -47,8 +48,10 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     os.environ.setdefault("GDAL_CACHEMAX", "128")
     with engine(config.prepare.scheduler) as workers:
         scenes = open_scenes(config, workers)
+        check_memory(scenes, workers.workers)
+        check_room(scenes, workspace.url)
         for scene in scenes:
-            for note in scene.labels.notes:
+            for note in [*scene.labels.notes, *remarks_of(scene)]:
                 say(f"note: {note}")
         with storage.folder_in_use(workspace.stores):
             try:

@@ -43,6 +43,10 @@ class TilesFailedError(StageError):
     """A map's work was finished but for some tiles; exit status 3."""
 
 
+class BrokenStoreError(StageError):
+    """A store is not what was written; exit status 3."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a stage did: figures for machines, lines for people, and the paths of what it made."""

@@ -204,17 +204,8 @@ def _resumed(target: _Target, fingerprint: str) -> tuple[list[ShardRecord], Obje
 
 def fill_shard(target: _Target, window: Window) -> ShardRecord:
     """Write one shard of a scene's store and its record. Doing it twice leaves the same bytes."""
-    scene = target.scene
     started = time.monotonic()
-    arrays = {}
-    valid = {}
-    for source in scene.sources:
-        name = source.declared.name
-        values, there = source.read(window)
-        arrays[f"sources/{name}"], arrays[f"valid/{name}"] = values, there.view("uint8")
-        valid[name] = int(there.sum())
-    labels = scene.labels.read(window)
-    arrays["labels"], arrays["split"] = labels, scene.split.codes(window, labels)
+    arrays, valid = shard_arrays(target.scene, window)
     between = time.monotonic()
     recorder = storage.Recorder.at(target.url)
     write_shard(recorder, window, arrays)
@@ -223,6 +214,24 @@ def fill_shard(target: _Target, window: Window) -> ShardRecord:
     )
     storage.write_json(target.record(window), record.to_json())
     return record
+
+
+def shard_arrays(scene: OpenScene, window: Window) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
+    """What a window of every array of a scene's store holds, by the array's path; and the valid pixels of each source.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    valid = {}
+    for source in scene.sources:
+        name = source.declared.name
+        arrays[f"sources/{name}"], there = source.read(window)
+        arrays[f"valid/{name}"] = there.view(np.uint8)
+        valid[name] = int(there.sum())
+    arrays["labels"] = scene.labels.read(window)
+    arrays["split"] = scene.split.codes(window, arrays["labels"])
+    return arrays, valid
 
 
 def broken(engine: Engine, url: str, records: Records, *, each: Callable[[int], None] = lambda _: None) -> list[str]:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import posixpath
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -283,6 +284,16 @@ class Recorder(WrapperStore[Store]):
         await super().set(key, value)
         content = value.to_bytes()
         self.written[key] = (len(content), hashlib.sha256(content).hexdigest())
+
+
+def free_bytes(url: str) -> int | None:
+    """The room on the disk that a local URL is on; None for an object store, which does not tell."""
+    if not is_local(url):
+        return None
+    folder = Path(local_path(url))
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def size(url: str) -> int | None:

@@ -214,6 +214,8 @@ def lay_down(target: storage.Recorder, template: Template, *, fingerprint: str) 
     Whatever was there is gone afterwards.
     """
     group = zarr.open_group(store=target, mode="w")
+    for name in ("sources", "valid"):
+        group.create_group(name)
     for source, dtype in zip(template.sources, template.dtypes, strict=True):
         _create(group, f"sources/{source.name}", template, dtype, 0, bands=source.bands, scale=source.scale)
         _create(group, f"valid/{source.name}", template, np.dtype(np.uint8), 0, scale=source.scale)
