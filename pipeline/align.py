@@ -1,7 +1,7 @@
 """Bring a raster to a grid, window by window: pixel for pixel where the grids nest, resampled by GDAL where they do not.
 
-A pixel's value depends on the two grids alone, never on the window that was asked for: transforms are exact, where
-GDAL by default lets them be an eighth of a pixel off, otherwise in each window.
+A pixel's value depends on the two grids alone, not on the window that was asked for (but for the last bit, where grids
+are rotated): transforms are exact, where GDAL by default lets them be an eighth of a pixel off, otherwise in each window.
 """
 
 from __future__ import annotations

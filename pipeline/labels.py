@@ -234,7 +234,7 @@ def _mended(frame: geopandas.GeoDataFrame, grid: GeoBox) -> tuple[geopandas.GeoD
 
 def _read_vector(url: str, grid: GeoBox) -> geopandas.GeoDataFrame:
     """The features of a vector file near the grid, in its CRS."""
-    storage.point_gdal_at_endpoint()
+    storage.set_gdal_up()
     if storage.is_local(url) and not storage.exists(url):
         raise InputError(f"{url}: no such file; check the path in the configuration.")
     box = shapely.box(*grid.extent.boundingbox)

@@ -129,7 +129,7 @@ def header(file: RasterFile) -> Header:
 
 @contextmanager
 def _gdal(file: RasterFile) -> Iterator[_GdalRaster]:
-    storage.point_gdal_at_endpoint()
+    storage.set_gdal_up()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
@@ -354,10 +354,15 @@ def _zarr(file: RasterFile) -> _ArrayRaster:
         raise InputError(f"{file.url}: is a Zarr group; name the array with `variable`.")
     group, _, name = file.variable.strip("/").rpartition("/")
     try:
-        dataset = xr.open_zarr(
-            storage.zarr_location(file.url), group=group or None, chunks=None, mask_and_scale=False, consolidated=None
-        )
         root = storage.open_zarr(file.url)
+        dataset = xr.open_zarr(
+            storage.zarr_location(file.url),
+            group=group or None,
+            chunks=None,
+            mask_and_scale=False,
+            decode_coords="all",
+            consolidated=root.metadata.consolidated_metadata is not None and not group,
+        )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{file.url}: cannot be opened as a Zarr group ({error}).") from error
     if name not in dataset:

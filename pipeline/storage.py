@@ -245,12 +245,13 @@ def gdal_path(url: str) -> str:
     return GDAL_SCHEMES[scheme] + rest if scheme in GDAL_SCHEMES else url
 
 
-def point_gdal_at_endpoint() -> None:
-    """Have GDAL read from the S3 server that AWS_ENDPOINT_URL names, as fsspec does; once set, nothing more is done.
+def set_gdal_up() -> None:
+    """Have GDAL read as we want it, and from the S3 server that AWS_ENDPOINT_URL names, as fsspec does.
 
     GDAL takes settings from the environment, in every thread.
     """
     os.environ.setdefault("GDAL_DISABLE_READDIR_ON_OPEN", "TRUE")  # it would list the folder of each file it opens
+    os.environ.setdefault("RAW_CHECK_FILE_SIZE", "YES")  # it would take what a file cut short lacks as zeros
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint and "AWS_S3_ENDPOINT" not in os.environ:
         scheme, _, host = endpoint.rpartition("://")

@@ -1,0 +1,256 @@
+"""Rasters of every kind come out alike: values, where they are data, and the grid that they lie on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+import rioxarray  # noqa: F401  # gives arrays of xarray their `rio`
+import scipy.io
+import xarray as xr
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from mibf.errors import InputError
+from pipeline.grid import Window
+from pipeline.raster import Header, RasterFile, header, open_raster
+from pipeline.scene import Mask, Source, open_source
+from tests.conftest import CRS, TRANSFORM, write_raster
+
+ROWS, COLUMNS, BANDS = 40, 30, 3
+VALUES = np.random.default_rng(0).integers(1, 200, (BANDS, ROWS, COLUMNS)).astype(np.uint8)
+WINDOW = Window(5, 7, 20, 11)
+
+
+def read(file: RasterFile, window: Window = WINDOW) -> tuple[np.ndarray, np.ndarray, Header]:
+    with open_raster(file) as raster:
+        values, valid = raster.read(window)
+        return values, valid, raster.header
+
+
+def as_gdal(driver: str, suffix: str) -> Callable[[Path], RasterFile]:
+    def write(folder: Path) -> RasterFile:
+        path = folder / f"a{suffix}"
+        profile: dict[str, Any] = {"driver": driver, "count": BANDS, "height": ROWS, "width": COLUMNS, "dtype": "uint8"}
+        with rasterio.open(path, "w", **profile, crs=CRS, transform=TRANSFORM) as dataset:
+            dataset.write(VALUES)
+        return RasterFile(str(path))
+
+    return write
+
+
+def as_jp2(folder: Path) -> RasterFile:
+    source = as_gdal("GTiff", ".tif")(folder)
+    path = folder / "a.jp2"
+    with rasterio.open(source.url) as dataset:
+        rasterio.shutil.copy(dataset, path, driver="JP2OpenJPEG", QUALITY=100, REVERSIBLE="YES")
+    return RasterFile(str(path))
+
+
+def as_netcdf(folder: Path) -> RasterFile:
+    y = TRANSFORM.f + TRANSFORM.e * (np.arange(ROWS) + 0.5)
+    x = TRANSFORM.c + TRANSFORM.a * (np.arange(COLUMNS) + 0.5)
+    array = xr.DataArray(VALUES, dims=("band", "y", "x"), coords={"y": y, "x": x}, name="reflectance")
+    path = folder / "a.nc"
+    both = xr.Dataset({"reflectance": array.astype(np.int16), "other": array[0].astype(np.int16)})
+    both.rio.write_crs(CRS).rio.write_coordinate_system().to_netcdf(path)
+    return RasterFile(str(path), variable="reflectance")
+
+
+def as_zarr(folder: Path) -> RasterFile:
+    y = TRANSFORM.f + TRANSFORM.e * (np.arange(ROWS) + 0.5)
+    x = TRANSFORM.c + TRANSFORM.a * (np.arange(COLUMNS) + 0.5)
+    array = xr.DataArray(VALUES, dims=("band", "y", "x"), coords={"y": y, "x": x})
+    path = folder / "a.zarr"
+    xr.Dataset({"reflectance": array}).rio.write_crs(CRS).to_zarr(path, group="inner", consolidated=False)
+    return RasterFile(str(path), variable="inner/reflectance")
+
+
+def as_matlab(folder: Path) -> RasterFile:
+    path = folder / "a.mat"
+    scipy.io.savemat(path, {"cube": VALUES.transpose(1, 2, 0), "gt": VALUES[0]}, do_compression=True)
+    return RasterFile(str(path), variable="cube", axes=("y", "x", "band"))
+
+
+def as_matlab_7_3(folder: Path) -> RasterFile:
+    """As MATLAB writes it: HDF5 with its axes the other way round, behind a block of 512 bytes."""
+    path = folder / "b.mat"
+    with h5py.File(path, "w", userblock_size=512) as file:
+        file.create_dataset("cube", data=VALUES.transpose(1, 2, 0).T, chunks=(1, 10, 10))
+    with path.open("r+b") as raw:
+        raw.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
+    return RasterFile(str(path), variable="cube", axes=("y", "x", "band"))
+
+
+KINDS: dict[str, Callable[[Path], RasterFile]] = {
+    "GeoTIFF": as_gdal("GTiff", ".tif"),
+    "COG": as_gdal("COG", ".cog.tif"),
+    "ENVI": as_gdal("ENVI", ".img"),
+    "JPEG 2000": as_jp2,
+    "NetCDF": as_netcdf,
+    "Zarr": as_zarr,
+    "MATLAB 5": as_matlab,
+    "MATLAB 7.3": as_matlab_7_3,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_the_same_pixels_and_place(kind: str, tmp_path: Path) -> None:
+    file = KINDS[kind](tmp_path)
+    values, valid, head = read(file)
+    assert (values == VALUES[:, *WINDOW.slices]).all()
+    assert valid.all()
+    assert head.dtypes == ("int16" if kind == "NetCDF" else "uint8",) * BANDS
+    placed = not kind.startswith("MATLAB")
+    assert head.grid == (
+        GeoBox((ROWS, COLUMNS), TRANSFORM, CRS) if placed else GeoBox((ROWS, COLUMNS), Affine.identity(), None)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bands_are_chosen_by_number_in_the_order_given(kind: str, tmp_path: Path) -> None:
+    file = KINDS[kind](tmp_path)
+    chosen = RasterFile(file.url, file.variable, file.axes, bands=(3, 1))
+    assert (read(chosen)[0] == VALUES[[2, 0], *WINDOW.slices]).all()
+    with pytest.raises(InputError, match="has no band 4; its bands are 1 to 3"):
+        read(RasterFile(file.url, file.variable, file.axes, bands=(1, 4)))
+
+
+@pytest.mark.parametrize("kind", ["NetCDF", "Zarr", "MATLAB 5", "MATLAB 7.3"])
+def test_a_variable_that_is_not_there_is_refused(kind: str, tmp_path: Path) -> None:
+    file = KINDS[kind](tmp_path)
+    with pytest.raises(InputError, match="none_such"):
+        read(RasterFile(file.url, "none_such", file.axes))
+
+
+@pytest.mark.parametrize(("kind", "named"), [("NetCDF", "reflectance"), ("Zarr", "variable"), ("MATLAB 5", "cube, gt")])
+def test_a_variable_must_be_named_and_the_choice_is_told(kind: str, named: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"`variable`.*{named}|{named}"):
+        read(RasterFile(KINDS[kind](tmp_path).url))
+
+
+def test_the_axes_of_an_array_must_be_stated(tmp_path: Path) -> None:
+    file = as_matlab(tmp_path)
+    with pytest.raises(
+        InputError, match=r"40 x 30 x 3 that does not say which axis is which; state it.*axes: \[y, x, band\]"
+    ):
+        read(RasterFile(file.url, "cube"))
+    with pytest.raises(InputError, match="do not fit its 3 axes"):
+        read(RasterFile(file.url, "cube", axes=("y", "x")))
+    plane, _, _ = read(RasterFile(file.url, "gt"))
+    assert (plane[0] == VALUES[0][WINDOW.slices]).all(), "two axes are rows and columns"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_is_named(kind: str, tmp_path: Path) -> None:
+    file = KINDS[kind](tmp_path)
+    if Path(file.url).is_dir():
+        for part in Path(file.url).rglob("zarr.json"):
+            part.unlink()
+    else:
+        Path(file.url).write_bytes(b"\x00" * 100)
+    with pytest.raises(InputError, match=Path(file.url).name.replace(".", r"\.")):
+        read(file)
+
+
+def test_no_data_is_what_the_file_says_or_the_configuration_and_what_is_not_finite(tmp_path: Path) -> None:
+    values = np.ones((2, 10, 10), np.float32)
+    values[0, 1, 1], values[1, 2, 2], values[0, 3, 3], values[1, 4, 4] = np.nan, np.inf, -9999, -1
+    path = str(write_raster(tmp_path / "a.tif", values, nodata=-9999))
+    everywhere = Window(0, 0, 10, 10)
+    missing = {tuple(p) for p in np.argwhere(~read(RasterFile(path), everywhere)[1]).tolist()}
+    assert missing == {(1, 1), (2, 2), (3, 3)}
+    missing = {tuple(p) for p in np.argwhere(~read(RasterFile(path, nodata=-1), everywhere)[1]).tolist()}
+    assert missing == {(1, 1), (2, 2), (4, 4)}
+    # A nodata value that the type cannot hold is no pixel's.
+    bytes_ = str(write_raster(tmp_path / "b.tif", np.full((1, 10, 10), 241, np.uint8)))
+    assert read(RasterFile(bytes_, nodata=-9999), everywhere)[1].all()
+
+
+def test_a_files_own_mask_holds(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", VALUES)
+    mask = np.full((ROWS, COLUMNS), 255, np.uint8)
+    mask[10:12, 9] = 0
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(mask)
+    assert (read(RasterFile(str(path)))[1] == (mask[WINDOW.slices] > 0)).all()
+
+
+def test_scale_and_offset_of_a_file_are_applied_when_asked(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", VALUES)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.scales, dataset.offsets = (0.5,) * 3, (-1.0,) * 3
+    plain, _, head = read(RasterFile(str(path)))
+    assert plain.dtype == np.uint8
+    assert head.unscaled
+    physical, _, _ = read(RasterFile(str(path), unscale=True))
+    np.testing.assert_allclose(physical, plain * 0.5 - 1)
+
+
+def source(folder: Path, **declared: Any) -> Source:
+    return Source("s", ((RasterFile(str(write_raster(folder / "a.tif", VALUES))),),), **declared)
+
+
+GRID = GeoBox((ROWS, COLUMNS), TRANSFORM, CRS)
+
+
+def test_gain_and_offset_make_floats(tmp_path: Path) -> None:
+    opened = open_source(source(tmp_path, gain=0.01, offset=-0.5), GRID)
+    values, valid = opened.read(WINDOW)
+    assert opened.dtype == values.dtype == np.float32
+    assert valid.all()
+    np.testing.assert_allclose(values, VALUES[:, *WINDOW.slices] * 0.01 - 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rule", "passes"),
+    [
+        ({"valid": (4, 5)}, lambda q: (q == 4) | (q == 5)),
+        ({"invalid": (0, 9)}, lambda q: (q != 0) & (q != 9)),
+        ({"bits": (1, 3)}, lambda q: (q & 0b1010) == 0),
+        ({"invalid": (4,), "bits": (0,)}, lambda q: (q != 4) & (q & 1 == 0)),
+    ],
+)
+def test_an_own_mask_says_where_a_source_may_be_used(
+    tmp_path: Path, rule: dict[str, tuple[int, ...]], passes: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """On a grid of 20 m, as the quality band of Sentinel-2 is."""
+    quality = np.random.default_rng(1).integers(0, 10, (1, ROWS // 2, COLUMNS // 2)).astype(np.uint8)
+    coarse = write_raster(tmp_path / "q.tif", quality, transform=TRANSFORM * Affine.scale(2))
+    opened = open_source(source(tmp_path, mask=Mask(RasterFile(str(coarse), bands=(1,)), **rule)), GRID)
+    values, valid = opened.read(Window(0, 0, ROWS, COLUMNS))
+    wanted = passes(quality[0].repeat(2, axis=0).repeat(2, axis=1))
+    assert (valid == wanted).all()
+    assert (values[:, ~valid] == 0).all(), "what is not used is not kept"
+    assert 0 < valid.mean() < 1
+
+
+def test_files_side_by_side_are_one_source_the_first_with_data_counts(tmp_path: Path) -> None:
+    left, right = VALUES[:, :, :20].copy(), VALUES[:, :, 10:] + np.uint8(50)
+    left[:, 0, 15] = 0
+    files = (
+        RasterFile(str(write_raster(tmp_path / "l.tif", left, nodata=0))),
+        RasterFile(str(write_raster(tmp_path / "r.tif", right, transform=TRANSFORM * Affine.translation(10, 0)))),
+    )
+    values, valid = open_source(Source("s", (files,)), GRID).read(Window(0, 0, ROWS, COLUMNS))
+    wanted = np.concatenate([VALUES[:, :, :20], right[:, :, 10:]], axis=2)
+    wanted[:, 0, 15] = right[:, 0, 5]
+    assert valid.all()
+    assert (values == wanted).all()
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_a_finer_source_is_kept_on_the_nested_grid(tmp_path: Path, scale: int) -> None:
+    fine = np.random.default_rng(2).integers(0, 999, (1, ROWS * scale, COLUMNS * scale)).astype(np.uint16)
+    path = write_raster(tmp_path / "f.tif", fine, transform=TRANSFORM * Affine.scale(1 / scale))
+    opened = open_source(Source("s", ((RasterFile(str(path)),),), scale=scale), GRID)
+    values, valid = opened.read(WINDOW)
+    assert opened.layers[0][0].alignment.kind == "exact"
+    assert valid.all()
+    assert (values == fine[:, WINDOW.y * scale : 25 * scale, WINDOW.x * scale : 18 * scale]).all()
