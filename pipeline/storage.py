@@ -20,6 +20,7 @@ from typing import Any, Literal
 import fsspec
 import zarr
 from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from zarr.abc.store import Store
 from zarr.core.buffer import Buffer
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
@@ -74,10 +75,16 @@ def read_bytes(url: str) -> bytes:
     return bytes(filesystem.cat_file(path))
 
 
+def _make_folder(filesystem: AbstractFileSystem, path: str) -> None:
+    """Make a folder on a disk. Object stores have none: asked for one, s3fs would make a bucket of a mistyped name."""
+    if isinstance(filesystem, LocalFileSystem):
+        filesystem.makedirs(path, exist_ok=True)
+
+
 def write_bytes(url: str, content: bytes) -> None:
     """Write a file whole or not at all: on a local disk under another name first, then renamed."""
     filesystem, path = open_url(url)
-    filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+    _make_folder(filesystem, posixpath.dirname(path))
     if not is_local(url):
         filesystem.pipe_file(path, content)
         return
@@ -92,7 +99,7 @@ def publish(local: str, url: str) -> None:
     The local file is gone afterwards.
     """
     filesystem, path = open_url(url)
-    filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+    _make_folder(filesystem, posixpath.dirname(path))
     if is_local(url):
         temporary = f"{path}.{uuid.uuid4().hex}.tmp"
         filesystem.put_file(local, temporary)
@@ -140,7 +147,7 @@ def folder_in_use(url: str) -> Iterator[None]:
         missing.append(parent)
         parent = posixpath.dirname(parent)
     try:
-        filesystem.makedirs(path, exist_ok=True)
+        _make_folder(filesystem, path)
         yield
     finally:
         for folder in missing:
@@ -149,10 +156,22 @@ def folder_in_use(url: str) -> Iterator[None]:
 
 
 def move(url: str, target: str) -> None:
-    """Put a folder in another's place; what was there is gone."""
+    """Put a folder in the place of another: at once on a local disk; on an object store object by object, on the server.
+
+    There, what is moved is whole to a reader when it has its `zarr.json`, which comes last.
+    """
     filesystem, path = open_url(url)
     remove(target)
-    filesystem.mv(path, open_url(target)[1], recursive=True)
+    place = open_url(target)[1]
+    if is_local(url):
+        os.replace(path, place)
+        return
+    filesystem.invalidate_cache()
+    last = f"{path.rstrip('/')}/zarr.json"
+    objects = [name for name in filesystem.find(path) if name != last]
+    for group in (objects, [last]):
+        filesystem.copy(group, [place.rstrip("/") + name[len(path.rstrip("/")) :] for name in group])
+    filesystem.rm(path, recursive=True)
 
 
 def check_writable(url: str) -> None:

@@ -19,7 +19,7 @@ from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
 from pipeline.grid import Window
-from pipeline.raster import Header, RasterFile, header, open_raster
+from pipeline.raster import Header, RasterFile, open_raster
 from pipeline.scene import Mask, Source, open_source
 from tests.conftest import CRS, TRANSFORM, write_raster
 

