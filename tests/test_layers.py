@@ -16,7 +16,7 @@ ALLOWED = {
     "mibf": {"torch", "numpy", "safetensors"},
     "pipeline": {
         "affine", "dask", "fsspec", "geopandas", "numpy", "odc", "pyogrio", "rasterio", "rio_cogeo", "rioxarray", "shapely",
-        "torch", "xarray", "zarr",
+        "skimage", "torch", "xarray", "zarr",
     },
 }  # fmt: skip
 BELOW = {"mibf": {"mibf"}, "pipeline": {"mibf", "pipeline"}, "jobs": {"mibf", "pipeline", "jobs"}}
