@@ -7,6 +7,7 @@ Exit status: 0 done; 1 unexpected failure; 2 configuration or input refused, not
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -155,6 +156,55 @@ def authors_to_bundle(
         return [(work(loaded, checkpoint), True)]
 
     _carry_out(config, set_, as_json, work)
+
+
+@app.command()
+def synth(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A local folder for its files.", show_default=False)],
+    size: Annotated[str, typer.Option(metavar="N|ROWSxCOLUMNS", help="Pixels of the reference grid.")] = "1024",
+    bands: Annotated[
+        str,
+        typer.Option(metavar="B1+B2", help="Bands of each of two or more sources; a finer one as BANDS@SCALE: 4+1@4."),
+    ] = "4+2",
+    labelled: Annotated[float, typer.Option(metavar="SHARE", help="Share of the pixels with a label.")] = 0.2,
+    nodata: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the pixels without data in each source after the first.")
+    ] = 0.0,
+    blob: Annotated[
+        int | None,
+        typer.Option(help="Typical size of a patch of ground in pixels. [default: 24, less for small scenes]"),
+    ] = None,
+    crs: Annotated[
+        str, typer.Option(help="Coordinate system, projected (pixels of 10 units) or geographic.")
+    ] = "EPSG:32633",
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Decides everything.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Take the place of a scene that the folder holds.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a synthetic scene, whose classes no single source can tell, with its truth and its configuration."""
+
+    def work() -> None:
+        from jobs.synth import synth as work
+
+        made = work(
+            folder,
+            size=size,
+            bands=bands,
+            labelled=labelled,
+            nodata=nodata,
+            blob=blob,
+            crs=crs,
+            seed=seed,
+            overwrite=overwrite,
+        )
+        if as_json:
+            typer.echo(json.dumps({"config": str(made.config), **made.figures}, indent=1))
+            return
+        for line in made.lines:
+            typer.echo(line)
+        typer.echo(f"\nnext: mibf run {shlex.quote(str(made.config))}")
+
+    _guarded(work)
 
 
 bench = typer.Typer(

@@ -1,0 +1,385 @@
+"""Synthetic scenes of any size, of which the whole truth is known. numpy makes them, rasterio writes them; no torch.
+
+The law of such a scene: *no single source can tell its classes*. With n sources a pixel's class is n bits, one of
+each of n independent binary fields, and field k is seen in source k alone, beside noise and a smooth background that
+know nothing of any class. So there are 2**n classes of about equal shares, and whoever reads one source, however well,
+knows one bit of n: at best one pixel in 2**(n - 1) is told right (half of them with two sources). All sources
+together tell nearly all pixels. A map that is better than that bound has joined its sources.
+
+Every value is a pure function of the seed and of its place: lattice values are hashed from (seed, field, row, column),
+noise comes from a counter-based generator keyed by (seed, source), its counter set to (band, row, column) of a block
+anchored at the origin. A generator that runs on from window to window would tie a pixel to all that was drawn before it;
+here any window can be made alone, in any order, by any process, and is the cut of the whole to the last bit. That is why
+memory does not grow with the scene. Only integers are hashed, and floats are added and multiplied one by one,
+never by a matrix product, whose rounding depends on the shape.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from numpy.typing import NDArray
+from rio_cogeo.cogeo import cog_validate
+
+from pipeline.grid import Window, windows
+
+#: Side of the blocks that noise is drawn in and files are written in, in a source's own pixels.
+BLOCK = 512
+#: Side of the temporary file's tiles; small ones, as GDAL reads whole tiles of all bands for each band of an overview.
+PLAIN_TILE = 128
+#: The most that a tile of a cloud-optimised file may hold of all bands together; more bands make smaller tiles.
+TILE_BYTES = 2**23
+#: Value of a source's pixels without data; no pixel with data has it, see `SyntheticScene.values`.
+NODATA = 0
+#: Value of a pixel without label.
+UNLABELLED = 0
+#: More would not fit the class ids of a byte.
+MAX_SOURCES = 7
+
+# Parts of a source's value, all in its units, reflectance times 10000.
+BASE = (2200.0, 4200.0)  # a band's mean lies between
+CONTRAST = 600.0  # what the source's own bit adds or takes away
+BACKGROUND = 300.0  # the most that the smooth background adds or takes away
+NOISE = 240.0  # standard deviation; no more than 3.47 times it, by the way it is made
+
+# Odd constants and shifts of splitmix64 (Steele, Lea and Flood 2014).
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+
+
+@dataclass(frozen=True)
+class SyntheticSource:
+    """One source: its bands, and how many of its pixels fit a reference pixel along an axis."""
+
+    name: str
+    bands: int
+    scale: int = 1
+
+
+@dataclass(frozen=True)
+class SyntheticScene:
+    """A scene as a function of place; nothing is made until a window is asked for.
+
+    `shape_yx` is that of the reference grid. `blob` is the distance of the fields' lattice in reference pixels: the bits
+    change about every two blobs along a row. `labelled` is the share of pixels with a label, `nodata` the share
+    without data in each source after the first.
+    """
+
+    shape_yx: tuple[int, int]
+    sources: tuple[SyntheticSource, ...]
+    seed: int = 0
+    blob: int = 24
+    labelled: float = 0.2
+    nodata: float = 0.0
+
+    @property
+    def class_ids(self) -> range:
+        """The ids of all classes; 1 + the bits read as a number, that of the first source leading."""
+        return range(1, 2 ** len(self.sources) + 1)
+
+    def bits_of(self, class_id: int) -> tuple[int, ...]:
+        """A class's bit in each source's field."""
+        return tuple((class_id - 1) >> k & 1 for k in reversed(range(len(self.sources))))
+
+    def shape_of(self, source: int) -> tuple[int, int]:
+        """Rows and columns of a source."""
+        scale = self.sources[source].scale
+        return self.shape_yx[0] * scale, self.shape_yx[1] * scale
+
+    def bit(self, source: int, window: Window) -> NDArray[np.bool_]:
+        """The field that this source alone sees, in a window of the reference grid: (y, x).
+
+        The lattice's values are spread evenly around 1/2 and so is every mean of them: 1/2 is the median,
+        and each bit has half of the ground.
+        """
+        return value_noise(self.seed, f"bit {source}", spacing=self.blob, window=window) > 0.5
+
+    def truth(self, window: Window) -> NDArray[np.uint8]:
+        """The class id of each pixel of a window of the reference grid: (y, x)."""
+        classes = np.ones((window.height, window.width), np.uint8)
+        for source in range(len(self.sources)):
+            classes += self.bit(source, window).astype(np.uint8) << (len(self.sources) - 1 - source)
+        return classes
+
+    def labels(self, window: Window) -> NDArray[np.uint8]:
+        """The class id where there is a label, 0 elsewhere: (y, x).
+
+        Labels come in scattered squares with sides of a third of a blob, as plots in the field do.
+        """
+        side = max(1, self.blob // 3)
+        rows, columns = (np.arange(a, a + n) // side for a, n in ((window.y, window.height), (window.x, window.width)))
+        plots = _hashed(self.seed, "labels", np.arange(rows[0], rows[-1] + 1), np.arange(columns[0], columns[-1] + 1))
+        chosen = (plots < self.labelled)[np.ix_(rows - rows[0], columns - columns[0])]
+        return np.where(chosen, self.truth(window), np.uint8(UNLABELLED))
+
+    def missing(self, source: int, window: Window) -> NDArray[np.bool_]:
+        """Where a source has no data in a window of the reference grid: (y, x), in blobs that follow no class."""
+        if source == 0 or self.nodata == 0:
+            return np.zeros((window.height, window.width), bool)
+        field = value_noise(self.seed, f"missing {source}", spacing=self.blob, window=window)
+        return field < _quantile(self.nodata)
+
+    def values(self, source: int, window: Window) -> NDArray[np.uint16]:
+        """A source's values in a window of its own pixels: (band, y, x).
+
+        A band is its mean, plus or minus the contrast by the source's bit (which of the two is the band's),
+        plus the source's background times the band's gain, plus noise: from 468 to 5932, so never `NODATA`.
+        """
+        made = self.sources[source]
+        bit, missing = (_finer(part, source, window, made.scale) for part in (self.bit, self.missing))
+        background = value_noise(self.seed, f"background {source}", spacing=4 * self.blob, window=window, scale=made.scale)
+        background = (background - np.float32(0.5)) * np.float32(2 * BACKGROUND)
+        signal = np.where(bit, np.float32(CONTRAST), np.float32(-CONTRAST))
+        traits = _hashed(self.seed, f"bands {source}", np.arange(made.bands), np.arange(3))
+        values = np.empty((made.bands, window.height, window.width), np.uint16)
+        for band, (base, gain, sign) in enumerate(traits.astype(np.float32)):
+            plane = noise(self.seed, source, band, window)
+            plane *= np.float32(NOISE)
+            plane += background * (np.float32(0.5) + gain / 2)
+            (np.add if sign < 0.5 else np.subtract)(plane, signal, out=plane)
+            plane += np.float32(BASE[0]) + base * np.float32(BASE[1] - BASE[0])
+            values[band] = plane
+        values[:, missing] = NODATA
+        return values
+
+
+def _finer(part: Callable[[int, Window], NDArray[np.bool_]], source: int, window: Window, scale: int) -> NDArray[np.bool_]:
+    """A field of the reference grid in a window of a finer one: each pixel as the reference pixel that holds it."""
+    y, x = window.y // scale, window.x // scale
+    below, right = -(-(window.y + window.height) // scale), -(-(window.x + window.width) // scale)
+    coarse = part(source, Window(y, x, below - y, right - x))
+    if scale == 1:
+        return coarse
+    fine = coarse.repeat(scale, axis=0).repeat(scale, axis=1)
+    return fine[Window(window.y - y * scale, window.x - x * scale, window.height, window.width).slices]
+
+
+def value_noise(seed: int, field: str, *, spacing: int, window: Window, scale: int = 1) -> NDArray[np.float32]:
+    """A smooth field in 0 to 1 with median 1/2, in a window of pixels `scale` times finer than the reference grid: (y, x).
+
+    Values hashed at the nodes of a lattice, `spacing` reference pixels apart and with an origin of the field's own, are
+    joined by 3 t**2 - 2 t**3 along rows, then along columns.
+    """
+    offset = _hashed(seed, f"{field} origin", np.arange(1), np.arange(2))[0]
+    axes = []
+    for start, length, shift in ((window.y, window.height, offset[0]), (window.x, window.width, offset[1])):
+        place = (np.arange(start, start + length) + 0.5) / (scale * spacing) + shift
+        node = np.floor(place).astype(np.int64)
+        part = place - node
+        axes.append((node, (part * part * (3 - 2 * part)).astype(np.float32)))
+    (row, down), (column, along) = axes
+    nodes = [np.arange(axis[0], axis[-1] + 2) for axis in (row, column)]
+    lattice = _hashed(seed, field, *nodes).astype(np.float32)
+    row, column = row - row[0], column - column[0]
+    lines = lattice[row] + down[:, None] * np.diff(lattice, axis=0)[row]  # (y, lattice columns)
+    field_values: NDArray[np.float32] = np.diff(lines, axis=1).take(column, axis=1)
+    field_values *= along
+    field_values += lines.take(column, axis=1)
+    return field_values
+
+
+def _mixed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finaliser: every bit of the value decides on every bit of the result."""
+    value = (value ^ (value >> np.uint64(30))) * MIX[0]
+    value = (value ^ (value >> np.uint64(27))) * MIX[1]
+    return value ^ (value >> np.uint64(31))
+
+
+def _hashed(seed: int, field: str, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float64]:
+    """A number a lattice node, spread evenly over 0 to 1 and about 1/2: (rows, columns).
+
+    It takes 24 bits of the hash, which float32 holds exactly.
+    """
+    state = np.array([seed], np.uint64)
+    for letter in field.encode():
+        state = _mixed(state + GOLDEN * np.array([letter], np.uint64))
+    state = _mixed(state + GOLDEN * (rows[:, None].astype(np.uint64) + np.uint64(1)))
+    state = _mixed(state + GOLDEN * (columns[None].astype(np.uint64) + np.uint64(1)))
+    return ((state >> np.uint64(40)).astype(np.float64) + 0.5) / 2**24
+
+
+@lru_cache
+def _quantile(share: float) -> float:
+    """The value that a share of all pixels of a smooth field lies below.
+
+    It is the same for all fields and spacings, and read off a sample: 4 x 4 places in each of 256 x 256 lattice cells.
+    """
+    return float(np.quantile(value_noise(0, "quantile", spacing=4, window=Window(0, 0, 1024, 1024)), share))
+
+
+def noise(seed: int, source: int, band: int, window: Window) -> NDArray[np.float32]:
+    """Noise of mean 0 and standard deviation 1 in a window of a source's own pixels, independent in each: (y, x).
+
+    The sum of four even 14-bit numbers: near enough to a normal law, and of integers alone, so that
+    no version of a library can change it as it may change its way to draw normal numbers.
+    """
+    plane = np.empty((window.height, window.width), np.float32)
+    bottom, right = window.y + window.height, window.x + window.width
+    for block_y in range(window.y // BLOCK, -(-bottom // BLOCK)):
+        for block_x in range(window.x // BLOCK, -(-right // BLOCK)):
+            top, left = block_y * BLOCK, block_x * BLOCK
+            y, x = max(window.y, top), max(window.x, left)
+            rows, columns = min(bottom, top + BLOCK) - y, min(right, left + BLOCK) - x
+            part = _noise_block(seed, source, band, block_y, block_x)[Window(y - top, x - left, rows, columns).slices]
+            plane[Window(y - window.y, x - window.x, rows, columns).slices] = part
+    return plane
+
+
+def _noise_block(seed: int, source: int, band: int, block_y: int, block_x: int) -> NDArray[np.float32]:
+    # The counter's lowest word is left for the draws: a block takes 2**16 of its 2**64.
+    key, counter = np.array([seed, source], np.uint64), np.array([0, band, block_y, block_x], np.uint64)
+    raw = np.random.Philox(key=key, counter=counter).random_raw(BLOCK * BLOCK)
+    four = raw.astype("<u8", copy=False).view("<u2").reshape(4, BLOCK, BLOCK) >> 2
+    total: NDArray[np.float32] = (four[0] + four[1] + four[2] + four[3]).astype(np.float32)  # 0 to 65532: it fits 16 bits
+    total -= np.float32(32766)
+    total *= np.float32((4 * (2**28 - 1) / 12) ** -0.5)
+    return total
+
+
+@dataclass(frozen=True)
+class WrittenScene:
+    """What was written: the files by name, and how many pixels of the reference grid each class and each gap has."""
+
+    files: dict[str, Path]
+    classes: dict[int, int]  #: pixels by class id
+    labelled: dict[int, int]  #: labelled pixels by class id
+    missing: dict[str, int]  #: reference pixels without data by source
+
+    def alone(self, scene: SyntheticScene) -> dict[str, float]:
+        """The share of pixels that is told right by who knows a source's bit, and the class shares, and nothing else."""
+        best = {}
+        for k, source in enumerate(scene.sources):
+            by_bit = [[n for c, n in self.classes.items() if scene.bits_of(c)[k] == bit] for bit in (0, 1)]
+            best[source.name] = sum(map(max, by_bit)) / sum(self.classes.values())
+        return best
+
+
+def steps(scene: SyntheticScene) -> int:
+    """How many steps `write_scene` tells of: each window of each file when it is made and when it is compressed."""
+    shapes = [scene.shape_of(k) for k in range(len(scene.sources))] + [scene.shape_yx] * 2
+    return 2 * sum(-(-rows // BLOCK) * -(-columns // BLOCK) for rows, columns in shapes)
+
+
+def bytes_needed(scene: SyntheticScene) -> int:
+    """Disk space that writing a scene takes at its height, from above: noise hardly compresses.
+
+    All files with their overviews, and of the largest one once more its pixels and overviews as they are.
+    """
+    raw = [2 * source.bands * source.scale**2 * scene.shape_yx[0] * scene.shape_yx[1] for source in scene.sources]
+    return (sum(raw) + max(raw)) * 4 // 3 + scene.shape_yx[0] * scene.shape_yx[1] // 2 + 2**20
+
+
+def write_scene(
+    scene: SyntheticScene,
+    folder: Path,
+    *,
+    transform: Affine,
+    crs: str,
+    colors: dict[int, tuple[int, int, int, int]],
+    each: Callable[[int], None] = lambda count: None,
+) -> WrittenScene:
+    """Write a scene into a folder: SOURCE.tif of each source, labels.tif and truth.tif, cloud-optimised GeoTIFFs all.
+
+    Pixels go window by window into a temporary file first, so memory is bounded by GDAL's cache, set low here, and
+    a window of all bands of a source. The files stand under their names only when all are whole; otherwise nothing is left.
+
+    Args:
+        scene: what to write.
+        folder: where to; there already.
+        transform: from columns and rows of the reference grid to coordinates.
+        crs: of these coordinates, in any notation that GDAL takes.
+        colors: red, green, blue and alpha of each class id, 0 to 255.
+        each: called with the number of steps done, see `steps`.
+    """
+    shape, counts = scene.shape_yx, np.zeros((2, 256), np.int64)
+    missing = dict.fromkeys((source.name for source in scene.sources), 0)
+
+    def source_window(k: int) -> Callable[[Window], NDArray[np.uint16]]:
+        def made(window: Window) -> NDArray[np.uint16]:
+            values = scene.values(k, window)
+            missing[scene.sources[k].name] += int((values[0] == NODATA).sum()) if k and scene.nodata else 0
+            return values
+
+        return made
+
+    def classes_window(row: int, make: Callable[[Window], NDArray[np.uint8]]) -> Callable[[Window], NDArray[np.uint8]]:
+        def made(window: Window) -> NDArray[np.uint8]:
+            classes = make(window)
+            counts[row] += np.bincount(classes.ravel(), minlength=256)
+            return classes[None]
+
+        return made
+
+    place: dict[str, Any] = {"crs": crs}
+    with (
+        rasterio.Env(GDAL_CACHEMAX=64 * 2**20),
+        tempfile.TemporaryDirectory(prefix=".mibf-synth-", dir=folder) as temporary,
+    ):
+        done: dict[str, Path] = {}
+        for k, source in enumerate(scene.sources):
+            name, finer = f"{source.name}.tif", Affine.scale(1 / source.scale)
+            placed = place | {"transform": transform * finer, "nodata": NODATA}
+            bands = [f"{source.name} band {band + 1}" for band in range(source.bands)]
+            done[name] = _write_cog(
+                Path(temporary) / name, scene.shape_of(k), source_window(k), dtype="uint16", place=placed, bands=bands,
+                overviews="average", each=each,
+            )  # fmt: skip
+        for row, (name, make) in enumerate((("labels", scene.labels), ("truth", scene.truth))):
+            done[f"{name}.tif"] = _write_cog(
+                Path(temporary) / f"{name}.tif", shape, classes_window(row, make), dtype="uint8",
+                place=place | {"transform": transform}, bands=[name], overviews="nearest", colors=colors, each=each,
+            )  # fmt: skip
+        files = {name: path.replace(folder / name) for name, path in done.items()}
+    by_scale = {source.name: missing[source.name] // source.scale**2 for source in scene.sources}
+    labelled, classes = ({c: int(row[c]) for c in scene.class_ids} for row in counts)
+    return WrittenScene(files, classes, labelled, by_scale)
+
+
+def _write_cog(
+    path: Path,
+    shape_yx: tuple[int, int],
+    make: Callable[[Window], NDArray[Any]],
+    *,
+    dtype: str,
+    place: dict[str, Any],
+    bands: Sequence[str],
+    overviews: str,
+    each: Callable[[int], None],
+    colors: dict[int, tuple[int, int, int, int]] | None = None,
+) -> Path:
+    """Write one raster, made window by window, as a cloud-optimised GeoTIFF; a plain one beside it comes and goes."""
+    plain = path.with_suffix(".plain.tif")
+    profile = place | {
+        "driver": "GTiff", "height": shape_yx[0], "width": shape_yx[1], "count": len(bands), "dtype": dtype, "tiled": True,
+        "blockxsize": PLAIN_TILE, "blockysize": PLAIN_TILE, "bigtiff": "if_safer",
+    }  # fmt: skip
+    parts = windows(shape_yx, BLOCK)
+    pixel = len(bands) * np.dtype(dtype).itemsize
+    tile = next(side for side in (512, 256, 128) if side**2 * pixel <= TILE_BYTES or side == 128)
+    with rasterio.open(plain, "w", **profile) as target:
+        for band, name in enumerate(bands, start=1):
+            target.set_band_description(band, name)
+        if colors is not None:
+            target.write_colormap(1, colors)
+        for window in parts:
+            target.write(make(window), window=rasterio.windows.Window(window.x, window.y, window.width, window.height))
+            each(1)
+    rasterio.shutil.copy(
+        plain, path, driver="COG", compress="zstd", level=1, predictor=2, blocksize=tile, overviews="auto",
+        overview_resampling=overviews, bigtiff="if_safer", num_threads="all_cpus",
+    )  # fmt: skip
+    plain.unlink()
+    valid, errors, _ = cog_validate(path, strict=True, quiet=True)
+    if not valid:
+        raise RuntimeError(f"{path}: not a valid cloud-optimised GeoTIFF: {'; '.join(errors)}")
+    each(len(parts))
+    return path
