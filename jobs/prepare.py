@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from pipeline import storage
 from pipeline.engine import Engine, engine
 from pipeline.fill import OpenScene, Records, discard, fill
 from pipeline.fit import fit_scaling, merged
+from pipeline.register import TOO_FAR, told
+from pipeline.register import shifts as shifts_of
+from pipeline.shift import Shift
 from pipeline.split import SUBSETS
 from pipeline.survey import Survey, survey
 
@@ -50,6 +53,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         scenes = open_scenes(config, workers)
         check_memory(scenes, workers.workers)
         check_room(scenes, workspace.url)
+        shifts = {scene.name: _measured(scene, workers) for scene in scenes}
         for scene in scenes:
             for note in [*scene.labels.notes, *remarks_of(scene)]:
                 say(f"note: {note}")
@@ -82,16 +86,26 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     overlap = {w.scene.name: w.found.overlap for w in written}
     figures = {"method": config.split.method, "counts": counts, "overlap": overlap, "buffer": buffer_of(config)}
     storage.write_json(workspace.split, figures)
-    lines = [line for w in written for line in _store_lines(w)]
+    lines = [line for w in written for line in _store_lines(w, shifts[w.scene.name])]
     lines += _split_lines(config, figures)
     stores = [workspace.store(scene.name) for scene in scenes]
-    stored = {w.scene.name: _figures(w) for w in written}
+    stored = {w.scene.name: _figures(w, shifts[w.scene.name]) for w in written}
     return Outcome(figures | {"stores": stored}, lines, [*stores, workspace.split, workspace.scaling])
 
 
 def _staged(workspace: Workspace, scene: OpenScene) -> str:
     """Where a scene's store is while it is in work."""
     return f"{workspace.store(scene.name)}.new"
+
+
+def _measured(scene: OpenScene, workers: Engine) -> dict[str, Shift]:
+    """How the sources lie on each other; what lies off is warned of."""
+    found = shifts_of(workers, scene)
+    first = scene.sources[0].declared.name
+    for name, shift in found.items():
+        if shift.credible and shift.distance >= TOO_FAR:
+            say(f"warning: {scene.name}: {told(name, first, shift)}; check how the files were registered")
+    return found
 
 
 def _write(scene: OpenScene, workspace: Workspace, config: Config, workers: Engine, fingerprint: str) -> _Written:
@@ -122,7 +136,7 @@ def _coverage(w: _Written) -> dict[str, float]:
     return {s.declared.name: w.records.valid(s.declared.name) / s.grid.shape[0] / s.grid.shape[1] for s in w.scene.sources}
 
 
-def _figures(w: _Written) -> dict[str, object]:
+def _figures(w: _Written, shifts: dict[str, Shift]) -> dict[str, object]:
     template = w.scene.template
     rows, columns = template.shape
     return {
@@ -133,12 +147,13 @@ def _figures(w: _Written) -> dict[str, object]:
         "bytes": w.records.stored_bytes,
         "uncompressed_bytes": rows * columns * template.bytes_per_pixel,
         "coverage": _coverage(w),
+        "shifts": {name: asdict(shift) | {"credible": shift.credible} for name, shift in shifts.items()},
         "read_seconds": round(sum(s.read_seconds for s in w.records.shards), 1),
         "write_seconds": round(sum(s.write_seconds for s in w.records.shards), 1),
     }
 
 
-def _store_lines(w: _Written) -> list[str]:
+def _store_lines(w: _Written, shifts: dict[str, Shift]) -> list[str]:
     template = w.scene.template
     rows, columns = template.shape
     covered = _coverage(w)
@@ -153,6 +168,8 @@ def _store_lines(w: _Written) -> list[str]:
         at = "" if source.scale == 1 else f", kept {source.scale} times as fine"
         less = "" if covered[name] >= COVERED else f"; data in {covered[name]:.1%} of the pixels"
         lines.append(f"  {name}: {source.bands} bands of {source.dtype}, {' and '.join(how)}{at}{less}")
+    first = w.scene.sources[0].declared.name
+    lines += [f"  {told(name, first, shift)}" for name, shift in shifts.items()]
     return lines
 
 
