@@ -246,6 +246,44 @@ def bench_network(
     _guarded(work)
 
 
+@bench.command(name="prepare")
+def bench_prepare(
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="Take this configuration's scenes, whose sources share a grid.")
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N|ROWSxCOLUMNS", help="Without CONFIG: size of a synthetic scene; may be given again."),
+    ] = None,
+    bands: Annotated[str, typer.Option(metavar="B1+B2", help="Without CONFIG: bands of its sources.")] = "4+2",
+    rounds: Annotated[int, typer.Option(min=1, help="How often all is timed; medians are told.")] = 3,
+    codecs: Annotated[bool, typer.Option("--codecs", help="Compare compressors and shard sides instead.")] = False,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Prepare against a plain Dask copy of the same pixels: speed, memory, stored bytes."""
+
+    def work() -> None:
+        import tempfile
+        from dataclasses import asdict
+
+        from jobs.bench.prepare import bench_codecs, codec_table, synthetic, table
+        from jobs.bench.prepare import bench_prepare as work
+        from jobs.config import load
+
+        loaded = None if config is None else load(config, overrides=set_ or ())
+        sizes = size or ["4096"]
+        if codecs:
+            with tempfile.TemporaryDirectory(prefix="mibf-bench-") as folder:
+                rows = bench_codecs(loaded or synthetic(folder, size=sizes[0], bands=bands))
+            typer.echo(_json([asdict(row) for row in rows]) if as_json else codec_table(rows))
+            return
+        results = work(loaded, sizes=sizes, bands=bands, rounds=rounds)
+        typer.echo(_json([result.to_json() for result in results]) if as_json else table(results))
+
+    _guarded(work)
+
+
 def _bands(text: str) -> list[int]:
     """The bands of each source from `64+2`."""
     from mibf.errors import InputError

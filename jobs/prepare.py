@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from mibf.scaling import Scaling, scaling_to_json
 from pipeline import storage
 from pipeline.engine import Engine, engine
 from pipeline.fill import OpenScene, Records, discard, fill
-from pipeline.fit import fit_scaling, merged
+from pipeline.fit import Sketch, fit_scaling, merge
 from pipeline.register import TOO_FAR, told
 from pipeline.register import shifts as shifts_of
 from pipeline.shift import Shift
@@ -63,7 +63,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
                 counts = subset_counts(
                     scenes[0].classes, np.sum([w.found.samples.sum(axis=(2, 3)) for w in written], axis=0)
                 )
-                scaling = fit_scaling(merged(w.found.sketches for w in written))
+                scaling = _fit(written)
             except InputError:
                 for scene in scenes:  # what is refused leaves nothing behind
                     discard(_staged(workspace, scene))
@@ -120,8 +120,16 @@ def _write(scene: OpenScene, workspace: Workspace, config: Config, workers: Engi
                 "or not finite in a band, or left out by its mask. Check `nodata`, `mask` and the files."
             )
     with bar(f"{scene.name}: samples, scaling", len(scene.shards), unit="shards") as advance:
-        found = survey(workers, url, patch=config.model.patch, each=advance)
+        found = survey(workers, url, patch=config.model.patch, sketched=records.sketched, each=advance)
+        merge(found.sketches, records.sketches)
     return _Written(scene, url, records.with_samples(url, found.samples), found)
+
+
+def _fit(written: Sequence[_Written]) -> Scaling:
+    total: dict[str, Sketch] = {}
+    for w in written:
+        merge(total, w.found.sketches)
+    return fit_scaling(total)
 
 
 def _warn_of_bands(scaling: Scaling) -> None:

@@ -11,7 +11,7 @@ from zarr.storage import MemoryStore
 from pipeline import storage
 from pipeline.fill import OpenScene, shard_arrays
 from pipeline.scene import OpenSource, Part
-from pipeline.store import lay_down, write_shard
+from pipeline.store import ShardWriter, lay_down
 
 #: Shards that are written to learn how small and how fast they are.
 SAMPLED = 3
@@ -57,10 +57,10 @@ def estimate(scene: OpenScene, *, workers: int) -> Estimate:
     lay_down(target, template, fingerprint="")
     count = min(SAMPLED, len(shards))
     sampled = [shards[(2 * i + 1) * len(shards) // (2 * count)] for i in range(count)]
-    target.written.clear()
+    writer, stored = ShardWriter(target), 0
     started = time.monotonic()
     for window in sampled:
-        write_shard(target, window, shard_arrays(scene, window)[0])
+        stored += sum(size for size, _ in writer.write(window, shard_arrays(scene, window)[0]).values())
     seconds = time.monotonic() - started
     rows, columns = template.shape
     share = rows * columns / sum(w.height * w.width for w in sampled)
@@ -71,7 +71,7 @@ def estimate(scene: OpenScene, *, workers: int) -> Estimate:
         shards=len(shards),
         objects=len(shards) * (2 * len(template.sources) + 2) + 2 * len(template.sources) + 7,
         uncompressed_bytes=rows * columns * template.bytes_per_pixel,
-        stored_bytes=round(share * sum(size for size, _ in target.written.values())),
+        stored_bytes=round(share * stored),
         memory_bytes=memory(scene, at_once),
         seconds=seconds * share / at_once,
     )

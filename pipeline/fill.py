@@ -7,8 +7,10 @@ finished store, gathered in one file beside it, are what `verify` checks it by.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,12 @@ from mibf.bundle import ClassName
 from mibf.errors import InputError
 from pipeline import storage
 from pipeline.engine import Engine
+from pipeline.fit import Sketch, merge
 from pipeline.grid import Window, windows
-from pipeline.labels import OpenLabels
+from pipeline.labels import UNLABELLED, OpenLabels
 from pipeline.scene import OpenSource
-from pipeline.split import Split
-from pipeline.store import StoredSource, Template, lay_down, shard_side, write_samples, write_shard
+from pipeline.split import CODES, Split
+from pipeline.store import ShardWriter, StoredSource, Template, lay_down, shard_side, usable, write_samples
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,22 @@ class ShardRecord:
 
 
 @dataclass(frozen=True)
+class Filled:
+    """A shard that was written just now: its record, and the values at its training samples by source."""
+
+    record: ShardRecord
+    sketches: dict[str, Sketch]
+
+
+@dataclass(frozen=True)
 class Records:
     """What was written of a whole store."""
 
     fingerprint: str
     template: Objects  #: the objects that belong to no shard
     shards: list[ShardRecord] = field(default_factory=list)
+    sketches: dict[str, Sketch] = field(default_factory=dict)  #: of the shards that were written just now ...
+    sketched: frozenset[Window] = frozenset()  #: ... which are these
 
     @property
     def objects(self) -> Objects:
@@ -105,7 +118,7 @@ class Records:
         """These records of the store at a URL once the counts of samples are written into it."""
         recorder = storage.Recorder.at(url)
         write_samples(recorder, samples)
-        return Records(self.fingerprint, self.template | recorder.written, self.shards)
+        return replace(self, template=self.template | recorder.written)
 
     def write(self, url: str) -> None:
         """Write the records to a URL."""
@@ -134,6 +147,7 @@ class _Target:
 
     scene: OpenScene
     url: str
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def record(self, window: Window) -> str:
         return storage.join(_records_of(self.url), f"{window.y}_{window.x}.json")
@@ -164,13 +178,17 @@ def fill(
         storage.write_json(storage.join(_records_of(url), "template.json"), template)
     each(len(records))
 
-    def take(record: ShardRecord) -> None:
-        records.append(record)
+    done = {record.window for record in records}
+    missing = [window for window in scene.shards if window not in done]
+    sketches = sketches_of(scene)
+
+    def take(filled: Filled) -> None:
+        records.append(filled.record)
+        merge(sketches, filled.sketches)
         each(1)
 
-    done = {record.window for record in records}
-    engine.each(fill_shard, target, [w for w in scene.shards if w not in done], take)
-    return Records(fingerprint, template, records)
+    engine.each(fill_shard, target, missing, take)
+    return Records(fingerprint, template, records, sketches, frozenset(missing))
 
 
 def discard(url: str) -> None:
@@ -202,18 +220,39 @@ def _resumed(target: _Target, fingerprint: str) -> tuple[list[ShardRecord], Obje
     return found, {key: (int(size), str(digest)) for key, (size, digest) in template.items()}
 
 
-def fill_shard(target: _Target, window: Window) -> ShardRecord:
+def sketches_of(scene: OpenScene) -> dict[str, Sketch]:
+    """The counts of a scene's sources before any value is counted."""
+    return {s.declared.name: Sketch(s.bands, s.dtype) for s in scene.sources}
+
+
+def fill_shard(target: _Target, window: Window) -> Filled:
     """Write one shard of a scene's store and its record. Doing it twice leaves the same bytes."""
     started = time.monotonic()
     arrays, valid = shard_arrays(target.scene, window)
     between = time.monotonic()
-    recorder = storage.Recorder.at(target.url)
-    write_shard(recorder, window, arrays)
-    record = ShardRecord(
-        window, dict(recorder.written), valid, round(between - started, 3), round(time.monotonic() - between, 3)
-    )
+    objects = _writer(target.url, target.token).write(window, arrays)
+    record = ShardRecord(window, objects, valid, round(between - started, 3), round(time.monotonic() - between, 3))
     storage.write_json(target.record(window), record.to_json())
-    return record
+    return Filled(record, _sketched(target.scene, arrays))
+
+
+def _sketched(scene: OpenScene, arrays: dict[str, NDArray[Any]]) -> dict[str, Sketch]:
+    """Count a shard's values at its training samples, while they are at hand."""
+    sources = scene.template.sources
+    valid = {source.name: arrays[f"valid/{source.name}"].view(bool) for source in sources}
+    trained = (arrays["labels"] != UNLABELLED) & (arrays["split"] == CODES["train"]) & usable(sources, valid)
+    sketches = sketches_of(scene)
+    if trained.any():
+        for source in sources:
+            sketches[source.name].add_at(arrays[f"sources/{source.name}"], valid[source.name], trained)
+    return sketches
+
+
+@lru_cache(maxsize=2)
+def _writer(url: str, token: str) -> ShardWriter:
+    """The one writer of this process for a filling: it opens the store's arrays once."""
+    del token  # tells a filling from another at the same URL
+    return ShardWriter(storage.Recorder.at(url))
 
 
 def shard_arrays(scene: OpenScene, window: Window) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:

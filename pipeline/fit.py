@@ -7,7 +7,7 @@ bins of their leading bits, 8192 to an octave: a quantile is off by no more than
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,9 +35,11 @@ class BandCounts:
         """Count some finite values, of one dtype at all calls."""
         if not values.size:
             return
-        keys = values.astype(np.int64) if self.exact else _keys(values)
-        first = int(keys.min())
-        self._add(first, np.bincount(keys - first), float(values.min()), float(values.max()))
+        keys = values if self.exact else _keys(values)
+        least = int(keys.min())
+        # Unsigned values are counted from 0: to shift them first would take longer.
+        counts = np.bincount(keys) if keys.dtype.kind == "u" else np.bincount(keys.astype(np.int64) - least)
+        self._add(least, counts[least:] if keys.dtype.kind == "u" else counts, float(values.min()), float(values.max()))
 
     def merge(self, other: BandCounts) -> None:
         """Add what another has counted."""
@@ -76,10 +78,14 @@ class Sketch:
         exact = dtype.kind in "iu" and dtype.itemsize <= 2
         self.bands = [BandCounts(exact) for _ in range(bands)]
 
-    def add(self, values: NDArray[Any]) -> None:
-        """Count some values (bands, pixels)."""
-        for band, found in zip(self.bands, values, strict=True):
-            band.add(found)
+    def add_at(self, values: NDArray[Any], valid: NDArray[np.bool_], trained: NDArray[np.bool_]) -> None:
+        """Count the values (bands, y, x) that are data (y, x), at training samples: a reference pixel (y, x) each."""
+        scale = len(valid) // len(trained)
+        if scale > 1:
+            trained = trained.repeat(scale, axis=0).repeat(scale, axis=1)
+        places = np.flatnonzero(valid & trained)
+        for band, found in zip(self.bands, values.reshape(len(values), -1), strict=True):
+            band.add(found[places])
 
     def merge(self, other: Sketch) -> None:
         """Add what another has counted."""
@@ -92,16 +98,13 @@ class Sketch:
         return BandScaling(low=low, high=high, fill=fill)
 
 
-def merged(sketches: Iterable[Mapping[str, Sketch]]) -> dict[str, Sketch]:
-    """The counts of several scenes or shards together, by source."""
-    total: dict[str, Sketch] = {}
-    for found in sketches:
-        for name, sketch in found.items():
-            if name in total:
-                total[name].merge(sketch)
-            else:
-                total[name] = sketch
-    return total
+def merge(total: dict[str, Sketch], found: Mapping[str, Sketch]) -> None:
+    """Add the counts of one scene or shard, by source, to a total."""
+    for name, sketch in found.items():
+        if name in total:
+            total[name].merge(sketch)
+        else:
+            total[name] = sketch
 
 
 def fit_scaling(sketches: Mapping[str, Sketch]) -> Scaling:

@@ -58,19 +58,24 @@ class Blocks:
         would have to be of both: so the gap between subsets is at least 2 * margin pixels.
         """
         del labels
-        rows = self._reach(window.y, window.height, self.shape_yx[0])
-        columns = self._reach(window.x, window.width, self.shape_yx[1])
+        rows, row = self._reach(window.y, window.height, self.shape_yx[0])
+        columns, column = self._reach(window.x, window.width, self.shape_yx[1])
         own = self.table[np.ix_(rows[1], columns[1])]
         kept = np.ones(own.shape, bool)
-        for row in rows:
-            for column in columns:
-                kept &= self.table[np.ix_(row, column)] == own
-        return np.where(kept, own, 0).astype(np.uint8)
+        for near in rows:
+            for by in columns:
+                kept &= self.table[np.ix_(near, by)] == own
+        return np.where(kept, own, 0).astype(np.uint8)[row][:, column]
 
-    def _reach(self, start: int, length: int, size: int) -> tuple[NDArray[np.int64], ...]:
-        """The block of each pixel's near side, of itself and of its far side along one axis."""
+    def _reach(self, start: int, length: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The block of a pixel's near side, of itself and of its far side along one axis, (3, kinds); and each pixel's kind.
+
+        Few pixels of a window differ in these, and what is decided for one is so for all of its kind.
+        """
         centre = np.arange(start, start + length)
-        return tuple(np.clip(centre + shift, 0, size - 1) // self.block for shift in (-self.margin, 0, self.margin))
+        blocks = np.stack([np.clip(centre + by, 0, size - 1) // self.block for by in (-self.margin, 0, self.margin)])
+        begins = np.concatenate([[True], (np.diff(blocks) != 0).any(axis=0)])
+        return blocks[:, begins], begins.cumsum() - 1
 
 
 def check_blocks(*, block: int, buffer: int, patch: int) -> None:

@@ -14,7 +14,8 @@ A shard covers the same ground in every array but `samples`. Every chunk carries
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -35,8 +36,10 @@ from pipeline.split import CODES, SUBSETS, Subset
 
 #: Side in reference pixels of the unit that is read. The unit that is written, a shard, is some of these wide.
 CHUNK = 128
+#: Side of that unit in the arrays without bands, which are small: fewer, larger pieces are quicker to read and to write.
+PLANE_CHUNK = 512
 #: Sides that a shard may have, and the bytes of all arrays that one is to hold at the most.
-SHARDS, SHARD_BYTES = (128, 256, 512, 1024), 32 << 20
+SHARDS, SHARD_BYTES = (128, 256, 512, 1024), 48 << 20
 #: A scene is written in this many shards at least, as far as the smaller sides allow, so that cores share the work.
 FEWEST_SHARDS = 16
 FORMAT = 2
@@ -179,17 +182,10 @@ class PatchStore:
         Every source whose rule is "exclude" has data there, and at least one source has data. Of a finer source all
         pixels count that lie in the reference pixel.
         """
-        required = np.ones((window.height, window.width), bool)
-        any_data = np.zeros_like(required)
-        for source in self.sources:
-            s = source.scale
-            box = tuple(slice(part.start * s, part.stop * s) for part in window.slices)
-            valid = self._read(f"valid/{source.name}", box).astype(bool)
-            valid = np.asarray(valid.reshape(window.height, s, window.width, s).all(axis=(1, 3)))
-            any_data |= valid
-            if source.missing == "exclude":
-                required &= valid
-        return required & any_data
+        boxes = {
+            s.name: tuple(slice(part.start * s.scale, part.stop * s.scale) for part in window.slices) for s in self.sources
+        }
+        return usable(self.sources, {name: self._read(f"valid/{name}", box).view(bool) for name, box in boxes.items()})
 
     def samples(self, window: Window) -> dict[Subset, NDArray[np.uint8]]:
         """Class ids of each subset's samples in a window, `UNLABELLED` elsewhere."""
@@ -201,6 +197,21 @@ class PatchStore:
         """The `CHUNK`-sided windows that hold samples of a subset, with the number of each class."""
         counts = np.asarray(self.array("samples")[CODES[subset] - 1]).reshape(len(self.classes), -1).T
         return [(w, n) for w, n in zip(windows(self.shape, CHUNK), counts, strict=True) if n.any()]
+
+
+def usable(sources: Sequence[StoredSource], valid: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """The reference pixels (y, x) that may be a sample or be mapped, from where each source has data; see `PatchStore`."""
+    required: NDArray[np.bool_] | None = None
+    any_data: NDArray[np.bool_] | None = None
+    for source in sources:
+        s, there = source.scale, valid[source.name]
+        if s > 1:
+            there = np.asarray(there.reshape(len(there) // s, s, -1, s).all(axis=(1, 3)))
+        any_data = there if any_data is None else any_data | there
+        if source.missing == "exclude":
+            required = there if required is None else required & there
+    assert any_data is not None
+    return any_data if required is None else required & any_data
 
 
 def _in_row(indices: NDArray[np.int64]) -> bool:
@@ -254,7 +265,8 @@ def _create(
     scale: int = 1,
 ) -> None:
     rows, columns = (size * scale for size in template.shape)
-    chunk, shard = CHUNK * scale, template.shard * scale
+    shard = template.shard * scale
+    chunk = CHUNK * scale if bands else math.gcd(PLANE_CHUNK, shard)
     above = () if bands is None else (bands,)
     # Sources of other pixels have axes of other names: xarray wants axes of one name to be of one length.
     at_scale = "" if scale == 1 else f"_{scale}"
@@ -271,38 +283,50 @@ def _create(
     )
 
 
-def write_shard(target: storage.Recorder, window: Window, arrays: dict[str, NDArray[Any]]) -> None:
-    """Fill one shard of every array named, from (..., height * scale, width * scale) each.
+class ShardWriter:
+    """Fills whole shards of a store that is laid down; for as many threads as like."""
 
-    Raises:
-        ValueError: the window is not a whole shard. Two writers in one shard would overwrite each other's pixels in silence.
-    """
-    group = zarr.open_group(store=target, mode="r+")
-    side = int(cast(int, group.attrs["mibf:shard"]))
-    for name, values in arrays.items():
-        array = cast("zarr.Array[Any]", group[name])
-        assert array.shards is not None
-        scale = array.shards[-1] // side
-        rows, columns = array.shape[-2] // scale, array.shape[-1] // scale
-        whole = (min(side, rows - window.y), min(side, columns - window.x))
-        if window.y % side or window.x % side or (window.height, window.width) != whole:
-            raise ValueError(f"{name}: {window} is not a whole shard of {side} x {side} pixels")
-        # Empty or not: a shard that is not there is one that was not written.
-        array = array.with_config({"write_empty_chunks": True})
-        y, x = (slice(part.start * scale, part.stop * scale) for part in window.slices)
-        array[..., y, x] = values
+    def __init__(self, target: storage.Recorder) -> None:
+        self.target = target
+        self.group = zarr.open_group(store=target, mode="r+")
+        self.side = int(cast(int, self.group.attrs["mibf:shard"]))
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+
+    def write(self, window: Window, arrays: dict[str, NDArray[Any]]) -> dict[str, tuple[int, str]]:
+        """Fill one shard of every array named, from (..., height * scale, width * scale) each.
+
+        Returns:
+            The size and SHA-256 of every object that was written, by its key.
+
+        Raises:
+            ValueError: the window is not a whole shard. Two writers in one shard would overwrite each other's pixels in
+                silence.
+        """
+        written = {}
+        for name, values in arrays.items():
+            array, side = self._array(name), self.side
+            assert array.shards is not None
+            scale = array.shards[-1] // side
+            rows, columns = array.shape[-2] // scale, array.shape[-1] // scale
+            whole = (min(side, rows - window.y), min(side, columns - window.x))
+            if window.y % side or window.x % side or (window.height, window.width) != whole:
+                raise ValueError(f"{name}: {window} is not a whole shard of {side} x {side} pixels")
+            y, x = (slice(part.start * scale, part.stop * scale) for part in window.slices)
+            array[..., y, x] = values
+            above = "0/" * (array.ndim - 2)
+            key = f"{name}/c/{above}{window.y // side}/{window.x // side}"
+            written[key] = self.target.written.pop(key)
+        return written
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        if name not in self._arrays:
+            array = cast("zarr.Array[Any]", self.group[name])
+            # Empty or not: a shard that is not there is one that was not written.
+            self._arrays[name] = array.with_config({"write_empty_chunks": True})
+        return self._arrays[name]
 
 
 def write_samples(target: storage.Recorder, samples: NDArray[np.int32]) -> None:
     """Write the number of samples (subset, class, window y, window x)."""
     array = cast("zarr.Array[Any]", zarr.open_group(store=target, mode="r+")["samples"])
     array.with_config({"write_empty_chunks": True})[...] = samples
-
-
-def training_pixels(store: PatchStore, source: StoredSource, places: Sequence[Window]) -> Iterator[NDArray[Any]]:
-    """The values (bands, pixels) of a source at the training samples of some windows where it has data."""
-    for window in places:
-        trained = store.samples(window)["train"] != UNLABELLED
-        values, valid = store.read_source(source.name, window)
-        chosen = valid & trained.repeat(source.scale, axis=0).repeat(source.scale, axis=1)
-        yield values[:, chosen]

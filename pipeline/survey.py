@@ -1,22 +1,25 @@
-"""Look a filled store over, once: its samples, the patches that overlap, the values at training pixels.
+"""Look a filled store over: its samples, the patches that overlap, and training values that were not counted before.
 
 One task a shard; what the tasks find is added up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine import Engine
-from pipeline.fit import Sketch
+from pipeline.fit import Sketch, merge
 from pipeline.grid import Window, windows
 from pipeline.labels import UNLABELLED
-from pipeline.split import SUBSETS, near_any
-from pipeline.store import CHUNK, PatchStore, training_pixels
+from pipeline.split import SUBSETS, Subset, near_any
+from pipeline.store import CHUNK, PatchStore
+
+#: One in so many windows of a shard, or fewer, are read one by one.
+FEW = 4
 
 
 @dataclass
@@ -34,8 +37,18 @@ class Survey:
         return self.overlapping / self.tests if self.tests else float("nan")
 
 
-def survey(engine: Engine, url: str, *, patch: int, each: Callable[[int], None] = lambda _: None) -> Survey:
-    """Look a store over; `each` is called with the number of shards that were."""
+def survey(
+    engine: Engine,
+    url: str,
+    *,
+    patch: int,
+    sketched: Collection[Window] = (),
+    each: Callable[[int], None] = lambda _: None,
+) -> Survey:
+    """Look a store over; `each` is called with the number of shards that were.
+
+    The values of the shards that are `sketched` already are left out.
+    """
     store = PatchStore(url)
     rows, columns = store.shape
     total = Survey(np.zeros((len(SUBSETS), len(store.classes), -(-rows // CHUNK), -(-columns // CHUNK)), np.int32))
@@ -48,11 +61,10 @@ def survey(engine: Engine, url: str, *, patch: int, each: Callable[[int], None] 
         total.samples[..., y : y + high, x : x + wide] = found.samples
         total.tests += found.tests
         total.overlapping += found.overlapping
-        for name, sketch in found.sketches.items():
-            total.sketches[name].merge(sketch)
+        merge(total.sketches, found.sketches)
         each(1)
 
-    engine.each(_survey_shard, (url, patch), windows(store.shape, store.shard), take)
+    engine.each(_survey_shard, (url, patch, frozenset(sketched)), windows(store.shape, store.shard), take)
     return total
 
 
@@ -60,40 +72,43 @@ def _sketches(store: PatchStore) -> dict[str, Sketch]:
     return {s.name: Sketch(s.bands, store.array(f"sources/{s.name}").dtype) for s in store.sources}
 
 
-def _survey_shard(shared: tuple[str, int], shard: Window) -> tuple[Window, Survey]:
-    url, patch = shared
+def _survey_shard(shared: tuple[str, int, frozenset[Window]], shard: Window) -> tuple[Window, Survey]:
+    url, patch, sketched = shared
     store = PatchStore(url)
-    parts = [Window(shard.y + w.y, shard.x + w.x, w.height, w.width) for w in windows((shard.height, shard.width), CHUNK)]
-    wide = -(-shard.width // CHUNK)
-    found = Survey(np.zeros((len(SUBSETS), len(store.classes), len(parts) // wide, wide), np.int32))
-    found.sketches = _sketches(store)
-    samples = store.samples(shard)
-    ids = [c.id for c in store.classes]
-    trained = []
-    for part in parts:
-        place = (part.y - shard.y) // CHUNK, (part.x - shard.x) // CHUNK
-        cut = np.s_[part.y - shard.y :, part.x - shard.x :]
-        for position, subset in enumerate(SUBSETS):
-            own = samples[subset][cut][: part.height, : part.width]
-            found.samples[position, :, *place] = np.bincount(own.ravel(), minlength=256)[ids]
-        if found.samples[0, :, *place].any():
-            trained.append(part)
-    test = samples["test"] != UNLABELLED
+    reach = patch - 1
+    rows, columns = store.shape
+    y, x = max(0, shard.y - reach), max(0, shard.x - reach)
+    bottom, right = min(rows, shard.y + shard.height + reach), min(columns, shard.x + shard.width + reach)
+    around = store.samples(Window(y, x, bottom - y, right - x))
+    own = np.s_[shard.y - y : shard.y - y + shard.height, shard.x - x : shard.x - x + shard.width]
+    samples = {subset: ids[own] for subset, ids in around.items()}
+    found = Survey(_counts(store, shard, samples), sketches=_sketches(store))
+    test, train = (samples[subset] != UNLABELLED for subset in ("test", "train"))
     if test.any():
+        missing_rows = (reach - (shard.y - y), reach - (bottom - shard.y - shard.height))
+        missing_columns = (reach - (shard.x - x), reach - (right - shard.x - shard.width))
+        training = np.pad(around["train"] != UNLABELLED, (missing_rows, missing_columns))
         found.tests = int(test.sum())
-        found.overlapping = int((test & _near_training(store, shard, patch - 1)).sum())
-    for source in store.sources:
-        for values in training_pixels(store, source, trained):
-            found.sketches[source.name].add(values)
+        found.overlapping = int((test & near_any(training, reach)).sum())
+    for part in [] if shard in sketched else _worth_reading(shard, train):
+        trained = train[part.y - shard.y :, part.x - shard.x :][: part.height, : part.width]
+        for source in store.sources:
+            found.sketches[source.name].add_at(*store.read_source(source.name, part), trained)
     return shard, found
 
 
-def _near_training(store: PatchStore, window: Window, reach: int) -> NDArray[np.bool_]:
-    """Where in a window a training sample lies within `reach` rows and columns."""
-    rows, columns = store.shape
-    y, x = max(0, window.y - reach), max(0, window.x - reach)
-    bottom, right = min(rows, window.y + window.height + reach), min(columns, window.x + window.width + reach)
-    training = store.samples(Window(y, x, bottom - y, right - x))["train"] != UNLABELLED
-    before = (reach - (window.y - y), reach - (window.x - x))
-    after = (reach - (bottom - window.y - window.height), reach - (right - window.x - window.width))
-    return near_any(np.pad(training, ((before[0], after[0]), (before[1], after[1]))), reach)
+def _counts(store: PatchStore, shard: Window, samples: dict[Subset, NDArray[np.uint8]]) -> NDArray[np.int32]:
+    """Samples of a shard (subset, class, window y, window x)."""
+    high, wide = -(-shard.height // CHUNK), -(-shard.width // CHUNK)
+    row, column = np.arange(shard.height) // CHUNK, np.arange(shard.width) // CHUNK
+    place = (row[:, None] * wide + column) * 256
+    ids = [c.id for c in store.classes]
+    counts = [np.bincount((place + samples[s]).ravel(), minlength=high * wide * 256) for s in SUBSETS]
+    return np.stack([c.reshape(high, wide, 256)[..., ids].transpose(2, 0, 1) for c in counts]).astype(np.int32)
+
+
+def _worth_reading(shard: Window, train: NDArray[np.bool_]) -> list[Window]:
+    """The shard as it is, or those of its windows that train when they are few: each read takes its time."""
+    parts = [Window(shard.y + w.y, shard.x + w.x, w.height, w.width) for w in windows((shard.height, shard.width), CHUNK)]
+    trained = [w for w in parts if train[w.y - shard.y :, w.x - shard.x :][: w.height, : w.width].any()]
+    return trained if len(trained) * FEW < len(parts) else [shard]

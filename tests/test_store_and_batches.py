@@ -23,7 +23,7 @@ from pipeline.fit import HIGH, LOW
 from pipeline.grid import Window
 from pipeline.labels import UNLABELLED
 from pipeline.split import CODES
-from pipeline.store import PatchStore, write_shard
+from pipeline.store import PatchStore, ShardWriter
 from tests.conftest import COLUMNS, ROWS, SmallScene
 
 Prepared = tuple[SmallScene, Workspace]
@@ -78,7 +78,7 @@ def test_a_write_that_is_not_whole_shards_is_refused(store: PatchStore) -> None:
     target = storage.Recorder.at(store.url)
     for window in (Window(0, 0, 100, 64), Window(64, 0, 86, COLUMNS)):
         with pytest.raises(ValueError, match="not a whole shard"):
-            write_shard(target, window, {"labels": np.zeros((window.height, window.width), np.uint8)})
+            ShardWriter(target).write(window, {"labels": np.zeros((window.height, window.width), np.uint8)})
     assert target.written == {}
 
 
