@@ -49,13 +49,18 @@ def remarks_of(scene: OpenScene) -> list[str]:
     return [remark for source in scene.sources for remark in remarks(source, scene.template.shard)]
 
 
+def available_memory() -> int:
+    """Bytes of memory that this machine has to spare."""
+    return int(psutil.virtual_memory().available)
+
+
 def check_memory(scenes: list[OpenScene], workers: int) -> None:
     """See that so many shards at a time fit into memory.
 
     Raises:
         InputError: they do not.
     """
-    available = psutil.virtual_memory().available
+    available = available_memory()
     for scene in scenes:
         needed = memory(scene, min(workers, len(scene.shards)))
         if needed > available:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import dask
@@ -119,24 +120,41 @@ class Cluster:
         """As `Engine.each`."""
         from distributed import as_completed
 
-        sent = self.client.scatter(shared, hash=False)
-        waiting = iter(items)
-        # A few items a thread at a time: results are taken as they come, and a failure stops what has not begun.
-        begun = as_completed(
-            [self._submit(function, sent, item) for item, _ in zip(waiting, range(4 * self.workers), strict=False)]
-        )
-        try:
-            for future in begun:
-                take(future.result())
-                for item in waiting:
-                    begun.add(self._submit(function, sent, item))
-                    break
-        except BaseException:
-            self.client.cancel(list(begun.futures))
-            raise
+        with self.client.as_current():
+            sent = self.client.scatter(shared, hash=False)
+            waiting = iter(items)
+            # A few items a thread at a time: results are taken as they come, and a failure stops what has not begun.
+            first = [self._submit(function, sent, item) for item in islice(waiting, 4 * self.workers)]
+            begun = as_completed(first)
+            try:
+                for future in begun:
+                    result = future.result()
+                    if isinstance(result, _Refusal):
+                        raise InputError(result.message)
+                    take(result)
+                    for item in islice(waiting, 1):
+                        begun.add(self._submit(function, sent, item))
+            except BaseException:
+                self.client.cancel(list(begun.futures))
+                raise
 
     def _submit(self, function: Callable[..., Any], shared: Any, item: Any) -> Any:
-        return self.client.submit(function, shared, item, pure=False, retries=1)
+        return self.client.submit(_carried, function, shared, item, pure=False, retries=1)
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """A refused input as it travels: what caused it, an error of GDAL's for one, may not be sent."""
+
+    message: str
+
+
+def _carried(function: Callable[[Any, Any], Any], shared: Any, item: Any) -> Any:
+    """A call on another machine; what is refused there is not tried again."""
+    try:
+        return function(shared, item)
+    except InputError as error:
+        return _Refusal(str(error))
 
 
 @contextmanager

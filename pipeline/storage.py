@@ -21,8 +21,8 @@ import fsspec
 import zarr
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from zarr.abc.store import Store
-from zarr.core.buffer import Buffer
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from mibf.errors import InputError
@@ -280,7 +280,10 @@ def set_gdal_up() -> None:
 
 
 class Recorder(WrapperStore[Store]):
-    """A Zarr store at a URL that remembers the size and SHA-256 of each object written through it."""
+    """A Zarr store at a URL, to write whole shards to, that remembers the size and SHA-256 of each object written.
+
+    Of shards it reads nothing: zarr would take up each one that is there, whole or damaged, to put new pixels into it.
+    """
 
     def __init__(self, store: Store, written: dict[str, tuple[int, str]] | None = None) -> None:
         super().__init__(store)
@@ -298,6 +301,10 @@ class Recorder(WrapperStore[Store]):
         else:
             store = FsspecStore.from_url(url, storage_options={"asynchronous": True})
         return cls(store)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """Read an object that describes others."""
+        return None if "/c/" in key else await super().get(key, prototype, byte_range)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write an object."""
