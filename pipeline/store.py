@@ -7,7 +7,7 @@ Dask fills whole shards, readers take windows with a halo.
     valid/NAME    (y, x)        whether the source has data in all its bands
     labels        (y, x)        class ids, 255 where there is none
     split         (y, x)        1 train, 2 validation, 3 test, 0 unused
-    samples       (subset, y, x)  samples of each subset in each `CHUNK` x `CHUNK` window
+    samples       (subset, class, wy, wx)  samples of each subset and class in each `CHUNK` x `CHUNK` window
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class StoredSource:
-    """What a store says of a source: its name, number of bands, and rule for missing data."""
+    """What a store says of a source: its name, number of bands, rule for missing data, and scale.
+
+    The scale is the number of pixels of the source along one reference pixel: 1, 2 or 4.
+    """
 
     name: str
     bands: int
     missing: Missing
+    scale: int = 1
 
 
 class PatchStore:
@@ -88,12 +92,14 @@ class PatchStore:
         return cast("zarr.Array[Any]", self.group[name])
 
     def read_source(self, name: str, window: Window, *, halo: int = 0) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Values (band, height + 2 halo, width + 2 halo) and validity of a window, mirrored at the scene's edges.
+        """Values (band, rows, columns) and validity (rows, columns) of a window, mirrored at the scene's edges.
 
-        The window itself may reach beyond the grid too.
+        Window and halo are of the reference grid, and may reach beyond it; rows are (height + 2 halo) * scale
+        and columns (width + 2 halo) * scale of the source's own pixels.
         """
-        rows = reflected(window.y - halo, window.y + window.height + halo, self.shape[0])
-        columns = reflected(window.x - halo, window.x + window.width + halo, self.shape[1])
+        s = next(source.scale for source in self.sources if source.name == name)
+        rows = reflected((window.y - halo) * s, (window.y + window.height + halo) * s, self.shape[0] * s)
+        columns = reflected((window.x - halo) * s, (window.x + window.width + halo) * s, self.shape[1] * s)
         box = slice(int(rows.min()), int(rows.max()) + 1), slice(int(columns.min()), int(columns.max()) + 1)
         at = np.ix_(rows - box[0].start, columns - box[1].start)
         values = np.asarray(self.array(f"sources/{name}")[:, box[0], box[1]])
@@ -120,10 +126,11 @@ class PatchStore:
         split = np.asarray(self.array("split")[window.slices])
         return {s: np.where(split == CODES[s], labels, UNLABELLED).astype(np.uint8) for s in SUBSETS}
 
-    def windows_with_samples(self, subset: Subset) -> list[tuple[Window, int]]:
-        """The `CHUNK`-sided windows that hold samples of a subset, with their number."""
-        counts = np.asarray(self.array("samples")[CODES[subset] - 1]).ravel()
-        return [(w, int(n)) for w, n in zip(windows(self.shape, CHUNK), counts, strict=True) if n]
+    def windows_with_samples(self, subset: Subset) -> list[tuple[Window, NDArray[np.int64]]]:
+        """The `CHUNK`-sided windows that hold samples of a subset, with the number of each class (class,)."""
+        counts = np.asarray(self.array("samples")[CODES[subset] - 1])
+        per_window = counts.reshape(len(self.classes), -1).T
+        return [(w, n) for w, n in zip(windows(self.shape, CHUNK), per_window, strict=True) if n.any()]
 
 
 def lay_down(
@@ -156,9 +163,14 @@ def lay_down(
         group.create_array(f"valid/{name}", dtype=np.uint8, fill_value=0, **plane)
     group.create_array("labels", dtype=np.uint8, fill_value=UNLABELLED, **plane)
     group.create_array("split", dtype=np.uint8, fill_value=0, **plane)
-    counted = (len(SUBSETS), -(-rows // CHUNK), -(-columns // CHUNK))
+    counted = (len(SUBSETS), len(classes), -(-rows // CHUNK), -(-columns // CHUNK))
     group.create_array(
-        "samples", shape=counted, chunks=counted, dtype=np.int64, fill_value=0, dimension_names=("subset", "wy", "wx")
+        "samples",
+        shape=counted,
+        chunks=counted,
+        dtype=np.int64,
+        fill_value=0,
+        dimension_names=("subset", "class", "wy", "wx"),
     )
     group.attrs.update(
         grid_to_json(grid)
@@ -231,9 +243,9 @@ def count_samples(
         for position, subset in enumerate(SUBSETS):
             ids = samples[subset]
             found = np.bincount(ids.ravel(), minlength=256)
-            for c in store.classes:
+            for number, c in enumerate(store.classes):
                 counts[subset][c.name] += int(found[c.id])
-            per_window[position, window.y // CHUNK, window.x // CHUNK] = found[:UNLABELLED].sum()
+                per_window[position, number, window.y // CHUNK, window.x // CHUNK] = found[c.id]
         test = samples["test"] != UNLABELLED
         if test.any():
             tests += int(test.sum())
