@@ -151,6 +151,12 @@ class RasterSplitSection(Section):
     url: str
 
 
+class SamplingSection(Section):
+    """How often each class is drawn in training."""
+
+    frequencies: Literal["natural", "balanced", "sqrt"] = "natural"
+
+
 class ModelSection(Section):
     """The network and its objective."""
 
@@ -176,6 +182,7 @@ class TrainSection(Section):
     workers: int = Field(default=1, ge=1)
     precision: Literal["float32", "bf16"] = "float32"
     compile: bool = False
+    augment: bool = False
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
@@ -223,6 +230,7 @@ class Config(Section):
     scenes: tuple[SceneSection, ...] = Field(min_length=1)
     classes: tuple[ClassSection, ...] = Field(min_length=2)
     split: Annotated[BlocksSection | RasterSplitSection, Field(discriminator="method")] = BlocksSection()
+    sampling: SamplingSection = SamplingSection()
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
     map: MapSection = MapSection()
