@@ -102,7 +102,8 @@ class Sampler:
 
     `frequencies` says how often classes are drawn for training; with `augment` each draw's patches are turned by one of
     the eight symmetries of the square, the same in all sources. `in_order` heeds neither. Without `background` all is
-    done in the thread that asks for the batches; what they hold is the same.
+    done in the thread that asks for the batches; what they hold is the same. `group_windows` shuffles that many whole
+    windows together in place of as many as `GROUP_BYTES` hold.
     """
 
     stores: Sequence[PatchStore]
@@ -114,6 +115,7 @@ class Sampler:
     frequencies: Frequencies = "natural"
     augment: bool = False
     background: bool = True
+    group_windows: int | None = None
 
     @cached_property
     def _places(self) -> list[_Place]:
@@ -178,7 +180,8 @@ class Sampler:
     def _grouped(self, parts: Iterable[Draws]) -> Iterator[Group]:
         """The windows that are held together: as many as fit, or `FEWEST` whole ones."""
         layout = self._layout
-        limit = max(GROUP_BYTES, FEWEST * layout.side**2 * layout.pixel_bytes)
+        window_bytes = layout.side**2 * layout.pixel_bytes
+        limit = max(GROUP_BYTES, FEWEST * window_bytes) if self.group_windows is None else self.group_windows * window_bytes
         return grouped(parts, size=lambda part: layout.pixels(part.distinct) * layout.pixel_bytes, limit=limit)
 
     def _batches(
