@@ -284,6 +284,34 @@ def bench_prepare(
     _guarded(work)
 
 
+@bench.command(name="batches")
+def bench_batches(
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="Take this configuration's prepared stores.")
+    ] = None,
+    bands: Annotated[
+        str, typer.Option(metavar="B1+B2", help="Without CONFIG: bands of each source of a random scene.")
+    ] = "64+2",
+    rounds: Annotated[int, typer.Option(min=1, help="How often all is timed; medians are told.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps that are timed.")] = 200,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Training's batches on one core against a loader loop, and how long the network waits for them."""
+
+    def work() -> None:
+        from jobs.bench.batches import as_json as json_of
+        from jobs.bench.batches import bench_batches as work
+        from jobs.bench.batches import table
+        from jobs.config import load
+
+        loaded = None if config is None else load(config, overrides=set_ or ())
+        result = work(loaded, bands=_bands(bands), rounds=rounds, steps=steps)
+        typer.echo(json.dumps(json_of(result), indent=1) if as_json else table(result))
+
+    _guarded(work)
+
+
 def _bands(text: str) -> list[int]:
     """The bands of each source from `64+2`."""
     from mibf.errors import InputError

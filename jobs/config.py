@@ -243,6 +243,12 @@ class PrepareSection(Section):
         return value
 
 
+class SamplingSection(Section):
+    """How often each class is drawn in training."""
+
+    frequencies: Literal["natural", "balanced", "sqrt"] = "natural"
+
+
 class ModelSection(Section):
     """The network and its objective."""
 
@@ -268,6 +274,7 @@ class TrainSection(Section):
     workers: int = Field(default=1, ge=1)
     precision: Literal["float32", "bf16"] = "float32"
     compile: bool = False
+    augment: bool = False
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
@@ -318,6 +325,7 @@ class Config(Section):
     split: Annotated[BlocksSection | RasterSplitSection | RandomSplitSection, Field(discriminator="method")] = (
         BlocksSection()
     )
+    sampling: SamplingSection = SamplingSection()
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
     map: MapSection = MapSection()

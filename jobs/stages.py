@@ -119,7 +119,7 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
         parts["configuration"] = [checkpoint, config.model.patch]
     elif stage == "train":
         branches = [source.branch for source in config.scenes[0].sources.values()]
-        parts["configuration"] = [values["model"], values["train"], branches]
+        parts["configuration"] = [values["sampling"], values["model"], values["train"], branches]
     elif stage == "map":
         # The number of workers does not change a map.
         parts["configuration"] = {k: v for k, v in values["map"].items() if k != "workers"}

@@ -42,7 +42,7 @@ from mibf.scaling import scaling_from_json
 from mibf.spec import NARROW, WIDE, NetworkSpec, SourceSpec
 from mibf.training import Figures, inner, train_epoch, validate
 from pipeline import storage
-from pipeline.batches import Sampler
+from pipeline.batches import Position, Sampler
 from pipeline.store import PatchStore
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -69,6 +69,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
             "scenes": [scene.name for scene in config.scenes],
             "spec": spec.to_json(),
             "beta": config.model.beta,
+            "frequencies": config.sampling.frequencies,
             "train": config.train.model_dump(),
             "threads": share.cpus,
             "board": board,
@@ -191,9 +192,17 @@ def _worker(settings: dict[str, Any]) -> None:
     spec = NetworkSpec.from_json(settings["spec"])
     stores = [PatchStore(workspace.store(name)) for name in settings["scenes"]]
     scaling = scaling_from_json(storage.read_json(workspace.scaling))
-    training, validation = (
-        Sampler(stores, scaling, spec.patch, subset, rank=rank, workers=workers) for subset in ("train", "validation")
+    training = Sampler(
+        stores,
+        scaling,
+        spec.patch,
+        "train",
+        rank=rank,
+        workers=workers,
+        frequencies=settings["frequencies"],
+        augment=wanted["augment"],
     )
+    validation = Sampler(stores, scaling, spec.patch, "validation", rank=rank, workers=workers)
     batch = wanted["batch"] // workers
 
     torch.backends.cudnn.deterministic = True  # one seed, one result
@@ -218,6 +227,7 @@ def _worker(settings: dict[str, Any]) -> None:
             checkpoint = Checkpoint.from_bytes((Path(folder) / CHECKPOINT_FILE).read_bytes())
         checkpoint.restore(inner(model), optimiser, schedule)
         history = list(checkpoint.history)
+    begun = Position(epoch=len(history), step=0)  # a checkpoint is of whole epochs
 
     told, waiting = time.monotonic(), 0
 
@@ -228,13 +238,15 @@ def _worker(settings: dict[str, Any]) -> None:
             settings["board"].add.remote(waiting)
             told, waiting = time.monotonic(), 0
 
-    for epoch in range(len(history), wanted["epochs"]):
+    for epoch in range(begun.epoch, wanted["epochs"]):
         # Draws of noise and code depend on seed, epoch and rank alone, so that resuming changes none.
         torch.manual_seed(int(np.random.SeedSequence([wanted["seed"], epoch, rank]).generate_state(1)[0]))
         started = time.monotonic()
         trained = train_epoch(
             model,
-            training.shuffled(batch=batch, seed=wanted["seed"], epoch=epoch),
+            training.shuffled(
+                batch=batch, seed=wanted["seed"], epoch=epoch, start=begun.step if epoch == begun.epoch else 0
+            ),
             optimiser=optimiser,
             schedule=schedule,
             beta=settings["beta"],

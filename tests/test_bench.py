@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import threading
 from itertools import cycle
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from jobs.bench import timing
+from jobs.bench import batches, timing
 from jobs.bench.network import as_json, bench_network, table
 from jobs.bench.timing import Case, Timing, measure
 from jobs.cli import app
 from mibf.cell import CELL
+from tests.conftest import SmallScene
 
 
 def test_every_case_is_timed_in_every_round_after_one_that_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +41,59 @@ def test_bands_that_cannot_be_are_refused(bands: str) -> None:
     result = CliRunner().invoke(app, ["bench", "network", "--bands", bands])
     assert result.exit_code == 2
     assert f"--bands {bands}: give the number of bands of two or more sources" in result.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to some of its cores")
+def test_one_core_is_one_for_all_threads_and_all_come_back() -> None:
+    before, threads, seen = os.sched_getaffinity(0), torch.get_num_threads(), []
+    go, end = threading.Event(), threading.Event()
+
+    def look() -> None:
+        go.wait()
+        seen.append(os.sched_getaffinity(0))
+        end.wait()
+        seen.append(os.sched_getaffinity(0))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    with batches.one_core() as held:
+        assert held
+        assert len(os.sched_getaffinity(0)) == torch.get_num_threads() == 1
+        go.set()
+        while not seen:
+            pass
+    end.set()
+    thread.join()
+    assert os.sched_getaffinity(0) == seen[1] == before
+    assert len(seen[0]) == 1
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.slow
+def test_the_batches_table_has_every_way_with_its_ratio_and_what_training_waits() -> None:
+    result = batches.bench_batches(None, bands=[3, 1], rounds=1, steps=3, side=256)
+    assert result.samples == 240 * 256
+    assert [row.what for row in result.rows] == [
+        "loader",
+        "batches",
+        "with threads",
+        "balanced, turned",
+        "training, with threads",
+        "training, without",
+    ]
+    assert result.rows[0].ratio == result.rows[-1].ratio == 1.0
+    assert all(row.rate > 0 for row in result.rows)
+    assert [row.waits is None for row in result.rows] == [True] * 4 + [False] * 2
+    assert all(0 < row.waits < 1 for row in result.rows if row.waits is not None)
+    text = batches.table(result)
+    assert all(row.what in text for row in result.rows)
+    json.dumps(batches.as_json(result))
+
+
+def test_batches_of_what_was_not_prepared_are_refused(scene: SmallScene) -> None:
+    result = CliRunner().invoke(app, ["bench", "batches", str(scene.write_config())])
+    assert result.exit_code == 2
+    assert "run `mibf prepare` first" in result.output
 
 
 @pytest.mark.slow

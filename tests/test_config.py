@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from jobs.config import load
+from jobs.stages import fingerprint
 from mibf.errors import InputError
 from tests.conftest import SmallScene
 
@@ -47,6 +48,7 @@ def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
         ("map.zzzz=1", "map.zzzz: unknown key; known here are tile, products, draws, seed, workers, precision."),
         ("model.patch=6", "model.patch: the patch's side is an odd number of pixels from 5 to 15 (found 6)"),
         ("map.tile=100", "map.tile: a tile's side is a multiple of 64 pixels"),
+        ("sampling.frequencies=even", "Input should be 'natural', 'balanced' or 'sqrt' (found 'even')"),
         ("train.workers=3", "cannot be shared out evenly to 3 workers"),
         ("scenes.0.grid.like=sonar", "`grid.like` is 'sonar'; the sources are optical, radar"),
         ("split.fractions.train=0.9", "the fractions add up to 1.4"),
@@ -144,3 +146,11 @@ def test_every_product_of_a_map_can_be_asked_for() -> None:
 
     assert MapSection(products=tuple(PRODUCTS)).products == tuple(PRODUCTS)
     assert set(PRODUCTS) == set(PRODUCT_NAMES) - {"logits"}
+
+
+@pytest.mark.parametrize("override", ["sampling.frequencies=balanced", "train.augment=true"])
+def test_what_training_draws_makes_it_stale_and_prepare_not(scene: SmallScene, override: str) -> None:
+    path = str(scene.write_config())
+    before, after = load(path), load(path, overrides=[override])
+    assert fingerprint(before, "train") != fingerprint(after, "train")
+    assert fingerprint(before, "prepare") == fingerprint(after, "prepare")

@@ -1,9 +1,8 @@
-"""The patch store, the scaling fitted to it, and the batches cut from it."""
+"""The patch store, the scaling fitted to it, and the bundle that carries it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from mibf.network import MIBFNet
 from mibf.scaling import BandScaling, Scaling, scaling_from_json, scaling_to_json
 from mibf.spec import NetworkSpec, SourceSpec
 from pipeline import storage
-from pipeline.batches import Sampler, scaled_window
 from pipeline.fit import HIGH, LOW
 from pipeline.grid import Window
 from pipeline.labels import UNLABELLED
@@ -136,65 +134,6 @@ def test_scaled_values_lie_in_the_unit_interval_and_gaps_take_the_fill(seed: int
     inside = valid & (np.abs(values[1]) < 500)
     assert scaled[1][inside] == pytest.approx((values[1][inside] + 500) / 1000, abs=1e-5)
     assert bands.constant.tolist() == [True, False, False]
-
-
-def sampler(store: PatchStore, scaling: Scaling, subset: Any = "train", **more: int) -> Sampler:
-    return Sampler([store], scaling, 5, subset, **more)
-
-
-def test_patches_are_cuts_of_the_scaled_scene_with_their_labels(store: PatchStore, scaling: Scaling) -> None:
-    whole = scaled_window(store, Window(0, 0, ROWS, COLUMNS), scaling, halo=2)
-    rows, columns = np.nonzero(samples(store, "validation"))
-    wanted = {}
-    for y, x in zip(rows, columns, strict=True):
-        patch = whole[0][:, y : y + 5, x : x + 5]
-        wanted[patch.tobytes()] = (whole[1][:, y : y + 5, x : x + 5], store.array("labels")[y, x])
-    seen = 0
-    ids = [c.id for c in store.classes]
-    for batch in sampler(store, scaling, "validation").in_order(batch=37):
-        for optical, radar, label in zip(*batch.sources, batch.labels, strict=True):
-            expected, class_id = wanted[np.ascontiguousarray(optical).tobytes()]
-            assert (radar == expected).all()
-            assert ids[label] == class_id
-            seen += 1
-    assert seen == len(rows)
-
-
-def test_an_epoch_is_a_function_of_seed_epoch_and_rank(store: PatchStore, scaling: Scaling) -> None:
-    def labels(epoch: int, rank: int = 0, seed: int = 0) -> list[int]:
-        part = sampler(store, scaling, rank=rank, workers=2)
-        return [int(n) for b in part.shuffled(batch=32, seed=seed, epoch=epoch) for n in b.labels]
-
-    assert labels(0) == labels(0)
-    assert labels(0) != labels(1)
-    assert labels(0) != labels(0, rank=1)
-    assert labels(0) != labels(0, seed=1)
-
-
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_every_worker_takes_equally_many_full_batches(store: PatchStore, scaling: Scaling, workers: int) -> None:
-    total = int(samples(store, "train").sum())
-    for rank in range(workers):
-        part = sampler(store, scaling, rank=rank, workers=workers)
-        sizes = [len(b.labels) for b in part.shuffled(batch=40, seed=0, epoch=0)]
-        assert sizes == [40] * part.steps(40) == [40] * (total // (40 * workers))
-
-
-def test_one_workers_epoch_repeats_no_sample(store: PatchStore, scaling: Scaling) -> None:
-    seen = [
-        patch.tobytes()
-        for b in sampler(store, scaling).shuffled(batch=64, seed=0, epoch=0)
-        for patch in np.ascontiguousarray(b.sources[0])
-    ]
-    assert len(seen) == len(set(seen))
-
-
-def test_validation_is_dealt_to_workers_without_loss_or_overlap(store: PatchStore, scaling: Scaling) -> None:
-    counts = [
-        sum(len(b.labels) for b in sampler(store, scaling, "validation", rank=r, workers=3).in_order(batch=50))
-        for r in range(3)
-    ]
-    assert sum(counts) == samples(store, "validation").sum()
 
 
 def test_a_bundle_survives_its_files(scaling: Scaling, store: PatchStore) -> None:

@@ -1,0 +1,61 @@
+"""A scene of random values, prepared in a folder: what batches are measured on where no scene is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import yaml
+from affine import Affine
+from numpy.typing import NDArray
+
+from jobs.config import Config, load
+from jobs.prepare import prepare
+from jobs.stages import run_stage
+
+CLASSES = 11
+#: Side of the squares of one class, in pixels.
+FIELD = 16
+
+
+def random_scene(folder: Path, *, bands: Sequence[int], side: int) -> Config:
+    """A prepared scene of side x side pixels, all of them labelled, fifteen sixteenths for training.
+
+    The first source is of 16-bit integers with about 8 random bits each, the others are of random floats: compressed,
+    they are as large as real ones, or larger. `side` is a multiple of 32.
+    """
+    generator = np.random.default_rng(0)
+    sources = {}
+    for number, count in enumerate(bands):
+        noise = generator.standard_normal((count, side, side), np.float32)
+        values = noise if number else (1000 + 60 * noise).astype(np.uint16)
+        sources[f"source{number + 1}"] = {"url": _write(folder / f"source{number + 1}.tif", values)}
+    fields = generator.integers(1, CLASSES + 1, (1, side // FIELD, side // FIELD), np.uint8)
+    split = np.ones((1, side, side), np.uint8)
+    split[:, -side // 16 :] = 2
+    split[:, -side // 32 :] = 3
+    labels = _write(folder / "labels.tif", fields.repeat(FIELD, axis=1).repeat(FIELD, axis=2))
+    path = folder / "random.yaml"
+    scene = {"name": "random", "grid": {"like": "source1"}, "sources": sources, "labels": {"url": labels}}
+    values_of_file = {
+        "name": "random",
+        "workspace": str(folder / "work"),
+        "scenes": [scene],
+        "classes": [{"id": number, "name": f"class {number}"} for number in range(1, CLASSES + 1)],
+        "split": {"method": "raster", "url": _write(folder / "split.tif", split)},
+    }
+    path.write_text(yaml.safe_dump(values_of_file, sort_keys=False), encoding="utf-8")
+    config = load(str(path))
+    run_stage(config, "prepare", prepare, keep_current=False)
+    return config
+
+
+def _write(path: Path, values: NDArray[np.generic]) -> str:
+    count, height, width = values.shape
+    grid = {"crs": "EPSG:32633", "transform": Affine(10.0, 0.0, 400000.0, 0.0, -10.0, 5800000.0)}
+    form = {"count": count, "height": height, "width": width, "dtype": values.dtype.name}
+    with rasterio.open(path, "w", driver="GTiff", tiled=True, blockxsize=256, blockysize=256, **form, **grid) as dataset:
+        dataset.write(values)
+    return str(path)

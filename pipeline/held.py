@@ -1,0 +1,150 @@
+"""Windows held in memory, scaled, and the patches gathered from them, plain or turned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.store import CHUNK, StoredSource
+
+#: Symmetries of the square: quarter turns 0 to 3, then the same mirrored left to right.
+SYMMETRIES = 8
+#: How a window is held: whole with its halo, or as the patches of its samples alone, where they are fewer pixels.
+WHOLE, PATCHES = 0, 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the pixels of some sources lie in memory, and where those of a patch are.
+
+    A source's windows follow each other in one array (pixels, bands), each as rows of `CHUNK` + patch - 1 reference
+    pixels, or as the patches of its samples. Positions in it are counted in the source's own pixels.
+    """
+
+    sources: tuple[StoredSource, ...]
+    patch: int
+
+    @property
+    def side(self) -> int:
+        """Reference pixels along a whole window with halo."""
+        return CHUNK + self.patch - 1
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of one reference pixel of all sources."""
+        return 4 * sum(source.bands * source.scale**2 for source in self.sources)
+
+    def kind(self, samples: int) -> int:
+        """How a window is held of which so many samples are drawn: the way that takes less memory."""
+        return WHOLE if samples * self.patch**2 >= self.side**2 else PATCHES
+
+    def pixels(self, samples: int) -> int:
+        """Reference pixels that such a window takes."""
+        return min(samples * self.patch**2, self.side**2)
+
+    @cached_property
+    def scales(self) -> tuple[int, ...]:
+        """The scales that occur."""
+        return tuple(sorted({source.scale for source in self.sources}))
+
+    @cached_property
+    def offsets(self) -> dict[int, NDArray[np.int64]]:
+        """By scale: where a patch's pixels are from its first one on (kind, symmetry, (patch * scale)^2).
+
+        A turned patch is the same pixels in another order: it costs no more than a plain one.
+        """
+        return {scale: self._offsets(scale) for scale in self.scales}
+
+    def _offsets(self, scale: int) -> NDArray[np.int64]:
+        y, x = np.indices((self.patch * scale, self.patch * scale))
+        plain = [y * stride * scale + x for stride in (self.side, self.patch)]
+        return np.array(
+            [
+                [np.fliplr(turned).ravel() if mirrored else turned.ravel() for mirrored in (False, True) for turned in turns]
+                for turns in ([np.rot90(table, quarter) for quarter in range(4)] for table in plain)
+            ]
+        )
+
+
+class Held:
+    """Some windows in memory, and their draws in the order in which they are given out.
+
+    Filled window by window with `add`, then put in order once with `arrange`.
+    """
+
+    def __init__(self, layout: Layout, pixels: int) -> None:
+        """Room for `pixels` reference pixels of every source."""
+        self.layout = layout
+        self._values = [np.empty((pixels * s.scale**2, s.bands), np.float32) for s in layout.sources]
+        self._used = 0
+        self._kinds: list[NDArray[np.uint8]] = []
+        self._starts: list[dict[int, NDArray[np.int64]]] = []
+        self._labels: list[NDArray[np.int64]] = []
+        self._times: list[NDArray[np.int64]] = []
+
+    def add(
+        self,
+        sources: Sequence[NDArray[np.float32]],
+        *,
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        times: NDArray[np.int64],
+    ) -> None:
+        """Take a window in.
+
+        Args:
+            sources: every source's scaled window with halo (bands, rows * scale, columns * scale).
+            rows: of the samples that are drawn, in reference pixels of the window without halo.
+            columns: likewise.
+            labels: their class positions.
+            times: how often each is drawn.
+        """
+        layout = self.layout
+        kind = layout.kind(len(rows))
+        starts = {scale: self._start(kind, rows, columns, scale) for scale in layout.scales}
+        for source, values, held in zip(layout.sources, sources, self._values, strict=True):
+            s = source.scale
+            room = held[self._used * s**2 : (self._used + layout.pixels(len(rows))) * s**2]
+            side = layout.side * s
+            area = (room if kind == WHOLE else np.empty((side**2, source.bands), np.float32)).reshape(side, side, -1)
+            area[: values.shape[1], : values.shape[2]] = values.transpose(1, 2, 0)
+            if kind == PATCHES:
+                first = (rows * side + columns)[:, None] * s
+                wanted = (first + layout.offsets[s][WHOLE, 0]).ravel()
+                np.take(area.reshape(side**2, -1), wanted, axis=0, out=room, mode="clip")
+        self._used += layout.pixels(len(rows))
+        self._kinds.append(np.full(len(rows), kind, np.uint8))
+        self._starts.append(starts)
+        self._labels.append(labels)
+        self._times.append(times)
+
+    def _start(self, kind: int, rows: NDArray[np.int64], columns: NDArray[np.int64], scale: int) -> NDArray[np.int64]:
+        """Where each sample's patch begins in a source of this scale."""
+        before = self._used * scale**2
+        if kind == PATCHES:
+            return before + np.arange(len(rows)) * (self.layout.patch * scale) ** 2
+        return before + (rows * self.layout.side * scale + columns) * scale
+
+    def arrange(self, shuffle: np.random.Generator | None, turn: np.random.Generator | None) -> None:
+        """Put the draws in order: shuffled, or as they were taken in; each turned by a symmetry drawn for it, or none."""
+        draws = np.repeat(np.arange(sum(map(len, self._times))), np.concatenate(self._times))
+        self.order = draws if shuffle is None else shuffle.permutation(draws)
+        self.turns = np.zeros(len(draws), np.uint8) if turn is None else turn.integers(0, SYMMETRIES, len(draws), np.uint8)
+        self.kinds = np.concatenate(self._kinds)
+        self.starts = {scale: np.concatenate([s[scale] for s in self._starts]) for scale in self.layout.scales}
+        self.labels = np.concatenate(self._labels)
+
+    def gather(self, begin: int, end: int, patches: Sequence[NDArray[np.float32]], labels: NDArray[np.int64]) -> None:
+        """Write the draws [begin, end): patches (end - begin, (patch * scale)^2, bands), and labels (end - begin,)."""
+        chosen, turns = self.order[begin:end], self.turns[begin:end]
+        kinds = self.kinds[chosen]
+        labels[:] = self.labels[chosen]
+        where = {s: self.starts[s][chosen, None] + self.layout.offsets[s][kinds, turns] for s in self.layout.scales}
+        for source, values, out in zip(self.layout.sources, self._values, patches, strict=True):
+            # With "raise", take would write to a copy first; no index lies outside.
+            np.take(values, where[source.scale], axis=0, out=out, mode="clip")
