@@ -342,6 +342,11 @@ class Config(Section):
     def _blocks_by_default(cls, value: Any) -> Any:
         return {"method": "blocks", **value} if isinstance(value, dict) else value
 
+    @property
+    def labelled(self) -> bool:
+        """Whether a scene has labels, so that there is something to train on."""
+        return any(scene.labels is not None for scene in self.scenes)
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         for what, names in (
@@ -365,8 +370,6 @@ class Config(Section):
             if both:
                 listed = ", ".join(map(str, both))
                 raise ValueError(f"labels.ignore of scene {scene.name!r} names declared classes: {listed}")
-        if all(scene.labels is None for scene in self.scenes):
-            raise ValueError("no scene has `labels`; at least one must, to train on")
         if self.split.method == "raster" and len(self.scenes) > 1:
             raise ValueError("a split raster belongs to one scene; use `method: blocks` with several")
         return self

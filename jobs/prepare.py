@@ -28,7 +28,7 @@ from pipeline.fit import Sketch, fit_scaling, merge
 from pipeline.register import TOO_FAR, told
 from pipeline.register import shifts as shifts_of
 from pipeline.shift import Shift
-from pipeline.split import SUBSETS
+from pipeline.split import SUBSETS, Subset
 from pipeline.survey import Survey, survey
 
 #: Shares of pixels with data below which a source is told of.
@@ -60,10 +60,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         with storage.folder_in_use(workspace.stores):
             try:
                 written = [_write(scene, workspace, config, workers, fingerprint) for scene in scenes]
-                counts = subset_counts(
-                    scenes[0].classes, np.sum([w.found.samples.sum(axis=(2, 3)) for w in written], axis=0)
-                )
-                scaling = _fit(written)
+                counts, scaling = _fitted(written) if config.labelled else ({}, {})
             except InputError:
                 for scene in scenes:  # what is refused leaves nothing behind
                     discard(_staged(workspace, scene))
@@ -87,7 +84,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     figures = {"method": config.split.method, "counts": counts, "overlap": overlap, "buffer": buffer_of(config)}
     storage.write_json(workspace.split, figures)
     lines = [line for w in written for line in _store_lines(w, shifts[w.scene.name])]
-    lines += _split_lines(config, figures)
+    lines += _split_lines(config, figures) if config.labelled else ["no labels: nothing to train on, and no scaling"]
     stores = [workspace.store(scene.name) for scene in scenes]
     stored = {w.scene.name: _figures(w, shifts[w.scene.name]) for w in written}
     return Outcome(figures | {"stores": stored}, lines, [*stores, workspace.split, workspace.scaling])
@@ -125,11 +122,14 @@ def _write(scene: OpenScene, workspace: Workspace, config: Config, workers: Engi
     return _Written(scene, url, records.with_samples(url, found.samples), found)
 
 
-def _fit(written: Sequence[_Written]) -> Scaling:
+def _fitted(written: Sequence[_Written]) -> tuple[dict[Subset, dict[str, int]], Scaling]:
+    """The samples of each subset and class over all scenes, checked, and the scaling fitted to those that train."""
+    samples = np.sum([w.found.samples.sum(axis=(2, 3)) for w in written], axis=0)
+    counts = subset_counts(written[0].scene.classes, samples)
     total: dict[str, Sketch] = {}
     for w in written:
         merge(total, w.found.sketches)
-    return fit_scaling(total)
+    return counts, fit_scaling(total)
 
 
 def _warn_of_bands(scaling: Scaling) -> None:

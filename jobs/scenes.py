@@ -124,7 +124,9 @@ def buffer_of(config: Config) -> int | None:
 
 
 def _splits(config: Config, classes: tuple[ClassName, ...], scenes: Sequence[_Opened], engine: Engine) -> list[Split]:
-    """The split of each scene, checked to leave every class a training pixel."""
+    """The split of each scene, checked to leave every class a training pixel; none where no scene has labels."""
+    if not config.labelled:
+        return [NoSplit() for _ in scenes]
     ids = tuple(c.id for c in classes)
     blocked = isinstance(config.split, BlocksSection)
     tables = []

@@ -51,6 +51,8 @@ SELECTED_BY = "validation_overall_accuracy"
 
 def train(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     """Train and write the bundle."""
+    if not config.labelled:
+        raise InputError("no scene has `labels`, so that there is nothing to train on; give one scene some.")
     _check_not_imported(workspace)
     stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
     spec = network_spec(config, stores[0])

@@ -44,7 +44,7 @@ SHARDS, SHARD_BYTES = (128, 256, 512, 1024), 48 << 20
 FEWEST_SHARDS = 16
 FORMAT = 2
 #: Chosen by `mibf bench prepare --codecs` on real scenes: see docs/performance.md.
-COMPRESSOR = BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")
+COMPRESSOR = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,6 @@ def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
         ("train.epochs=many", "train.epochs: must be a whole number (found 'many')"),
         ("name=two words", "name: may hold letters, digits"),
         ("classes.0.name=no", "classes.0.name: must be text; put it in quotes (found False)"),
-        ("scenes.0.labels=null", "no scene has `labels`"),
     ],
 )
 def test_mistakes_are_told_with_their_place(scene: SmallScene, override: str, told: str) -> None:

@@ -1,17 +1,25 @@
-"""Real scenes: the embedded sample, and Zion where it is at hand."""
+"""Real scenes: the embedded sample, and those of the examples where they are at hand, pixel for pixel."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rasterio
+import scipy.io
+from rasterio.enums import Resampling
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.vrt import WarpedVRT
 
 from jobs.config import load
 from jobs.prepare import prepare
 from jobs.sample import demo_config
-from jobs.stages import run_stage
+from jobs.stages import Manifest, run_stage
+from jobs.verify import verify
+from pipeline.labels import UNLABELLED
 from pipeline.store import PatchStore
 from tests.test_layers import ROOT
 
@@ -36,18 +44,107 @@ def test_the_embedded_sample_is_brought_to_ten_metres(tmp_path: Path) -> None:
     assert manifest.figures["overlap"] == {"brandenburg": 0.0}
 
 
-def test_zion_has_the_pixels_that_its_split_says(
+@pytest.fixture
+def example(
     shared: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three coordinate systems; the counts of split.tif are known."""
-    monkeypatch.setenv("DATA", str(shared("data/zion").parent))
-    config = load(str(ROOT / "examples/zion.yaml"), overrides=[f"workspace={tmp_path}"])
-    manifest, _ = run_stage(config, "prepare", prepare, keep_current=False)
+) -> Callable[[str, str], tuple[PatchStore, Path, Manifest]]:
+    """Prepares an example's configuration: the store, the folder of its files, and the manifest."""
+
+    def prepared(name: str, folder: str) -> tuple[PatchStore, Path, Manifest]:
+        files = shared(f"data/{folder}")
+        monkeypatch.setenv("DATA", str(files.parent))
+        config = load(str(ROOT / f"examples/{name}.yaml"), overrides=[f"workspace={tmp_path}"])
+        manifest, _ = run_stage(config, "prepare", prepare, keep_current=False)
+        (checked,) = verify(config)
+        assert checked.broken == []
+        return PatchStore(manifest.outputs[0]), files, manifest
+
+    return prepared
+
+
+Example = Callable[[str, str], tuple[PatchStore, Path, Manifest]]
+
+
+def read(path: Path) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as dataset:
+            return np.asarray(dataset.read())
+
+
+def whole(store: PatchStore, name: str) -> np.ndarray:
+    return np.asarray(store.array(name)[:])
+
+
+def test_zion_is_what_gdal_makes_of_it(example: Example) -> None:
+    """Three coordinate systems, each file warped as a whole by rasterio; the counts of split.tif are known."""
+    store, files, manifest = example("zion", "zion")
     totals = {subset: sum(counts.values()) for subset, counts in manifest.figures["counts"].items()}
     assert totals == {"train": 717_300, "validation": 254_340, "test": 410_544}
     assert manifest.figures["overlap"] == {"zion": 0.0}
-    store = PatchStore(manifest.outputs[0])
-    elevation = store.array("sources/elevation")[0][store.array("valid/elevation")[:].astype(bool)]
-    assert elevation.min() > 1000
-    assert elevation.max() < 2900
-    assert 0.98 < store.array("valid/elevation")[:].mean() < 0.99
+    optical = np.concatenate([read(files / f"landsat_b{n}.tif") for n in (2, 3, 4, 5)])
+    valid = (optical != 65535).all(axis=0)
+    assert (whole(store, "valid/optical") == valid).all()
+    assert (whole(store, "sources/optical") == np.where(valid, optical, 0)).all()
+
+    def warped(name: str, resampling: Resampling) -> np.ndarray:
+        with (
+            rasterio.open(files / "landsat_b2.tif") as grid,
+            rasterio.open(files / name) as dataset,
+            WarpedVRT(
+                dataset, crs=grid.crs, transform=grid.transform, height=grid.height, width=grid.width,
+                resampling=resampling, nodata=np.nan, dtype="float32", tolerance=1e-6,
+            ) as view,
+        ):  # fmt: skip
+            return np.asarray(view.read(1))
+
+    elevation = warped("srtm.tif", Resampling.bilinear)
+    assert (whole(store, "valid/elevation") == np.isfinite(elevation)).all()
+    assert (whole(store, "sources/elevation")[0] == np.nan_to_num(elevation)).all()
+    assert 0.98 < np.isfinite(elevation).mean() < 0.99
+    labels = warped("nlcd.tif", Resampling.nearest)
+    assert (whole(store, "labels") == np.where(np.isfinite(labels), labels, UNLABELLED)).all()
+    assert (whole(store, "split") == read(files / "split.tif")[0]).all()
+
+
+def test_terramind_is_its_files(example: Example) -> None:
+    store, files, _ = example("terramind", "terramind_282D_485L_3_3")
+    for source, name in (("optical", "s2_l2a"), ("radar", "s1_rtc"), ("elevation", "dem")):
+        values = read(files / f"{name}.tif")
+        assert (whole(store, f"sources/{source}") == values.astype(store.array(f"sources/{source}").dtype)).all()
+        assert whole(store, f"valid/{source}").all()
+    assert store.array("sources/optical").dtype == np.int16
+    assert (whole(store, "labels") == read(files / "lulc.tif")[0]).all()
+
+
+def test_pleiades_keeps_its_panchromatic_pixels(example: Example) -> None:
+    """Images without a CRS whose corners do not fit: pixel on pixel, at a ratio of 4. They lie apart, and that is told."""
+    store, files, manifest = example("pleiades", "pleiades_toulouse")
+    assert [(s.name, s.bands, s.scale) for s in store.sources] == [("multispectral", 4, 1), ("panchromatic", 1, 4)]
+    assert (whole(store, "sources/multispectral") == read(files / "phr_xs.tif")).all()
+    assert (whole(store, "sources/panchromatic") == read(files / "phr_pan.tif")).all()
+    assert (whole(store, "labels") == UNLABELLED).all()
+    shift = manifest.figures["stores"]["toulouse"]["shifts"]["panchromatic"]
+    assert shift["credible"]
+    assert 0.75 < np.hypot(shift["dy"], shift["dx"]) < 2
+
+
+def test_muufl_is_its_matlab_arrays(example: Example) -> None:
+    store, files, _ = example("muufl_lidar", "muufl_lidar_gt")
+    lidar = scipy.io.loadmat(files / "data_SAR_HR.mat")["lidar_data"]
+    assert (whole(store, "sources/height")[0] == lidar[..., 0]).all()
+    assert (whole(store, "sources/intensity")[0] == lidar[..., 1]).all()
+    labels = scipy.io.loadmat(files / "gt.mat")["labels"]
+    assert (whole(store, "labels") == np.where(labels < 0, UNLABELLED, labels)).all()
+
+
+def test_indian_pines_is_cut_into_two_sources_and_split_as_in_papers(example: Example) -> None:
+    store, files, manifest = example("indian_pines", "indian_pines")
+    cube = read(files / "cube.tif")
+    assert (whole(store, "sources/visible") == cube[:100]).all()
+    assert (whole(store, "sources/infrared") == cube[100:]).all()
+    truth = read(files / "gt.tif")[0]
+    assert (whole(store, "labels") == np.where(truth == 0, UNLABELLED, truth)).all()
+    for position, c in enumerate(store.classes):
+        assert manifest.figures["counts"]["train"][c.name] == round(0.1 * (truth == position + 1).sum())
+    assert manifest.figures["overlap"]["indian_pines"] > 0.99
