@@ -111,36 +111,28 @@ class OpenSource:
             InputError: a file cannot be read; it is named.
         """
         own = Window(*(v * self.scale for v in (window.y, window.x, window.height, window.width)))
-        values = np.empty((self.bands, own.height, own.width), self.dtype)
-        valid = np.ones((own.height, own.width), bool)
-        first = 0
-        for layer in self.layers:
-            bands = layer[0].header.bands
-            valid &= self._read_layer(layer, own, values[first : first + bands])
-            first += bands
+        parts = [self._read_layer(layer, own) for layer in self.layers]
+        values = parts[0][0] if len(parts) == 1 else np.concatenate([part for part, _ in parts])
+        valid = np.logical_and.reduce([there for _, there in parts])
         if self.mask is not None:
             told, there = _read_part(self.mask, self.grid, own)
             assert self.declared.mask is not None
             valid &= there & self.declared.mask.passes(told[0])
-        values[:, ~valid] = 0
+        if not valid.all():
+            values[:, ~valid] = 0
         return values, valid
 
-    def _read_layer(self, layer: Sequence[Part], window: Window, target: NDArray[Any]) -> NDArray[np.bool_]:
-        """Put a layer's values (band, y, x) in place; where (y, x) they are data."""
-        valid: NDArray[np.bool_] | None = None
-        for part in layer:
-            values, there = _read_part(part, self.grid, window)
-            values, there = self._physical(values, there)
-            if valid is None:
-                target[...], valid = values, there
-            else:
-                news = there & ~valid
-                target[:, news] = values[:, news]
-                valid |= there
+    def _read_layer(self, layer: Sequence[Part], window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """A layer's values (band, y, x), and where (y, x) they are data: of the first file that has some."""
+        values, valid = self._physical(*_read_part(layer[0], self.grid, window))
+        for part in layer[1:]:
             if valid.all():
                 break
-        assert valid is not None
-        return valid
+            others, there = self._physical(*_read_part(part, self.grid, window))
+            news = there & ~valid
+            values[:, news] = others[:, news]
+            valid = valid | there
+        return values, valid
 
     def _physical(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         if values.dtype == self.dtype and self.declared.gain == 1 and self.declared.offset == 0:

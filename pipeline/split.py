@@ -210,6 +210,6 @@ def drawn(wanted: float, available: int, *, at_most: float) -> int:
 def near_any(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
     """Where a set pixel lies within `reach` rows and columns; the result is `reach` smaller on every side."""
     side = 2 * reach + 1
-    sums = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    sums = np.pad(mask.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32), ((1, 0), (1, 0)))
     boxes = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
     return np.asarray(boxes > 0)

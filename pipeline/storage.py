@@ -5,6 +5,7 @@ Credentials come from the environment alone (fsspec and its back ends read them 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import math
@@ -308,9 +309,11 @@ class Recorder(WrapperStore[Store]):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write an object."""
-        await super().set(key, value)
-        content = value.to_bytes()
-        self.written[key] = (len(content), hashlib.sha256(content).hexdigest())
+        content = value.as_buffer_like()
+        # Not in the thread of zarr's event loop, which all writers share.
+        hashed = asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())
+        _, digest = await asyncio.gather(super().set(key, value), hashed)
+        self.written[key] = (len(value), digest)
 
 
 def free_bytes(url: str) -> int | None:

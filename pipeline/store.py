@@ -189,9 +189,13 @@ class PatchStore:
 
     def samples(self, window: Window) -> dict[Subset, NDArray[np.uint8]]:
         """Class ids of each subset's samples in a window, `UNLABELLED` elsewhere."""
-        labels = np.where(self.usable(window), self._read("labels", window.slices), UNLABELLED)
-        split = self._read("split", window.slices)
-        return {s: np.where(split == CODES[s], labels, UNLABELLED).astype(np.uint8) for s in SUBSETS}
+        ids, codes = self.labelled(window)
+        return {s: np.where(codes == CODES[s], ids, np.uint8(UNLABELLED)) for s in SUBSETS}
+
+    def labelled(self, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Class ids (height, width) of a window, and the code of the subset that each pixel is a sample of, 0 for none."""
+        ids, split = self._read("labels", window.slices), self._read("split", window.slices)
+        return ids, split * (self.usable(window) & (ids != UNLABELLED))
 
     def windows_with_samples(self, subset: Subset) -> list[tuple[Window, NDArray[np.int64]]]:
         """The `CHUNK`-sided windows that hold samples of a subset, with the number of each class."""

@@ -5,8 +5,10 @@ One task a shard; what the tasks find is added up.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +16,7 @@ from numpy.typing import NDArray
 from pipeline.engine import Engine
 from pipeline.fit import Sketch, merge
 from pipeline.grid import Window, windows
-from pipeline.labels import UNLABELLED
-from pipeline.split import SUBSETS, Subset, near_any
+from pipeline.split import CODES, SUBSETS, near_any
 from pipeline.store import CHUNK, PatchStore
 
 #: One in so many windows of a shard, or fewer, are read one by one.
@@ -64,7 +65,8 @@ def survey(
         merge(total.sketches, found.sketches)
         each(1)
 
-    engine.each(_survey_shard, (url, patch, frozenset(sketched)), windows(store.shape, store.shard), take)
+    task = _Task(url, patch, frozenset(sketched))
+    engine.each(_survey_shard, task, windows(store.shape, store.shard), take)
     return total
 
 
@@ -72,39 +74,56 @@ def _sketches(store: PatchStore) -> dict[str, Sketch]:
     return {s.name: Sketch(s.bands, store.array(f"sources/{s.name}").dtype) for s in store.sources}
 
 
-def _survey_shard(shared: tuple[str, int, frozenset[Window]], shard: Window) -> tuple[Window, Survey]:
-    url, patch, sketched = shared
-    store = PatchStore(url)
-    reach = patch - 1
+@dataclass(frozen=True)
+class _Task:
+    """What is the same for all shards."""
+
+    url: str
+    patch: int
+    sketched: frozenset[Window]
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)  #: tells one survey from another of the same URL
+
+
+@lru_cache(maxsize=2)
+def _store(url: str, token: str) -> PatchStore:
+    """The store as all tasks of a survey in this process read it: its arrays are opened once."""
+    del token
+    return PatchStore(url)
+
+
+def _survey_shard(task: _Task, shard: Window) -> tuple[Window, Survey]:
+    store = _store(task.url, task.token)
+    reach = task.patch - 1
     rows, columns = store.shape
     y, x = max(0, shard.y - reach), max(0, shard.x - reach)
     bottom, right = min(rows, shard.y + shard.height + reach), min(columns, shard.x + shard.width + reach)
-    around = store.samples(Window(y, x, bottom - y, right - x))
+    ids, codes = store.labelled(Window(y, x, bottom - y, right - x))
     own = np.s_[shard.y - y : shard.y - y + shard.height, shard.x - x : shard.x - x + shard.width]
-    samples = {subset: ids[own] for subset, ids in around.items()}
-    found = Survey(_counts(store, shard, samples), sketches=_sketches(store))
-    test, train = (samples[subset] != UNLABELLED for subset in ("test", "train"))
-    if test.any():
+    found = Survey(_counts(store, ids[own], codes[own]), sketches=_sketches(store))
+    train = codes == CODES["train"]
+    test = codes[own] == CODES["test"]
+    found.tests = int(test.sum())
+    if found.tests and train.any():
         missing_rows = (reach - (shard.y - y), reach - (bottom - shard.y - shard.height))
         missing_columns = (reach - (shard.x - x), reach - (right - shard.x - shard.width))
-        training = np.pad(around["train"] != UNLABELLED, (missing_rows, missing_columns))
-        found.tests = int(test.sum())
-        found.overlapping = int((test & near_any(training, reach)).sum())
-    for part in [] if shard in sketched else _worth_reading(shard, train):
+        found.overlapping = int((test & near_any(np.pad(train, (missing_rows, missing_columns)), reach)).sum())
+    train = train[own]
+    for part in [] if shard in task.sketched else _worth_reading(shard, train):
         trained = train[part.y - shard.y :, part.x - shard.x :][: part.height, : part.width]
         for source in store.sources:
             found.sketches[source.name].add_at(*store.read_source(source.name, part), trained)
     return shard, found
 
 
-def _counts(store: PatchStore, shard: Window, samples: dict[Subset, NDArray[np.uint8]]) -> NDArray[np.int32]:
-    """Samples of a shard (subset, class, window y, window x)."""
-    high, wide = -(-shard.height // CHUNK), -(-shard.width // CHUNK)
-    row, column = np.arange(shard.height) // CHUNK, np.arange(shard.width) // CHUNK
-    place = (row[:, None] * wide + column) * 256
-    ids = [c.id for c in store.classes]
-    counts = [np.bincount((place + samples[s]).ravel(), minlength=high * wide * 256) for s in SUBSETS]
-    return np.stack([c.reshape(high, wide, 256)[..., ids].transpose(2, 0, 1) for c in counts]).astype(np.int32)
+def _counts(store: PatchStore, ids: NDArray[np.uint8], codes: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Samples of a shard (subset, class, window y, window x), from class ids and subset codes (y, x), 0 for no sample."""
+    high, wide = (-(-size // CHUNK) for size in ids.shape)
+    rows, columns = np.nonzero(codes)
+    place = rows // CHUNK * wide + columns // CHUNK
+    kind = (codes[rows, columns].astype(np.int64) - 1) * 256 + ids[rows, columns]
+    counts = np.bincount(kind * (high * wide) + place, minlength=len(SUBSETS) * 256 * high * wide)
+    classes = [c.id for c in store.classes]
+    return counts.reshape(len(SUBSETS), 256, high, wide)[:, classes].astype(np.int32)
 
 
 def _worth_reading(shard: Window, train: NDArray[np.bool_]) -> list[Window]:
