@@ -40,6 +40,13 @@ PLAIN = {
 }
 
 
+#: What to write where a key is missing, as far as it is not plain.
+MISSING = {
+    "grid": "; say which grid to map on, as {like: SOURCE} or {crs: EPSG:..., resolution: ..., bounds: [...]}",
+    "sources": "; name two or more, each with the `url` of its file",
+}
+
+
 class Section(BaseModel):
     """A part of the file: unknown keys are refused, values never change."""
 
@@ -482,7 +489,8 @@ def _explained(error: ValidationError) -> list[str]:
         if mistake["type"] == "extra_forbidden":
             lines.append(_unknown_key(where, mistake["loc"]))
         elif mistake["type"] == "missing":
-            lines.append(f"{where}: is missing.")
+            hint = MISSING.get(str(mistake["loc"][-1]), "")
+            lines.append(f"{where}: is missing{hint}.")
         else:
             message = PLAIN.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
             value = "" if isinstance(mistake["input"], dict | list) else f" (found {mistake['input']!r})"

@@ -90,6 +90,45 @@ def test_complex_numbers(scene: SmallScene) -> None:
     assert "radar.tif: holds complex numbers" in refused(scene)
 
 
+def test_sources_of_several_systems_and_no_grid(scene: SmallScene) -> None:
+    first = scene.config()["scenes"][0]
+    del first["grid"]
+    assert "scenes.0.grid: is missing; say which grid to map on" in refused(scene, scenes=[first])
+
+
+def test_a_source_without_any_data(scene: SmallScene) -> None:
+    """Known only once a store is written, which is taken back."""
+    for nothing in (np.nan, -np.inf):
+        write_raster(scene.folder / "radar.tif", np.full((1, 150, 130), nothing, np.float32))
+        assert "source 'radar' has no data in any pixel" in refused(scene)
+    write_raster(scene.folder / "radar.tif", np.full((1, 150, 130), 7, np.uint8), nodata=7)
+    message = refused(scene)
+    assert "source 'radar' has no data in any pixel" in message
+    assert "radar.tif" in message
+
+
+def test_a_band_that_is_not_there(scene: SmallScene) -> None:
+    assert "optical.tif: has no band 4; its bands are 1 to 3" in refused(scene, ["scenes.0.sources.optical.bands=[1, 4]"])
+    assert "`bands` are numbers from 1" in refused(scene, ["scenes.0.sources.optical.bands=red"])
+
+
+def test_two_ways_to_name_the_files_of_a_source(scene: SmallScene) -> None:
+    assert "give one of `url`" in refused(scene, ["scenes.0.sources.optical.urls=[a.tif]"])
+
+
+def test_a_mask_that_says_nothing(scene: SmallScene) -> None:
+    assert "give `valid` values" in refused(scene, ["scenes.0.sources.optical.mask={url: a.tif}"])
+
+
+def test_a_stac_item_that_is_none(scene: SmallScene) -> None:
+    path = scene.folder / "item.json"
+    for content, message in (("{}", "is of type None"), ("nonsense", "cannot be read as a STAC item")):
+        path.write_text(content)
+        first = scene.config()["scenes"][0]
+        first["sources"]["optical"] = {"stac": {"url": str(path), "assets": ["red"]}}
+        assert message in refused(scene, scenes=[first])
+
+
 def test_polygons_without_an_attribute(scene: SmallScene) -> None:
     path = write_polygons(scene.folder / "x.gpkg", [(shapely.box(400000, 5799000, 401000, 5800000), "water")])
     assert "x.gpkg: is a vector file" in refused(scene, [f"scenes.0.labels.url={path}"])
@@ -103,6 +142,15 @@ def test_scenes_that_share_labelled_ground(scene: SmallScene) -> None:
 
 def test_a_workspace_that_would_not_last(scene: SmallScene) -> None:
     assert "gone with the process" in refused(scene, ["workspace=memory://x"])
+
+
+def test_nothing_to_train_on(scene: SmallScene) -> None:
+    path = scene.write_config()
+    arguments = [str(path), "--set", "scenes.0.labels=null"]
+    assert CliRunner().invoke(app, ["prepare", *arguments]).exit_code == 0
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert result.exit_code == 2
+    assert "nothing to train on" in result.stderr
 
 
 def test_an_unset_variable(scene: SmallScene) -> None:

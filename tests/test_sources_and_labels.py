@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import pytest
 import shapely
@@ -158,8 +159,6 @@ def test_polygons_are_burnt_by_name_the_later_on_top(tmp_path: Path) -> None:
 
 def test_polygons_in_another_crs_and_with_ids(tmp_path: Path) -> None:
     path = write_polygons(tmp_path / "p.gpkg", [(square(5, 5, 30), 2)])
-    import geopandas
-
     geopandas.read_file(path).to_crs("EPSG:4326").to_file(tmp_path / "q.geojson")
     found = ids_of(Labels(str(tmp_path / "q.geojson"), attribute="kind"))
     assert (found[6:34, 6:34] == 2).all()
@@ -183,6 +182,84 @@ def test_vector_labels_are_refused_by_name(tmp_path: Path) -> None:
     bare = write_polygons(tmp_path / "bare.gpkg", [(square(5, 5, 10), "water")], crs=None)
     with pytest.raises(InputError, match=r"bare\.gpkg.*no CRS"):
         ids_of(Labels(str(bare), attribute="kind"))
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".shp", ".parquet"])
+def test_every_kind_of_vector_file_is_burnt_alike(tmp_path: Path, suffix: str) -> None:
+    frame = geopandas.GeoDataFrame({"kind": ["water", "forest"]}, geometry=[square(5, 5, 30), square(20, 20, 25)], crs=CRS)
+    path = tmp_path / f"p{suffix}"
+    if suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_file(path)
+    wanted = np.full((60, 50), UNLABELLED)
+    wanted[5:35, 5:35] = 1
+    wanted[20:45, 20:45] = 2
+    assert (ids_of(Labels(str(path), attribute="kind")) == wanted).all()
+
+
+def test_points_label_the_pixel_that_they_lie_in(tmp_path: Path) -> None:
+    places = [(3, 4), (31, 17), (59, 49)]
+    points = [shapely.Point(TRANSFORM * (column + 0.3, row + 0.8)) for row, column in places]
+    path = write_polygons(tmp_path / "p.gpkg", [(point, "forest") for point in points])
+    found = ids_of(Labels(str(path), attribute="kind"))
+    assert [tuple(p) for p in np.argwhere(found == 2).tolist()] == places
+    assert (found != UNLABELLED).sum() == 3
+
+
+@pytest.mark.parametrize("priority", [("water",), (1,), ("water", "forest")])
+def test_a_class_of_priority_lies_on_top_wherever_it_stands_in_the_file(tmp_path: Path, priority: tuple[Any, ...]) -> None:
+    path = write_polygons(tmp_path / "p.gpkg", [(square(5, 5, 30), "water"), (square(20, 20, 25), "forest")])
+    found = ids_of(Labels(str(path), attribute="kind", priority=priority))
+    assert (found[5:35, 5:35] == 1).all()
+    assert (found == 2).sum() == 25 * 25 - 15 * 15
+    with pytest.raises(InputError, match=r"`labels\.priority` names lava"):
+        ids_of(Labels(str(path), attribute="kind", priority=("lava",)))
+
+
+def test_touched_pixels_count_when_asked(tmp_path: Path) -> None:
+    left, top = TRANSFORM * (10.4, 10.4)
+    path = write_polygons(tmp_path / "p.gpkg", [(shapely.box(left, top - 20, left + 20, top), "water")])
+    assert (ids_of(Labels(str(path), attribute="kind")) == 1).sum() == 4
+    assert (ids_of(Labels(str(path), attribute="kind", all_touched=True)) == 1).sum() == 9
+
+
+def test_outlines_that_cross_and_empty_ones_have_a_rule_and_are_told_of(tmp_path: Path) -> None:
+    """A bow tie encloses two triangles; a feature without a geometry labels nothing."""
+    corners = [TRANSFORM * corner for corner in ((10, 10), (30, 30), (30, 10), (10, 30))]
+    bow_tie = shapely.Polygon(corners)
+    assert not bow_tie.is_valid
+    frame = geopandas.GeoDataFrame(
+        {"kind": ["water", "forest", "forest", None]},
+        geometry=[bow_tie, shapely.Polygon(), None, square(40, 40, 5)],
+        crs=CRS,
+    )
+    frame.to_parquet(tmp_path / "p.parquet")  # other kinds are read by place, which features without one have not
+    opened = open_labels(Labels(str(tmp_path / "p.parquet"), attribute="kind"), GRID, CLASSES)
+    burnt = opened.read(Window(0, 0, 60, 50))
+    assert abs(int((burnt == 1).sum()) - 200) < 25
+    assert burnt[20, 12] == burnt[20, 28] == 1
+    assert burnt[12, 20] == burnt[28, 20] == UNLABELLED
+    assert (burnt == 2).sum() == 0
+    told = " ".join(opened.notes)
+    assert "2 without a geometry that can be placed, left out" in told
+    assert "1 whose outline crosses itself" in told
+    assert "1 without a value of 'kind', left out" in told
+
+
+def test_labels_that_are_no_whole_numbers_are_refused(tmp_path: Path) -> None:
+    values = np.ones((1, 60, 50), np.float32)
+    values[0, 0, :2] = 1.5
+    with pytest.raises(InputError, match=r"1\.5 \(2\)"):
+        ids_of(Labels(str(write_raster(tmp_path / "l.tif", values))))
+    with pytest.raises(InputError, match="has 2 bands; labels are a raster of one band"):
+        ids_of(Labels(str(write_raster(tmp_path / "m.tif", np.ones((2, 60, 50), np.uint8)))))
+
+
+def test_raster_labels_come_by_nearest_neighbour_from_another_grid(tmp_path: Path) -> None:
+    coarse = np.random.default_rng(0).integers(1, 3, (1, 20, 17)).astype(np.uint8)
+    path = write_raster(tmp_path / "l.tif", coarse, transform=TRANSFORM * Affine.scale(3))
+    assert (ids_of(Labels(str(path))) == coarse[0].repeat(3, 0).repeat(3, 1)[:60, :50]).all()
 
 
 def test_a_split_raster_holds_subset_codes_only(tmp_path: Path) -> None:
