@@ -64,10 +64,11 @@ class Threads:
     ) -> None:
         """As `Engine.each`."""
         run = _Run(function, shared, take)
+        # Dask begins the last of such names first; and neighbours, which share blocks of files, are best read together.
+        names = (f"item-{number:09d}" for number in range(len(items), 0, -1))
+        tasks = [delayed(run.one)(item, dask_key_name=name) for item, name in zip(items, names, strict=True)]
         try:
-            dask.compute(
-                *(delayed(run.one, pure=False)(item) for item in items), scheduler="threads", num_workers=self.workers
-            )
+            dask.compute(*tasks, scheduler="threads", num_workers=self.workers, optimize_graph=False)
         except BaseException:
             run.over.set()  # interrupted: the other threads begin nothing more
             raise
