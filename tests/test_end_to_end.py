@@ -227,3 +227,19 @@ def test_an_image_without_a_crs_and_three_sources(tmp_path: Path) -> None:
     result = mibf("run", str(scene.write_config(scenes=config["scenes"])), "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["stages"][2]["figures"]["overall_accuracy"] > 0.6
+
+
+def test_a_finer_source_is_fused_at_its_own_resolution(tmp_path: Path) -> None:
+    """A synthetic scene of two sources, one of them four times as fine: alone, either could tell half of the pixels."""
+    made = mibf("synth", str(tmp_path / "toy"), "--size", "192", "--bands", "4+1@4", "--blob", "12", "--labelled", "0.4")
+    assert made.returncode == 0, made.stderr
+    result = mibf("run", str(tmp_path / "toy/synth.yaml"), "--json", "--set", "train.epochs=4", "--set", "map.tile=128")
+    assert result.returncode == 0, result.stderr
+    stages = {stage["stage"]: stage for stage in json.loads(result.stdout)["stages"]}
+    assert "kept 4 times as fine" in "\n".join(stages["prepare"]["lines"])
+    assert stages["evaluate"]["figures"]["overall_accuracy"] > 0.85
+    with (
+        rasterio.open(tmp_path / "toy/work/maps/synth/main/class.tif") as mapped,
+        rasterio.open(tmp_path / "toy/truth.tif") as t,
+    ):
+        assert (mapped.read(1) == t.read(1)).mean() > 0.85

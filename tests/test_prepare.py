@@ -29,6 +29,7 @@ from pipeline.labels import UNLABELLED
 from pipeline.split import CODES, near_any
 from pipeline.store import PatchStore
 from tests.conftest import CLASSES, TRANSFORM, SmallScene, make_scene, write_raster
+from tests.web import served
 
 
 @pytest.fixture
@@ -390,3 +391,28 @@ def test_the_workspace_is_told_where_its_stores_are(scene: SmallScene) -> None:
     config = load(str(scene.write_config()))
     assert Workspace.of(config).records("small").endswith("work/stores/small.shards.json")
     assert yaml.safe_load(scene.write_config().read_text())["name"] == "small"
+
+
+@pytest.fixture
+def address(scene: SmallScene) -> Iterator[str]:
+    with served(scene.folder) as address:
+        yield address
+
+
+def test_files_are_read_from_the_web(scene: SmallScene, address: str) -> None:
+    """Rasters, and a STAC item whose asset is named beside it."""
+    item = {
+        "type": "Feature", "stac_version": "1.0.0", "id": "item", "links": [], "geometry": None, "bbox": None,
+        "properties": {"datetime": "2020-01-01T00:00:00Z"}, "assets": {"optical": {"href": "./optical.tif"}},
+    }  # fmt: skip
+    (scene.folder / "item.json").write_text(json.dumps(item))
+    run(scene, f"workspace={scene.folder / 'local'}")
+    config = scene.config()
+    sources = config["scenes"][0]["sources"]
+    sources["optical"] = {"stac": {"url": f"{address}/item.json", "assets": ["optical"]}}
+    sources["radar"]["url"] = f"{address}/radar.tif"
+    config["scenes"][0]["labels"]["url"] = f"{address}/labels.tif"
+    run(scene, **config)
+    assert objects(scene) == objects(scene, "local")
+    sources["radar"]["url"] = f"{address}/none.tif"
+    assert f"{address}/none.tif: no such file" in run(scene, status=2, **config).stderr
