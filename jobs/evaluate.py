@@ -13,6 +13,7 @@ from jobs.progress import bar
 from jobs.stages import Outcome, begin, imported, read_manifest
 from jobs.stages import fingerprint as fingerprint_of
 from jobs.workspace import Workspace
+from mibf.bundle import Bundle
 from mibf.errors import InputError
 from mibf.metrics import ConfusionMatrix
 from mibf.precision import best_device, place
@@ -56,12 +57,24 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         "split": split["method"],
         "buffer": split["buffer"],
         "overlap": split["overlap"],
-        "caveat": UNKNOWN_TRAINING if "authors" in bundle.provenance else None,
+        "caveat": _caveat(bundle, split),
         "classes": per_class(confusion, [c.name for c in bundle.classes]),
         "confusion": confusion.counts.tolist(),
     }
     storage.write_json(workspace.evaluation, evaluation)
     return Outcome(evaluation, summary(evaluation), [workspace.evaluation])
+
+
+def _caveat(bundle: Bundle, split: dict[str, Any]) -> str | None:
+    """What must stand beside the figures."""
+    caveats = [UNKNOWN_TRAINING] if "authors" in bundle.provenance else []
+    if split["method"] == "random":
+        share = max((s for s in split["overlap"].values() if s is not None), default=0.0)
+        caveats.append(
+            f"the split is random and leaks: up to {share:.0%} of a scene's test patches overlap a training patch, so that "
+            "these figures compare methods and measure no map"
+        )
+    return "; ".join(caveats) or None
 
 
 def _check_trained_on(config: Config, workspace: Workspace) -> None:

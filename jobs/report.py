@@ -82,14 +82,16 @@ def _shaded(counts: list[list[int]]) -> list[list[tuple[int, float]]]:
 
 def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) -> dict[str, Any]:
     """A scene's quicklooks as captions and data URLs."""
+    storage.set_gdal_up()
     store = PatchStore(workspace.store(scene))
     step = max(1, math.ceil(max(store.shape) / PICTURE))
     thin = (slice(None, None, step), slice(None, None, step))
     pictures = []
     for source in store.sources:
         bands = _shown_bands(source.bands)
-        values = np.asarray(store.array(f"sources/{source.name}")[:, *thin])[bands]
-        valid = np.asarray(store.array(f"valid/{source.name}")[thin]).astype(bool)
+        own = (slice(None, None, step * source.scale),) * 2
+        values = np.asarray(store.array(f"sources/{source.name}")[:, *own])[bands]
+        valid = np.asarray(store.array(f"valid/{source.name}")[own]).astype(bool)
         listed = ", ".join(str(b + 1) for b in bands)
         caption = f"{source.name}: band {listed} as red, green, blue" if len(bands) == 3 else f"{source.name}: band {listed}"
         pictures.append((caption, _png(_stretched(values, valid, bundle.scaling[source.name], bands))))
@@ -100,7 +102,7 @@ def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) 
     subsets = tuple(ClassName(i + 1, s, SUBSET_COLORS[s]) for i, s in enumerate(SUBSETS))
     pictures.append((f"split: {', '.join(SUBSETS)} (labelled pixels)", _png(_colored(shown, subsets))))
     for product in config.map.products:
-        with rasterio.open(storage.join(workspace.map_folder(scene), f"{product}.tif")) as dataset:
+        with rasterio.open(storage.gdal_path(storage.join(workspace.map_folder(scene), f"{product}.tif"))) as dataset:
             shape = -(-dataset.height // step), -(-dataset.width // step)
             values = dataset.read(1, out_shape=shape)
         if product == "class":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import statistics
@@ -198,7 +199,10 @@ def _codec(scene: OpenScene, name: str, codecs: tuple[Any, ...], side: int) -> C
     count = min(SAMPLED, len(places))
     held = [shard_arrays(scene, places[(2 * i + 1) * len(places) // (2 * count)])[0] for i in range(count)]
     arrays = [{k: v for k, v in part.items() if k.startswith("sources/")} for part in held]
-    size = sum(v.nbytes for part in arrays for v in part.values())
+    # A shard at the scene's edge is stored filled up to whole chunks.
+    size = sum(
+        len(v) * math.prod(-(-n // CHUNK) * CHUNK for n in v.shape[1:]) * v.itemsize for a in arrays for v in a.values()
+    )
     with tempfile.TemporaryDirectory(prefix="mibf-bench-") as folder:
         group = zarr.open_group(folder, mode="w")
         targets = []
