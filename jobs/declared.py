@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 from jobs.config import PALETTE, Config, SceneSection, SourceSection
@@ -32,12 +33,16 @@ def sources(scene: SceneSection) -> dict[str, Source]:
 
 def _source(name: str, section: SourceSection) -> Source:
     def file(url: str) -> RasterFile:
-        return RasterFile(url, section.variable, section.axes, section.bands, section.nodata, section.unscale)
+        return RasterFile(
+            storage.absolute(url), section.variable, section.axes, section.bands, section.nodata, section.unscale
+        )
 
     mask = None
     if section.mask is not None:
         told = section.mask
-        mask = Mask(RasterFile(told.url, told.variable, told.axes, (told.band,)), told.valid, told.invalid, told.bits)
+        # Its values are all told apart by the mask's own rule: none of them is taken as no data.
+        file_of_mask = RasterFile(storage.absolute(told.url), told.variable, told.axes, (told.band,), nodata=math.nan)
+        mask = Mask(file_of_mask, told.valid, told.invalid, told.bits)
     return Source(
         name,
         tuple(tuple(file(url) for url in layer) for layer in _layers(section)),
@@ -67,7 +72,9 @@ def _assets(url: str, assets: tuple[str, ...], stamp: str) -> tuple[tuple[str, .
 
 def labels(scene: SceneSection) -> Labels | None:
     """A scene's labels, if it has any."""
-    return None if scene.labels is None else Labels(**scene.labels.model_dump())
+    if scene.labels is None:
+        return None
+    return Labels(**scene.labels.model_dump() | {"url": storage.absolute(scene.labels.url)})
 
 
 def input_urls(config: Config) -> list[str]:

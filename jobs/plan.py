@@ -30,7 +30,8 @@ def plan(config: Config) -> dict[str, Any]:
     workspace = Workspace.of(config)
     with engine(config.prepare.scheduler) as workers:
         scenes = open_scenes(config, workers)
-        check_memory(scenes, workers.workers)
+        if config.prepare.scheduler is None:
+            check_memory(scenes, workers.workers)
         found = {}
         with bar("write a few shards to memory", len(scenes), unit="scenes") as advance:
             for scene in scenes:

@@ -7,7 +7,6 @@ on with; what an earlier prepare made gives way only when all is well.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -17,14 +16,15 @@ from jobs.config import Config
 from jobs.plan import check_memory, check_room, remarks_of
 from jobs.progress import bar, say
 from jobs.scenes import buffer_of, open_scenes, subset_counts
-from jobs.stages import Outcome, StageError, begin
+from jobs.stages import Outcome, StageError, begin, read_manifest
 from jobs.workspace import Workspace
 from mibf.errors import InputError
 from mibf.scaling import Scaling, scaling_to_json
 from pipeline import storage
 from pipeline.engine import Engine, engine
-from pipeline.fill import OpenScene, Records, discard, fill
+from pipeline.fill import OpenScene, Records, discard, fill, finished
 from pipeline.fit import Sketch, fit_scaling, merge
+from pipeline.raster import UnreadableError
 from pipeline.register import TOO_FAR, told
 from pipeline.register import shifts as shifts_of
 from pipeline.shift import Shift
@@ -47,11 +47,10 @@ class _Written:
 
 def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     """Write every scene's patch store, the counts of the split and the scaling."""
-    # GDAL's own cache would take 5 % of the memory for blocks that are read once.
-    os.environ.setdefault("GDAL_CACHEMAX", "128")
     with engine(config.prepare.scheduler) as workers:
         scenes = open_scenes(config, workers)
-        check_memory(scenes, workers.workers)
+        if config.prepare.scheduler is None:
+            check_memory(scenes, workers.workers)
         check_room(scenes, workspace.url)
         shifts = {scene.name: _measured(scene, workers) for scene in scenes}
         for scene in scenes:
@@ -61,7 +60,9 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
             try:
                 written = [_write(scene, workspace, config, workers, fingerprint) for scene in scenes]
                 counts, scaling = _fitted(written) if config.labelled else ({}, {})
-            except InputError:
+            except InputError as error:
+                if isinstance(error, UnreadableError) and any(map(_is_remote, scenes)):
+                    raise  # a server may answer the next time: the same command then goes on
                 for scene in scenes:  # what is refused leaves nothing behind
                     discard(_staged(workspace, scene))
                 raise
@@ -75,9 +76,10 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
             # All is well: only now does what an earlier prepare made give way.
             begin(workspace, "prepare")
             for w in written:
-                w.records.write(workspace.records(w.scene.name))
-                storage.move(w.url, workspace.store(w.scene.name))
-                discard(w.url)
+                if w.url != workspace.store(w.scene.name):
+                    w.records.write(workspace.records(w.scene.name))
+                    storage.move(w.url, workspace.store(w.scene.name))
+                discard(_staged(workspace, w.scene))
     _warn_of_bands(scaling)
     storage.write_json(workspace.scaling, scaling_to_json(scaling))
     overlap = {w.scene.name: w.found.overlap for w in written}
@@ -88,6 +90,10 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     stores = [workspace.store(scene.name) for scene in scenes]
     stored = {w.scene.name: _figures(w, shifts[w.scene.name]) for w in written}
     return Outcome(figures | {"stores": stored}, lines, [*stores, workspace.split, workspace.scaling])
+
+
+def _is_remote(scene: OpenScene) -> bool:
+    return not all(storage.is_local(file.url) for source in scene.sources for file in source.declared.files)
 
 
 def _staged(workspace: Workspace, scene: OpenScene) -> str:
@@ -106,9 +112,15 @@ def _measured(scene: OpenScene, workers: Engine) -> dict[str, Shift]:
 
 
 def _write(scene: OpenScene, workspace: Workspace, config: Config, workers: Engine, fingerprint: str) -> _Written:
-    url = _staged(workspace, scene)
-    with bar(f"{scene.name}: write the store", len(scene.shards), unit="shards") as advance:
-        records = fill(workers, scene, url, fingerprint=fingerprint, each=advance)
+    url, final = _staged(workspace, scene), workspace.store(scene.name)
+    records = None
+    if read_manifest(workspace, "prepare") is None:  # it may have been put in its place just before an interruption
+        records = finished(final, workspace.records(scene.name), fingerprint=fingerprint)
+    if records is not None:
+        url = final
+    else:
+        with bar(f"{scene.name}: write the store", len(scene.shards), unit="shards") as advance:
+            records = fill(workers, scene, url, fingerprint=fingerprint, each=advance)
     for source in scene.sources:
         if not records.valid(source.declared.name):
             listed = ", ".join(str(file) for file in source.declared.files[:5])

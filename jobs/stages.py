@@ -203,8 +203,12 @@ def begin(workspace: Workspace, stage: StageName) -> None:
 def stale_needs(config: Config, stage: StageName) -> list[StageName]:
     """The earlier stages whose results are not those of the configuration, inputs and code as they are now."""
     workspace = Workspace.of(config)
-    return [
-        needed
-        for needed in NEEDS[stage]
-        if (manifest := read_manifest(workspace, needed)) is None or manifest.fingerprint != fingerprint(config, needed)
-    ]
+    return [needed for needed in NEEDS[stage] if not _is_current(config, workspace, needed)]
+
+
+def _is_current(config: Config, workspace: Workspace, stage: StageName) -> bool:
+    manifest = read_manifest(workspace, stage)
+    try:
+        return manifest is not None and manifest.fingerprint == fingerprint(config, stage)
+    except InputError:  # an input is not there any more; what was made of it may still be used
+        return False

@@ -166,7 +166,7 @@ def _begin_run(config: Config, workspace: Workspace, fingerprint: str) -> bool:
         storage.remove(storage.join(workspace.run_folder, "checkpoints"))
         storage.remove(workspace.metrics)
     storage.write_json(workspace.started, {"fingerprint": fingerprint})
-    as_run = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    as_run = storage.without_queries(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     storage.write_bytes(storage.join(workspace.run_folder, "config.yaml"), as_run.encode())
     storage.write_json(
         storage.join(workspace.run_folder, "environment.json"),

@@ -23,7 +23,7 @@ from rasterio.warp import transform_bounds
 
 from mibf.errors import InputError
 from pipeline.grid import Window
-from pipeline.raster import Header, OpenRaster, RasterFile
+from pipeline.raster import Header, OpenRaster, RasterFile, warped_dtype
 
 #: Grids agree where no corner is off by more than this share of a pixel.
 CLOSE = 1e-2
@@ -171,11 +171,12 @@ def read_aligned(
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """A raster's values (band, height, width) in a window of the grid, and where (height, width) all bands are data.
 
-    Exact ones in their own dtype, resampled ones in float32; where there is no data the values mean nothing.
+    Exact ones in their own dtype, resampled ones in floats; where there is no data the values mean nothing.
     """
     if alignment.kind == "exact":
         return _read_exact(raster, alignment, window)
-    values = np.full((raster.header.bands, window.height, window.width), np.nan, np.float32)
+    dtype = warped_dtype(raster.header.dtypes)
+    values = np.full((raster.header.bands, window.height, window.width), np.nan, dtype)
     for piece, needed in _pieces(raster.header, grid, window):
         top, left = piece.y - window.y, piece.x - window.x
         values[:, top : top + piece.height, left : left + piece.width] = _warped(raster, alignment, grid, piece, needed)
@@ -250,27 +251,26 @@ def _span(own: GeoBox, grid: GeoBox, window: Window) -> tuple[float, float, floa
     return min(x), min(y), max(x), max(y)
 
 
-def _warped(raster: OpenRaster, alignment: Alignment, grid: GeoBox, window: Window, needed: Window) -> NDArray[np.float32]:
-    with raster.dataset(needed) as (dataset, indexes):
-        nodata = raster.header.nodata[0] if dataset.nodata is None or not np.isnan(dataset.nodata) else np.nan
+def _warped(raster: OpenRaster, alignment: Alignment, grid: GeoBox, window: Window, needed: Window) -> NDArray[Any]:
+    with raster.dataset(needed) as layers:
         part = grid[window.slices]
         try:
             with WarpedVRT(
-                dataset,
+                layers.dataset,
                 crs=grid.crs.to_wkt(),
                 transform=part.affine,
                 height=window.height,
                 width=window.width,
                 resampling=Resampling[alignment.resampling],
-                src_nodata=nodata,
+                src_nodata=layers.nodata,
                 nodata=np.nan,
-                dtype="float32",
+                dtype=warped_dtype(raster.header.dtypes),
                 tolerance=TOLERANCE,
                 XSCALE=f"{alignment.reach[0]:.9f}",
                 YSCALE=f"{alignment.reach[1]:.9f}",
                 UNIFIED_SRC_NODATA="NO",  # otherwise a pixel is missing only where it is missing in all bands
             ) as view:
-                values: NDArray[np.float32] = view.read(list(indexes))
+                values: NDArray[Any] = view.read(list(layers.indexes))
         except CPLE_BaseError as error:
             raise RasterioIOError(str(error)) from error
     return values

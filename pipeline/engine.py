@@ -27,6 +27,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 #: Seconds to wait for a scheduler.
 TIMEOUT = 10
+#: Items in one graph of Dask's, whose size costs time and memory.
+AT_ONCE = 1000
 
 
 class Engine(Protocol):
@@ -65,10 +67,12 @@ class Threads:
         """As `Engine.each`."""
         run = _Run(function, shared, take)
         # Dask begins the last of such names first; and neighbours, which share blocks of files, are best read together.
-        names = (f"item-{number:09d}" for number in range(len(items), 0, -1))
-        tasks = [delayed(run.one)(item, dask_key_name=name) for item, name in zip(items, names, strict=True)]
         try:
-            dask.compute(*tasks, scheduler="threads", num_workers=self.workers, optimize_graph=False)
+            for begin in range(0, len(items), AT_ONCE):
+                part = items[begin : begin + AT_ONCE]
+                names = (f"item-{number:09d}" for number in range(len(part), 0, -1))
+                tasks = [delayed(run.one)(item, dask_key_name=name) for item, name in zip(part, names, strict=True)]
+                dask.compute(*tasks, scheduler="threads", num_workers=self.workers, optimize_graph=False)
         except BaseException:
             run.over.set()  # interrupted: the other threads begin nothing more
             raise
@@ -119,24 +123,29 @@ class Cluster:
         take: Callable[[Result], None],
     ) -> None:
         """As `Engine.each`."""
-        from distributed import as_completed
+        from distributed import as_completed, wait
 
         with self.client.as_current():
             sent = self.client.scatter(shared, hash=False)
             waiting = iter(items)
             # A few items a thread at a time: results are taken as they come, and a failure stops what has not begun.
-            first = [self._submit(function, sent, item) for item in islice(waiting, 4 * self.workers)]
-            begun = as_completed(first)
+            at_work = [self._submit(function, sent, item) for item in islice(waiting, 4 * self.workers)]
+            begun = as_completed(at_work)
             try:
                 for future in begun:
                     result = future.result()
                     if isinstance(result, _Refusal):
-                        raise InputError(result.message)
+                        raise result.kind(result.message)
                     take(result)
+                    at_work.remove(future)
                     for item in islice(waiting, 1):
-                        begun.add(self._submit(function, sent, item))
+                        at_work.append(self._submit(function, sent, item))
+                        begun.add(at_work[-1])
+            except Exception:
+                wait([future for future in at_work if not future.cancelled()])  # a few a thread, which write still
+                raise
             except BaseException:
-                self.client.cancel(list(begun.futures))
+                self.client.cancel(at_work)
                 raise
 
     def _submit(self, function: Callable[..., Any], shared: Any, item: Any) -> Any:
@@ -148,6 +157,7 @@ class _Refusal:
     """A refused input as it travels: what caused it, an error of GDAL's for one, may not be sent."""
 
     message: str
+    kind: type[InputError]
 
 
 def _carried(function: Callable[[Any, Any], Any], shared: Any, item: Any) -> Any:
@@ -155,7 +165,7 @@ def _carried(function: Callable[[Any, Any], Any], shared: Any, item: Any) -> Any
     try:
         return function(shared, item)
     except InputError as error:
-        return _Refusal(str(error))
+        return _Refusal(str(error), type(error))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class OpenScene:
     classes: tuple[ClassName, ...]
     shard: int | None = None  #: side of a shard; None to choose it
 
-    @property
+    @cached_property
     def template(self) -> Template:
         """What the store is laid down by."""
         stored = tuple(StoredSource(s.declared.name, s.bands, s.declared.missing, s.scale) for s in self.sources)
@@ -191,6 +191,16 @@ def fill(
     return Records(fingerprint, template, records, sketches, frozenset(missing))
 
 
+def finished(url: str, records: str, *, fingerprint: str) -> Records | None:
+    """The records of a store that is in its place and of this making; None where there is no such store."""
+    try:
+        attributes = storage.read_json(storage.join(url, "zarr.json"))["attributes"]
+        found = Records.read(records)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, InputError):
+        return None
+    return found if attributes.get("mibf:fingerprint") == found.fingerprint == fingerprint else None
+
+
 def discard(url: str) -> None:
     """Remove a store in work with its records."""
     storage.remove(_records_of(url))
@@ -304,6 +314,9 @@ def _check_shard(shared: tuple[str, Objects], group: tuple[str, list[str]]) -> l
             found, its_digest = storage.sha256(storage.join(url, key))
         except FileNotFoundError:
             lines.append(f"{key}{where}: is missing")
+            continue
+        except OSError as error:
+            lines.append(f"{key}{where}: cannot be read ({error})")
             continue
         if found != size:
             lines.append(f"{key}{where}: has {found:,} bytes instead of {size:,}")

@@ -32,6 +32,9 @@ from mibf.errors import InputError
 from pipeline import storage
 from pipeline.grid import Window, grid_from_json
 
+# Images without a CRS are taken as they are: no cause for warnings about them.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
 Axis = Literal["band", "y", "x"]
 #: What the axes of arrays are called where they say it themselves.
 AXIS_NAMES: dict[str, Axis] = {
@@ -52,7 +55,8 @@ class RasterFile:
     unscale: bool = False  #: apply the scale and offset that the file carries
 
     def __str__(self) -> str:
-        return self.url if self.variable is None else f"{self.url} ({self.variable})"
+        url = storage.shown(self.url)
+        return url if self.variable is None else f"{url} ({self.variable})"
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,19 @@ class Header:
         return any(g != 1 for g in self.gains) or any(o != 0 for o in self.offsets)
 
 
+@dataclass(frozen=True)
+class Layers:
+    """A dataset of GDAL's, the numbers of its bands that are meant, and the value that means no data in all of them."""
+
+    dataset: DatasetReader
+    indexes: Sequence[int]
+    nodata: float | None
+
+
+class UnreadableError(InputError):
+    """Pixels of a raster cannot be read, though the raster could be opened."""
+
+
 class OpenRaster(Protocol):
     """A raster that is open for reading."""
 
@@ -87,8 +104,8 @@ class OpenRaster(Protocol):
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Values (band, height, width) of a window of its own grid, and where (height, width) all bands are data."""
 
-    def dataset(self, window: Window) -> AbstractContextManager[tuple[DatasetReader, Sequence[int]]]:
-        """The raster, or that window of it at least, as a dataset of GDAL's, with the numbers of the bands meant."""
+    def dataset(self, window: Window) -> AbstractContextManager[Layers]:
+        """The raster, or that window of it at least, as a dataset of GDAL's."""
 
 
 @contextmanager
@@ -130,19 +147,17 @@ def header(file: RasterFile) -> Header:
 @contextmanager
 def _gdal(file: RasterFile) -> Iterator[_GdalRaster]:
     storage.set_gdal_up()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            dataset = rasterio.open(_gdal_name(file))
-        except RasterioIOError as error:
-            if storage.is_local(file.url) and not storage.exists(file.url):
-                raise InputError(f"{file.url}: no such file; check the path in the configuration.") from error
-            raise InputError(f"{file}: cannot be read as a raster ({error}).") from error
-        with dataset:
-            if dataset.count == 0 and dataset.subdatasets:
-                names = ", ".join(name.rsplit(":", 1)[-1].strip("/") for name in dataset.subdatasets[:20])
-                raise InputError(f"{file.url}: holds several arrays; name one with `variable`: {names}.")
-            yield _GdalRaster(file, dataset)
+    try:
+        dataset = rasterio.open(_gdal_name(file))
+    except RasterioIOError as error:
+        if storage.is_local(file.url) and not storage.exists(file.url):
+            raise InputError(f"{file.url}: no such file; check the path in the configuration.") from error
+        raise InputError(f"{file}: cannot be read as a raster ({storage.without_queries(str(error))}).") from error
+    with dataset:
+        if dataset.count == 0 and dataset.subdatasets:
+            names = ", ".join(name.rsplit(":", 1)[-1].strip("/") for name in dataset.subdatasets[:20])
+            raise InputError(f"{file}: holds several arrays; name one with `variable`: {names}.")
+        yield _GdalRaster(file, dataset)
 
 
 def _gdal_name(file: RasterFile) -> str:
@@ -173,16 +188,17 @@ class _GdalRaster:
             offsets=offsets,
         )
         self._unscale = unscale
+        self._dtype = np.result_type(*(dataset.dtypes[i] for i in at))
         flags = dataset.mask_flag_enums[at[0]]
-        self._masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+        self._masked = MaskFlags.per_dataset in flags  # by a mask of its own, or a band of transparency
 
     def _check_kind(self) -> None:
         for index in self.indexes:
             if self._dataset.colorinterp[index - 1] == ColorInterp.alpha:
                 raise InputError(
-                    f"{self.file}: band {index} is tagged as transparency (alpha). Leave it out with `bands`, and say where "
-                    f"there is no data with `nodata` or `mask`; if it is a sensor's band, untag it with `gdal_translate "
-                    f"-colorinterp_{index} undefined`."
+                    f"{self.file}: band {index} is tagged as transparency (alpha). Leave it out with `bands`: there is then no "
+                    f"data where it is 0. If it is a sensor's band, untag it with `gdal_translate -colorinterp_{index} "
+                    "undefined`."
                 )
             if self._dataset.dtypes[index - 1].startswith("complex"):
                 raise InputError(f"{self.file}: holds complex numbers; take their amplitude or intensity first.")
@@ -190,7 +206,7 @@ class _GdalRaster:
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         place = GdalWindow(window.x, window.y, window.width, window.height)
         with _told_of(self.file):
-            values: NDArray[Any] = self._dataset.read(self.indexes, window=place)
+            values: NDArray[Any] = self._dataset.read(self.indexes, window=place, out_dtype=self._dtype)
             valid = _data(values, self.header.nodata)
             if self._masked:
                 valid &= self._dataset.dataset_mask(window=place) != 0
@@ -203,13 +219,16 @@ class _GdalRaster:
         return np.asarray(values * gains + offsets, np.float32)
 
     @contextmanager
-    def dataset(self, window: Window) -> Iterator[tuple[DatasetReader, Sequence[int]]]:
-        if self._masked or self._unscale:  # which a view of the dataset would not heed
+    def dataset(self, window: Window) -> Iterator[Layers]:
+        if self._masked or self._unscale or len(set(self.header.nodata)) > 1:  # which a view of it would not heed
             with _in_memory(self, window) as copy:
-                yield copy, range(1, self.header.bands + 1)
+                yield copy
             return
+        nodata = self.header.nodata[0]
+        if nodata is not None and self._dtype.kind in "iu" and not _holds(self._dtype, nodata):
+            nodata = None  # no pixel can have it
         with _told_of(self.file):
-            yield self._dataset, self.indexes  # GDAL reads what it needs
+            yield Layers(self._dataset, self.indexes, nodata)  # GDAL reads what it needs
 
 
 @contextmanager
@@ -218,10 +237,20 @@ def _told_of(file: RasterFile) -> Iterator[None]:
     try:
         yield
     except RasterioIOError as error:
-        raise InputError(
-            f"{file}: cannot be read ({error.__cause__ or error}); the file is damaged or cut short, or not to be reached. "
-            "Get it again, or leave it out."
-        ) from error
+        raise _unreadable(file, error.__cause__ or error) from error
+
+
+def _unreadable(file: RasterFile, error: BaseException) -> UnreadableError:
+    return UnreadableError(
+        f"{file}: cannot be read ({storage.without_queries(str(error))}); the file is damaged or cut short, or not to be "
+        "reached. Get it again, or leave it out."
+    )
+
+
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
+    """Whether a type of integers has a value."""
+    limits = np.iinfo(dtype)
+    return bool(np.isfinite(value)) and limits.min <= value <= limits.max and value == int(value)
 
 
 def _chosen(file: RasterFile, count: int) -> list[int]:
@@ -240,11 +269,10 @@ def _data(values: NDArray[Any], nodata: Sequence[float | None]) -> NDArray[np.bo
     for band, absent in zip(values, nodata, strict=True):
         if floating:
             valid &= np.isfinite(band)
-        if absent is not None and np.isfinite(absent):
-            # Compared in the values' own type: a nodata of -3.4e38 is meant as the nearest float32.
-            own = np.float64(absent).astype(band.dtype)
-            if floating or float(own) == absent:
-                valid &= band != own
+        if absent is None or not (np.isfinite(absent) if floating else _holds(values.dtype, absent)):
+            continue
+        # Compared in the values' own type: a nodata of -3.4e38 is meant as the nearest float32.
+        valid &= band != np.float64(absent).astype(band.dtype)
     return valid
 
 
@@ -260,35 +288,44 @@ class _ArrayRaster:
     fetch: Callable[[Window], NDArray[Any]] = field(repr=False)
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        values = self.fetch(window)
+        try:
+            values = self.fetch(window)
+        except (OSError, RuntimeError, ValueError) as error:  # what codecs raise of a chunk that is damaged
+            raise _unreadable(self.file, error) from error
         return values, _data(values, self.header.nodata)
 
     @contextmanager
-    def dataset(self, window: Window) -> Iterator[tuple[DatasetReader, Sequence[int]]]:
+    def dataset(self, window: Window) -> Iterator[Layers]:
         with _in_memory(self, window) as copy:
-            yield copy, range(1, self.header.bands + 1)
+            yield copy
+
+
+def warped_dtype(dtypes: Sequence[str]) -> str:
+    """The type of floats that holds resampled values of these types: whole numbers beyond 24 bits need the longer one."""
+    return "float64" if np.result_type(*dtypes, np.float32) == np.float64 and "float64" not in dtypes else "float32"
 
 
 @contextmanager
-def _in_memory(raster: OpenRaster, window: Window) -> Iterator[DatasetReader]:
-    """A window of a raster as a dataset in memory, in float32 with NaN where there is no data."""
+def _in_memory(raster: OpenRaster, window: Window) -> Iterator[Layers]:
+    """A window of a raster as a dataset in memory, of floats with NaN where there is no data."""
     values, valid = raster.read(window)
+    dtype = warped_dtype(raster.header.dtypes)
     part = raster.header.grid[window.slices]
     profile = {
         "driver": "GTiff",
         "count": len(values),
         "height": window.height,
         "width": window.width,
-        "dtype": "float32",
+        "dtype": dtype,
         "nodata": np.nan,
         "transform": part.affine,
         "crs": None if part.crs is None else part.crs.to_wkt(),
     }
     with MemoryFile() as memory:
         with memory.open(**profile) as target:
-            target.write(np.where(valid, values, np.nan).astype(np.float32))
+            target.write(np.where(valid, values, np.nan).astype(dtype))
         with memory.open() as dataset:
-            yield dataset
+            yield Layers(dataset, range(1, len(values) + 1), np.nan)
 
 
 def _array(

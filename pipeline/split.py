@@ -156,7 +156,10 @@ def open_split_raster(url: str, grid: GeoBox) -> RasterSplit:
         InputError: the file is missing, unreadable or elsewhere.
     """
     file = RasterFile(url)
-    return RasterSplit(file, align(file, header(file), grid, resampling="nearest"), grid)
+    head = header(file)
+    if head.bands != 1:
+        raise InputError(f"{file}: has {head.bands} bands; a split is a raster of one band.")
+    return RasterSplit(file, align(file, head, grid, resampling="nearest"), grid)
 
 
 @dataclass(frozen=True)

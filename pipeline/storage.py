@@ -11,12 +11,14 @@ import json
 import math
 import os
 import posixpath
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import fsspec
 import zarr
@@ -187,7 +189,9 @@ def check_writable(url: str) -> None:
         with folder_in_use(url):
             filesystem.pipe_file(probe, b"")
             filesystem.rm_file(probe)
-    except (OSError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # as for `stamp`
         raise InputError(
             f"workspace {url} cannot be written ({error}); check its path and permissions, or choose another workspace."
         ) from error
@@ -203,6 +207,9 @@ def fingerprint(url: str) -> str:
         FileNotFoundError: there is no such file.
     """
     filesystem, path = open_url(url)
+    if url.startswith("http") and urlsplit(url).path.rstrip("/").endswith(".zarr"):  # the web has no folders
+        described = [f"{path.rstrip('/')}/{name}" for name in ("zarr.json", ".zmetadata", ".zgroup")]
+        path = next((name for name in described if filesystem.exists(name)), path)
     info = filesystem.info(path)
     parts = [_stamp_of(info)]
     if info["type"] == "directory":  # a Zarr group
@@ -215,7 +222,9 @@ def fingerprint(url: str) -> str:
 
 
 def _stamp_of(info: dict[str, Any]) -> list[Any]:
-    stamp = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(k)), None)
+    stamp = next(
+        (info[k] for k in ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "created") if info.get(k)), None
+    )
     return [info.get("size"), str(stamp)]
 
 
@@ -223,6 +232,21 @@ def digest(value: Any) -> str:
     """A short hash of a JSON value: equal for equal values, whatever the order of keys."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def shown(url: str) -> str:
+    """A URL as it may be shown and kept: without what follows `?`, which may sign it."""
+    return url if is_local(url) else url.partition("?")[0]
+
+
+def without_queries(text: str) -> str:
+    """A text in which no URL has what follows its `?`."""
+    return re.sub(r"(\w+://[^\s?'\"]+)\?[^\s'\"),]*", r"\1", text)
+
+
+def absolute(url: str) -> str:
+    """A location that means the same wherever a process stands."""
+    return local_path(url) if is_local(url) else url
 
 
 def stamp(url: str) -> str:
@@ -234,11 +258,17 @@ def stamp(url: str) -> str:
     try:
         return fingerprint(url)
     except FileNotFoundError as error:
-        raise InputError(f"{url}: no such file, or not to be reached; check the place in the configuration.") from error
+        raise InputError(
+            f"{shown(url)}: no such file, or not to be reached; check the place in the configuration."
+        ) from error
     except PermissionError as error:
-        raise InputError(f"{url}: access is refused ({error}); check the credentials in the environment.") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{url}: cannot be read ({error}).") from error
+        raise InputError(f"{shown(url)}: access is refused ({error}); check the credentials in the environment.") from error
+    except InputError:
+        raise
+    except Exception as error:  # each file system has its own for a server that does not answer or knows no credentials
+        raise InputError(
+            f"{shown(url)}: cannot be reached ({type(error).__name__}: {without_queries(str(error))})."
+        ) from error
 
 
 def zarr_location(url: str) -> str:
@@ -270,6 +300,9 @@ def set_gdal_up() -> None:
 
     GDAL takes settings from the environment, in every thread.
     """
+    os.environ.setdefault("GDAL_CACHEMAX", "128")  # it would take 5 % of the memory for blocks that are read once
+    os.environ.setdefault("GDAL_HTTP_MAX_RETRY", "4")
+    os.environ.setdefault("GDAL_HTTP_RETRY_DELAY", "1")
     os.environ.setdefault("GDAL_DISABLE_READDIR_ON_OPEN", "TRUE")  # it would list the folder of each file it opens
     os.environ.setdefault("RAW_CHECK_FILE_SIZE", "YES")  # it would take what a file cut short lacks as zeros
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -296,16 +329,11 @@ class Recorder(WrapperStore[Store]):
     @classmethod
     def at(cls, url: str) -> Recorder:
         """One for the store at a URL."""
-        store: Store
-        if is_local(url):
-            store = LocalStore(local_path(url))
-        else:
-            store = FsspecStore.from_url(url, storage_options={"asynchronous": True})
-        return cls(store)
+        return cls(_zarr_store(url))
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Read an object that describes others."""
-        return None if "/c/" in key else await super().get(key, prototype, byte_range)
+        return None if _of_pixels(key) else await super().get(key, prototype, byte_range)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write an object."""
@@ -314,6 +342,41 @@ class Recorder(WrapperStore[Store]):
         hashed = asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())
         _, digest = await asyncio.gather(super().set(key, value), hashed)
         self.written[key] = (len(value), digest)
+
+
+class WholeStore(WrapperStore[Store]):
+    """A Zarr store all of whose shards were written: one that is not there is not empty, it is lost."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """Read an object.
+
+        Raises:
+            MissingShardError: it is a shard, and not there.
+        """
+        found = await super().get(key, prototype, byte_range)
+        if found is None and _of_pixels(key):
+            raise MissingShardError(f"shard {key} is missing")
+        return found
+
+
+class MissingShardError(RuntimeError):
+    """A shard of a store that was whole is not there."""
+
+
+def _of_pixels(key: str) -> bool:
+    """Whether an object of a Zarr store holds pixels, rather than describing what does."""
+    return "/c/" in key and not key.endswith("zarr.json")
+
+
+def _zarr_store(url: str) -> Store:
+    if is_local(url):
+        return LocalStore(local_path(url))
+    return FsspecStore.from_url(url, storage_options={"asynchronous": True})
+
+
+def open_whole(url: str) -> zarr.Group:
+    """A Zarr group whose shards are all there, to read; see `WholeStore`."""
+    return zarr.open_group(store=WholeStore(_zarr_store(url)).with_read_only(True), mode="r")
 
 
 def free_bytes(url: str) -> int | None:

@@ -86,7 +86,7 @@ def shard_side(shape_yx: tuple[int, int], bytes_per_pixel: int) -> int:
     """The side of a scene's shards: as large as `SHARD_BYTES` allow, smaller for a small scene."""
     fitting = [side for side in SHARDS if side * side * bytes_per_pixel <= SHARD_BYTES]
     side = max(fitting, default=SHARDS[0])
-    while side > SHARDS[1] and len(windows(shape_yx, side)) < FEWEST_SHARDS:
+    while side > SHARDS[1] and -(-shape_yx[0] // side) * -(-shape_yx[1] // side) < FEWEST_SHARDS:
         side //= 2
     return side
 
@@ -97,7 +97,7 @@ class PatchStore:
     def __init__(self, url: str) -> None:
         self.url = url
         try:
-            self.group = storage.open_zarr(url)
+            self.group = storage.open_whole(url)
         except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
             raise InputError(f"{url}: no patch store; run `mibf prepare` first.") from error
         found = self.group.attrs.get("mibf:format")
