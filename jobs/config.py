@@ -154,6 +154,7 @@ class LabelsSection(Section):
 
     url: str
     attribute: str | None = None
+    layer: str | None = None
     variable: str | None = None
     axes: Axes | None = None
     nodata: float | None = None

@@ -218,6 +218,7 @@ def _resumed(target: _Target, fingerprint: str) -> tuple[list[ShardRecord], Obje
         return [], None
     found = []
     there = set(storage.names(_records_of(target.url)))
+    sizes = storage.sizes(target.url)
     for window in target.scene.shards:
         url = target.record(window)
         if url.rsplit("/", 1)[-1] in there:
@@ -225,7 +226,7 @@ def _resumed(target: _Target, fingerprint: str) -> tuple[list[ShardRecord], Obje
                 record = ShardRecord.from_json(storage.read_json(url))
             except (ValueError, KeyError, TypeError):
                 continue  # cut short: the shard is written again
-            if all(storage.size(storage.join(target.url, key)) == size for key, (size, _) in record.objects.items()):
+            if all(sizes.get(key) == size for key, (size, _) in record.objects.items()):
                 found.append(record)
     return found, {key: (int(size), str(digest)) for key, (size, digest) in template.items()}
 

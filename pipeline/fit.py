@@ -20,55 +20,68 @@ from mibf.scaling import BandScaling, Scaling
 LOW, HIGH = 0.005, 0.995
 #: Trailing bits of a float32 that its bin leaves out: sign, 8 bits of exponent and 13 of fraction stay.
 LEFT_OUT = 10
+#: Bins that are kept together.
+PAGE = 256
 
 
 class BandCounts:
-    """How often each value, or bin of values, of one band was seen."""
+    """How often each value, or bin of values, of one band was seen; only pages of bins that hold any are kept."""
 
     def __init__(self, exact: bool) -> None:
         self.exact = exact  #: integers of up to 16 bits
-        self.first = 0
-        self.counts = np.zeros(0, np.int64)  #: of the keys from `first` on
+        self.pages: dict[int, NDArray[np.int64]] = {}  #: counts of the keys [PAGE * number, PAGE * (number + 1))
         self.least, self.most = np.inf, -np.inf
 
     def add(self, values: NDArray[Any]) -> None:
         """Count some finite values, of one dtype at all calls."""
         if not values.size:
             return
-        keys = values if self.exact else _keys(values)
-        least = int(keys.min())
-        # Unsigned values are counted from 0: to shift them first would take longer.
-        counts = np.bincount(keys) if keys.dtype.kind == "u" else np.bincount(keys.astype(np.int64) - least)
-        self._add(least, counts[least:] if keys.dtype.kind == "u" else counts, float(values.min()), float(values.max()))
+        if self.exact:
+            least = 0 if values.dtype.kind == "u" else int(values.min())
+            # Unsigned values are counted from 0: to shift them first would take longer.
+            counts = np.bincount(values) if values.dtype.kind == "u" else np.bincount(values.astype(np.int64) - least)
+            found = np.flatnonzero(counts)
+            keys, counts = found + least, counts[found]
+        else:
+            keys, counts = np.unique(_keys(values), return_counts=True)
+        numbers, starts = np.unique(keys // PAGE, return_index=True)
+        for number, start, stop in zip(numbers.tolist(), starts, [*starts[1:], len(keys)], strict=True):
+            self._page(number)[keys[start:stop] - number * PAGE] += counts[start:stop]
+        self.least, self.most = min(self.least, float(values.min())), max(self.most, float(values.max()))
+
+    def _page(self, number: int) -> NDArray[np.int64]:
+        if number not in self.pages:
+            self.pages[number] = np.zeros(PAGE, np.int64)
+        return self.pages[number]
 
     def merge(self, other: BandCounts) -> None:
         """Add what another has counted."""
-        self._add(other.first, other.counts, other.least, other.most)
-
-    def _add(self, first: int, counts: NDArray[np.int64], least: float, most: float) -> None:
-        if not len(counts):
-            return
-        if not len(self.counts):
-            self.first = first
-        begin, end = min(self.first, first), max(self.first + len(self.counts), first + len(counts))
-        if (begin, end) != (self.first, self.first + len(self.counts)):
-            wider = np.zeros(end - begin, np.int64)
-            wider[self.first - begin :][: len(self.counts)] = self.counts
-            self.first, self.counts = begin, wider
-        self.counts[first - self.first :][: len(counts)] += counts
-        self.least, self.most = min(self.least, least), max(self.most, most)
+        for number, counts in other.pages.items():
+            self._page(number)[:] += counts
+        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
 
     @property
     def pixels(self) -> int:
         """How many values were counted."""
-        return int(self.counts.sum())
+        return sum(int(counts.sum()) for counts in self.pages.values())
 
     def quantile(self, share: float) -> float:
         """The smallest value that at least this share of the pixels does not exceed; of floats, near it (see above)."""
         rank = max(1, int(np.ceil(share * self.pixels)))
-        key = self.first + int(np.searchsorted(self.counts.cumsum(), rank))
-        value = float(key) if self.exact else _middle(key)
-        return min(max(value, self.least), self.most)
+        for number in sorted(self.pages):
+            counts = self.pages[number]
+            below = int(counts.sum())
+            if rank <= below:
+                key = number * PAGE + int(np.searchsorted(counts.cumsum(), rank))
+                value = float(key) if self.exact else _middle(key)
+                return min(max(value, self.least), self.most)
+            rank -= below
+        raise ValueError("no value was counted")
+
+    def limits(self) -> tuple[float, float]:
+        """The quantiles `LOW` and `HIGH`; where they fall into one bin though values differ, the least and the most."""
+        low, high = self.quantile(LOW), self.quantile(HIGH)
+        return (low, high) if self.exact or low < high else (self.least, self.most)
 
 
 class Sketch:
@@ -94,8 +107,8 @@ class Sketch:
 
     def scaling(self) -> BandScaling:
         """The limits, the 0.5 % and 99.5 % quantiles, and the fill value, the median, of every band."""
-        low, high, fill = (np.array([b.quantile(q) for b in self.bands], np.float32) for q in (LOW, HIGH, 0.5))
-        return BandScaling(low=low, high=high, fill=fill)
+        low, high = np.array([band.limits() for band in self.bands], np.float32).T
+        return BandScaling(low=low, high=high, fill=np.array([band.quantile(0.5) for band in self.bands], np.float32))
 
 
 def merge(total: dict[str, Sketch], found: Mapping[str, Sketch]) -> None:

@@ -43,6 +43,7 @@ class Labels:
 
     url: str
     attribute: str | None = None
+    layer: str | None = None
     variable: str | None = None
     axes: tuple[Axis, ...] | None = None
     nodata: float | None = None
@@ -187,7 +188,7 @@ def refuse_unknown(url: str, unknown: dict[str, int], classes: tuple[ClassName, 
 
 
 def _open_vector(labels: Labels, attribute: str, grid: GeoBox, classes: tuple[ClassName, ...]) -> VectorLabels:
-    frame, notes = _mended(_read_vector(labels.url, grid), grid)
+    frame, notes = _mended(_read_vector(labels.url, labels.layer, grid), grid)
     if attribute not in frame.columns:
         columns = ", ".join(str(c) for c in frame.columns if c != frame.geometry.name)
         raise InputError(f"{labels.url}: has no attribute {attribute!r}; it has {columns}.")
@@ -228,16 +229,19 @@ def _mended(frame: geopandas.GeoDataFrame, grid: GeoBox) -> tuple[geopandas.GeoD
     if crossing.any():
         notes.append(f"{int(crossing.sum())} whose outline crosses itself, taken as the areas that it encloses")
         frame = frame.copy()
-        frame.loc[crossing, frame.geometry.name] = frame.geometry[crossing].make_valid()
+        # Of polygons only areas are left: what falls together to a line or a point labels nothing.
+        mended = frame.geometry[crossing].make_valid(method="structure", keep_collapsed=False)
+        frame.loc[crossing, frame.geometry.name] = mended
     return frame[frame.intersects(shapely.box(*grid.extent.boundingbox))], notes
 
 
-def _read_vector(url: str, grid: GeoBox) -> geopandas.GeoDataFrame:
-    """The features of a vector file near the grid, in its CRS."""
+def _read_vector(url: str, layer: str | None, grid: GeoBox) -> geopandas.GeoDataFrame:
+    """The features of a vector file, or of a layer of it, near the grid and in its CRS."""
     storage.set_gdal_up()
     if storage.is_local(url) and not storage.exists(url):
         raise InputError(f"{url}: no such file; check the path in the configuration.")
-    box = shapely.box(*grid.extent.boundingbox)
+    # With corners enough along its sides, for these are bent in another CRS.
+    box = grid.extent.geom.segmentize(max(grid.extent.geom.length / 400, 1e-9))
     path = storage.gdal_path(url)
     try:
         with warnings.catch_warnings():
@@ -246,10 +250,12 @@ def _read_vector(url: str, grid: GeoBox) -> geopandas.GeoDataFrame:
                 filesystem, place = storage.open_url(url)
                 with filesystem.open(place) as file:
                     frame = geopandas.read_parquet(file)
-            elif grid.crs is None or pyogrio.read_info(path)["crs"] is None:
-                frame = geopandas.read_file(path)
             else:
-                frame = geopandas.read_file(path, bbox=geopandas.GeoSeries([box], crs=grid.crs.to_wkt()))
+                layer = layer or _only_layer(url, path)
+                near = None
+                if grid.crs is not None and pyogrio.read_info(path, layer=layer)["crs"] is not None:
+                    near = geopandas.GeoSeries([box], crs=grid.crs.to_wkt())
+                frame = geopandas.read_file(path, layer=layer, bbox=near)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{url}: cannot be read as a vector file ({error}).") from error
     if not isinstance(frame, geopandas.GeoDataFrame):
@@ -259,6 +265,16 @@ def _read_vector(url: str, grid: GeoBox) -> geopandas.GeoDataFrame:
             raise InputError(f"{url}: has no CRS; assign one first, for example with `ogr2ogr -a_srs`.")
         frame = frame.to_crs(grid.crs.to_wkt())
     return frame
+
+
+def _only_layer(url: str, path: str) -> str:
+    """The one layer of a vector file."""
+    layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+    if len(layers) > 1:
+        raise InputError(f"{storage.shown(url)}: has several layers; name one with `labels.layer`: {', '.join(layers)}.")
+    if not layers:
+        raise InputError(f"{storage.shown(url)}: has no geometries.")
+    return layers[0]
 
 
 def _places(url: str, grid: GeoBox) -> str:

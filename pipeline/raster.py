@@ -196,8 +196,8 @@ class _GdalRaster:
         for index in self.indexes:
             if self._dataset.colorinterp[index - 1] == ColorInterp.alpha:
                 raise InputError(
-                    f"{self.file}: band {index} is tagged as transparency (alpha). Leave it out with `bands`: there is then no "
-                    f"data where it is 0. If it is a sensor's band, untag it with `gdal_translate -colorinterp_{index} "
+                    f"{self.file}: band {index} is tagged as transparency (alpha). Leave it out with `bands`: there is then "
+                    f"no data where it is 0. If it is a sensor's band, untag it with `gdal_translate -colorinterp_{index} "
                     "undefined`."
                 )
             if self._dataset.dtypes[index - 1].startswith("complex"):

@@ -389,13 +389,13 @@ def free_bytes(url: str) -> int | None:
     return shutil.disk_usage(folder).free
 
 
-def size(url: str) -> int | None:
-    """The bytes of a file; None where there is none."""
+def sizes(url: str) -> dict[str, int]:
+    """The bytes of every file below a folder, by its path from there."""
     filesystem, path = open_url(url)
-    try:
-        return int(filesystem.size(path))
-    except FileNotFoundError:
-        return None
+    filesystem.invalidate_cache(path)
+    found = filesystem.find(path, detail=True)
+    start = len(path.rstrip("/")) + 1
+    return {name[start:]: int(info["size"]) for name, info in found.items()}
 
 
 def sha256(url: str) -> tuple[int, str]:

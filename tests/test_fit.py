@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from mibf.errors import InputError
-from pipeline.fit import HIGH, LOW, BandCounts, Sketch, fit_scaling, merge
+from pipeline.fit import HIGH, LOW, PAGE, BandCounts, Sketch, fit_scaling, merge
 
 INTEGERS = st.sampled_from([np.uint8, np.int8, np.uint16, np.int16])
 FLOATS = arrays.arrays(np.float32, st.integers(1, 60), elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
@@ -75,8 +75,22 @@ def test_only_training_samples_with_data_count_and_those_of_finer_sources_by_the
     sketch.add_at(values, valid, trained)
     wanted = [1, 6, 7, 16, 17, 22, 23]  # 2 x 2 pixels for each of the two, less the one without data
     for band, counts in enumerate(sketch.bands):
-        seen = [counts.first + i for i, n in enumerate(counts.counts.tolist()) for _ in range(n)]
+        seen = [PAGE * p + i for p in sorted(counts.pages) for i, n in enumerate(counts.pages[p].tolist()) for _ in range(n)]
         assert seen == [v + 24 * band for v in wanted]
+
+
+def test_floats_about_zero_take_little_memory() -> None:
+    values = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+    band = counted(values, exact=False)
+    assert sum(page.nbytes for page in band.pages.values()) < 4e6
+    assert band.quantile(0.5) == pytest.approx(quantile(values, 0.5), rel=2**-13)
+
+
+def test_a_band_that_varies_within_one_bin_is_not_taken_as_constant() -> None:
+    band = counted(np.linspace(1000, 1000.02, 50, dtype=np.float32), exact=False)
+    assert band.limits() == (np.float32(1000), np.float32(1000.02))
+    same = counted(np.full(9, 1000.01, np.float32), exact=False)
+    assert len(set(same.limits())) == 1
 
 
 def test_a_source_without_training_data_is_refused_by_name() -> None:
