@@ -206,11 +206,17 @@ class _GdalRaster:
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         place = GdalWindow(window.x, window.y, window.width, window.height)
         with _told_of(self.file):
-            values: NDArray[Any] = self._dataset.read(self.indexes, window=place, out_dtype=self._dtype)
+            values = self._read(place)
             valid = _data(values, self.header.nodata)
             if self._masked:
                 valid &= self._dataset.dataset_mask(window=place) != 0
         return self._physical(values), valid
+
+    def _read(self, place: GdalWindow) -> NDArray[Any]:
+        if len({self._dataset.dtypes[i - 1] for i in self.indexes}) == 1:
+            return np.asarray(self._dataset.read(self.indexes, window=place))
+        # rasterio reads bands of several types only one by one
+        return np.stack([self._dataset.read(i, window=place).astype(self._dtype) for i in self.indexes])
 
     def _physical(self, values: NDArray[Any]) -> NDArray[Any]:
         if not self._unscale:

@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from affine import Affine
 from typer.testing import CliRunner
 
 import pipeline.fill
 from jobs.cli import app
 from jobs.config import load
-from jobs.workspace import Workspace
+from mibf.errors import InputError
 from pipeline import storage
 from pipeline.fill import Records, ShardRecord
+from pipeline.grid import Window
 from pipeline.labels import UNLABELLED
+from pipeline.raster import UnreadableError
 from pipeline.split import CODES, near_any
 from pipeline.store import PatchStore
 from tests.conftest import CLASSES, TRANSFORM, SmallScene, make_scene, write_raster
@@ -197,7 +198,11 @@ def test_killed_at_work_it_goes_on(large: SmallScene) -> None:
         running.wait()
     if (large.folder / "work/manifests/prepare.json").exists():
         pytest.skip("it was done before it could be killed")
+    written = [ShardRecord.from_json(storage.read_json(str(path))) for path in records.glob("*_*.json")]
     run(large, SHARDS)
+    shards = Records.read(str(large.folder / "work/stores/small.shards.json")).shards
+    assert len(written) >= 3
+    assert all(record in shards for record in written), "with the times that they took: not written again"
     (checked,) = run(large, command="verify")
     assert checked["whole"]
 
@@ -239,19 +244,85 @@ def test_a_chunk_that_changed_is_noticed_when_it_is_read(large: SmallScene) -> N
     content = bytearray(path.read_bytes())
     content[1000] ^= 255
     path.write_bytes(content)
-    from mibf.errors import InputError
-    from pipeline.grid import Window
-
     store = PatchStore(str(large.folder / "work/stores/small.zarr"))
     with pytest.raises(InputError, match="sources/optical: is damaged"):
         store.read_source("optical", Window(0, 0, 64, 64))
+
+
+def test_a_shard_that_was_lost_is_not_taken_as_ground_without_data(large: SmallScene) -> None:
+    run(large, SHARDS)
+    (large.folder / "work/stores/small.zarr/valid/optical/c/1/1").unlink()
+    store = PatchStore(str(large.folder / "work/stores/small.zarr"))
+    with pytest.raises(InputError, match=r"valid/optical: is damaged \(shard .* is missing\)"):
+        store.usable(Window(100, 100, 100, 100))
+    assert store.usable(Window(0, 0, 100, 100)).all()
+
+
+def test_verify_goes_on_past_what_it_cannot_read(large: SmallScene) -> None:
+    run(large, SHARDS)
+    path = large.folder / "work/stores/small.zarr/labels/c/0/0"
+    path.unlink()
+    path.mkdir()
+    result = CliRunner().invoke(app, ["verify", str(large.write_config())])
+    assert result.exit_code == 3
+    assert "labels/c/0/0" in result.stdout
+
+
+def test_a_source_may_have_any_name(scene: SmallScene) -> None:
+    config = scene.config()
+    config["scenes"][0]["sources"]["c"] = config["scenes"][0]["sources"].pop("radar")
+    run(scene, **config)
+    assert run(scene, command="verify", **config)[0]["whole"]
+
+
+def test_interrupted_when_the_store_was_in_its_place_it_is_not_written_again(
+    large: SmallScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.prepare._warn_of_bands", interrupted)
+        run(large, SHARDS, status=130)
+    assert not (large.folder / "work/manifests/prepare.json").exists()
+    before = Records.read(str(large.folder / "work/stores/small.shards.json")).shards
+    run(large, SHARDS)
+    assert Records.read(str(large.folder / "work/stores/small.shards.json")).shards == before
+    assert run(large, command="verify")[0]["whole"]
+    scaling = (large.folder / "work/scaling.json").read_bytes()
+    run(large, SHARDS, f"workspace={large.folder / 'fresh'}")
+    assert (large.folder / "fresh/scaling.json").read_bytes() == scaling
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_what_a_server_does_not_give_is_asked_for_again_later(
+    large: SmallScene, monkeypatch: pytest.MonkeyPatch, remote: bool
+) -> None:
+    """A file that cannot be read to its end is refused; but of a server's, the shards that are whole are kept."""
+    monkeypatch.setattr("jobs.prepare._is_remote", lambda scene: remote)
+    with monkeypatch.context() as patch:
+        done = failing_after(patch, 7, UnreadableError("optical.tif: cannot be read (503)"))
+        assert "cannot be read (503)" in run(large, SHARDS, status=2).stderr
+    assert (large.folder / "work").exists() == remote
+    run(large, SHARDS)
+    shards = Records.read(str(large.folder / "work/stores/small.shards.json")).shards
+    assert all(record in shards for record in done) == remote
+
+
+def test_a_prepared_workspace_does_not_need_the_files_any_more(scene: SmallScene) -> None:
+    run(scene)
+    (scene.folder / "optical.tif").unlink()
+    from jobs.stages import stale_needs
+
+    assert stale_needs(load(str(scene.write_config())), "train") == ["prepare"]
+    assert run(scene, command="verify")[0]["whole"]
 
 
 def test_a_store_of_another_format_is_refused(scene: SmallScene) -> None:
     run(scene)
     path = scene.folder / "work/stores/small.zarr/zarr.json"
     path.write_text(path.read_text().replace('"mibf:format": 2', '"mibf:format": 1'))
-    with pytest.raises(Exception, match="store format 1, this version reads 2; run `mibf prepare` again"):
+    with pytest.raises(InputError, match="store format 1, this version reads 2; run `mibf prepare` again"):
         PatchStore(str(path.parent))
 
 
@@ -385,12 +456,6 @@ def test_the_summary_counts_every_class_in_every_subset(scene: SmallScene) -> No
     for c in CLASSES:
         (line,) = [line for line in lines if line.split()[:1] == [c["name"]]]
         assert [int(n.replace(",", "")) for n in line.split()[1:]] == [counts[s][c["name"]] for s in counts]
-
-
-def test_the_workspace_is_told_where_its_stores_are(scene: SmallScene) -> None:
-    config = load(str(scene.write_config()))
-    assert Workspace.of(config).records("small").endswith("work/stores/small.shards.json")
-    assert yaml.safe_load(scene.write_config().read_text())["name"] == "small"
 
 
 @pytest.fixture

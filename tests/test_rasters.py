@@ -19,7 +19,7 @@ from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
 from pipeline.grid import Window
-from pipeline.raster import Header, RasterFile, open_raster
+from pipeline.raster import Header, RasterFile, header, open_raster
 from pipeline.scene import Mask, Source, open_source
 from tests.conftest import CRS, TRANSFORM, write_raster
 
@@ -254,3 +254,102 @@ def test_a_finer_source_is_kept_on_the_nested_grid(tmp_path: Path, scale: int) -
     assert opened.layers[0][0].alignment.kind == "exact"
     assert valid.all()
     assert (values == fine[:, WINDOW.y * scale : 25 * scale, WINDOW.x * scale : 18 * scale]).all()
+
+
+def elsewhere(name: str, folder: Path, values: np.ndarray, **tags: Any) -> str:
+    """A raster whose pixels lie half a pixel off the grid, so that it must be resampled."""
+    return str(write_raster(folder / name, values, transform=TRANSFORM * Affine.translation(0.5, 0.5), **tags))
+
+
+def resampled(file: RasterFile, *, resampling: str = "nearest", mask: Mask | None = None) -> tuple[np.ndarray, np.ndarray]:
+    opened = open_source(Source("s", ((file,),), resampling=resampling, mask=mask), GRID)
+    return opened.read(Window(0, 0, ROWS, COLUMNS))
+
+
+def test_declared_nodata_holds_where_a_raster_is_resampled_whatever_the_file_says(tmp_path: Path) -> None:
+    values = np.ones((1, ROWS + 2, COLUMNS + 2), np.float32)
+    values[0, :10] = -9999
+    url = elsewhere("a.tif", tmp_path, values, nodata=np.nan)
+    found, valid = resampled(RasterFile(url, nodata=-9999), resampling="bilinear")
+    assert not valid[:9].any()
+    assert (found[0][valid] == 1).all()
+    assert valid[12:-1, 1:-1].all()
+    # A nodata value that the file's type cannot hold is no pixel's.
+    assert resampled(RasterFile(elsewhere("b.tif", tmp_path, values.astype(np.uint8)), nodata=-9999))[1][12:-1, 1:-1].all()
+
+
+def test_bands_may_have_nodata_values_of_their_own(tmp_path: Path) -> None:
+    values = np.full((2, ROWS + 2, COLUMNS + 2), 5, np.int16)
+    values[0, 3], values[1, 7] = 1, 2
+    source = elsewhere("a.tif", tmp_path, values)
+    with rasterio.open(source) as dataset:
+        rasterio.shutil.copy(dataset, tmp_path / "a.vrt", driver="VRT")
+    text = (tmp_path / "a.vrt").read_text()
+    for band, absent in ((1, 1), (2, 2)):
+        start = f'band="{band}"'
+        head, tail = text.split(start, 1)
+        opening, rest = tail.split(">", 1)
+        text = f"{head}{start}{opening}><NoDataValue>{absent}</NoDataValue>{rest}"
+    (tmp_path / "a.vrt").write_text(text)
+    _, valid = resampled(RasterFile(str(tmp_path / "a.vrt")))
+    invalid = {int(y) for y in np.argwhere(~valid[:, 5]).ravel()}
+    assert len(invalid & {2, 3, 4}) == len(invalid & {6, 7, 8}) == 1
+    assert valid[9:-1, 1:-1].all()
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_high_bits_of_a_quality_band_are_told_apart(tmp_path: Path, nested: bool) -> None:
+    bits = np.full((1, ROWS + 2, COLUMNS + 2), 1 << 30, np.uint32)
+    bits[0, :, 10:] |= 1
+    if nested:
+        quality = str(write_raster(tmp_path / "q.tif", bits[:, :ROWS, :COLUMNS]))
+    else:
+        quality = elsewhere("q.tif", tmp_path, bits)
+    file = RasterFile(str(write_raster(tmp_path / "a.tif", VALUES)))
+    _, valid = resampled(file, mask=Mask(RasterFile(quality, nodata=np.nan), bits=(0,)))
+    assert valid[1:, 1:9].all()
+    assert not valid[:, 12:].any()
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_where_a_band_of_transparency_is_zero_there_is_no_data(tmp_path: Path, nested: bool) -> None:
+    values = np.full((4, ROWS + 2, COLUMNS + 2), 200, np.uint8)
+    values[3], values[3, :8] = 255, 0
+    place = TRANSFORM * Affine.translation(0, 0) if nested else TRANSFORM * Affine.translation(0.5, 0.5)
+    url = str(write_raster(tmp_path / "rgba.tif", values, transform=place))
+    with pytest.raises(InputError, match=r"band 4 is tagged as transparency.*Leave it out with `bands`"):
+        resampled(RasterFile(url))
+    _, valid = resampled(RasterFile(url, bands=(1, 2, 3)))
+    assert not valid[:7].any()
+    assert valid[9:-1, 1:-1].all()
+
+
+def test_bands_of_several_types_are_read_as_one_that_holds_all(tmp_path: Path) -> None:
+    paths = [write_raster(tmp_path / f"{n}.tif", VALUES[:1].astype(t)) for n, t in enumerate((np.uint8, np.int16))]
+    with rasterio.open(paths[0]) as dataset:
+        rasterio.shutil.copy(dataset, tmp_path / "a.vrt", driver="VRT")
+    text = (tmp_path / "a.vrt").read_text()
+    begin, end = text.index("<VRTRasterBand"), text.index("</VRTRasterBand>") + len("</VRTRasterBand>")
+    second = text[begin:end].replace('dataType="Byte" band="1"', 'dataType="Int16" band="2"').replace("0.tif", "1.tif")
+    (tmp_path / "a.vrt").write_text(text[:end] + second + text[end:])
+    values, valid, head = read(RasterFile(str(tmp_path / "a.vrt")))
+    assert head.dtypes == ("uint8", "int16")
+    assert valid.all()
+    assert (values == VALUES[0][WINDOW.slices]).all()
+
+
+def test_a_damaged_chunk_of_an_array_is_named(tmp_path: Path) -> None:
+    file = as_zarr(tmp_path)
+    (chunk,) = (p for p in Path(file.url).rglob("c/*/*/*") if "reflectance" in str(p) and p.is_file())
+    chunk.write_bytes(b"no chunk of anybody's")
+    with pytest.raises(InputError, match=r"a\.zarr \(inner/reflectance\): cannot be read"):
+        read(file)
+
+
+def test_what_signs_a_url_is_not_shown() -> None:
+    signed = "https://127.0.0.1:1/a.tif?sig=secret"
+    with pytest.raises(InputError) as refused:
+        header(RasterFile(signed))
+    assert "secret" not in str(refused.value)
+    assert "https://127.0.0.1:1/a.tif" in str(refused.value)
+    assert "secret" not in str(RasterFile(signed))

@@ -247,6 +247,35 @@ def test_outlines_that_cross_and_empty_ones_have_a_rule_and_are_told_of(tmp_path
     assert "1 without a value of 'kind', left out" in told
 
 
+def test_a_spike_of_an_outline_labels_nothing(tmp_path: Path) -> None:
+    corners = [TRANSFORM * c for c in ((10, 10), (20, 10), (20, 15), (45, 15), (20, 15), (20, 20), (10, 20))]
+    path = write_polygons(tmp_path / "p.gpkg", [(shapely.Polygon(corners), "water")])
+    assert (ids_of(Labels(str(path), attribute="kind")) == 1).sum() == 100
+
+
+def test_several_layers_want_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "p.gpkg"
+    for layer, kind in (("old", "water"), ("new", "forest")):
+        frame = geopandas.GeoDataFrame({"kind": [kind]}, geometry=[square(5, 5, 10)], crs=CRS)
+        frame.to_file(path, layer=layer)
+    with pytest.raises(InputError, match=r"several layers; name one with `labels\.layer`: old, new"):
+        ids_of(Labels(str(path), attribute="kind"))
+    assert (ids_of(Labels(str(path), attribute="kind", layer="new")) == 2).sum() == 100
+
+
+def test_features_at_the_bent_edge_of_a_wide_grid_are_kept(tmp_path: Path) -> None:
+    """A side of the grid that is straight in metres is an arc in degrees: its corners alone would cut features off."""
+    wide = GeoBox((20, 11_000), Affine(10, 0, 445_000, 0, -10, 5_800_000), CRS)
+    points = geopandas.GeoDataFrame(
+        {"kind": ["water"] * 50},
+        geometry=[shapely.Point(445_000 + 110_000 * (i + 0.5) / 50, 5_799_995) for i in range(50)],
+        crs=CRS,
+    )
+    points.to_crs("EPSG:4326").to_file(tmp_path / "p.gpkg")
+    opened = open_labels(Labels(str(tmp_path / "p.gpkg"), attribute="kind"), wide, CLASSES)
+    assert (opened.read(Window(0, 0, 20, 11_000)) == 1).sum() == 50
+
+
 def test_labels_that_are_no_whole_numbers_are_refused(tmp_path: Path) -> None:
     values = np.ones((1, 60, 50), np.float32)
     values[0, 0, :2] = 1.5
@@ -268,5 +297,7 @@ def test_a_split_raster_holds_subset_codes_only(tmp_path: Path) -> None:
     everywhere, labels = Window(0, 0, 60, 50), np.zeros((60, 50), np.uint8)
     assert (open_split_raster(str(path), GRID).codes(everywhere, labels) == values[0]).all()
     values[0, 0, 0] = 7
+    with pytest.raises(InputError, match="has 2 bands; a split is a raster of one band"):
+        open_split_raster(str(write_raster(tmp_path / "two.tif", np.ones((2, 60, 50), np.uint8))), GRID)
     with pytest.raises(InputError, match="values 7 in a split raster"):
         open_split_raster(str(write_raster(tmp_path / "t.tif", values)), GRID).codes(everywhere, labels)
