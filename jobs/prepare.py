@@ -14,7 +14,7 @@ import numpy as np
 
 from jobs.config import Config
 from jobs.plan import check_memory, check_room, remarks_of
-from jobs.progress import bar, say
+from jobs.progress import bar, warn
 from jobs.scenes import buffer_of, open_scenes, subset_counts
 from jobs.stages import Outcome, StageError, begin, read_manifest
 from jobs.workspace import Workspace
@@ -55,7 +55,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         shifts = {scene.name: _measured(scene, workers) for scene in scenes}
         for scene in scenes:
             for note in [*scene.labels.notes, *remarks_of(scene)]:
-                say(f"note: {note}")
+                warn(note)
         with storage.folder_in_use(workspace.stores):
             try:
                 written = [_write(scene, workspace, config, workers, fingerprint) for scene in scenes]
@@ -107,7 +107,7 @@ def _measured(scene: OpenScene, workers: Engine) -> dict[str, Shift]:
     first = scene.sources[0].declared.name
     for name, shift in found.items():
         if shift.credible and shift.distance >= TOO_FAR:
-            say(f"warning: {scene.name}: {told(name, first, shift)}; check how the files were registered")
+            warn(f"{scene.name}: {told(name, first, shift)}; check how the files were registered")
     return found
 
 
@@ -148,7 +148,7 @@ def _warn_of_bands(scaling: Scaling) -> None:
     for name, bands in scaling.items():
         if bands.constant.any():
             listed = ", ".join(str(b + 1) for b in np.nonzero(bands.constant)[0])
-            say(f"warning: source {name!r} does not vary over the training pixels in band {listed}; the band is taken as 0")
+            warn(f"source {name!r} does not vary over the training pixels in band {listed}; the band is taken as 0")
 
 
 def _coverage(w: _Written) -> dict[str, float]:

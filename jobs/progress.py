@@ -34,6 +34,22 @@ def bar(title: str, total: int, *, unit: str = "") -> Iterator[Callable[[int], N
         yield lambda count: progress.advance(task, count)
 
 
+_warned: list[str] = []
+
+
+def warn(line: str) -> None:
+    """A warning to the person, kept for the record of the stage."""
+    _warned.append(line)
+    say(f"warning: {line}")
+
+
+def taken_warnings() -> list[str]:
+    """The warnings since the last call."""
+    taken = list(_warned)
+    _warned.clear()
+    return taken
+
+
 def say(line: str) -> None:
     """A line to the person, on standard error."""
     console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -13,7 +13,7 @@ from odc.geo.geobox import GeoBox
 
 from jobs.config import BlocksSection, Config, RandomSplitSection, RasterSplitSection, SceneSection
 from jobs.declared import class_names, labels, sources
-from jobs.progress import bar, say
+from jobs.progress import bar, warn
 from mibf.bundle import ClassName
 from mibf.errors import InputError
 from pipeline.census import Labelled, count_labels, count_subsets, random_splits
@@ -207,7 +207,7 @@ def _warn_of_shares(config: Config, classes: tuple[ClassName, ...], labelled: di
         shares = {s: labelled[s][position] / max(1, total[position]) for s in SUBSETS}
         if any(shares[s] < fractions[s] / 2 for s in SUBSETS):
             listed = ", ".join(f"{s} {labelled[s][position]:,}" for s in SUBSETS)
-            say(f"warning: the blocks share {c.name} out unevenly ({listed} pixels); smaller ones (split.block) may help")
+            warn(f"the blocks share {c.name} out unevenly ({listed} pixels); smaller ones (split.block) may help")
 
 
 def check_subset(subset: Subset, samples: int) -> None:
@@ -251,5 +251,5 @@ def subset_counts(classes: tuple[ClassName, ...], counts: NDArray[np.int64]) -> 
         check_subset(subset, sum(found.values()))
         absent = [name for name, count in found.items() if count == 0]
         if absent:
-            say(f"warning: no {subset} sample of {', '.join(absent)}; its figures will be missing")
+            warn(f"no {subset} sample of {', '.join(absent)}; its figures will be missing")
     return named

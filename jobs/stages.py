@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from jobs.config import Config
 from jobs.declared import input_urls
+from jobs.progress import taken_warnings
 from jobs.resources import PeakMemory
 from jobs.workspace import Workspace
 from mibf import __version__
@@ -69,6 +70,7 @@ class Manifest:
     figures: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def identity(self) -> str:
@@ -176,6 +178,7 @@ def run_stage(
         if keep_current and manifest is not None and manifest.fingerprint == current and _is_whole(manifest):
             return manifest, False
         started = time.monotonic()
+        taken_warnings()  # those of a stage before are not this one's
         with PeakMemory() as peak:
             outcome = work(config, workspace, current)
         manifest = Manifest(
@@ -184,6 +187,7 @@ def run_stage(
             finished=datetime.now(UTC).isoformat(),
             seconds=round(time.monotonic() - started, 1),
             peak_memory_bytes=peak.bytes,
+            warnings=taken_warnings(),
             **vars(outcome),
         )
         storage.write_json(workspace.manifest(stage), vars(manifest))
