@@ -50,7 +50,7 @@ MISSING = {
 class Section(BaseModel):
     """A part of the file: unknown keys are refused, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class GridSection(Section):
@@ -110,7 +110,7 @@ class SourceSection(Section):
     stac: StacSection | None = None
     variable: str | None = None
     axes: Axes | None = None
-    bands: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    bands: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None
     scale: Literal[1, 2, 4] = 1
     resampling: Resampling | None = None
     gain: float = 1.0
@@ -143,7 +143,7 @@ def _numbers(text: str) -> list[int]:
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or not 0 < int(first) <= int(last or first) < 100_000:
             raise ValueError("`bands` are numbers from 1, as a list or as text such as 1-3, 8")
         numbers += range(int(first), int(last or first) + 1)
     return numbers
@@ -205,7 +205,7 @@ class BlocksSection(Section):
     """A split by spatial blocks with a buffer between subsets."""
 
     method: Literal["blocks"] = "blocks"
-    block: int = Field(default=96, ge=1)
+    block: int = Field(default=96, ge=1, le=1_000_000)
     buffer: int | None = Field(default=None, ge=0)
     fractions: FractionsSection = FractionsSection()
     seed: int = Field(default=0, ge=0)
@@ -372,6 +372,9 @@ class Config(Section):
                     f"scene {scene.name!r} has the sources {', '.join(scene.sources)}; scene {self.scenes[0].name!r} has "
                     f"{', '.join(first)}. All scenes of a run share their sources, in one order"
                 )
+        for c in self.classes:
+            if any(c.name == str(other.id) and other.id != c.id for other in self.classes):
+                raise ValueError(f"class {c.id} has the id of another class as its name, {c.name!r}; labels could mean both")
         declared = {c.id for c in self.classes} | {c.name for c in self.classes}
         for scene in self.scenes:
             both = declared & set(scene.labels.ignore if scene.labels else ())
@@ -456,7 +459,7 @@ def _child(place: Any, key: str, override: str) -> Any:
 
 
 def _index(place: list[Any], key: str, override: str) -> int:
-    if not key.isdigit() or int(key) >= len(place):
+    if not key.isdecimal() or int(key) >= len(place):
         raise InputError(f"--set {override}: {key!r} is not a position in a list of {len(place)}, counted from 0.")
     return int(key)
 

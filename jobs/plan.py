@@ -73,13 +73,15 @@ def check_memory(scenes: list[OpenScene], workers: int) -> None:
             )
 
 
-def check_room(scenes: list[OpenScene], workspace: str) -> None:
-    """See that stores fit on their disk; those that are small beside it are not looked at.
+def check_room(scenes: list[OpenScene], workspace: str, *, begun: int) -> None:
+    """See that stores fit on their disk, `begun` bytes being there already; small ones are not looked at.
 
     Raises:
         InputError: they do not.
     """
     free = storage.free_bytes(workspace)
+    if free is not None:
+        free += begun  # what an interrupted prepare wrote is not written again
     sizes = [s.template.shape[0] * s.template.shape[1] * s.template.bytes_per_pixel for s in scenes]
     if free is not None and sum(sizes) > LARGE * free:
         _check_room(workspace, sum(estimate(scene, workers=Threads().workers).stored_bytes for scene in scenes), free)
@@ -88,8 +90,9 @@ def check_room(scenes: list[OpenScene], workspace: str) -> None:
 def _check_room(workspace: str, needed: int, free: int | None) -> None:
     if free is not None and needed > free:
         raise InputError(
-            f"workspace {workspace}: the stores take about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there. "
-            "Make room, choose another workspace, or a coarser or smaller grid."
+            f"workspace {workspace}: the stores take about {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free there "
+            "(what an earlier prepare made gives way only in the end). Make room, choose another workspace, or a coarser or "
+            "smaller grid."
         )
 
 

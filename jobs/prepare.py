@@ -7,7 +7,8 @@ on with; what an earlier prepare made gives way only when all is well.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ from jobs.workspace import Workspace
 from mibf.errors import InputError
 from mibf.scaling import Scaling, scaling_to_json
 from pipeline import storage
-from pipeline.engine import Engine, engine
+from pipeline.engine import ClusterLostError, Engine, engine
 from pipeline.fill import OpenScene, Records, discard, fill, finished
 from pipeline.fit import Sketch, fit_scaling, merge
 from pipeline.raster import UnreadableError
@@ -51,12 +52,13 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         scenes = open_scenes(config, workers)
         if config.prepare.scheduler is None:
             check_memory(scenes, workers.workers)
-        check_room(scenes, workspace.url)
+        begun = sum(sum(storage.sizes(_staged(workspace, scene)).values()) for scene in scenes)
+        check_room(scenes, workspace.url, begun=begun)
         shifts = {scene.name: _measured(scene, workers) for scene in scenes}
         for scene in scenes:
             for note in [*scene.labels.notes, *remarks_of(scene)]:
                 warn(note)
-        with storage.folder_in_use(workspace.stores):
+        with storage.folder_in_use(workspace.stores), _told(workspace):
             try:
                 written = [_write(scene, workspace, config, workers, fingerprint) for scene in scenes]
                 counts, scaling = _fitted(written) if config.labelled else ({}, {})
@@ -66,13 +68,6 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
                 for scene in scenes:  # what is refused leaves nothing behind
                     discard(_staged(workspace, scene))
                 raise
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise StageError(
-                    f"{workspace.stores}: the disk is full ({error.strerror}). Make room there, or choose another "
-                    "workspace; the same command goes on from the shards that are whole."
-                ) from error
             # All is well: only now does what an earlier prepare made give way.
             begin(workspace, "prepare")
             for w in written:
@@ -90,6 +85,22 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     stores = [workspace.store(scene.name) for scene in scenes]
     stored = {w.scene.name: _figures(w, shifts[w.scene.name]) for w in written}
     return Outcome(figures | {"stores": stored}, lines, [*stores, workspace.split, workspace.scaling])
+
+
+@contextmanager
+def _told(workspace: Workspace) -> Iterator[None]:
+    """Tell of what stops the writing for want of a disk or a cluster; what is written stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StageError(
+            f"{workspace.stores}: the disk is full ({error.strerror}). Make room there, or choose another "
+            "workspace; the same command goes on from the shards that are whole."
+        ) from error
+    except ClusterLostError as error:
+        raise StageError(f"{error}; the same command goes on from the shards that are whole.") from error
 
 
 def _is_remote(scene: OpenScene) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -16,11 +16,12 @@ from jobs.declared import class_names, labels, sources
 from jobs.progress import bar, warn
 from mibf.bundle import ClassName
 from mibf.errors import InputError
+from pipeline import storage
 from pipeline.census import Labelled, count_labels, count_subsets, random_splits
 from pipeline.engine import Engine
 from pipeline.fill import OpenScene
 from pipeline.labels import NoLabels, OpenLabels, open_labels, refuse_unknown
-from pipeline.scene import OpenSource, Source, open_source, reference_grid
+from pipeline.scene import OpenSource, Source, open_source, reference_grid, stored_dtype
 from pipeline.split import (
     CODES,
     SUBSETS,
@@ -43,7 +44,7 @@ class _Opened:
 
     declared: SceneSection
     grid: GeoBox
-    sources: tuple[OpenSource, ...]
+    sources: list[OpenSource]
     labels: OpenLabels
 
     @property
@@ -69,10 +70,15 @@ def open_scenes(config: Config, engine: Engine) -> list[OpenScene]:
         scales = {scene.declared.name: scene.sources[position].scale for scene in opened}
         if len(set(scales.values())) > 1:
             raise InputError(f"source {first.declared.name!r} differs between scenes in its scale: {scales}.")
+        dtypes = {scene.sources[position].dtype for scene in opened}
+        if len(dtypes) > 1:  # a source's values are of one type everywhere: its limits are fitted to all of them
+            common = stored_dtype([str(dtype) for dtype in dtypes])
+            for scene in opened:
+                scene.sources[position] = replace(scene.sources[position], dtype=common)
     _check_apart([scene for scene in opened if scene.declared.labels is not None])
     splits = _splits(config, classes, opened, engine)
     return [
-        OpenScene(scene.declared.name, scene.grid, scene.sources, scene.labels, split, classes, config.prepare.shard)
+        OpenScene(scene.declared.name, scene.grid, tuple(scene.sources), scene.labels, split, classes, config.prepare.shard)
         for scene, split in zip(opened, splits, strict=True)
     ]
 
@@ -87,13 +93,22 @@ def _open(scene: SceneSection, classes: tuple[ClassName, ...], *, patch: int) ->
             f"scene {scene.name!r} would be {grid.shape[0]:,} x {grid.shape[1]:,} pixels; is `grid.resolution` "
             "in the units of `grid.crs` (degrees or metres)?"
         )
-    opened = tuple(open_source(source, grid) for source in declared.values())
+    opened = [open_source(source, grid) for source in declared.values()]
     wanted = labels(scene)
     return _Opened(scene, grid, opened, NoLabels() if wanted is None else open_labels(wanted, grid, classes))
 
 
 def _check_apart(scenes: Sequence[_Opened]) -> None:
     """See that no ground is labelled in two scenes: one's test pixels would train in the other."""
+    by_url: dict[str, str] = {}
+    for scene in scenes:
+        assert scene.declared.labels is not None
+        url = storage.absolute(scene.declared.labels.url)
+        if scene.grid.crs is None and by_url.setdefault(url, scene.declared.name) != scene.declared.name:
+            raise InputError(
+                f"scenes {by_url[url]!r} and {scene.declared.name!r} have the same labels, {url}, so that test pixels of "
+                "one would train in the other. Leave one of them out."
+            )
     placed = [(scene.declared.name, scene.grid.geographic_extent) for scene in scenes if scene.grid.crs is not None]
     for (one, ground), (other, its_ground) in combinations(placed, 2):
         if ground.intersection(its_ground).area > 0:

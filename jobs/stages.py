@@ -82,7 +82,7 @@ def read_manifest(workspace: Workspace, stage: StageName) -> Manifest | None:
     """A stage's manifest, if the stage was ever finished."""
     try:
         return Manifest(**storage.read_json(workspace.manifest(stage)))
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError):
         return None
 
 

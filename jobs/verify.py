@@ -48,7 +48,7 @@ def _checked(scene: str, config: Config, workspace: Workspace) -> Checked:
     url = workspace.store(scene)
     try:
         records = Records.read(workspace.records(scene))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return Checked(scene, url, 0, 0, [f"{workspace.records(scene)}: is missing, so that nothing can be checked"])
     objects = records.objects
     found = Checked(scene, url, len(objects), records.stored_bytes)

@@ -19,7 +19,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioIOError
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform_bounds
+from rasterio.warp import transform, transform_bounds
 
 from mibf.errors import InputError
 from pipeline.grid import Window
@@ -88,15 +88,27 @@ def align(file: RasterFile, header: Header, grid: GeoBox, *, resampling: str | N
 
 
 def _reach(header: Header, grid: GeoBox) -> tuple[float, float]:
-    """How many pixels of a grid lie on one of a raster's, along x and y; 1 where it is more."""
+    """How many pixels of a grid lie on one of a raster's, along the grid's x and y; 1 where it is more.
+
+    The median over places of the grid, from how far a step of one pixel leads in the raster: not from boxes around
+    windows, which grow as they turn.
+    """
     rows, columns = grid.shape
-    middle = Window(rows // 2, columns // 2, min(16, rows - rows // 2), min(16, columns - columns // 2))
-    span = _span(header.grid, grid, middle)
-    if span is None:
-        return 1.0, 1.0
-    left, top, right, bottom = span
-    x, y = middle.width / max(right - left, 1e-9), middle.height / max(bottom - top, 1e-9)
-    return (1.0 if x > 0.95 else x), (1.0 if y > 0.95 else y)
+    y, x = (
+        axis.ravel() for axis in np.meshgrid(*(np.linspace(0.1, 0.9, 5) * size for size in (rows, columns)), indexing="ij")
+    )
+    steps = []
+    for right, down in ((0, 0), (1, 0), (0, 1)):
+        places = [grid.affine * place for place in zip(x + right, y + down, strict=True)]
+        found = transform(grid.crs.to_wkt(), header.grid.crs.to_wkt(), *zip(*places, strict=True))
+        steps.append(np.array([~header.grid.affine * place for place in zip(*found, strict=True)]))
+    reach = []
+    for step in steps[1:]:
+        lengths = np.hypot(*(step - steps[0]).T)
+        lengths = lengths[np.isfinite(lengths) & (lengths > 0)]
+        share = float(np.median(1 / lengths)) if len(lengths) else 1.0
+        reach.append(1.0 if share > 0.95 else share)
+    return reach[0], reach[1]
 
 
 def _on_image(file: RasterFile, own: GeoBox, grid: GeoBox) -> Alignment:

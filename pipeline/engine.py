@@ -104,6 +104,10 @@ class _Run:
             self.over.set()
 
 
+class ClusterLostError(RuntimeError):
+    """The scheduler or all workers of a cluster are gone."""
+
+
 @dataclass
 class Cluster:
     """The workers of a dask.distributed cluster. They see the same files and have the same mibf installed."""
@@ -123,7 +127,8 @@ class Cluster:
         take: Callable[[Result], None],
     ) -> None:
         """As `Engine.each`."""
-        from distributed import as_completed, wait
+        from distributed import CancelledError, KilledWorker, as_completed, wait
+        from distributed.comm import CommClosedError
 
         with self.client.as_current():
             sent = self.client.scatter(shared, hash=False)
@@ -133,7 +138,10 @@ class Cluster:
             begun = as_completed(at_work)
             try:
                 for future in begun:
-                    result = future.result()
+                    try:
+                        result = future.result()
+                    except (CancelledError, KilledWorker, CommClosedError) as error:
+                        raise ClusterLostError(f"the Dask cluster was lost ({type(error).__name__}: {error})") from error
                     if isinstance(result, _Refusal):
                         raise result.kind(result.message)
                     take(result)
@@ -141,6 +149,8 @@ class Cluster:
                     for item in islice(waiting, 1):
                         at_work.append(self._submit(function, sent, item))
                         begun.add(at_work[-1])
+            except ClusterLostError:
+                raise
             except Exception:
                 wait([future for future in at_work if not future.cancelled()])  # a few a thread, which write still
                 raise

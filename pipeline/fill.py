@@ -213,22 +213,25 @@ def _resumed(target: _Target, fingerprint: str) -> tuple[list[ShardRecord], Obje
         attributes = storage.read_json(storage.join(target.url, "zarr.json"))["attributes"]
         if attributes["mibf:fingerprint"] != fingerprint or attributes["mibf:shard"] != target.scene.template.shard:
             return [], None
-        template = storage.read_json(storage.join(_records_of(target.url), "template.json"))
-    except (FileNotFoundError, ValueError, KeyError):
+        described = storage.read_json(storage.join(_records_of(target.url), "template.json"))
+        template = {key: (int(size), str(digest)) for key, (size, digest) in described.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # nothing, or nothing that is whole
         return [], None
     found = []
     there = set(storage.names(_records_of(target.url)))
     sizes = storage.sizes(target.url)
+    if any(sizes.get(key) != size for key, (size, _) in template.items() if not key.startswith("samples/")):
+        return [], None
     for window in target.scene.shards:
         url = target.record(window)
         if url.rsplit("/", 1)[-1] in there:
             try:
                 record = ShardRecord.from_json(storage.read_json(url))
-            except (ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue  # cut short: the shard is written again
             if all(sizes.get(key) == size for key, (size, _) in record.objects.items()):
                 found.append(record)
-    return found, {key: (int(size), str(digest)) for key, (size, digest) in template.items()}
+    return found, template
 
 
 def sketches_of(scene: OpenScene) -> dict[str, Sketch]:

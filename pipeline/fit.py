@@ -55,7 +55,9 @@ class BandCounts:
         return self.pages[number]
 
     def merge(self, other: BandCounts) -> None:
-        """Add what another has counted."""
+        """Add what another has counted, of the same kind of values."""
+        if self.exact != other.exact:
+            raise ValueError("counts of integers and of floats do not add up")
         for number, counts in other.pages.items():
             self._page(number)[:] += counts
         self.least, self.most = min(self.least, other.least), max(self.most, other.most)

@@ -102,7 +102,7 @@ class RasterLabels:
         """The labels of a window that are no class's and not ignored, with their number of pixels."""
         values, valid = self._values(window)
         found, counts = np.unique(values[valid], return_counts=True)
-        known = (*self.ids, *(i for i in self.ignore if not isinstance(i, str)))
+        known = (*self.ids, *(float(i) for i in self.ignore if str(i).lstrip("-").isdecimal()))
         return {v: n for v, n in zip(found.tolist(), counts.tolist(), strict=True) if v not in known}
 
     def _values(self, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
@@ -192,6 +192,8 @@ def _open_vector(labels: Labels, attribute: str, grid: GeoBox, classes: tuple[Cl
     if attribute not in frame.columns:
         columns = ", ".join(str(c) for c in frame.columns if c != frame.geometry.name)
         raise InputError(f"{labels.url}: has no attribute {attribute!r}; it has {columns}.")
+    if frame[attribute].map(lambda value: isinstance(value, list | dict | np.ndarray)).any():
+        raise InputError(f"{labels.url}: attribute {attribute!r} holds lists; a feature's class is one name or id.")
     unnamed = int(frame[attribute].isna().sum())
     if unnamed:
         notes.append(f"{unnamed} without a value of {attribute!r}, left out")
@@ -200,7 +202,8 @@ def _open_vector(labels: Labels, attribute: str, grid: GeoBox, classes: tuple[Cl
         raise InputError(f"{labels.url}: no feature with a class lies on the reference grid. {_places(labels.url, grid)}")
     ids = {str(c.id): c.id for c in classes} | {c.id: c.id for c in classes} | {c.name: c.id for c in classes}
     named = frame[attribute]
-    unknown = Counter(str(v) for v in named if v not in ids and v not in labels.ignore)
+    ignored = {*labels.ignore, *map(str, labels.ignore)}
+    unknown = Counter(str(v) for v in named if v not in ids and v not in ignored)
     refuse_unknown(labels.url, dict(unknown), classes)
     strangers = [str(v) for v in labels.priority if v not in ids]
     if strangers:
@@ -225,6 +228,11 @@ def _mended(frame: geopandas.GeoDataFrame, grid: GeoBox) -> tuple[geopandas.GeoD
     if empty.any():
         notes.append(f"{int(empty.sum())} without a geometry that can be placed, left out")
         frame = frame[~empty]
+    lines = ~frame.geometry.geom_type.isin(["Point", "MultiPoint", "Polygon", "MultiPolygon"])
+    if lines.any():
+        kinds = ", ".join(sorted(set(frame.geometry.geom_type[lines])))
+        notes.append(f"{int(lines.sum())} that are neither polygons nor points ({kinds}), left out")
+        frame = frame[~lines]
     crossing = ~frame.geometry.is_valid
     if crossing.any():
         notes.append(f"{int(crossing.sum())} whose outline crosses itself, taken as the areas that it encloses")
@@ -284,6 +292,8 @@ def _places(url: str, grid: GeoBox) -> str:
     if url.lower().endswith(PARQUET):
         return f"The grid spans {ours}."
     info = pyogrio.read_info(storage.gdal_path(url), force_total_bounds=True)
+    if info["total_bounds"] is None:
+        return "The file has no features with a geometry."
     left, bottom, right, top = info["total_bounds"]
     theirs = f"x {left:.6g} to {right:.6g}, y {bottom:.6g} to {top:.6g}"
     crs = "no CRS" if grid.crs is None else f"EPSG:{grid.crs.to_epsg()}"

@@ -31,6 +31,7 @@ from scipy.io.matlab import MatReadError
 from mibf.errors import InputError
 from pipeline import storage
 from pipeline.grid import Window, grid_from_json
+from pipeline.whole import check_whole
 
 # Images without a CRS are taken as they are: no cause for warnings about them.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
@@ -118,7 +119,7 @@ def open_raster(file: RasterFile) -> Iterator[OpenRaster]:
     path = file.url.split("?")[0].rstrip("/").lower()
     if path.endswith(".mat"):
         yield _matlab(file)
-    elif path.endswith(".zarr") or ".zarr/" in path:
+    elif path.endswith(".zarr"):
         yield _zarr(file)
     else:
         with _gdal(file) as opened:
@@ -129,6 +130,8 @@ def open_raster(file: RasterFile) -> Iterator[OpenRaster]:
 def _read_header(file: RasterFile, stamp: str) -> Header:
     del stamp  # tells a file from the one that was there before
     with open_raster(file) as opened:
+        if isinstance(opened, _GdalRaster):
+            opened.check_whole()
         return opened.header
 
 
@@ -157,6 +160,10 @@ def _gdal(file: RasterFile) -> Iterator[_GdalRaster]:
         if dataset.count == 0 and dataset.subdatasets:
             names = ", ".join(name.rsplit(":", 1)[-1].strip("/") for name in dataset.subdatasets[:20])
             raise InputError(f"{file}: holds several arrays; name one with `variable`: {names}.")
+        if dataset.gcps[0] and dataset.crs is None:
+            raise InputError(
+                f"{file}: is placed by ground control points alone; bring it to a grid first, for example with `gdalwarp`."
+            )
         yield _GdalRaster(file, dataset)
 
 
@@ -189,8 +196,9 @@ class _GdalRaster:
         )
         self._unscale = unscale
         self._dtype = np.result_type(*(dataset.dtypes[i] for i in at))
-        flags = dataset.mask_flag_enums[at[0]]
-        self._masked = MaskFlags.per_dataset in flags  # by a mask of its own, or a band of transparency
+        # By a mask of its own, of the dataset or of a band (which has no flag), or by a band of transparency.
+        flags = [dataset.mask_flag_enums[i] for i in at]
+        self._masked = any(MaskFlags.per_dataset in of_band or not of_band for of_band in flags)
 
     def _check_kind(self) -> None:
         for index in self.indexes:
@@ -203,13 +211,18 @@ class _GdalRaster:
             if self._dataset.dtypes[index - 1].startswith("complex"):
                 raise InputError(f"{self.file}: holds complex numbers; take their amplitude or intensity first.")
 
+    def check_whole(self) -> None:
+        """See that the file is as long as it says; refused where it is not."""
+        if self.file.variable is None:
+            check_whole(self.file.url, self._dataset)
+
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         place = GdalWindow(window.x, window.y, window.width, window.height)
         with _told_of(self.file):
             values = self._read(place)
             valid = _data(values, self.header.nodata)
             if self._masked:
-                valid &= self._dataset.dataset_mask(window=place) != 0
+                valid &= (self._dataset.read_masks(self.indexes, window=place) != 0).all(axis=0)
         return self._physical(values), valid
 
     def _read(self, place: GdalWindow) -> NDArray[Any]:
@@ -226,13 +239,17 @@ class _GdalRaster:
 
     @contextmanager
     def dataset(self, window: Window) -> Iterator[Layers]:
-        if self._masked or self._unscale or len(set(self.header.nodata)) > 1:  # which a view of it would not heed
+        # What a view of it would not heed: besides a finite nodata value, NaN may stand in floats.
+        undeclared = self._dtype.kind == "f" and any(n is not None and np.isfinite(n) for n in self.header.nodata)
+        if self._masked or self._unscale or undeclared or len(set(map(str, self.header.nodata))) > 1:
             with _in_memory(self, window) as copy:
                 yield copy
             return
         nodata = self.header.nodata[0]
         if nodata is not None and self._dtype.kind in "iu" and not _holds(self._dtype, nodata):
             nodata = None  # no pixel can have it
+        if self._dtype.kind == "f":
+            nodata = np.nan
         with _told_of(self.file):
             yield Layers(self._dataset, self.indexes, nodata)  # GDAL reads what it needs
 
@@ -406,8 +423,8 @@ def _zarr(file: RasterFile) -> _ArrayRaster:
             decode_coords="all",
             consolidated=root.metadata.consolidated_metadata is not None and not group,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{file.url}: cannot be opened as a Zarr group ({error}).") from error
+    except Exception as error:  # zarr and xarray have many for metadata that are none
+        raise InputError(f"{file}: cannot be opened as a Zarr group ({type(error).__name__}: {error}).") from error
     if name not in dataset:
         raise InputError(f"{file.url}: has no array {file.variable!r}; there are {', '.join(map(str, dataset)) or 'none'}.")
     array = dataset[name]
@@ -421,7 +438,12 @@ def _zarr(file: RasterFile) -> _ArrayRaster:
         for known in (array.attrs, dataset.attrs, dict(root.attrs)):
             if "spatial:transform" in known:
                 return grid_from_json({**known, "spatial:shape": [rows, columns]})
-        placed = array.rename({array.dims[axes.index("y")]: "y", array.dims[axes.index("x")]: "x"})
+        names = {str(array.dims[axes.index(axis)]): axis for axis in ("y", "x")}
+        placed = array.rename({name: axis for name, axis in names.items() if name != axis})
+        for axis in ("y", "x"):
+            steps = np.diff(placed[axis].values) if axis in placed.coords else np.zeros(0)
+            if len(steps) and np.abs(steps - steps.mean()).max() > 0.01 * abs(steps.mean()):
+                raise InputError(f"{file}: its coordinates along {axis} are not evenly spaced; bring it to a grid first.")
         if not ("x" in placed.coords and "y" in placed.coords) and placed.rio.crs is None:
             return _image_grid(rows, columns)
         crs = placed.rio.crs

@@ -187,7 +187,9 @@ def open_source(source: Source, grid: GeoBox) -> OpenSource:
     parts = [part for layer in layers for part in layer]
     changed = source.gain != 1 or source.offset != 0
     mask = None if source.mask is None else _part(source.mask.file, own, "nearest")
-    return OpenSource(source, own, layers, mask, np.dtype(np.float32) if changed else _stored_dtype(parts))
+    interpolated = any(part.alignment.interpolates for part in parts)
+    dtype = stored_dtype([dtype for part in parts for dtype in part.header.dtypes])
+    return OpenSource(source, own, layers, mask, np.dtype(np.float32) if changed or interpolated else dtype)
 
 
 def _part(file: RasterFile, grid: GeoBox, resampling: str | None) -> Part:
@@ -195,11 +197,9 @@ def _part(file: RasterFile, grid: GeoBox, resampling: str | None) -> Part:
     return Part(file, head, align(file, head, grid, resampling=resampling))
 
 
-def _stored_dtype(parts: Sequence[Part]) -> np.dtype[Any]:
-    """Integers of up to 16 bits as they are when no value is interpolated; everything else as float32."""
-    common = np.result_type(*(dtype for part in parts for dtype in part.header.dtypes))
+def stored_dtype(dtypes: Sequence[str]) -> np.dtype[Any]:
+    """The type that holds values of all these types: integers of up to 16 bits as they are, everything else as float32."""
+    common = np.result_type(*dtypes)
     if common.kind == "b":
         return np.dtype(np.uint8)
-    if common.kind in "iu" and common.itemsize <= 2 and not any(part.alignment.interpolates for part in parts):
-        return common
-    return np.dtype(np.float32)
+    return common if common.kind in "iu" and common.itemsize <= 2 else np.dtype(np.float32)

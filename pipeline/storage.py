@@ -54,7 +54,7 @@ def is_local(url: str) -> bool:
 
 def local_path(url: str) -> str:
     """The absolute path of a local URL."""
-    return os.path.abspath(url.removeprefix("file://"))
+    return os.path.abspath(Path(url.removeprefix("file://")).expanduser())
 
 
 def join(url: str, *parts: str) -> str:
@@ -216,7 +216,8 @@ def fingerprint(url: str) -> str:
         inside = filesystem.find(path, detail=True)
         parts += [[name.removeprefix(path), *_stamp_of(inside[name])] for name in sorted(inside)]
     if is_local(url):
-        beside = [Path(path).with_suffix(suffix) for suffix in (".dbf", ".shx", ".prj", ".cpg", ".hdr")]
+        beside = [Path(path).with_suffix(suffix) for suffix in (".dbf", ".shx", ".prj", ".cpg", ".hdr", ".tfw", ".wld")]
+        beside += [Path(path + suffix) for suffix in (".hdr", ".msk", ".aux.xml")]
         parts += [[p.stat().st_size, str(p.stat().st_mtime)] for p in beside if p.exists() and p != Path(path)]
     return digest(parts)
 

@@ -351,7 +351,7 @@ def test_absurd_settings_are_refused(scene: SmallScene, monkeypatch: pytest.Monk
     )
     with monkeypatch.context() as patch:
         patch.setattr(storage, "free_bytes", lambda url: 1000)
-        assert "0.0 GB are free there. Make room" in run(scene, command=command, status=2).stderr
+        assert "0 MB are free there" in run(scene, command=command, status=2).stderr
     with monkeypatch.context() as patch:
         patch.setattr("jobs.plan.available_memory", lambda: 10**8)
         assert "at a time take about" in run(scene, command=command, status=2).stderr
