@@ -163,3 +163,39 @@ def test_the_window_of_a_grid_of_another_crs_reads_just_what_it_needs(tmp_path: 
     assert needed is not None
     assert needed.height * needed.width < 300 * 250 / 10
     assert alignment.reach[0] < 0.9  # the raster is finer than the grid: kernels widen
+
+
+@pytest.mark.parametrize("degrees", [10, 30, 45])
+def test_a_turned_grid_of_the_same_resolution_is_not_blurred(tmp_path: Path, degrees: float) -> None:
+    """Bilinear values of white noise, worked out by hand at the centres of the grid's pixels."""
+    noise = np.random.default_rng(0).standard_normal((1, 100, 100)).astype(np.float32)
+    write_raster(tmp_path / "a.tif", noise)
+    turned = TRANSFORM * Affine.translation(50, 50) * Affine.rotation(degrees) * Affine.translation(-20, -20)
+    found = read(tmp_path / "a.tif", GeoBox((40, 40), turned, CRS))[0]
+    place = ~TRANSFORM * turned
+    for y, x in ((3, 5), (20, 31), (38, 2)):
+        column, row = (v - 0.5 for v in place * (x + 0.5, y + 0.5))
+        top, left = int(np.floor(row)), int(np.floor(column))
+        down, right = row - top, column - left
+        corners = noise[0, top : top + 2, left : left + 2]
+        assert found[y, x] == pytest.approx(np.array([1 - down, down]) @ corners @ np.array([1 - right, right]), abs=1e-4)
+
+
+def test_a_grid_about_the_pole_is_not_smeared(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal((1, 160, 1440)).astype(np.float32)
+    write_raster(tmp_path / "a.tif", noise, transform=Affine(0.25, 0, -180, 0, -0.25, -50), crs="EPSG:4326")
+    found = read(tmp_path / "a.tif", GeoBox((400, 400), Affine(10_000, 0, -2e6, 0, -10_000, 2e6), "EPSG:3031"))[0]
+    assert np.nanstd(found[:, :50]) > 0.5, "as of noise between pixels, not of means over many"
+
+
+def test_nan_that_a_float_raster_does_not_declare_is_no_data(tmp_path: Path) -> None:
+    values = np.full((1, 240, 220), 5, np.float32)
+    values[0, 40::9, ::9] = np.nan
+    for name, nodata in (("a.tif", None), ("b.tif", -9999)):
+        write_raster(tmp_path / name, values, transform=FINE, nodata=nodata)
+        for resampling in ("average", "bilinear", "med"):
+            found = read(tmp_path / name, resampling=resampling)
+            # GDAL leaves out a pixel whose very centre lies on one without data, unless all that it covers count.
+            fewest = 0.98 if resampling == "bilinear" else 1
+            assert np.isfinite(found[0, 5:50, 5:50]).mean() >= fewest, (name, resampling)
+            assert (found[np.isfinite(found)] == 5).all(), (name, resampling)

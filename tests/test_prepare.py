@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,24 @@ def test_what_was_begun_for_other_inputs_is_not_gone_on_with(large: SmallScene, 
     assert not any(record in shards for record in done)
     store = PatchStore(str(large.folder / "work/stores/small.zarr"))
     assert (store.array("sources/optical")[:] == optical).all()
+
+
+@pytest.mark.parametrize("harm", ["template.json", "array", "group", "record", "file"])
+def test_what_is_damaged_in_work_is_begun_anew(large: SmallScene, monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
+    with monkeypatch.context() as patch:
+        failing_after(patch, 7, OSError(errno.ENOSPC, "full"))
+        run(large, SHARDS, status=1)
+    work = large.folder / "work/stores/small.zarr.new"
+    records = Path(f"{work}.shards")
+    if harm == "file":
+        shutil.rmtree(work)
+        work.write_text("in the way")
+    else:
+        (records / "0_0.json").write_text('{"objects": []}')
+        places = {"template.json": records / harm, "array": work / "labels/zarr.json", "group": work / "zarr.json"}
+        places.get(harm, records / "0_128.json").write_text("[]")
+    run(large, SHARDS)
+    assert run(large, command="verify")[0]["whole"]
 
 
 def test_a_shard_whose_object_was_lost_is_written_again(large: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,6 +412,37 @@ def test_a_random_split_depends_on_its_seed_alone(scene: SmallScene) -> None:
     first = codes(0, 128)
     assert (codes(0, 256) == first).all()
     assert (codes(1, 128) != first).any()
+
+
+# --- several scenes
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_scenes_whose_files_hold_other_types_share_one(scene: SmallScene, first: int) -> None:
+    """Whole metres here, resampled ones there: the limits are those of all training pixels, whichever comes first."""
+    generator = np.random.default_rng(0)
+    south = TRANSFORM * Affine.translation(0, 1000)
+    for name, place in (("", TRANSFORM), ("south_", south)):
+        write_raster(scene.folder / f"{name}optical.tif", scene.optical, transform=place, nodata=0)
+        shape = (1, 150, 130) if not name else (1, 154, 134)
+        height = generator.integers(100, 1000, shape).astype(np.int16)
+        shift = Affine.translation(-1.5, -1.5) if name else Affine.identity()
+        write_raster(scene.folder / f"{name}radar.tif", height, transform=place * shift)
+        write_raster(scene.folder / f"{name}labels.tif", scene.truth[None], transform=place)
+    config = scene.config()
+    other = json.loads(json.dumps(config["scenes"][0]).replace(str(scene.folder) + "/", str(scene.folder) + "/south_"))
+    other["name"] = "south"
+    config["scenes"] = [config["scenes"][0], other][:: 1 if first == 0 else -1]
+    run(scene, **config)
+    values = []
+    for name in ("small", "south"):
+        store = PatchStore(str(scene.folder / f"work/stores/{name}.zarr"))
+        assert store.array("sources/radar").dtype == np.float32
+        chosen = store.samples(Window(0, 0, *store.shape))["train"] != UNLABELLED
+        values.append(store.array("sources/radar")[0][chosen & store.array("valid/radar")[:].astype(bool)])
+    fitted = json.loads((scene.folder / "work/scaling.json").read_text())["radar"]
+    wanted = np.quantile(np.concatenate(values), [0.005, 0.995, 0.5], method="inverted_cdf")
+    np.testing.assert_allclose([fitted["low"][0], fitted["high"][0], fitted["fill"][0]], wanted, rtol=2**-13)
 
 
 # --- what sources may be

@@ -353,3 +353,38 @@ def test_what_signs_a_url_is_not_shown() -> None:
     assert "secret" not in str(refused.value)
     assert "https://127.0.0.1:1/a.tif" in str(refused.value)
     assert "secret" not in str(RasterFile(signed))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.97, 0.999])
+@pytest.mark.parametrize("kind", ["JPEG 2000", "ENVI"])
+def test_a_file_cut_short_that_gdal_reads_in_silence_is_refused(tmp_path: Path, kind: str, share: float) -> None:
+    path = Path(KINDS[kind](tmp_path).url)
+    assert header(RasterFile(str(path))).bands == BANDS
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(InputError, match=path.name.replace(".", r"\.")):
+        header(RasterFile(str(path)))
+
+
+def test_masks_of_single_bands_hold(tmp_path: Path) -> None:
+    write_raster(tmp_path / "a.tif", VALUES[:1])
+    mask = np.full((1, ROWS, COLUMNS), 255, np.uint8)
+    mask[0, :8] = 0
+    write_raster(tmp_path / "m.tif", mask)
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        rasterio.shutil.copy(dataset, tmp_path / "a.vrt", driver="VRT")
+    text = (tmp_path / "a.vrt").read_text()
+    of_mask = (
+        '<MaskBand><VRTRasterBand dataType="Byte"><SimpleSource><SourceFilename relativeToVRT="1">m.tif</SourceFilename>'
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></MaskBand></VRTRasterBand>"
+    )
+    (tmp_path / "a.vrt").write_text(text.replace("</VRTRasterBand>", of_mask, 1))
+    _, valid, _ = read(RasterFile(str(tmp_path / "a.vrt")), Window(0, 0, ROWS, COLUMNS))
+    assert (valid == (mask[0] > 0)).all()
+
+
+def test_coordinates_that_are_not_evenly_spaced_are_refused(tmp_path: Path) -> None:
+    y = np.concatenate([np.arange(20) * 10.0, 200 + np.arange(20) * 30.0])[::-1]
+    array = xr.DataArray(VALUES[0], dims=("y", "x"), coords={"y": y, "x": np.arange(COLUMNS) * 10.0})
+    xr.Dataset({"a": array}).rio.write_crs(CRS).to_zarr(tmp_path / "a.zarr", consolidated=False)
+    with pytest.raises(InputError, match="coordinates along y are not evenly spaced"):
+        read(RasterFile(str(tmp_path / "a.zarr"), "a"))
