@@ -16,6 +16,7 @@ from odc.geo.geobox import GeoBox
 from mibf.errors import InputError
 from pipeline.align import Alignment, align, read_aligned
 from pipeline.grid import Window
+from pipeline.hashing import GOLDEN, mixed
 from pipeline.raster import RasterFile, header, open_raster
 
 Subset = Literal["train", "validation", "test"]
@@ -188,16 +189,11 @@ class RandomSplit:
 
 
 def pixel_keys(window: Window, *, columns: int, seed: int, scene: int) -> NDArray[np.uint64]:
-    """Keys (height, width) in which no two pixels of a scene agree: SplitMix64 (Steele et al. 2014) of a pixel's number."""
+    """Keys (height, width) in which no two pixels of a scene agree: hashes of their numbers."""
     rows = np.arange(window.y, window.y + window.height, dtype=np.uint64)[:, None]
     numbers = rows * np.uint64(columns) + np.arange(window.x, window.x + window.width, dtype=np.uint64)
     salt = np.random.SeedSequence([seed, scene]).generate_state(1, np.uint64)[0]
-    keys: NDArray[np.uint64] = numbers ^ salt
-    with np.errstate(over="ignore"):
-        keys = keys * np.uint64(0x9E3779B97F4A7C15)
-        keys = (keys ^ keys >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-        keys = (keys ^ keys >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return keys ^ keys >> np.uint64(31)
+    return mixed((numbers ^ salt) * GOLDEN)
 
 
 def drawn(wanted: float, available: int, *, at_most: float) -> int:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from rio_cogeo.cogeo import cog_validate
 
 from pipeline.grid import Window, windows
+from pipeline.hashing import GOLDEN, mixed
 
 #: Side of the blocks that noise is drawn in and files are written in, in a source's own pixels.
 BLOCK = 512
@@ -50,10 +51,6 @@ BASE = (2200.0, 4200.0)  # a band's mean lies between
 CONTRAST = 600.0  # what the source's own bit adds or takes away
 BACKGROUND = 300.0  # the most that the smooth background adds or takes away
 NOISE = 240.0  # standard deviation; no more than 3.47 times it, by the way it is made
-
-# Odd constants and shifts of splitmix64 (Steele, Lea and Flood 2014).
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
 @dataclass(frozen=True)
@@ -187,13 +184,6 @@ def value_noise(seed: int, field: str, *, spacing: int, window: Window, scale: i
     return field_values
 
 
-def _mixed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser: every bit of the value decides on every bit of the result."""
-    value = (value ^ (value >> np.uint64(30))) * MIX[0]
-    value = (value ^ (value >> np.uint64(27))) * MIX[1]
-    return value ^ (value >> np.uint64(31))
-
-
 def _hashed(seed: int, field: str, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float64]:
     """A number a lattice node, spread evenly over 0 to 1 and about 1/2: (rows, columns).
 
@@ -201,9 +191,9 @@ def _hashed(seed: int, field: str, rows: NDArray[np.int64], columns: NDArray[np.
     """
     state = np.array([seed], np.uint64)
     for letter in field.encode():
-        state = _mixed(state + GOLDEN * np.array([letter], np.uint64))
-    state = _mixed(state + GOLDEN * (rows[:, None].astype(np.uint64) + np.uint64(1)))
-    state = _mixed(state + GOLDEN * (columns[None].astype(np.uint64) + np.uint64(1)))
+        state = mixed(state + GOLDEN * np.array([letter], np.uint64))
+    state = mixed(state + GOLDEN * (rows[:, None].astype(np.uint64) + np.uint64(1)))
+    state = mixed(state + GOLDEN * (columns[None].astype(np.uint64) + np.uint64(1)))
     return ((state >> np.uint64(40)).astype(np.float64) + 0.5) / 2**24
 
 

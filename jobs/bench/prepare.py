@@ -111,10 +111,14 @@ def _measured(scene: OpenScene, rounds: int) -> Result:
 def _check_plain(scene: OpenScene) -> None:
     """See that a plain copy of the scene's files holds the same pixels."""
     for source in scene.sources:
-        for part in source.parts:
-            if part.alignment.kind != "exact" or part.alignment.coarser != 1 or part.file.bands is not None:
+        declared = source.declared
+        changed = declared.mask is not None or declared.gain != 1 or declared.offset != 0 or declared.scale != 1
+        for layer in source.layers:
+            part = layer[0]
+            chosen = part.file.bands is not None or part.file.variable is not None or len(layer) > 1
+            if changed or chosen or part.alignment.kind != "exact" or part.alignment.coarser != 1:
                 raise InputError(
-                    f"{part.file}: is not taken pixel for pixel on the grid, so that no plain copy compares; give a "
+                    f"{part.file}: is not taken whole and pixel for pixel on the grid, so that no plain copy compares; give a "
                     "configuration whose sources are on one grid, or none for a synthetic scene."
                 )
 
