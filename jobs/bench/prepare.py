@@ -118,8 +118,8 @@ def _check_plain(scene: OpenScene) -> None:
             chosen = part.file.bands is not None or part.file.variable is not None or len(layer) > 1
             if changed or chosen or part.alignment.kind != "exact" or part.alignment.coarser != 1:
                 raise InputError(
-                    f"{part.file}: is not taken whole and pixel for pixel on the grid, so that no plain copy compares; give a "
-                    "configuration whose sources are on one grid, or none for a synthetic scene."
+                    f"{part.file}: is not taken whole and pixel for pixel on the grid, so that no plain copy compares; give "
+                    "a configuration whose sources are on one grid, or none for a synthetic scene."
                 )
 
 
