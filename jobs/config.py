@@ -36,7 +36,7 @@ PLAIN = {
     "int_parsing": "must be a whole number",
     "float_parsing": "must be a number",
     "too_short": "holds too few: a scene takes two sources or more, there are two classes or more, and a map has a product",
-    "tuple_type": "must be a list, such as [class, confidence]",
+    "tuple_type": "must be a list, in brackets, such as [a, b]",
 }
 
 

@@ -49,6 +49,8 @@ def _checked(scene: str, config: Config, workspace: Workspace) -> Checked:
     try:
         records = Records.read(workspace.records(scene))
     except (FileNotFoundError, IsADirectoryError):
+        if not storage.exists(url):
+            raise InputError(f"{url}: scene {scene!r} was never prepared here; run `mibf prepare`.") from None
         return Checked(scene, url, 0, 0, [f"{workspace.records(scene)}: is missing, so that nothing can be checked"])
     objects = records.objects
     found = Checked(scene, url, len(objects), records.stored_bytes)

@@ -42,7 +42,7 @@ def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
         ),
         ("map.products=[class, class]", "map.products: a product is named twice in class, class"),
         ("map.products=[]", "map.products: holds too few"),
-        ("map.products=class", "map.products: must be a list, such as [class, confidence]"),
+        ("map.products=class", "map.products: must be a list, in brackets, such as [a, b]"),
         ("map.products=[doubt]", "map.products"),
         ("map.draws=1", "map.draws"),
         ("map.zzzz=1", "map.zzzz: unknown key; known here are tile, products, draws, seed, workers, precision."),
