@@ -254,7 +254,7 @@ def _sketched(scene: OpenScene, arrays: dict[str, NDArray[Any]]) -> dict[str, Sk
     """Count a shard's values at its training samples, while they are at hand."""
     sources = scene.template.sources
     valid = {source.name: arrays[f"valid/{source.name}"].view(bool) for source in sources}
-    trained = (arrays["labels"] != UNLABELLED) & (arrays["split"] == CODES["train"]) & usable(sources, valid)
+    trained = arrays["split"] == CODES["train"]
     sketches = sketches_of(scene)
     if trained.any():
         for source in sources:
@@ -282,8 +282,11 @@ def shard_arrays(scene: OpenScene, window: Window) -> tuple[dict[str, NDArray[An
         arrays[f"sources/{name}"], there = source.read(window)
         arrays[f"valid/{name}"] = there.view(np.uint8)
         valid[name] = int(there.sum())
-    arrays["labels"] = scene.labels.read(window)
-    arrays["split"] = scene.split.codes(window, arrays["labels"])
+    labels = scene.labels.read(window)
+    # A sample has a label, and data as the sources' rules want it.
+    there = usable(scene.template.sources, {name: arrays[f"valid/{name}"].view(bool) for name in valid})
+    arrays["labels"] = labels
+    arrays["split"] = scene.split.codes(window, labels) * (there & (labels != UNLABELLED))
     return arrays, valid
 
 

@@ -6,7 +6,7 @@ tasks fill whole shards, readers take windows with a halo.
     sources/NAME  (band, y, x)  the source's own integers, or float32; of a source of scale s on s x s pixels for each
     valid/NAME    (y, x)        whether the source has data in all its bands, on the same pixels
     labels        (y, x)        class ids, 255 where there is none
-    split         (y, x)        1 train, 2 validation, 3 test, 0 unused
+    split         (y, x)        the subset that a pixel is a sample of: 1 train, 2 validation, 3 test, 0 none
     samples       (subset, class, y, x)  samples of each subset and class in each `CHUNK` x `CHUNK` window
 
 A shard covers the same ground in every array but `samples`. Every chunk carries a CRC32C, which is checked when it is read.
@@ -194,8 +194,7 @@ class PatchStore:
 
     def labelled(self, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Class ids (height, width) of a window, and the code of the subset that each pixel is a sample of, 0 for none."""
-        ids, split = self._read("labels", window.slices), self._read("split", window.slices)
-        return ids, split * (self.usable(window) & (ids != UNLABELLED))
+        return self._read("labels", window.slices), self._read("split", window.slices)
 
     def windows_with_samples(self, subset: Subset) -> list[tuple[Window, NDArray[np.int64]]]:
         """The `CHUNK`-sided windows that hold samples of a subset, with the number of each class."""

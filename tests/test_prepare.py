@@ -384,6 +384,7 @@ def test_absurd_settings_are_refused(scene: SmallScene, monkeypatch: pytest.Monk
 def test_a_random_split_meets_its_numbers_exactly_and_is_told_to_leak(
     scene: SmallScene, train: float, validation: float
 ) -> None:
+    write_raster(scene.folder / "optical.tif", scene.optical)  # no pixel without data
     split = {"method": "random", "train": train, "validation": validation, "seed": 3}
     stage = run(scene, split=split)["stages"][0]
     store = PatchStore(str(scene.folder / "work/stores/small.zarr"))
