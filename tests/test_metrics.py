@@ -59,3 +59,18 @@ def test_no_samples_give_no_figures() -> None:
     assert figures["samples"] == 0
     assert np.isnan(figures["overall_accuracy"])
     assert np.isnan(figures["kappa"])
+
+
+@pytest.mark.parametrize(("method", "overlap"), [("blocks", 0.0), ("random", 0.97), ("random", None)])
+def test_figures_of_a_random_split_have_their_caveat(method: str, overlap: float | None) -> None:
+    from types import SimpleNamespace
+    from typing import Any, cast
+
+    from jobs.evaluate import _caveat
+
+    told = _caveat(cast(Any, SimpleNamespace(provenance={})), {"method": method, "overlap": {"scene": overlap}})
+    if method == "blocks":
+        assert told is None
+    else:
+        assert told is not None
+        assert f"up to {overlap or 0:.0%} of a scene's test patches overlap a training patch" in told
