@@ -304,8 +304,13 @@ def test_bf16_changes_hardly_a_label_of_a_trained_network() -> None:
     train_epoch(network, batches(), optimiser=optimiser, schedule=schedule, beta=1e-4, precision="float32")
     exact, fast = (Dense(network.eval(), precision=p)(tile, products=["class"])["class"] for p in ("float32", "bf16"))
     assert (exact == truth[2:-2, 2:-2]).float().mean() > 0.9  # it has learnt
-    # The share depends on the processor's order of sums: just above 0.999 on one, just below on another.
-    assert (exact == fast).float().mean() >= 0.995
+    # Labels change only where two classes are as good as equal: seen, up to 0.012 apart. How many such pixels there are
+    # is the scene's, and the processor's order of sums decides them: 0.9992 are equal on one, 0.9990 on another.
+    first, second = (
+        Dense(network, precision="float32")(tile, products=["probabilities"])["probabilities"].topk(2, dim=0).values
+    )
+    assert ((first - second)[exact != fast] < 0.05).all()
+    assert (exact == fast).float().mean() >= 0.998
 
 
 @given(st.sampled_from([5, 7, 11, 15]), st.integers(1, 200 << 20))
