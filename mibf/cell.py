@@ -34,9 +34,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mibf.bottleneck import deviation
-from mibf.folded import FoldedBranch, FoldedNetwork, Layer
+from mibf.folded import FoldedBranch, FoldedNetwork, FoldedRelation, Layer
 from mibf.products import NEEDS_CODE, Belief, ProductName
-from mibf.relation import shares, small_products
+from mibf.relation import even_gate, shares, small_products
 from mibf.spec import FEATURES, HIDDEN, NetworkSpec
 
 #: Side of a cell in pixels: the fixed-size square that is computed at a time.
@@ -123,23 +123,33 @@ def _places(patch: int, device: torch.device) -> Tensor:
 
 def believe(net: FoldedNetwork, features: Sequence[Tensor], products: Collection[ProductName]) -> Belief:
     """The network behind the branches, on N x (P, q, q, 64); what only some products need only for these."""
+    related, gate = _relate(net.relation, features, asked="gate" in products)
+    first, *others = [_convolution(x, layer, padding=1) for x, layer in zip(features, net.refine, strict=True)]
+    joined = _pointwise(_side_by_side([first, *related, *others]), net.join).relu_()
+    hidden = _pointwise(joined.flatten(1, 2).mean(dim=1).float(), net.hidden).relu_()
+    if NEEDS_CODE.isdisjoint(products):
+        return Belief(_pointwise(hidden, net.logits), gate, None, None)
+    assert net.spread is not None  # `check_products` saw to it
+    mean, spread = _pointwise(hidden, net.mean), _pointwise(hidden, net.spread)
+    return Belief(_pointwise(mean, net.decoder), gate, mean, deviation(spread))
+
+
+def _relate(
+    relation: FoldedRelation | None, features: Sequence[Tensor], *, asked: bool
+) -> tuple[list[Tensor], Tensor | None]:
+    """The relation (P, q, q, 128), none in a network without it, and the gates (P, N) where they are asked for."""
     patches, q = features[0].shape[:2]
-    weights = _pointwise(torch.cat(list(features), dim=-1), net.gate).view(patches, q, q, -1, FEATURES)
+    if relation is None:
+        return [], even_gate(patches, len(features), features[0].device) if asked else None
+    weights = _pointwise(torch.cat(list(features), dim=-1), relation.gate).view(patches, q, q, -1, FEATURES)
     gates = shares(weights, dim=3)  # N x (P, q, q, 64)
     gated = [(feature * gate).permute(0, 3, 1, 2) for feature, gate in zip(features, gates, strict=True)]
     pairs = [small_products(gated[i], gated[j]).permute(0, 2, 3, 1) for i, j in combinations(range(len(gated)), 2)]
-    relation = _pointwise(pairs[0] if len(pairs) == 1 else torch.cat(pairs, dim=-1), net.relation)
-    refined = [_convolution(x, layer, padding=1) for x, layer in zip(features, net.refine, strict=True)]
-    joined = _pointwise(_side_by_side([refined[0], relation, *refined[1:]]), net.join).relu_()
-    hidden = _pointwise(joined.flatten(1, 2).mean(dim=1).float(), net.hidden).relu_()
-    gate = None
-    if "gate" in products:
-        gate = torch.stack([gate.float().mean(dim=(1, 2, 3)) for gate in gates], dim=1)
-        gate = gate / gate.sum(dim=1, keepdim=True)  # each was rounded on its own
-    if NEEDS_CODE.isdisjoint(products):
-        return Belief(_pointwise(hidden, net.logits), gate, None, None)
-    mean, spread = _pointwise(hidden, net.mean), _pointwise(hidden, net.spread)
-    return Belief(_pointwise(mean, net.decoder), gate, mean, deviation(spread))
+    related = _pointwise(pairs[0] if len(pairs) == 1 else torch.cat(pairs, dim=-1), relation.join)
+    if not asked:
+        return [related], None
+    gate = torch.stack([gate.float().mean(dim=(1, 2, 3)) for gate in gates], dim=1)
+    return [related], gate / gate.sum(dim=1, keepdim=True)  # each was rounded on its own
 
 
 def _spans(side: int, patch: int) -> tuple[range, range, range]:
@@ -198,7 +208,7 @@ def rows_within_budget(spec: NetworkSpec, dtype: torch.dtype, budget: int) -> in
     """Rows of a cell that are in work at a time: a divisor of `CELL`, the most whose patches fit the budget."""
     p, q = spec.patch, spec.patch // 2
     inner = sum(source.widths[1] for source in spec.sources)
-    pairs = len(spec.sources) * (len(spec.sources) - 1) // 2
+    pairs = 0 if "relation" in spec.without else len(spec.sources) * (len(spec.sources) - 1) // 2
     gathered = (p + 1) ** 2 * inner + (p - 1) ** 2 * FEATURES * 2
     after = q * q * (FEATURES * (6 * len(spec.sources) + 3 * pairs) + 5 * HIDDEN)
     patches = budget // ((gathered + after) * dtype.itemsize)

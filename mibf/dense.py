@@ -113,9 +113,10 @@ class Dense:
 
         Raises:
             InputError: the number of sources, bands or pixels is not the spec's, values are not float32, one is not
-                finite where data are valid, or a product is unknown.
+                finite where data are valid, or a product is unknown or one that needs the bottleneck of a network
+                without it.
         """
-        products = check_products(products)
+        products = check_products(products, without=self.spec.without)
         height, width = self._tile_shape(sources)
         halo = self.spec.halo
         if valid is not None:

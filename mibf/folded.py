@@ -45,6 +45,14 @@ class FoldedBranch:
 
 
 @dataclass(frozen=True)
+class FoldedRelation:
+    """A relation without batch norms."""
+
+    gate: Layer
+    join: Layer
+
+
+@dataclass(frozen=True)
 class FoldedNetwork:
     """A network without batch norms: the convolutions of each patch in the working dtype, all else in float32.
 
@@ -54,13 +62,12 @@ class FoldedNetwork:
 
     spec: NetworkSpec
     branches: tuple[FoldedBranch, ...]
-    gate: Layer
-    relation: Layer
+    relation: FoldedRelation | None  #: None in a network without it
     refine: tuple[Layer, ...]
     join: Layer
     hidden: Layer
     mean: Layer
-    spread: Layer
+    spread: Layer | None  #: None in a network without the bottleneck
     decoder: Layer
     logits: Layer  #: the decoder after the mean, two linear layers in one: (classes, hidden, 1, 1)
 
@@ -75,18 +82,17 @@ class FoldedNetwork:
             """A linear layer as a 1x1 convolution."""
             return Layer(layer.weight[:, :, None, None], layer.bias).to(device, torch.float32)
 
-        bottleneck = network.bottleneck
+        bottleneck, relation = network.bottleneck, network.relation
         mean, decoder = _plain(bottleneck.mean), _plain(bottleneck.decoder)
         return cls(
             spec=network.spec,
             branches=tuple(_branch(cast(Branch, branch), device, dtype) for branch in network.branches),
-            gate=wide(_plain(network.relation.gate)),
-            relation=wide(_folded(network.relation.join)),
+            relation=None if relation is None else FoldedRelation(wide(_plain(relation.gate)), wide(_folded(relation.join))),
             refine=tuple(wide(_folded(block)) for block in network.refine),
             join=wide(_folded(network.join)),
             hidden=exact(_plain(bottleneck.hidden)),
             mean=exact(mean),
-            spread=exact(_plain(bottleneck.spread)),
+            spread=None if bottleneck.spread is None else exact(_plain(bottleneck.spread)),
             decoder=exact(decoder),
             logits=exact(Layer(decoder.weight @ mean.weight, decoder.weight @ mean.bias + decoder.bias)),
         )

@@ -1,5 +1,8 @@
 """MIBF-Net: the wiring of branches, noise adaptation, relation, join and bottleneck. Torch alone.
 
+A spec may leave parts out (`NetworkSpec.without`); the parameters of the others keep their names and shapes, but for
+the join's, which has fewer inputs without the relation.
+
 Geng et al., "Multisource Joint Representation Learning Fusion Classification for Remote Sensing
 Images", IEEE TGRS 61, 2023, doi 10.1109/TGRS.2023.3296813.
 
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from mibf.bottleneck import Bottleneck
 from mibf.branch import Branch, conv1x1, conv3x3, pixel_mean
 from mibf.noise import NoiseAdaptation
-from mibf.relation import Relation
+from mibf.relation import Relation, even_gate
 from mibf.spec import FEATURES, HIDDEN, NetworkSpec, check_shapes
 
 
@@ -26,23 +29,24 @@ class Output(NamedTuple):
 
     logits: Tensor  #: (B, classes), of a draw in training and of the mean in evaluation
     mean: Tensor  #: (B, 128), of the bottleneck's Gaussian
-    std: Tensor  #: (B, 128), of the bottleneck's Gaussian
-    gate: Tensor  #: (B, N), the share of each source in the relation; rows sum to one
+    std: Tensor | None  #: (B, 128), of the bottleneck's Gaussian; None without the bottleneck
+    gate: Tensor  #: (B, N), the share of each source in the relation; rows sum to one, and are even without the relation
 
 
 class MIBFNet(nn.Module):
-    """Names the class of the centre pixel of each patch, from the same patch of N >= 2 sources."""
+    """Names the class of the centre pixel of each patch, from the same patch of N sources."""
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
         self.spec = spec
         count = len(spec.sources)
         self.branches = nn.ModuleList(Branch(source) for source in spec.sources)
+        # It is there in any case: its mean gate is in every network's state, and training averages it over workers.
         self.noise = NoiseAdaptation(count)
-        self.relation = Relation(count)
+        self.relation = Relation(count) if "relation" not in spec.without else None
         self.refine = nn.ModuleList(conv3x3(FEATURES, FEATURES) for _ in spec.sources)
-        self.join = conv1x1(count * FEATURES + HIDDEN, HIDDEN, bias=True)
-        self.bottleneck = Bottleneck(spec.classes, hidden=spec.hidden)
+        self.join = conv1x1(count * FEATURES + (0 if self.relation is None else HIDDEN), HIDDEN, bias=True)
+        self.bottleneck = Bottleneck(spec.classes, hidden=spec.hidden, draws="bottleneck" not in spec.without)
         self.apply(_xavier)
 
     def forward(self, sources: Sequence[Tensor]) -> Output:
@@ -53,14 +57,22 @@ class MIBFNet(nn.Module):
         """
         self._check(sources)
         features = [branch(x) for branch, x in zip(self.branches, sources, strict=True)]
-        features = self.noise(features)  # N x (B, 64, q, q)
-        relation, gate = self.relation(features)  # (B, 128, q, q), (B, N)
+        if "noise" not in self.spec.without:
+            features = self.noise(features)  # N x (B, 64, q, q)
+        related, gate = self._relate(features)
         if self.training:
             self.noise.observe(gate)
-        refined = [refine(x) for refine, x in zip(self.refine, features, strict=True)]
-        joined = self.join(torch.cat([refined[0], relation, *refined[1:]], dim=1))
+        first, *others = [refine(x) for refine, x in zip(self.refine, features, strict=True)]
+        joined = self.join(torch.cat([first, *related, *others], dim=1))
         logits, mean, std = self.bottleneck(pixel_mean(joined))
         return Output(logits, mean, std, gate)
+
+    def _relate(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """The relation (B, 128, q, q), none where the network has no such part, and the gates (B, N)."""
+        if self.relation is None:
+            return [], even_gate(features[0].shape[0], len(features), features[0].device)
+        relation, gate = self.relation(features)
+        return [relation], gate
 
     def _check(self, sources: Sequence[Tensor]) -> None:
         check_shapes(self.spec, [tuple(x.shape[1:]) for x in sources], rows=self.spec.patch, columns=self.spec.patch)

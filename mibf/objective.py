@@ -31,8 +31,9 @@ def objective(output: Output, labels: Tensor, *, beta: float) -> Loss:
     """The loss of a batch; `labels` (B,) are class positions from 0.
 
     The rate is summed over the code's dimensions, as the variational bound has it. The released code
-    averages over them instead: its beta of 1e-3 is 1e-3 / 128 = 7.8e-6 here.
+    averages over them instead: its beta of 1e-3 is 1e-3 / 128 = 7.8e-6 here. Of a network without the
+    bottleneck the rate is 0: a code that is not drawn has none.
     """
     cross_entropy = F.cross_entropy(output.logits, labels)
-    mean_rate = rate(output.mean, output.std).mean()
+    mean_rate = cross_entropy.new_zeros(()) if output.std is None else rate(output.mean, output.std).mean()
     return Loss(cross_entropy + beta * mean_rate, cross_entropy, mean_rate)

@@ -9,7 +9,7 @@ Legend for shapes: B pixels, D the bottleneck's dimensions, K draws, N sources.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mibf.errors import InputError
 from mibf.objective import rate
+from mibf.spec import Part
 
 ProductName = Literal["class", "confidence", "probabilities", "entropy", "information", "rate", "gate", "logits"]
 PRODUCT_NAMES: tuple[ProductName, ...] = get_args(ProductName)
@@ -27,11 +28,11 @@ PRODUCT_NAMES: tuple[ProductName, ...] = get_args(ProductName)
 NEEDS_CODE = frozenset({"information", "rate"})
 
 
-def check_products(names: Iterable[ProductName]) -> tuple[ProductName, ...]:
-    """Products that are known, each once.
+def check_products(names: Iterable[ProductName], *, without: Collection[Part] = ()) -> tuple[ProductName, ...]:
+    """Products that are known, each once, of a network without some parts.
 
     Raises:
-        InputError: names the first that is not known.
+        InputError: names the first that is not known, or that such a network cannot give.
     """
     if isinstance(names, str):
         raise InputError(f"products are {names!r}; give a list, of {', '.join(PRODUCT_NAMES)}.")
@@ -39,6 +40,11 @@ def check_products(names: Iterable[ProductName]) -> tuple[ProductName, ...]:
     for name in wanted:
         if name not in PRODUCT_NAMES:
             raise InputError(f"unknown product {name!r}; there are {', '.join(PRODUCT_NAMES)}.")
+        if name in NEEDS_CODE and "bottleneck" in without:
+            raise InputError(
+                f"product {name!r} is of the code's distribution, and this network was trained without the bottleneck: "
+                "its code is a mean alone. Leave the product out, or train a network with the bottleneck."
+            )
     return wanted
 
 

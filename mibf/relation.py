@@ -55,6 +55,11 @@ def shares(logits: Tensor, *, dim: int) -> tuple[Tensor, ...]:
     return torch.cat([logits, torch.zeros_like(logits.narrow(dim, 0, 1))], dim=dim).softmax(dim=dim).unbind(dim)
 
 
+def even_gate(batch: int, sources: int, device: torch.device) -> Tensor:
+    """The gates (B, N) of sources that nothing weighs against each other: 1 / N each, in float32."""
+    return torch.full((batch, sources), 1 / sources, device=device)
+
+
 class Relation(nn.Module):
     """Gates the sources against each other and multiplies the gated features, pair by pair.
 

@@ -5,9 +5,9 @@ A spec is an immutable value that travels in the bundle; the network is built fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mibf.errors import InputError
 
@@ -24,6 +24,12 @@ NARROWEST = 16
 SMALLEST_PATCH, LARGEST_PATCH = 5, 15
 #: Pixels of a source along one reference pixel.
 SCALES = (1, 2, 4)
+
+#: What a network can be built without, to learn what each is worth.
+Part = Literal["noise", "relation", "bottleneck"]
+PARTS: tuple[Part, ...] = get_args(Part)
+#: What has a meaning between sources alone: one source has neither.
+BETWEEN: tuple[Part, ...] = ("noise", "relation")
 
 
 @dataclass(frozen=True)
@@ -61,18 +67,30 @@ class NetworkSpec:
 
     `hidden` is the width of the bottleneck's hidden layer; only the authors' released checkpoints have
     another one than the paper's.
+
+    `without` names parts that are left out, in any order; the spec has them in the order of `PARTS`:
+
+    - "noise": no noise adaptation; training disturbs no features.
+    - "relation": no gate and no product of sources. The refined branches alone are joined, and every source's
+      gate is 1 / N, so that noise adaptation disturbs each as often as the others.
+    - "bottleneck": the code is its mean in training too, without a standard deviation, and its rate is 0.
+
+    One source is a network too, without what is between sources: `without=("noise", "relation")`.
     """
 
     sources: tuple[SourceSpec, ...]
     classes: int
     patch: int = 7
     hidden: int = HIDDEN
+    without: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.sources) < 2:
+        object.__setattr__(self, "without", _in_order(self.without))  # frozen, and equal whatever order was given
+        alone = len(self.sources) == 1 and set(BETWEEN) <= set(self.without)
+        if len(self.sources) < 2 and not alone:
             raise InputError(
-                f"MIBF-Net fuses at least two sources, {len(self.sources)} given; "
-                "split one sensor's bands into two sources if there is only one."
+                f"MIBF-Net fuses at least two sources, {len(self.sources)} given; split one sensor's bands into two sources "
+                f"if there is only one, or train it alone, without {' and '.join(BETWEEN)}, which are between sources."
             )
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
@@ -91,13 +109,30 @@ class NetworkSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values."""
-        return asdict(self)
+        return {**asdict(self), "without": list(self.without)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> NetworkSpec:
-        """The spec that `to_json` wrote."""
+        """The spec that `to_json` wrote, now or when every network had all parts."""
         sources = tuple(SourceSpec(**{**source, "widths": tuple(source["widths"])}) for source in value["sources"])
-        return cls(**{**value, "sources": sources})
+        return cls(**{**value, "sources": sources, "without": tuple(value.get("without", ()))})
+
+
+def _in_order(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """Names of parts in the order of `PARTS`.
+
+    Raises:
+        InputError: one is not known or named twice, or text was given in place of names.
+    """
+    if isinstance(parts, str):
+        raise InputError(f"`without` is {parts!r}; give a list, of {', '.join(PARTS)}.")
+    named = list(parts)
+    for part in named:
+        if part not in PARTS:
+            raise InputError(f"a network cannot be without {part!r}; it can be without {', '.join(PARTS)}.")
+        if named.count(part) > 1:
+            raise InputError(f"`without` names {part!r} twice; name each part once.")
+    return tuple(part for part in PARTS if part in named)
 
 
 def check_shapes(spec: NetworkSpec, found: Sequence[tuple[int, ...]], *, rows: int, columns: int) -> None:
