@@ -20,15 +20,22 @@ from mibf.errors import InputError
 from mibf.network import MIBFNet, Output
 from mibf.objective import rate
 from mibf.optim import make_optimiser
-from mibf.products import PRODUCT_NAMES
+from mibf.products import NEEDS_CODE, PRODUCT_NAMES
+from mibf.spec import PARTS, Part
 from mibf.training import Batch, train_epoch
 from tests.test_network import spec_of
 
 
-def network_of(*bands: int, patch: int = 7, scales: tuple[int, ...] = (1, 1, 1, 1), classes: int = 5) -> MIBFNet:
+def network_of(
+    *bands: int,
+    patch: int = 7,
+    scales: tuple[int, ...] = (1, 1, 1, 1),
+    classes: int = 5,
+    without: tuple[Part, ...] = (),
+) -> MIBFNet:
     """A network whose batch norms and code are as far from their initial values as training takes them."""
     torch.manual_seed(1)
-    network = MIBFNet(spec_of(bands, classes=classes, patch=patch, scales=scales)).eval()
+    network = MIBFNet(spec_of(bands, classes=classes, patch=patch, scales=scales, without=without)).eval()
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -38,7 +45,8 @@ def network_of(*bands: int, patch: int = 7, scales: tuple[int, ...] = (1, 1, 1, 
                 module.running_var.uniform_(0.3, 2)
                 module.weight.uniform_(0.5, 2)
                 module.bias.normal_(0, 0.2)
-        network.bottleneck.spread.bias.fill_(4.0)  # a standard deviation that draws can be told by
+        if network.bottleneck.spread is not None:
+            network.bottleneck.spread.bias.fill_(4.0)  # a standard deviation that draws can be told by
     return network
 
 
@@ -63,26 +71,36 @@ def alone(network: MIBFNet, tile: Sequence[Tensor], pixels: Sequence[tuple[int, 
     )
 
 
-CASES = [
-    ((4, 2), 7, (1, 1)),
-    ((64, 2), 7, (1, 1)),
-    ((3, 1), 5, (1, 2)),
-    ((2, 1), 9, (4, 1)),
-    ((3, 1, 2), 7, (1, 1, 2)),
-    ((2, 2, 1, 1), 5, (1, 1, 1, 1)),
-    ((2, 1), 11, (1, 1)),
-    ((2, 1), 15, (1, 1)),
+CASES: list[tuple[tuple[int, ...], int, tuple[int, ...], tuple[Part, ...]]] = [
+    ((4, 2), 7, (1, 1), ()),
+    ((64, 2), 7, (1, 1), ()),
+    ((3, 1), 5, (1, 2), ()),
+    ((2, 1), 9, (4, 1), ()),
+    ((3, 1, 2), 7, (1, 1, 2), ()),
+    ((2, 2, 1, 1), 5, (1, 1, 1, 1), ()),
+    ((2, 1), 11, (1, 1), ()),
+    ((2, 1), 15, (1, 1), ()),
+    ((4, 2), 7, (1, 1), ("noise",)),
+    ((4, 2), 7, (1, 1), ("relation",)),
+    ((4, 2), 7, (1, 1), ("bottleneck",)),
+    ((3, 1, 2), 5, (1, 1, 2), ("relation",)),
+    ((3, 1, 2), 5, (1, 1, 2), PARTS),
+    ((4,), 7, (1,), ("noise", "relation")),
+    ((2,), 5, (2,), PARTS),
 ]
 
 
-@pytest.mark.parametrize(("bands", "patch", "scales"), CASES)
-def test_every_pixel_equals_its_patch_alone(bands: tuple[int, ...], patch: int, scales: tuple[int, ...]) -> None:
-    network = network_of(*bands, patch=patch, scales=scales)
+@pytest.mark.parametrize(("bands", "patch", "scales", "without"), CASES)
+def test_every_pixel_equals_its_patch_alone(
+    bands: tuple[int, ...], patch: int, scales: tuple[int, ...], without: tuple[Part, ...]
+) -> None:
+    network = network_of(*bands, patch=patch, scales=scales, without=without)
     height, width = 70, 9  # more than a cell, and not whole cells
     tile = tile_of(network, height, width)
     pixels = [(y, x) for y in range(height) for x in range(width)]
     wanted = alone(network, tile, pixels)
-    found = Dense(network)(tile, products=PRODUCT_NAMES)
+    products = [name for name in PRODUCT_NAMES if "bottleneck" not in without or name not in NEEDS_CODE]
+    found = Dense(network)(tile, products=products)
 
     def flat(name: str) -> Tensor:
         return found[name].flatten(-2).movedim(-1, 0)
@@ -91,7 +109,8 @@ def test_every_pixel_equals_its_patch_alone(bands: tuple[int, ...], patch: int, 
     torch.testing.assert_close(flat("probabilities"), wanted.logits.softmax(dim=1), atol=1e-5, rtol=0)
     torch.testing.assert_close(flat("confidence"), wanted.logits.softmax(dim=1).amax(dim=1), atol=1e-5, rtol=0)
     torch.testing.assert_close(flat("gate"), wanted.gate, atol=1e-5, rtol=0)
-    torch.testing.assert_close(flat("rate"), rate(wanted.mean, wanted.std), atol=1e-5, rtol=1e-5)
+    if wanted.std is not None:
+        torch.testing.assert_close(flat("rate"), rate(wanted.mean, wanted.std), atol=1e-5, rtol=1e-5)
     entropy = torch.distributions.Categorical(logits=wanted.logits).entropy()
     torch.testing.assert_close(flat("entropy"), entropy, atol=1e-5, rtol=0)
     # Nearly equal logits may change places in the last bit; the class is that of the logits found, exactly.
@@ -252,6 +271,21 @@ def test_tiles_that_are_not_the_specs_are_refused() -> None:
         dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], valid=torch.ones(70, 70))
 
 
+def test_products_of_the_codes_distribution_are_refused_without_the_bottleneck() -> None:
+    dense = Dense(network_of(2, 1, patch=5, without=("bottleneck",)))
+    tile = [torch.rand(2, 8, 8), torch.rand(1, 8, 8)]
+    for name in NEEDS_CODE:
+        with pytest.raises(InputError, match=f"product '{name}' .* trained without the bottleneck.* Leave the product out"):
+            dense(tile, products=["class", name])
+    assert dense(tile, products=["class"])["class"].shape == (4, 4)
+
+
+@pytest.mark.parametrize("without", [("relation",), PARTS])
+def test_without_the_relation_the_gate_is_even_everywhere(without: tuple[Part, ...]) -> None:
+    network = network_of(2, 1, 1, patch=5, without=without)
+    assert torch.equal(Dense(network)(tile_of(network, 5, 4), products=["gate"])["gate"], torch.full((3, 5, 4), 1 / 3))
+
+
 def test_networks_and_settings_that_cannot_be_are_refused() -> None:
     network = network_of(4, 2)
     for wrong, message in [
@@ -277,8 +311,9 @@ def test_a_product_asked_for_twice_comes_once_and_any_iterable_will_do() -> None
     torch.testing.assert_close(found["gate"].sum(dim=0), torch.ones(3, 3))
 
 
-def test_bf16_gives_nearly_the_same() -> None:
-    network = network_of(8, 2)
+@pytest.mark.parametrize(("bands", "without"), [((8, 2), ()), ((8, 2), ("relation",)), ((8,), PARTS)])
+def test_bf16_gives_nearly_the_same(bands: tuple[int, ...], without: tuple[Part, ...]) -> None:
+    network = network_of(*bands, without=without)
     tile = tile_of(network, CELL, CELL)
     exact, rough = (Dense(network, precision=p)(tile, products=["logits"])["logits"] for p in ("float32", "bf16"))
     assert (exact - rough).abs().max() < 0.05 * exact.abs().max()

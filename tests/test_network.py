@@ -1,6 +1,9 @@
-"""The network: shapes, what two sources mean, scale, noise adaptation, objective."""
+"""The network: shapes, what two sources mean, scale, parts left out, noise adaptation, objective."""
 
 from __future__ import annotations
+
+import json
+from itertools import combinations
 
 import pytest
 import torch
@@ -8,18 +11,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mibf.errors import InputError
-from mibf.network import MIBFNet
+from mibf.network import MIBFNet, Output
 from mibf.noise import SHARE, NoiseAdaptation
 from mibf.objective import objective, rate
 from mibf.relation import Relation, shares, small_products
-from mibf.spec import NARROW, WIDE, NetworkSpec, SourceSpec
+from mibf.spec import NARROW, PARTS, WIDE, NetworkSpec, Part, SourceSpec
 
 
 def spec_of(
-    bands: tuple[int, ...] = (4, 2), *, classes: int = 3, patch: int = 7, scales: tuple[int, ...] = (1, 1, 1, 1)
+    bands: tuple[int, ...] = (4, 2),
+    *,
+    classes: int = 3,
+    patch: int = 7,
+    scales: tuple[int, ...] = (1, 1, 1, 1),
+    without: tuple[Part, ...] = (),
 ) -> NetworkSpec:
     sources = [SourceSpec(f"s{i}", b, NARROW if i else WIDE, scales[i]) for i, b in enumerate(bands)]
-    return NetworkSpec(tuple(sources), classes=classes, patch=patch)
+    return NetworkSpec(tuple(sources), classes=classes, patch=patch, without=without)
+
+
+def patches_of(spec: NetworkSpec, count: int) -> list[torch.Tensor]:
+    return [torch.rand(count, s.bands, spec.patch * s.scale, spec.patch * s.scale) for s in spec.sources]
+
+
+#: All ways to leave parts out of a network of two sources and of three, and of one alone.
+ABLATED = [
+    spec_of(bands, patch=5, without=without)
+    for bands in [(4, 2), (3, 1, 2)]
+    for count in range(len(PARTS) + 1)
+    for without in combinations(PARTS, count)
+] + [spec_of((3,), patch=5, without=without) for without in (("noise", "relation"), PARTS)]
+
+
+def named(spec: NetworkSpec) -> str:
+    return f"{len(spec.sources)} without {' '.join(spec.without) or 'nothing'}"
 
 
 @pytest.mark.parametrize("bands", [(4, 2), (1, 1), (3, 2, 1), (2, 2, 2, 2)])
@@ -84,6 +109,139 @@ def test_wrong_inputs_are_refused_with_expected_and_found() -> None:
         finer([torch.rand(2, 4, 7, 7), torch.rand(2, 2, 7, 7)])
     with pytest.raises(InputError, match="at least two sources"):
         spec_of((4,))
+
+
+@pytest.mark.parametrize("spec", ABLATED, ids=named)
+def test_a_network_without_parts_has_the_shapes_of_the_whole_and_trains_every_parameter(spec: NetworkSpec) -> None:
+    """Every parameter has a gradient, as data-parallel training wants, and none is there for nothing."""
+    network = MIBFNet(spec)
+    output = network(patches_of(spec, 6))
+    assert output.logits.shape == (6, 3)
+    assert output.mean.shape == (6, 128)
+    assert output.gate.shape == (6, len(spec.sources))
+    torch.testing.assert_close(output.gate.sum(dim=1), torch.ones(6))
+    loss = objective(output, torch.tensor([0, 1, 2, 0, 1, 2]), beta=1e-3)
+    loss.total.backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        # The channel attention of a narrow branch has two units, and its ReLU may shut both.
+        assert (parameter.grad != 0).any() or ".attention." in name, name
+    if "bottleneck" in spec.without:
+        assert output.std is None
+        assert float(loss.rate) == 0
+        assert torch.equal(loss.total, loss.cross_entropy)
+        assert torch.equal(output.logits, network.bottleneck.decoder(output.mean))
+    else:
+        assert output.std is not None
+        assert output.std.shape == (6, 128)
+        assert loss.rate > 0
+
+
+@pytest.mark.parametrize("spec", ABLATED, ids=named)
+def test_parts_that_stay_keep_names_and_shapes(spec: NetworkSpec) -> None:
+    def shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in MIBFNet(spec).state_dict().items()}
+
+    gone = {"noise": (), "relation": ("relation.",), "bottleneck": ("bottleneck.spread.",)}
+    prefixes = tuple(prefix for part in spec.without for prefix in gone[part])
+    twin = spec if len(spec.sources) > 1 else spec_of((3, 1), patch=5)  # one source: as the first of two
+    second = ("branches.1.", "refine.1.", "noise.") if twin is not spec else ()
+    whole = shapes(NetworkSpec(twin.sources, classes=3, patch=5))
+    wanted = {name: shape for name, shape in whole.items() if not name.startswith((*prefixes, *second))}
+    if "relation" in spec.without:
+        wanted["join.0.weight"] = (128, 64 * len(spec.sources), 1, 1)
+    assert shapes(spec) == wanted | {"noise.mean_gate": (len(spec.sources),)}
+
+
+@pytest.mark.parametrize("spec", ABLATED, ids=named)
+def test_training_draws_unless_both_noise_and_bottleneck_are_left_out(spec: NetworkSpec) -> None:
+    torch.manual_seed(0)
+    network, x = MIBFNet(spec).train(), patches_of(spec, 8)
+    one, other = network(x), network(x)
+    assert torch.equal(one.logits, other.logits) == {"noise", "bottleneck"}.issubset(spec.without)
+    assert torch.equal(one.mean, other.mean) == ("noise" in spec.without)
+    network.eval()
+    assert torch.equal(network(x).logits, network(x).logits)
+
+
+@pytest.mark.parametrize("bands", [(4, 2), (3, 1, 2)])
+def test_without_the_relation_sources_meet_in_the_join_alone(bands: tuple[int, ...]) -> None:
+    """What enters the join's ReLU is a sum of one function a source: changing two changes it by the sum of both changes."""
+
+    def mixed(network: MIBFNet) -> float:
+        """How far the effect of changing two sources is from the sum of the effects of changing each, relatively."""
+        seen: list[torch.Tensor] = []
+        network.eval().join[0].register_forward_hook(lambda module, inputs, output: seen.append(output.double()))
+        first, second = patches_of(network.spec, 5), patches_of(network.spec, 5)
+        with torch.no_grad():
+            for choice in [(0, 0), (1, 0), (0, 1), (1, 1)]:
+                network([(first, second)[c][i] for i, c in enumerate(choice)] + first[2:])
+        neither, one, other, both = seen
+        return float((both - one - other + neither).abs().max() / (both - neither).abs().max())
+
+    torch.manual_seed(0)
+    assert mixed(MIBFNet(spec_of(bands, without=("relation",)))) < 1e-5
+    assert mixed(MIBFNet(spec_of(bands))) > 1e-3
+
+
+@pytest.mark.parametrize("bands", [(4, 2), (3, 1, 2)])
+def test_without_the_relation_gates_are_even_and_noise_falls_on_any_source(bands: tuple[int, ...]) -> None:
+    network = MIBFNet(spec_of(bands, without=("relation",))).train()
+    for _ in range(3):
+        gate = network(patches_of(network.spec, 4)).gate
+        assert torch.equal(gate, torch.full((4, len(bands)), 1 / len(bands)))
+    torch.testing.assert_close(network.noise.mean_gate, torch.full((len(bands),), 1 / len(bands)))
+
+
+def test_without_noise_the_features_of_training_are_the_branches_own() -> None:
+    """The whole network with its noise taken away by hand gives the same."""
+    plain = MIBFNet(spec_of(without=("noise",))).train()
+    whole = MIBFNet(spec_of()).train()
+    whole.load_state_dict(plain.state_dict())
+    whole.noise.forward = lambda features: features  # type: ignore[method-assign]  # taken away by the test
+    x = patches_of(plain.spec, 6)
+
+    def drawn(network: MIBFNet) -> Output:
+        torch.manual_seed(3)
+        return network(x)
+
+    for found, wanted in zip(drawn(plain), drawn(whole), strict=True):
+        assert torch.equal(found, wanted)
+    assert torch.equal(plain.noise.mean_gate, whole.noise.mean_gate)  # followed all the same
+
+
+def test_specs_tell_what_is_left_out_and_older_ones_leave_nothing_out() -> None:
+    for spec in ABLATED:
+        written = json.loads(json.dumps(spec.to_json()))
+        assert written["without"] == list(spec.without)
+        assert NetworkSpec.from_json(written) == spec
+    older = spec_of().to_json()
+    del older["without"]
+    assert NetworkSpec.from_json(older) == spec_of()
+    assert spec_of(without=("bottleneck", "noise")) == spec_of(without=("noise", "bottleneck"))
+    assert hash(spec_of(without=("bottleneck", "noise"))) == hash(spec_of(without=("noise", "bottleneck")))
+    assert NetworkSpec(spec_of().sources, classes=3, without=["relation"]).without == ("relation",)  # type: ignore[arg-type]  # any sequence will do
+
+
+def test_parts_that_cannot_be_left_out_are_refused() -> None:
+    with pytest.raises(InputError, match="cannot be without 'gate'; it can be without noise, relation, bottleneck"):
+        spec_of(without=("gate",))  # type: ignore[arg-type]  # wrong on purpose
+    with pytest.raises(InputError, match="`without` names 'noise' twice"):
+        spec_of(without=("noise", "relation", "noise"))
+    with pytest.raises(InputError, match="`without` is 'noise'; give a list"):
+        spec_of(without="noise")  # type: ignore[arg-type]  # wrong on purpose
+    for wrong in [(), ("noise",), ("relation",), ("relation", "bottleneck")]:
+        with pytest.raises(
+            InputError, match=r"at least two sources, 1 given; .* train it alone, without noise and relation"
+        ):
+            spec_of((4,), without=wrong)
+    with pytest.raises(InputError, match="at least two sources, 0 given"):
+        spec_of((), without=PARTS)
+    alone = MIBFNet(spec_of((4,), without=("noise", "relation")))
+    with pytest.raises(InputError, match="2 sources given; the network wants 1, in this order: s0"):
+        alone([torch.rand(2, 4, 7, 7), torch.rand(2, 2, 7, 7)])
+    with pytest.raises(InputError, match=r"'s0' is 3 x 7 x 7.*wants 4 x 7 x 7"):
+        alone([torch.rand(2, 3, 7, 7)])
 
 
 def test_evaluation_is_deterministic_and_training_draws() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from mibf.checkpoint import Checkpoint
 from mibf.errors import InputError
 from mibf.network import MIBFNet
 from mibf.optim import FLOOR, make_optimiser, rate_share
-from mibf.spec import NARROW, NetworkSpec, SourceSpec
+from mibf.spec import NARROW, PARTS, NetworkSpec, Part, SourceSpec
 from mibf.training import Batch, NonFiniteError, train_epoch, validate
 
 SPEC = NetworkSpec((SourceSpec("optical", 2), SourceSpec("radar", 1, NARROW)), classes=2, patch=5)
@@ -35,9 +36,11 @@ def batches(count: int, *, seed: int = 0, size: int = 32) -> Iterator[Batch]:
         yield Batch((optical, radar.astype(np.float32)), labels)
 
 
-def fresh(steps: int = 40) -> tuple[MIBFNet, torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+def fresh(
+    steps: int = 40, spec: NetworkSpec = SPEC
+) -> tuple[MIBFNet, torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     torch.manual_seed(0)
-    network = MIBFNet(SPEC)
+    network = MIBFNet(spec)
     return network, *make_optimiser(network.parameters(), rate=3e-3, weight_decay=1e-4, steps=steps, warmup=4)
 
 
@@ -56,6 +59,23 @@ def test_it_learns_what_a_source_tells() -> None:
     assert figures.cross_entropy < 0.5 * first
     assert figures.confusion.samples == 5 * 32
     assert figures.confusion.overall_accuracy > 0.95
+
+
+@pytest.mark.parametrize("without", [("noise",), ("relation",), ("bottleneck",), PARTS])
+def test_it_learns_without_parts_too(without: tuple[Part, ...]) -> None:
+    parts = fresh(spec=replace(SPEC, without=without))
+    first = epoch(parts, batches(20))
+    assert epoch(parts, batches(20, seed=1)) < 0.5 * first
+    figures = validate(parts[0], batches(5, seed=2), beta=1e-4, precision="float32")
+    assert (figures.rate == 0) == ("bottleneck" in without)
+
+
+def test_one_source_learns_alone() -> None:
+    parts = fresh(spec=NetworkSpec(SPEC.sources[1:], classes=2, patch=5, without=("noise", "relation")))
+    radar = [Batch(batch.sources[1:], batch.labels) for batch in batches(45)]
+    epoch(parts, iter(radar[:40]))
+    assert validate(parts[0], radar[40:], beta=1e-4, precision="float32").confusion.overall_accuracy > 0.95
+    assert torch.equal(parts[0].noise.mean_gate, torch.ones(1))
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
