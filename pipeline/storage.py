@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
 import os
 import posixpath
 import re
@@ -29,6 +28,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from mibf.errors import InputError
+from mibf.jsonable import without_nan as without_nan
 
 #: To read, to fill, to lay down anew.
 ZarrMode = Literal["r", "r+", "w"]
@@ -120,17 +120,6 @@ def read_json(url: str) -> Any:
 def write_json(url: str, value: Any) -> None:
     """Write a value as an indented JSON file, whole or not at all; NaN, which JSON has not, becomes null."""
     write_bytes(url, (json.dumps(without_nan(value), indent=1, allow_nan=False) + "\n").encode())
-
-
-def without_nan(value: Any) -> Any:
-    """A JSON value with None in place of every number that is not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: without_nan(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(v) for v in value]
-    return value
 
 
 def remove(url: str) -> None:
