@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobs.config import Config
-from mibf.bundle import MODEL, WEIGHTS, Bundle
-from mibf.errors import InputError
-from pipeline import storage
+from mibf.bundle import Bundle
+from pipeline import bundles, storage
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,8 @@ class Workspace:
         Raises:
             InputError: there is none, or it is damaged.
         """
-        try:
-            return Bundle.from_files(
-                {name: storage.read_bytes(storage.join(self.bundle, name)) for name in (WEIGHTS, MODEL)}
-            )
-        except FileNotFoundError as error:
-            raise InputError(f"{self.bundle}: no trained model; run `mibf train` first.") from error
+        return bundles.read_bundle(self.bundle, missing="no trained model; run `mibf train` first.")
 
     def write_bundle(self, bundle: Bundle) -> None:
-        """Write the trained model, weights first: a model.json is there only when the weights are."""
-        for name, content in bundle.to_files().items():
-            storage.write_bytes(storage.join(self.bundle, name), content)
+        """Write the trained model."""
+        bundles.write_bundle(self.bundle, bundle)

@@ -1,4 +1,4 @@
-"""The patch store, the scaling fitted to it, and the bundle that carries it."""
+"""The patch store, and the scaling fitted to it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.workspace import Workspace
-from mibf.bundle import MODEL, WEIGHTS, Bundle
 from mibf.errors import InputError
-from mibf.network import MIBFNet
-from mibf.scaling import BandScaling, Scaling, scaling_from_json, scaling_to_json
-from mibf.spec import NetworkSpec, SourceSpec
+from mibf.scaling import BandScaling, Scaling, scaling_from_json
 from pipeline import storage
 from pipeline.fit import HIGH, LOW
 from pipeline.grid import Window
@@ -134,17 +131,3 @@ def test_scaled_values_lie_in_the_unit_interval_and_gaps_take_the_fill(seed: int
     inside = valid & (np.abs(values[1]) < 500)
     assert scaled[1][inside] == pytest.approx((values[1][inside] + 500) / 1000, abs=1e-5)
     assert bands.constant.tolist() == [True, False, False]
-
-
-def test_a_bundle_survives_its_files(scaling: Scaling, store: PatchStore) -> None:
-    spec = NetworkSpec((SourceSpec("optical", 3), SourceSpec("radar", 1, (16, 32))), classes=3, patch=5)
-    bundle = Bundle(spec, MIBFNet(spec).state_dict(), scaling, store.classes, {"run": "x"})
-    again = Bundle.from_files(bundle.to_files())
-    assert again.spec == spec
-    assert again.classes == store.classes
-    assert scaling_to_json(again.scaling) == scaling_to_json(scaling)
-    for a, b in zip(again.network().state_dict().values(), bundle.network().state_dict().values(), strict=True):
-        assert (a == b).all()
-    for broken in ({WEIGHTS: b"x"}, {MODEL: b"{}"}, {MODEL: b"not json"}):
-        with pytest.raises(InputError, match="damaged"):
-            Bundle.from_files({**bundle.to_files(), **broken})
