@@ -207,6 +207,34 @@ def synth(
     _guarded(work)
 
 
+bundle = typer.Typer(help="Look into trained models.", no_args_is_help=True)
+app.add_typer(bundle, name="bundle")
+
+
+@bundle.callback()
+def _bundle() -> None:
+    """Look into trained models."""
+
+
+@bundle.command(name="show")
+def bundle_show(
+    url: Annotated[
+        str,
+        typer.Argument(metavar="URL", help="The model's folder or its model.json: a path or URL.", show_default=False),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Tell what a model holds, and check that it is whole."""
+
+    def work() -> None:
+        from jobs.bundle import lines, show
+
+        shown = show(url)
+        typer.echo(_json(shown.to_json()) if as_json else "\n".join(lines(shown)))
+
+    _guarded(work)
+
+
 bench = typer.Typer(
     help="Measure speed and memory on this machine, as ratios against named baselines.", no_args_is_help=True
 )

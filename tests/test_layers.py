@@ -53,7 +53,7 @@ def test_infra_holds_no_python_that_others_import() -> None:
     assert not list((ROOT / "infra").rglob("*.py"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["bundle", "show", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\nfrom jobs.cli import app\n"
