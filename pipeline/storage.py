@@ -224,14 +224,18 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
+#: A user and password before a URL's host. abfs:// has a container there, without a colon, that is no secret.
+_USER = re.compile(r"(https?://)[^/?#\s'\"]*@|([\w+.-]+://)[^/?#\s'\":@]*:[^/?#\s'\"]*@")
+
+
 def shown(url: str) -> str:
-    """A URL as it may be shown and kept: without what follows `?`, which may sign it."""
-    return url if is_local(url) else url.partition("?")[0]
+    """A URL as it may be shown and kept: without a user and password, and without what follows `?`, which may sign it."""
+    return url if is_local(url) else _USER.sub(r"\1\2", url.partition("?")[0])
 
 
 def without_queries(text: str) -> str:
-    """A text in which no URL has what follows its `?`."""
-    return re.sub(r"(\w+://[^\s?'\"]+)\?[^\s'\"),]*", r"\1", text)
+    """A text in which no URL has what follows its `?`, nor a user and password."""
+    return _USER.sub(r"\1\2", re.sub(r"(\w+://[^\s?'\"]+)\?[^\s'\"),]*", r"\1", text))
 
 
 def absolute(url: str) -> str:

@@ -107,3 +107,18 @@ def test_a_stage_is_current_only_while_all_that_it_made_is_there(scene: SmallSce
     assert run_stage(config, "prepare", prepare, keep_current=True)[1]
     os.utime(scene.folder / "radar.tif")
     assert run_stage(config, "prepare", prepare, keep_current=True)[1]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://me:secret@host:80/a.tif?sig=secret", "https://host:80/a.tif"),
+        ("https://secret@host/a.tif", "https://host/a.tif"),
+        ("postgresql+psycopg2://me:secret@host/runs", "postgresql+psycopg2://host/runs"),
+        ("abfs://container@account.dfs.core.windows.net/a.tif", "abfs://container@account.dfs.core.windows.net/a.tif"),
+        ("http://host:80/a@b:c", "http://host:80/a@b:c"),
+    ],
+)
+def test_credentials_in_a_url_are_not_shown(url: str, expected: str) -> None:
+    assert storage.shown(url) == expected
+    assert storage.without_queries(f"'{url}' is gone") == f"'{expected}' is gone"
