@@ -34,6 +34,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Put a value in place of the file's; may be given again."),
 ]
+Anew = Annotated[
+    bool, typer.Option("--anew", help="Throw away the checkpoints of a training of this run that was not finished.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 
 
@@ -47,9 +50,9 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
-def run(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
+def run(config: ConfigPath, set_: Overrides = None, as_json: Json = False, anew: Anew = False) -> None:
     """Do all stages, from prepare to report, skipping those that are current."""
-    _stages(config, set_, as_json, ALL_STAGES, keep_current=True)
+    _stages(config, set_, as_json, ALL_STAGES, keep_current=True, anew=anew)
 
 
 @app.command()
@@ -76,9 +79,9 @@ def prepare(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -
 
 
 @app.command()
-def train(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
+def train(config: ConfigPath, set_: Overrides = None, as_json: Json = False, anew: Anew = False) -> None:
     """Train the network on the training subset; the best epoch by validation becomes the model."""
-    _stages(config, set_, as_json, ("train",), keep_current=False)
+    _stages(config, set_, as_json, ("train",), keep_current=False, anew=anew)
 
 
 @app.command()
@@ -357,11 +360,12 @@ def _stages(
     stages: Sequence[StageName],
     *,
     keep_current: bool,
+    anew: bool = False,
 ) -> None:
     """Do stages in order."""
 
     def work(loaded: Config) -> list[tuple[Manifest, bool]]:
-        return [_stage(loaded, stage, keep_current=keep_current) for stage in stages]
+        return [_stage(loaded, stage, keep_current=keep_current, anew=anew) for stage in stages]
 
     _carry_out(config, overrides, as_json, work)
 
@@ -414,7 +418,7 @@ def _guarded(work: Callable[[], None]) -> None:
             cluster.close()
 
 
-def _stage(config: Config, stage: StageName, *, keep_current: bool) -> tuple[Manifest, bool]:
+def _stage(config: Config, stage: StageName, *, keep_current: bool, anew: bool) -> tuple[Manifest, bool]:
     from jobs.progress import say
     from jobs.stages import run_stage, stale_needs
 
@@ -423,7 +427,7 @@ def _stage(config: Config, stage: StageName, *, keep_current: bool) -> tuple[Man
 
     def work(*arguments: Any) -> Any:
         say(f"== {stage}")
-        return _work_of(stage)(*arguments)
+        return _work_of(stage)(*arguments, **({"anew": True} if anew and stage == "train" else {}))
 
     manifest, done = run_stage(config, stage, work, keep_current=keep_current)
     say(f"   {stage}: {_took(manifest) if done else 'current, skipped'}")

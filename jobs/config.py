@@ -221,12 +221,13 @@ class RasterSplitSection(Section):
 class RandomSplitSection(Section):
     """A split of pixels at random: for comparison with papers alone, because training and test patches overlap.
 
-    `train` and `validation` are shares of each class's labelled pixels if below 1, else pixels of each class.
+    `train` and `validation` are shares of each class's labelled pixels if below 1, else pixels of each class. Without
+    validation pixels, as in many papers, the last epoch is the model.
     """
 
     method: Literal["random"]
     train: float = Field(default=0.1, gt=0)
-    validation: float = Field(default=0.1, gt=0)
+    validation: float = Field(default=0.1, ge=0)
     seed: int = Field(default=0, ge=0)
 
     @field_validator("train", "validation")
@@ -262,6 +263,8 @@ class ModelSection(Section):
 
     patch: int = 7
     beta: float = Field(default=1e-4, ge=0)
+    sources: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    without: tuple[Literal["noise", "relation", "bottleneck"], ...] = ()
 
     @field_validator("patch")
     @classmethod
@@ -271,27 +274,98 @@ class ModelSection(Section):
         return value
 
 
+#: Whole sets of values for `train`, by name: what a recipe does not name has its default, and what is given counts.
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    # Geng et al. 2023, as released: peak rate 1e-3 * batch / 256, ten warm-up epochs of 300, the last epoch is the model.
+    "paper": {
+        "optimiser": "adam",
+        "epochs": 300,
+        "batch": 64,
+        "rate": 1e-3 * 64 / 256,
+        "weight_decay": 5e-4,
+        "warmup": 10 / 300,
+        "average": None,
+        "augment": False,
+        "select": "last",
+    },
+}
+Select = Literal["overall_accuracy", "average_accuracy", "macro_f1", "kappa", "loss", "last"]
+
+
 class TrainSection(Section):
     """The optimisation. `batch` counts samples over all workers."""
 
+    recipe: Literal["default", "paper"] = "default"
     epochs: int = Field(default=10, ge=1)
     batch: int = Field(default=256, ge=2)
+    accumulate: int = Field(default=1, ge=1)
+    optimiser: Literal["adamw", "adam"] = "adamw"
     rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
-    workers: int = Field(default=1, ge=1)
-    precision: Literal["float32", "bf16"] = "float32"
+    clip: float | None = Field(default=None, gt=0)
+    average: float | None = Field(default=None, gt=0, le=0.5)
+    class_weights: Literal["balanced", "sqrt"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    workers: int = Field(default=1, ge=0)
+    max_workers: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    failures: int = Field(default=3, ge=0)
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    sync_batch_norm: bool = False
     compile: bool = False
     augment: bool = False
+    select: Select = "overall_accuracy"
+    patience: int | None = Field(default=None, ge=1)
+    validate_every: int = Field(default=1, ge=1)
+    checkpoint_steps: int = Field(default=1000, ge=1)
+    log_steps: int = Field(default=100, ge=1)
+    mlflow: str | None = None
     seed: int = Field(default=0, ge=0)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_recipe(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return RECIPES.get(str(values.get("recipe", "default")), {}) | values
 
     @model_validator(mode="after")
-    def _shared_out(self) -> TrainSection:
-        if self.batch % self.workers or self.batch // self.workers < 2:
+    def _consistent(self) -> TrainSection:
+        most = self.most_workers
+        if self.max_workers is not None and (self.workers < 1 or self.max_workers < self.workers):
             raise ValueError(
-                f"`batch` {self.batch} cannot be shared out evenly to {self.workers} workers, 2 samples or more each"
+                f"`max_workers` is {self.max_workers} and `workers` {self.workers}: give 1 <= workers <= max_workers"
             )
+        if self.batch < 2 * most:
+            raise ValueError(f"`batch` {self.batch} is too small for {most} workers: 2 samples or more each")
+        if self.batch < 2 * max(1, most) * self.accumulate:
+            raise ValueError(
+                f"`batch` {self.batch} cannot be computed in {self.accumulate} parts by {max(1, most)} workers: 2 samples "
+                "or more in each part"
+            )
+        if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("`seeds` names one twice")
+        if self.patience is not None and self.select == "last":
+            raise ValueError("`patience` waits for a better epoch, and `select: last` takes none for better; change one")
         return self
+
+    @property
+    def most_workers(self) -> int:
+        """Workers at the most; 0 trains in the command's own process."""
+        return self.max_workers or self.workers
+
+    @property
+    def every_seed(self) -> tuple[int, ...]:
+        """The seeds of all trainings."""
+        return self.seeds or (self.seed,)
+
+
+class PredictionSection(Section):
+    """For which class frequencies evaluation and map predict: those of training, of the training pixels, or equal ones."""
+
+    priors: Literal["trained", "natural", "uniform"] = "trained"
 
 
 class MapSection(Section):
@@ -336,6 +410,7 @@ class Config(Section):
     sampling: SamplingSection = SamplingSection()
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
+    prediction: PredictionSection = PredictionSection()
     map: MapSection = MapSection()
 
     @field_validator("workspace")
@@ -355,6 +430,11 @@ class Config(Section):
         """Whether a scene has labels, so that there is something to train on."""
         return any(scene.labels is not None for scene in self.scenes)
 
+    @property
+    def validated(self) -> bool:
+        """Whether the split is to have validation pixels."""
+        return self.split.method != "random" or self.split.validation > 0
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         for what, names in (
@@ -372,6 +452,7 @@ class Config(Section):
                     f"scene {scene.name!r} has the sources {', '.join(scene.sources)}; scene {self.scenes[0].name!r} has "
                     f"{', '.join(first)}. All scenes of a run share their sources, in one order"
                 )
+        self._model_fits()
         for c in self.classes:
             if any(c.name == str(other.id) and other.id != c.id for other in self.classes):
                 raise ValueError(f"class {c.id} has the id of another class as its name, {c.name!r}; labels could mean both")
@@ -384,6 +465,23 @@ class Config(Section):
         if self.split.method == "raster" and len(self.scenes) > 1:
             raise ValueError("a split raster belongs to one scene; use `method: blocks` with several")
         return self
+
+    def _model_fits(self) -> None:
+        """See that the model takes sources that there are, enough of them, and weighs classes that there are."""
+        declared = list(self.scenes[0].sources)
+        unknown = [name for name in self.model.sources or () if name not in declared]
+        if unknown:
+            raise ValueError(f"model.sources names {', '.join(unknown)}; the sources are {', '.join(declared)}")
+        if self.model.sources and len(set(self.model.sources)) < len(self.model.sources):
+            raise ValueError("model.sources names a source twice")
+        if len(self.model.sources or declared) == 1 and not {"noise", "relation"} <= set(self.model.without):
+            raise ValueError("one source alone has none to be related to: add `without: [noise, relation]` to `model`")
+        weights = self.train.class_weights
+        if isinstance(weights, dict):
+            names = [c.name for c in self.classes]
+            unknown = [name for name in weights if name not in names]
+            if unknown:
+                raise ValueError(f"train.class_weights names {', '.join(unknown)}; the classes are {', '.join(names)}")
 
 
 def load(url: str, *, overrides: Sequence[str] = ()) -> Config:

@@ -1,8 +1,14 @@
-"""evaluate: the figures on the held-out test subset, which no other stage opens."""
+"""evaluate: the figures on the held-out test subset, which no other stage opens.
+
+Of a training with several seeds each seed's model is measured; the figures are those of the chosen one, with the spread
+over all beside them. Accuracies are told for each choice of class frequencies, so that overall and average accuracy are
+traded knowingly; those of `prediction.priors` are the map's.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,13 +16,16 @@ from dask.system import CPU_COUNT
 
 from jobs.config import Config
 from jobs.progress import bar
+from jobs.seeds import TOLD, spread
 from jobs.stages import Outcome, begin, imported, read_manifest
 from jobs.stages import fingerprint as fingerprint_of
 from jobs.workspace import Workspace
 from mibf.bundle import Bundle
+from mibf.calibration import Reliability
 from mibf.errors import InputError
 from mibf.metrics import ConfusionMatrix
 from mibf.precision import best_device, place
+from mibf.priors import CHOICES, Choice
 from mibf.training import validate
 from pipeline import storage
 from pipeline.batches import Sampler
@@ -34,26 +43,31 @@ UNKNOWN_TRAINING = (
 def evaluate(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     """Classify every test sample and write the figures."""
     bundle = workspace.read_bundle()
+    bundle.network(config.prediction.priors)  # refused before anything is written
     stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
     for store in stores:
         check_sources(store, bundle)
     _check_trained_on(config, workspace)
+    others = [workspace.read_bundle(seed) for seed in _others(bundle)]
     begin(workspace, "evaluate")
     torch.set_num_threads(CPU_COUNT)
     sampler = Sampler(stores, bundle.scaling, bundle.spec.patch, "test")
-    network = place(bundle.network(), best_device())
-    with bar("evaluate", sampler.samples(), unit="samples") as advance:
-        figures = validate(
-            network,
-            sampler.in_order(batch=BATCH),
-            beta=config.model.beta,
-            precision="float32",
-            after_step=advance,
-        )
+    with bar("evaluate", sampler.samples() * (1 + len(others)), unit="samples") as advance:
+        judged = [_judged(each, sampler, config.model.beta, advance) for each in (bundle, *others)]
     split = storage.read_json(workspace.split)
-    confusion = figures.confusion
-    evaluation: dict[str, Any] = confusion.figures() | {
+    asked = config.prediction.priors
+    measured = judged[0].by_priors[asked]
+    confusion = measured.confusion()
+    evaluation: dict[str, Any] = measured.figures() | {
         "fingerprint": fingerprint,
+        "priors": asked,
+        "by_priors": {choice: _accuracies(judge) for choice, judge in judged[0].by_priors.items()},
+        "temperature": bundle.temperature,
+        "ece_uncalibrated": judged[0].uncalibrated.figures()["ece"],
+        "seeds": [
+            {"seed": seed, **_accuracies(each.by_priors[asked])}
+            for seed, each in zip([bundle.provenance.get("seed"), *_others(bundle)], judged, strict=True)
+        ],
         "split": split["method"],
         "buffer": split["buffer"],
         "overlap": split["overlap"],
@@ -63,6 +77,50 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     }
     storage.write_json(workspace.evaluation, evaluation)
     return Outcome(evaluation, summary(evaluation), [workspace.evaluation])
+
+
+class _Judged(NamedTuple):
+    """How one model did on the test samples."""
+
+    uncalibrated: Reliability
+    by_priors: dict[Choice, Reliability]
+
+
+def _judged(bundle: Bundle, sampler: Sampler, beta: float, advance: Callable[[int], None]) -> _Judged:
+    """Classify the test samples once, for every choice of class frequencies that the model knows."""
+    device = best_device()
+    classes = bundle.spec.classes
+    known: tuple[Choice, ...] = ("trained",) if bundle.priors is None else CHOICES
+    corrections = {choice: None if bundle.priors is None else bundle.priors.correction(choice) for choice in known}
+    by_priors = {
+        choice: Reliability(
+            classes,
+            device,
+            temperature=bundle.temperature,
+            correction=None if correction is None else torch.tensor(correction),
+        )
+        for choice, correction in corrections.items()
+    }
+    judged = _Judged(Reliability(classes, device), by_priors)
+    validate(
+        place(bundle.network(), device),
+        sampler.in_order(batch=BATCH),
+        beta=beta,
+        precision="float32",
+        judges=[judged.uncalibrated, *by_priors.values()],
+        after_step=advance,
+    )
+    return judged
+
+
+def _others(bundle: Bundle) -> list[int]:
+    """The seeds beside the one that was chosen."""
+    return [seed for seed in bundle.provenance.get("seeds", []) if seed != bundle.provenance.get("seed")]
+
+
+def _accuracies(judge: Reliability) -> dict[str, float]:
+    figures = judge.figures()
+    return {key: figures[key] for key in (*(key for key, _ in TOLD), "ece", "brier", "log_loss")}
 
 
 def _caveat(bundle: Bundle, split: dict[str, Any]) -> str | None:
@@ -110,7 +168,18 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
         f"({evaluation['split']} split; the majority class alone gives {evaluation['majority_share']:.3f})",
         f"average accuracy {evaluation['average_accuracy']:.3f}, macro-F1 {evaluation['macro_f1']:.3f}, "
         f"kappa {evaluation['kappa']:.3f}",
+        f"temperature {evaluation['temperature']:.2f}: expected calibration error {evaluation['ece']:.3f} "
+        f"(without it {evaluation['ece_uncalibrated']:.3f}), Brier score {evaluation['brier']:.3f}",
     ]
+    if len(evaluation["by_priors"]) > 1:
+        lines.append("for class frequencies as (prediction.priors; the map has those marked *):")
+        lines += [
+            f"  {choice + (' *' if choice == evaluation['priors'] else ''):<10} "
+            + ", ".join(f"{name} {row[key]:.3f}" for key, name in TOLD)
+            for choice, row in evaluation["by_priors"].items()
+        ]
+    if len(evaluation["seeds"]) > 1:
+        lines.append(f"{len(evaluation['seeds'])} seeds, mean ± standard deviation: {spread(evaluation['seeds'])}")
     if evaluation["classes_measured"] < len(evaluation["classes"]):
         measured, classes = evaluation["classes_measured"], len(evaluation["classes"])
         lines.append(f"averages over {measured} of {classes} classes: {_unmeasured(evaluation)}")

@@ -35,6 +35,7 @@ def map_scenes(config: Config, workspace: Workspace, fingerprint: str) -> Outcom
     stores = {scene.name: PatchStore(workspace.store(scene.name)) for scene in config.scenes}
     for store in stores.values():
         check_sources(store, bundle)
+    bundle.network(config.prediction.priors)  # refused before anything is written
     cluster.ensure(workers=config.map.workers)
     begin(workspace, "map")
     products = [PRODUCTS[name] for name in config.map.products]
@@ -93,7 +94,8 @@ def _run_tiles(config: Config, workspace: Workspace, planned: list[Tile]) -> dic
         _TileMapper,
         fn_constructor_kwargs={
             "workspace": workspace,
-            "settings": config.map.model_dump(include={"products", "precision", "draws", "seed"}),
+            "settings": config.map.model_dump(include={"products", "precision", "draws", "seed"})
+            | {"priors": config.prediction.priors},
             "threads": share.cpus,
         },
         batch_size=1,

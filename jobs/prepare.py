@@ -61,7 +61,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         with storage.folder_in_use(workspace.stores), _told(workspace):
             try:
                 written = [_write(scene, workspace, config, workers, fingerprint) for scene in scenes]
-                counts, scaling = _fitted(written) if config.labelled else ({}, {})
+                counts, scaling = _fitted(config, written) if config.labelled else ({}, {})
             except InputError as error:
                 if isinstance(error, UnreadableError) and any(map(_is_remote, scenes)):
                     raise  # a server may answer the next time: the same command then goes on
@@ -145,10 +145,10 @@ def _write(scene: OpenScene, workspace: Workspace, config: Config, workers: Engi
     return _Written(scene, url, records.with_samples(url, found.samples), found)
 
 
-def _fitted(written: Sequence[_Written]) -> tuple[dict[Subset, dict[str, int]], Scaling]:
+def _fitted(config: Config, written: Sequence[_Written]) -> tuple[dict[Subset, dict[str, int]], Scaling]:
     """The samples of each subset and class over all scenes, checked, and the scaling fitted to those that train."""
     samples = np.sum([w.found.samples.sum(axis=(2, 3)) for w in written], axis=0)
-    counts = subset_counts(written[0].scene.classes, samples)
+    counts = subset_counts(written[0].scene.classes, samples, validated=config.validated)
     total: dict[str, Sketch] = {}
     for w in written:
         merge(total, w.found.sketches)

@@ -252,15 +252,19 @@ def check_classes(classes: tuple[ClassName, ...], counts: NDArray[np.int64]) -> 
         )
 
 
-def subset_counts(classes: tuple[ClassName, ...], counts: NDArray[np.int64]) -> dict[Subset, dict[str, int]]:
-    """Counts (subset, class) by both names, checked: each class trains, and there is something to validate and test on.
+def subset_counts(
+    classes: tuple[ClassName, ...], counts: NDArray[np.int64], *, validated: bool
+) -> dict[Subset, dict[str, int]]:
+    """Counts (subset, class) by both names, checked: each class trains, and there is something to test on.
+
+    And to validate on, unless the split wants none (`validated` is false).
 
     Raises:
         InputError: a class does not train, or a subset is empty.
     """
     check_classes(classes, counts[CODES["train"] - 1])
     named = {s: {c.name: int(n) for c, n in zip(classes, row, strict=True)} for s, row in zip(SUBSETS, counts, strict=True)}
-    others: tuple[Subset, ...] = ("validation", "test")
+    others: tuple[Subset, ...] = ("validation", "test") if validated else ("test",)
     for subset in others:
         found = named[subset]
         check_subset(subset, sum(found.values()))

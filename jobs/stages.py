@@ -34,6 +34,14 @@ NEEDS: dict[StageName, tuple[StageName, ...]] = {
     "map": ("prepare", "train"),
     "report": ("prepare", "train", "evaluate", "map"),
 }
+#: The modules of `jobs` that a stage's result depends on, where they are not just the one of its name.
+DRIVERS: dict[str, tuple[str, ...]] = {
+    "prepare": ("prepare", "scenes", "declared"),
+    "train": ("train", "loop"),
+    "evaluate": ("evaluate", "seeds"),
+}
+#: What of `train` changes no result.
+NO_RESULT = ("failures", "log_steps", "mlflow")
 
 
 class StageError(Exception):
@@ -121,10 +129,13 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
         parts["configuration"] = [checkpoint, config.model.patch]
     elif stage == "train":
         branches = [source.branch for source in config.scenes[0].sources.values()]
-        parts["configuration"] = [values["sampling"], values["model"], values["train"], branches]
+        wanted = {k: v for k, v in values["train"].items() if k not in NO_RESULT}
+        parts["configuration"] = [values["sampling"], values["model"], wanted, branches]
+    elif stage == "evaluate":
+        parts["configuration"] = values["prediction"]
     elif stage == "map":
         # The number of workers does not change a map.
-        parts["configuration"] = {k: v for k, v in values["map"].items() if k != "workers"}
+        parts["configuration"] = [{k: v for k, v in values["map"].items() if k != "workers"}, values["prediction"]]
     elif stage == "report":
         parts["configuration"] = [config.name, config.run]  # one page for all runs: it shows the last one
     return storage.digest(parts)
@@ -145,7 +156,7 @@ def _code(driver: StageName | Literal["authors"]) -> str:
     modules = [p for package in ("mibf", "pipeline") for p in files(package).iterdir() if p.name.endswith(".py")]
     for module in sorted(modules, key=lambda p: p.name):
         digest.update(module.read_bytes())
-    for name in (driver, "scenes", "declared") if driver == "prepare" else (driver,):
+    for name in DRIVERS.get(driver, (driver,)):
         digest.update(files("jobs").joinpath(f"{name}.py").read_bytes())
     return digest.hexdigest()[:20]
 

@@ -1,123 +1,125 @@
-"""train: MIBF-Net on Ray Train, data-parallel over 1..n workers; gloo on CPUs, NCCL on GPUs.
+"""train: MIBF-Net data-parallel over 1..n workers of Ray Train, gloo on CPUs, NCCL on GPUs; or in this process, with none.
 
-Every epoch leaves a checkpoint and a line of metrics; the epoch with the best validation overall accuracy
-becomes the bundle. The same run, interrupted, goes on from its last checkpoint.
+The loop is that of `jobs.loop`. Ray Train brings the workers together, restarts them when one dies, with more or fewer of
+them if it may, and each goes on from the newest checkpoint. Checkpoints are not handed to Ray: written by our own door to
+storage they are checked when read, an object store that is away for a while is waited for, and trainings with and without
+Ray go on from each other's.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import signal
-import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import ray
-import ray.train
-import ray.train.torch
 import torch
 import yaml
+from dask.system import CPU_COUNT
 
 from jobs import cluster
 from jobs.config import Config
-from jobs.progress import bar, say
-from jobs.stages import Outcome, StageError, begin, imported
+from jobs.environment import environment, versions
+from jobs.loop import Place, Settings, run, samples_to_see
+from jobs.progress import TrainingBar, say, training_bar, warn
+from jobs.scenes import buffer_of
+from jobs.seeds import TOLD, spread
+from jobs.stages import Outcome, StageError, begin, imported, read_manifest
+from jobs.tracking import check_mlflow
 from jobs.workspace import Workspace
 from mibf.bundle import Bundle
-from mibf.calibration import TemperatureFit
-from mibf.checkpoint import Checkpoint
 from mibf.errors import InputError
 from mibf.network import MIBFNet
-from mibf.optim import make_optimiser
-from mibf.precision import place
-from mibf.scaling import scaling_from_json
+from mibf.objective import class_weights
+from mibf.precision import best_device, check_precision
+from mibf.priors import Priors
+from mibf.scaling import Scaling, scaling_from_json
 from mibf.spec import NARROW, WIDE, NetworkSpec, SourceSpec
-from mibf.training import Figures, inner, train_epoch, validate
+from mibf.training import NonFiniteError
 from pipeline import storage
-from pipeline.batches import Position, Sampler
+from pipeline.batches import Position, ReadError, Sampler
+from pipeline.checkpoints import Checkpoints
+from pipeline.order import expected_draws
 from pipeline.store import PatchStore
 
-CHECKPOINT_FILE = "checkpoint.pt"
-SELECTED_BY = "validation_overall_accuracy"
+#: What of `train` may change between an interruption and going on: where and with how much help, not what is computed.
+FREE = (
+    "workers",
+    "max_workers",
+    "threads",
+    "failures",
+    "checkpoint_steps",
+    "log_steps",
+    "mlflow",
+    "seed",
+    "seeds",
+    "compile",
+)
 
 
-def train(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
-    """Train and write the bundle."""
+def train(config: Config, workspace: Workspace, fingerprint: str, *, anew: bool = False) -> Outcome:
+    """Train and write the bundle; `anew` throws the checkpoints of a training away that was not finished.
+
+    Raises:
+        InputError: there is nothing to train on, or not with this configuration.
+        StageError: training stopped; what it left can be gone on with.
+    """
     if not config.labelled:
         raise InputError("no scene has `labels`, so that there is nothing to train on; give one scene some.")
     _check_not_imported(workspace)
-    stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
+    stores = [PatchStore(workspace.store(scene.name), without=("test",)) for scene in config.scenes]
     spec = network_spec(config, stores[0])
-    workers = config.train.workers
-    cluster.ensure(workers=workers)
-    resumed = _begin_run(config, workspace, fingerprint)
-    share = cluster.share(workers)
     scaling = scaling_from_json(storage.read_json(workspace.scaling))
-    per_epoch = sum(
-        Sampler(stores, scaling, config.model.patch, subset, workers=workers).samples() for subset in ("train", "validation")
+    training = Sampler(stores, scaling, spec.patch, "train")
+    _check_shared_out(config, training)
+    counts, drawn = _shares(config, training)
+    weights = _weights(config, drawn)
+    identity = _identity(config, workspace, spec)
+    _check_resumable(config, workspace, identity, anew=anew)
+    mlflow = None if config.train.mlflow is None else check_mlflow(config.train.mlflow)
+    share = _share(config)
+    resumed = _begin_run(config, workspace, fingerprint, identity, anew=anew)
+    settings = Settings(
+        workspace=workspace,
+        scenes=tuple(scene.name for scene in config.scenes),
+        spec=spec,
+        beta=config.model.beta,
+        frequencies=config.sampling.frequencies,
+        class_weights=None if config.train.class_weights is None else weights,
+        priors=Priors.of(counts, (share * weight for share, weight in zip(drawn, weights, strict=True))),
+        train=config.train,
+        threads=config.train.threads or share.cpus,
+        identity=identity,
+        name=f"{config.name} {config.run}",
+        parameters={"fingerprint": fingerprint, **config.model_dump(mode="json")},
+        mlflow=mlflow,
     )
     say(f"training on {share}, {config.train.precision}")
-    with _progress(config.train.epochs * per_epoch) as board:
-        settings = {
-            "workspace": vars(workspace),
-            "scenes": [scene.name for scene in config.scenes],
-            "spec": spec.to_json(),
-            "beta": config.model.beta,
-            "frequencies": config.sampling.frequencies,
-            "train": config.train.model_dump(),
-            "threads": share.cpus,
-            "board": board,
-        }
-        trainer = ray.train.torch.TorchTrainer(
-            _worker,
-            train_loop_config=settings,
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=share.gpus > 0, resources_per_worker=share.resources
-            ),
-            run_config=ray.train.RunConfig(
-                name="checkpoints",
-                storage_path=workspace.run_folder,
-                checkpoint_config=ray.train.CheckpointConfig(
-                    num_to_keep=2, checkpoint_score_attribute=SELECTED_BY, checkpoint_score_order="max"
-                ),
-            ),
-        )
-        with _interruptible():
-            try:
-                result = trainer.fit()
-            except ray.train.TrainingFailedError as error:
-                raise StageError(f"training stopped: {_cause(error)}") from error
-    best = result.get_best_checkpoint(SELECTED_BY, "max")
-    if best is None:
-        raise StageError("training ended without a checkpoint; remove the run's checkpoints and train again.")
-    with best.as_directory() as folder:
-        checkpoint = Checkpoint.from_bytes((Path(folder) / CHECKPOINT_FILE).read_bytes())
-    chosen = checkpoint.history[-1]
+    total = len(config.train.every_seed) * samples_to_see(config.train, training.samples())
+    if config.train.workers == 0:
+        _alone(settings, total)
+    else:
+        _on_ray(settings, share, total)
+    results = {seed: storage.read_json(workspace.result(seed)) for seed in config.train.every_seed}
+    best = _best(config, results)
+    origin = _origin(config, fingerprint, list(results))
+    for seed, result in results.items():
+        bundle = _bundle(settings, stores[0], scaling, seed, result, origin)
+        if len(results) > 1:
+            workspace.write_bundle(bundle, seed=seed)
+        if seed == best:
+            workspace.write_bundle(bundle)
     parameters = sum(p.numel() for p in MIBFNet(spec).parameters())
-    bundle = Bundle(
-        spec=spec,
-        weights=checkpoint.network,
-        scaling=scaling,
-        classes=stores[0].classes,
-        temperature=chosen["temperature"],
-        provenance={"fingerprint": fingerprint, "run": config.run, "chosen": chosen, "versions": _versions()},
+    figures = {"chosen": results[best]["chosen"], "parameters": parameters, "seeds": [*results.values()]}
+    return Outcome(
+        figures,
+        [
+            f"{parameters:,} parameters, {len(spec.sources)} sources, {results[best]['epochs']} epochs"
+            f"{' (resumed)' if resumed else ''}",
+            *_lines(results, best),
+        ],
+        [workspace.bundle, workspace.metrics],
     )
-    workspace.write_bundle(bundle)
-    lines = [
-        f"{parameters:,} parameters, "
-        f"{len(spec.sources)} sources, {config.train.epochs} epochs{' (resumed)' if resumed else ''}",
-        f"best epoch {chosen['epoch']} by validation: overall accuracy {chosen[SELECTED_BY]:.3f}, "
-        f"kappa {chosen['validation_kappa']:.3f}; temperature {chosen['temperature']:.2f}",
-    ]
-    return Outcome({"chosen": chosen, "parameters": parameters}, lines, [workspace.bundle, workspace.metrics])
 
 
 def _check_not_imported(workspace: Workspace) -> None:
@@ -130,216 +132,236 @@ def _check_not_imported(workspace: Workspace) -> None:
         )
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Keep Ctrl-C what it is elsewhere: Ray Train puts its own handler in place, which exits, and leaves it there."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+def _check_shared_out(config: Config, training: Sampler) -> None:
+    """See that there is a whole batch, and a window for every worker to read."""
+    samples, windows = training.samples(), training.windows()
+    if config.train.batch > samples:
+        raise InputError(
+            f"train.batch is {config.train.batch}, more than the {samples} training samples there are; take a smaller one."
+        )
+    if config.train.most_workers > windows:
+        raise InputError(
+            f"train.workers is {config.train.most_workers}, yet the training samples lie in {windows} windows of the "
+            f"stores, which workers read whole; take {windows} at the most."
+        )
 
 
 def network_spec(config: Config, store: PatchStore) -> NetworkSpec:
     """The network for a store's sources: the first source gets the paper's wide branch, the others narrow ones."""
     sources = []
     for position, source in enumerate(store.sources):
+        if config.model.sources is not None and source.name not in config.model.sources:
+            continue
         declared = config.scenes[0].sources[source.name].branch
         wide = position == 0 if declared is None else declared == "wide"
         sources.append(SourceSpec(source.name, source.bands, WIDE if wide else NARROW, source.scale))
-    return NetworkSpec(tuple(sources), classes=len(store.classes), patch=config.model.patch)
+    return NetworkSpec(tuple(sources), classes=len(store.classes), patch=config.model.patch, without=config.model.without)
 
 
-def _begin_run(config: Config, workspace: Workspace, fingerprint: str) -> bool:
-    """Make the run's folder; whether it holds checkpoints of this very training that was not finished."""
+def _shares(config: Config, training: Sampler) -> tuple[list[int], list[float]]:
+    """The training samples of each class, and its share of those that are drawn."""
+    counts = training.counts()
+    drawn = counts * expected_draws(counts, config.sampling.frequencies)
+    return counts.tolist(), (drawn / drawn.sum()).tolist()
+
+
+def _weights(config: Config, drawn: list[float]) -> tuple[float, ...]:
+    """The weight of each class in the objective."""
+    how = config.train.class_weights
+    if isinstance(how, dict):
+        positions = {c.name: position for position, c in enumerate(config.classes)}
+        return class_weights(drawn, {positions[name]: weight for name, weight in how.items()})
+    return class_weights(drawn, how)
+
+
+def _identity(config: Config, workspace: Workspace, spec: NetworkSpec) -> dict[str, Any]:
+    """What a training computes: where any of it differs, its checkpoints are another's."""
+    prepared = read_manifest(workspace, "prepare")
+    wanted = config.train.model_dump(mode="json")
+    found: dict[str, Any] = json.loads(
+        json.dumps(
+            {
+                "data": None if prepared is None else prepared.fingerprint,
+                "split": config.split.model_dump(mode="json"),
+                "network": spec.to_json(),
+                "model": {"beta": config.model.beta},
+                "sampling": config.sampling.model_dump(mode="json"),
+                "train": {key: value for key, value in wanted.items() if key not in FREE},
+            }
+        )
+    )
+    return found
+
+
+def _check_resumable(config: Config, workspace: Workspace, identity: dict[str, Any], *, anew: bool) -> None:
+    """See that checkpoints of a training that was not finished are of this one.
+
+    Raises:
+        InputError: they are not; the message names what differs.
+    """
+    begun = _begun(workspace)
+    if anew or begun is None or begun == identity or storage.exists(workspace.manifest("train")):
+        return
+    if not any(Checkpoints(workspace.checkpoints(seed)).positions() for seed in config.train.every_seed):
+        return
+    then, now = _flat(begun), _flat(identity)
+    listed = "; ".join(
+        f"{key} was {_shown(then.get(key))} and is {_shown(now.get(key))}"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    )
+    raise InputError(
+        f"{workspace.run_folder}: holds checkpoints of a training that was not finished, and not of this one: {listed}. "
+        "Set it back to go on with that one, train under another name (`--set run=NAME`), or throw its checkpoints away "
+        "(`--anew`)."
+    )
+
+
+def _begun(workspace: Workspace) -> dict[str, Any] | None:
+    """The identity of the training that was begun in a run's folder."""
     try:
-        started = storage.read_json(workspace.started)
-    except (FileNotFoundError, ValueError):
-        started = None
+        found = storage.read_json(workspace.started)["identity"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _flat(value: Any, above: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted keys."""
+    if not isinstance(value, Mapping):
+        return {above: value}
+    return {k: v for key, below in value.items() for k, v in _flat(below, f"{above}.{key}" if above else str(key)).items()}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _share(config: Config) -> cluster.Share:
+    """What a worker may take; a precision that it lacks is refused before anything is written, where it is known."""
+    if config.train.workers == 0:
+        device = best_device()
+        check_precision(device, config.train.precision)
+        return cluster.Share(0, config.train.threads or CPU_COUNT, int(device.type == "cuda"))
+    cluster.ensure(workers=config.train.workers)
+    share = cluster.share(config.train.most_workers)
+    if not share.gpus:
+        check_precision(torch.device("cpu"), config.train.precision)
+    return share
+
+
+def _begin_run(config: Config, workspace: Workspace, fingerprint: str, identity: dict[str, Any], *, anew: bool) -> bool:
+    """Make the run's folder; whether it holds checkpoints of this very training that was not finished."""
     finished = storage.exists(workspace.manifest("train"))
     begin(workspace, "train")
-    resumable = started == {"fingerprint": fingerprint} and not finished
+    resumable = _begun(workspace) == identity and not finished and not anew
     if not resumable:
-        storage.remove(storage.join(workspace.run_folder, "checkpoints"))
+        storage.remove(workspace.all_checkpoints)
         storage.remove(workspace.metrics)
-    storage.write_json(workspace.started, {"fingerprint": fingerprint})
+        storage.remove(workspace.step_metrics)
+    storage.write_json(workspace.started, {"fingerprint": fingerprint, "identity": identity})
     as_run = storage.without_queries(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     storage.write_bytes(storage.join(workspace.run_folder, "config.yaml"), as_run.encode())
-    storage.write_json(
-        storage.join(workspace.run_folder, "environment.json"),
-        {
-            "python": platform.python_version(),
-            "machine": platform.platform(),
-            "cpus": os.cpu_count(),
-            "packages": _versions(),
-        },
+    storage.write_json(workspace.environment, environment(config, workspace))
+    return resumable and storage.exists(workspace.all_checkpoints)
+
+
+@dataclass(frozen=True)
+class _Here:
+    """The listener in this process."""
+
+    bar: TrainingBar
+
+    def seen(self, samples: int, waiting: float) -> None:
+        self.bar.seen(samples, waiting=waiting)
+
+    def epoch(self, line: str) -> None:
+        self.bar.epoch(line)
+
+    def warn(self, line: str) -> None:
+        warn(line)
+
+
+def _alone(settings: Settings, total: int) -> None:
+    """Train in this process."""
+    with training_bar("train", total) as shown:
+        try:
+            run(settings, Place(0, 1, best_device()), _Here(shown))
+        except (NonFiniteError, ReadError) as error:
+            raise StageError(f"training stopped: {error}") from error
+
+
+def _on_ray(settings: Settings, share: cluster.Share, total: int) -> None:
+    """Train on Ray Train, which is imported only here."""
+    from jobs.gang import train_on_ray
+
+    with training_bar("train", total) as shown:
+        train_on_ray(settings, share, _Here(shown))
+
+
+def _best(config: Config, results: Mapping[int, dict[str, Any]]) -> int:
+    """The seed whose model is taken: the best on validation; the first one where nothing was validated."""
+    select = config.train.select
+    figure = f"validation_{'overall_accuracy' if select == 'last' else select}"
+    sign = -1.0 if select == "loss" else 1.0
+    judged = {seed: result["chosen"].get(figure) for seed, result in results.items()}
+    known = {seed: sign * value for seed, value in judged.items() if value is not None}
+    return max(known, key=lambda seed: known[seed]) if known else next(iter(results))
+
+
+def _bundle(
+    settings: Settings, store: PatchStore, scaling: Scaling, seed: int, result: dict[str, Any], origin: dict[str, Any]
+) -> Bundle:
+    """The model of one seed's chosen epoch."""
+    chosen = dict(result["chosen"])
+    if "calibrated" in result:
+        chosen["calibration"] = {key: result["calibrated"]["trained"][key] for key in ("ece", "brier", "log_loss")}
+    checkpoint = Checkpoints(settings.workspace.checkpoints(seed)).read(Position(chosen["epoch"], 0))
+    return Bundle(
+        spec=settings.spec,
+        weights=checkpoint.judged,
+        scaling={source.name: scaling[source.name] for source in settings.spec.sources},
+        classes=store.classes,
+        temperature=chosen.get("temperature", 1.0),
+        priors=settings.priors,
+        provenance={**origin, "seed": seed, "chosen": chosen},
     )
-    return resumable and storage.exists(workspace.metrics)
 
 
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("mibf", "torch", "ray", "dask", "zarr", "numpy", "rasterio")}
-
-
-def _worker(settings: dict[str, Any]) -> None:
-    """What each worker runs; Ray Train has joined them into one process group."""
-    context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    wanted = settings["train"]
-    torch.set_num_threads(settings["threads"])
-    workspace = Workspace(**settings["workspace"])
-    spec = NetworkSpec.from_json(settings["spec"])
-    stores = [PatchStore(workspace.store(name)) for name in settings["scenes"]]
-    scaling = scaling_from_json(storage.read_json(workspace.scaling))
-    training = Sampler(
-        stores,
-        scaling,
-        spec.patch,
-        "train",
-        rank=rank,
-        workers=workers,
-        frequencies=settings["frequencies"],
-        augment=wanted["augment"],
-    )
-    validation = Sampler(stores, scaling, spec.patch, "validation", rank=rank, workers=workers)
-    batch = wanted["batch"] // workers
-
-    torch.backends.cudnn.deterministic = True  # one seed, one result
-    torch.manual_seed(wanted["seed"])  # the same first weights on every worker
-    network = place(MIBFNet(spec), ray.train.torch.get_device())
-    if wanted["compile"]:
-        network.compile()
-    # Batch norm's running statistics are averaged once an epoch, not sent by worker 0 at every step.
-    model = ray.train.torch.prepare_model(network, parallel_strategy_kwargs={"broadcast_buffers": False})
-    steps = training.steps(batch)
-    optimiser, schedule = make_optimiser(
-        model.parameters(),
-        rate=wanted["rate"],
-        weight_decay=wanted["weight_decay"],
-        steps=steps * wanted["epochs"],
-        warmup=round(wanted["warmup"] * steps * wanted["epochs"]),
-    )
-    history: list[dict[str, Any]] = []
-    before = ray.train.get_checkpoint()
-    if before is not None:
-        with before.as_directory() as folder:
-            checkpoint = Checkpoint.from_bytes((Path(folder) / CHECKPOINT_FILE).read_bytes())
-        checkpoint.restore(inner(model), optimiser, schedule)
-        history = list(checkpoint.history)
-    begun = Position(epoch=len(history), step=0)  # a checkpoint is of whole epochs
-
-    told, waiting = time.monotonic(), 0
-
-    def advance(samples: int) -> None:
-        nonlocal told, waiting
-        waiting += samples * workers
-        if rank == 0 and time.monotonic() - told > 1:  # the others are as far, near enough
-            settings["board"].add.remote(waiting)
-            told, waiting = time.monotonic(), 0
-
-    for epoch in range(begun.epoch, wanted["epochs"]):
-        # Draws of noise and code depend on seed, epoch and rank alone, so that resuming changes none.
-        torch.manual_seed(int(np.random.SeedSequence([wanted["seed"], epoch, rank]).generate_state(1)[0]))
-        started = time.monotonic()
-        trained = train_epoch(
-            model,
-            training.shuffled(
-                batch=batch, seed=wanted["seed"], epoch=epoch, start=begun.step if epoch == begun.epoch else 0
-            ),
-            optimiser=optimiser,
-            schedule=schedule,
-            beta=settings["beta"],
-            precision=wanted["precision"],
-            after_step=advance,
-        )
-        between = time.monotonic()
-        calibration = TemperatureFit(next(model.parameters()).device)
-        checked = validate(
-            inner(model),
-            validation.in_order(batch=1024),
-            beta=settings["beta"],
-            precision=wanted["precision"],
-            calibration=calibration,
-            after_step=advance,
-        )
-        ended = time.monotonic()
-        figures = {
-            "epoch": epoch + 1,
-            **_named("train", trained),
-            **_named("validation", checked),
-            "temperature": calibration.temperature(),
-            "train_seconds": round(between - started, 2),
-            "validation_seconds": round(ended - between, 2),
-        }
-        history = [*history, figures]
-        with tempfile.TemporaryDirectory(prefix="mibf-") as folder:
-            saved = None
-            if rank == 0:
-                content = Checkpoint.of(inner(model), optimiser, schedule, history).to_bytes()
-                (Path(folder) / CHECKPOINT_FILE).write_bytes(content)
-                saved = ray.train.Checkpoint.from_directory(folder)
-                lines = "".join(json.dumps(storage.without_nan(line)) + "\n" for line in history)
-                storage.write_bytes(workspace.metrics, lines.encode())
-            ray.train.report(figures, checkpoint=saved)
-
-
-def _named(subset: str, figures: Figures) -> dict[str, float]:
-    confusion = figures.confusion
+def _origin(config: Config, fingerprint: str, seeds: list[int]) -> dict[str, Any]:
+    """What a bundle says of where it comes from, the same for all seeds."""
+    split = config.split
     return {
-        f"{subset}_loss": figures.loss,
-        f"{subset}_cross_entropy": figures.cross_entropy,
-        f"{subset}_rate": figures.rate,
-        f"{subset}_overall_accuracy": confusion.overall_accuracy,
-        f"{subset}_average_accuracy": confusion.average_accuracy,
-        f"{subset}_kappa": confusion.kappa,
+        "fingerprint": fingerprint,
+        "run": config.run,
+        "seeds": seeds,
+        "scenes": [scene.name for scene in config.scenes],
+        "split": {"method": split.method, "buffer": buffer_of(config)},
+        "hyperparameters": {
+            "beta": config.model.beta,
+            "frequencies": config.sampling.frequencies,
+            **{key: value for key, value in config.train.model_dump(mode="json").items() if key not in FREE},
+        },
+        "versions": versions(),
     }
 
 
-def _cause(error: BaseException) -> str:
-    """The last line of what a worker raised, without the trace of Ray's own layers."""
-    failures = getattr(error, "worker_failures", {})
-    cause: BaseException = next(iter(failures.values()), error)
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(cause)
-
-
-@ray.remote(num_cpus=0)
-class _Board:
-    """Counts the samples that workers have seen, for the driver's bar."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-
-    def add(self, samples: int) -> None:
-        self.samples += samples
-
-    def read(self) -> int:
-        return self.samples
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A board for the workers, drawn as a bar by a thread while the block runs."""
-    board = _Board.remote()  # type: ignore[attr-defined]  # added by ray.remote
-    stop = threading.Event()
-
-    def draw() -> None:
-        with bar("train and validate", total, unit="samples") as advance:
-            drawn = 0
-            while not stop.wait(1.0):
-                seen = ray.get(board.read.remote())
-                advance(seen - drawn)
-                drawn = seen
-            advance(ray.get(board.read.remote()) - drawn)
-
-    thread = threading.Thread(target=draw, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield board
-    finally:
-        stop.set()
-        thread.join()
-        ray.kill(board)
+def _lines(results: Mapping[int, dict[str, Any]], best: int) -> list[str]:
+    """What came of the seeds, for people."""
+    chosen = results[best]["chosen"]
+    of_seed = f"seed {best}, " if len(results) > 1 else ""
+    if "validation_overall_accuracy" not in chosen:
+        return [
+            f"{of_seed}epoch {chosen['epoch']}, the last; there was nothing to validate on: confidences are not calibrated"
+        ]
+    figures = results[best]["calibrated"]["trained"]
+    lines = [
+        f"{of_seed}best epoch {chosen['epoch']} by validation: "
+        + ", ".join(f"{name} {figures[key]:.3f}" for key, name in TOLD),
+        f"temperature {chosen['temperature']:.2f}: expected calibration error {figures['ece']:.3f} "
+        f"(without it {results[best]['uncalibrated']['ece']:.3f}), Brier score {figures['brier']:.3f}",
+    ]
+    if len(results) > 1:
+        lines.append(f"{len(results)} seeds on validation: {spread([r['calibrated']['trained'] for r in results.values()])}")
+    return lines

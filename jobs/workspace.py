@@ -61,6 +61,33 @@ class Workspace:
         return storage.join(self.run_folder, "metrics.jsonl")
 
     @property
+    def step_metrics(self) -> str:
+        """One JSON line every `train.log_steps` steps."""
+        return storage.join(self.run_folder, "steps.jsonl")
+
+    @property
+    def all_checkpoints(self) -> str:
+        """The checkpoints of all seeds."""
+        return storage.join(self.run_folder, "checkpoints")
+
+    def checkpoints(self, seed: int) -> str:
+        """The checkpoints of one seed's training."""
+        return storage.join(self.all_checkpoints, f"seed-{seed}")
+
+    def result(self, seed: int) -> str:
+        """What one seed's training came to; where it is, that training is done."""
+        return storage.join(self.checkpoints(seed), "result.json")
+
+    def seed_bundle(self, seed: int) -> str:
+        """The model of one seed, where several were trained; the chosen one's is `bundle` too."""
+        return storage.join(self.bundle, f"seed-{seed}")
+
+    @property
+    def environment(self) -> str:
+        """What the run was made with: packages, commit, data, hardware."""
+        return storage.join(self.run_folder, "environment.json")
+
+    @property
     def evaluation(self) -> str:
         """The figures on the test subset."""
         return storage.join(self.run_folder, "evaluation.json")
@@ -84,14 +111,15 @@ class Workspace:
         folder = self.url if stage in ("prepare", "report") else self.run_folder
         return storage.join(folder, "manifests", f"{stage}.json")
 
-    def read_bundle(self) -> Bundle:
-        """The trained model.
+    def read_bundle(self, seed: int | None = None) -> Bundle:
+        """The trained model, or that of one seed.
 
         Raises:
             InputError: there is none, or it is damaged.
         """
-        return bundles.read_bundle(self.bundle, missing="no trained model; run `mibf train` first.")
+        folder = self.bundle if seed is None else self.seed_bundle(seed)
+        return bundles.read_bundle(folder, missing="no trained model; run `mibf train` first.")
 
-    def write_bundle(self, bundle: Bundle) -> None:
-        """Write the trained model."""
-        bundles.write_bundle(self.bundle, bundle)
+    def write_bundle(self, bundle: Bundle, *, seed: int | None = None) -> None:
+        """Write the trained model, or that of one seed."""
+        bundles.write_bundle(self.bundle if seed is None else self.seed_bundle(seed), bundle)

@@ -8,9 +8,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def workers() -> int:
+    """How many workers train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def is_distributed() -> bool:
     """Whether this process is one of several workers."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return workers() > 1
 
 
 def average_over_workers(buffers: Iterable[Tensor]) -> None:
@@ -27,3 +32,11 @@ def sum_over_workers(*sums: Tensor) -> None:
     if is_distributed():
         for each in sums:
             dist.all_reduce(each)
+
+
+def gather_on_first(*sums: Tensor) -> None:
+    """Replace sums by their total on the first worker and by zero on the others, in place: their sum stays what it is."""
+    sum_over_workers(*sums)
+    if is_distributed() and dist.get_rank() > 0:
+        for each in sums:
+            each.zero_()

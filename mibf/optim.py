@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch.nn import Parameter
+
+#: AdamW decays weights apart from the gradient (Loshchilov & Hutter 2019); Adam, as the released code, within it.
+Optimiser = Literal["adamw", "adam"]
 
 #: The cosine ends at this share of the peak rate.
 FLOOR = 1e-3
@@ -24,9 +28,16 @@ def rate_share(step: int, *, steps: int, warmup: int) -> float:
 
 
 def make_optimiser(
-    parameters: Iterable[Parameter], *, rate: float, weight_decay: float, steps: int, warmup: int
+    parameters: Iterable[Parameter],
+    *,
+    rate: float,
+    weight_decay: float,
+    steps: int,
+    warmup: int,
+    optimiser: Optimiser = "adamw",
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW at the peak rate and the schedule that steps with it."""
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_share(step, steps=steps, warmup=warmup))
-    return optimiser, schedule
+    """The optimiser at the peak rate and the schedule that steps with it."""
+    kinds: dict[Optimiser, type[torch.optim.Adam]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
+    made = kinds[optimiser](parameters, lr=rate, weight_decay=weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(made, lambda step: rate_share(step, steps=steps, warmup=warmup))
+    return made, schedule

@@ -8,10 +8,12 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
-#: float32 throughout, or bfloat16 where autocast deems it safe (weights and sums stay float32).
-Precision = Literal["float32", "bf16"]
+from mibf.errors import InputError
 
-#: What convolutions of a precision compute in.
+#: float32 throughout, or bfloat16 or float16 where autocast deems it safe (weights and sums stay float32).
+Precision = Literal["float32", "bf16", "fp16"]
+
+#: What convolutions of a precision compute in, where a trained network is applied.
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -28,9 +30,23 @@ def place(network: Module, device: torch.device) -> Module:
     return placed
 
 
+def check_precision(device: torch.device, precision: Precision) -> None:
+    """See that a device computes in a precision.
+
+    Raises:
+        InputError: it does not; the message names one that it has.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        raise InputError("train.precision is fp16, which wants a GPU, and there is none here; take bf16 or float32.")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise InputError(f"train.precision is bf16, which {name} lacks; take fp16 or float32.")
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """The context in which a forward pass of this precision runs."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "float32")
 
 
 def ieee_float32(device: torch.device) -> AbstractContextManager[object]:

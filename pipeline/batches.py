@@ -82,9 +82,10 @@ def scaled_window(store: PatchStore, window: Window, scaling: Scaling, *, halo: 
     """Every source's window with halo, (band, (height + 2 halo) * scale, (width + 2 halo) * scale), scaled to [0, 1].
 
     What the network sees of a scene, in training and mapping alike: mirrored beyond the scene's edges, the
-    training median where a source has no data.
+    training median where a source has no data. A source without a scaling is one that the network does not take.
     """
-    return [scaling[source.name].apply(*store.read_source(source.name, window, halo=halo)) for source in store.sources]
+    taken = [source.name for source in store.sources if source.name in scaling]
+    return [scaling[name].apply(*store.read_source(name, window, halo=halo)) for name in taken]
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Sampler:
 
     @cached_property
     def _layout(self) -> Layout:
-        return Layout(self.stores[0].sources, self.patch)
+        return Layout(tuple(s for s in self.stores[0].sources if s.name in self.scaling), self.patch)
 
     def samples(self) -> int:
         """Samples of the subset over all workers."""
@@ -137,8 +138,19 @@ class Sampler:
         """Training batches of an epoch on every worker alike, at `batch` samples a worker."""
         return max(1, self.samples() // (batch * self.workers))
 
-    def shuffled(self, *, batch: int, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """An epoch for training from step `start` on: `steps(batch)` full batches in all, in a random order.
+    def windows(self) -> int:
+        """Windows that hold samples of the subset: each is read as one, by one worker or by those that share it."""
+        return len(self._places)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Samples of each class over all workers (class,)."""
+        none = np.zeros(len(self.stores[0].classes), np.int64)
+        return np.asarray(sum((place.samples for place in self._places), none))
+
+    def shuffled(self, *, batch: int, seed: int, epoch: int, start: int = 0, steps: int | None = None) -> Iterator[Batch]:
+        """An epoch for training from step `start` on: `steps` full batches in all, in a random order.
+
+        Unless given, `steps` is `steps(batch)`; workers whose batches differ in size are given the number they share.
 
         Begun at a later step it gives what the whole epoch gives from there on, and reads no window that lies before.
         A worker whose draws give out (of classes drawn by chance there may be a few less than there are samples) begins
@@ -148,7 +160,7 @@ class Sampler:
             InputError: the epoch has no step `start`, or the subset no sample.
             ReadError: a window cannot be read (when a batch is asked for).
         """
-        steps = self.steps(batch)
+        steps = self.steps(batch) if steps is None else steps
         if not 0 <= start <= steps:
             raise InputError(
                 f"step {start} of epoch {epoch}: an epoch has {steps} steps of {batch} samples a worker. The position was "

@@ -13,6 +13,7 @@ from mibf.bundle import Bundle
 from mibf.dense import DRAWS, Dense
 from mibf.errors import InputError
 from mibf.precision import Precision, best_device, place
+from mibf.priors import Choice
 from mibf.products import ProductName
 from pipeline.batches import scaled_window
 from pipeline.labels import UNLABELLED
@@ -31,7 +32,7 @@ def check_sources(store: PatchStore, bundle: Bundle) -> None:
         InputError: names, order or numbers of bands differ.
     """
     wanted = [(s.name, s.bands, s.scale) for s in bundle.spec.sources]
-    found = [(s.name, s.bands, s.scale) for s in store.sources]
+    found = [(s.name, s.bands, s.scale) for s in store.sources if s.name in bundle.scaling]
     if wanted != found:
         listed = [", ".join(map(_told, sources)) for sources in (found, wanted)]
         raise InputError(
@@ -46,14 +47,21 @@ def _told(source: tuple[str, int, int]) -> str:
 
 
 class TilePredictor:
-    """A model ready to map tiles of stores, on the best device there is."""
+    """A model ready to map tiles of stores, on the best device there is, for class frequencies as `priors` says."""
 
     def __init__(
-        self, bundle: Bundle, *, products: Collection[ProductName], precision: Precision, draws: int = DRAWS, seed: int = 0
+        self,
+        bundle: Bundle,
+        *,
+        products: Collection[ProductName],
+        precision: Precision,
+        priors: Choice = "trained",
+        draws: int = DRAWS,
+        seed: int = 0,
     ) -> None:
         self.bundle = bundle
         self.products = tuple(products)
-        network = place(bundle.network(), best_device())
+        network = place(bundle.network(priors), best_device())
         self.dense = Dense(network, precision=precision, temperature=bundle.temperature, draws=draws, seed=seed)
         # One more, the last: what class -1, no result, is found as.
         self.ids = np.array([*(c.id for c in bundle.classes), UNLABELLED], np.uint8)

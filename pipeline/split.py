@@ -199,9 +199,13 @@ def pixel_keys(window: Window, *, columns: int, seed: int, scene: int) -> NDArra
 def drawn(wanted: float, available: int, *, at_most: float) -> int:
     """How many of a class's pixels a subset of a random split takes: a share below 1, or a number; never more than a share.
 
+    One at the least, unless none are wanted.
+
     >>> drawn(0.1, 46, at_most=0.5), drawn(50, 1428, at_most=0.5), drawn(50, 20, at_most=0.5)
     (5, 50, 10)
     """
+    if wanted == 0:
+        return 0
     number = round(wanted * available) if wanted < 1 else round(wanted)
     return min(max(number, 1), int(at_most * available))
 

@@ -91,11 +91,20 @@ def shard_side(shape_yx: tuple[int, int], bytes_per_pixel: int) -> int:
     return side
 
 
-class PatchStore:
-    """A patch store opened for reading."""
+class ClosedSubsetError(Exception):
+    """Samples of a subset were asked for that the store was opened without."""
 
-    def __init__(self, url: str) -> None:
+
+class PatchStore:
+    """A patch store opened for reading.
+
+    Opened without a subset it tells nothing of that one's samples, neither where nor of what class they are: training
+    opens it without the test subset.
+    """
+
+    def __init__(self, url: str, *, without: tuple[Subset, ...] = ()) -> None:
         self.url = url
+        self.without = without
         try:
             self.group = storage.open_whole(url)
         except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
@@ -188,16 +197,29 @@ class PatchStore:
         return usable(self.sources, {name: self._read(f"valid/{name}", box).view(bool) for name, box in boxes.items()})
 
     def samples(self, window: Window) -> dict[Subset, NDArray[np.uint8]]:
-        """Class ids of each subset's samples in a window, `UNLABELLED` elsewhere."""
+        """Class ids of each open subset's samples in a window, `UNLABELLED` elsewhere."""
         ids, codes = self.labelled(window)
-        return {s: np.where(codes == CODES[s], ids, np.uint8(UNLABELLED)) for s in SUBSETS}
+        return {s: np.where(codes == CODES[s], ids, np.uint8(UNLABELLED)) for s in SUBSETS if s not in self.without}
 
     def labelled(self, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Class ids (height, width) of a window, and the code of the subset that each pixel is a sample of, 0 for none."""
-        return self._read("labels", window.slices), self._read("split", window.slices)
+        """Class ids (height, width) of a window, and the code of the subset that each pixel is a sample of, 0 for none.
+
+        Of a store that was opened without a subset only samples of the others have an id and a code.
+        """
+        ids, codes = self._read("labels", window.slices), self._read("split", window.slices)
+        if self.without:
+            open_ = np.isin(codes, [CODES[s] for s in SUBSETS if s not in self.without])
+            return np.where(open_, ids, np.uint8(UNLABELLED)), np.where(open_, codes, np.uint8(0))
+        return ids, codes
 
     def windows_with_samples(self, subset: Subset) -> list[tuple[Window, NDArray[np.int64]]]:
-        """The `CHUNK`-sided windows that hold samples of a subset, with the number of each class."""
+        """The `CHUNK`-sided windows that hold samples of a subset, with the number of each class.
+
+        Raises:
+            ClosedSubsetError: the store was opened without that subset.
+        """
+        if subset in self.without:
+            raise ClosedSubsetError(f"{self.url}: was opened without the {subset} subset")
         counts = np.asarray(self.array("samples")[CODES[subset] - 1]).reshape(len(self.classes), -1).T
         return [(w, n) for w, n in zip(windows(self.shape, CHUNK), counts, strict=True) if n.any()]
 

@@ -34,7 +34,7 @@ from mibf.optim import make_optimiser
 from mibf.precision import best_device, place
 from mibf.scaling import Scaling, scaling_from_json
 from mibf.spec import NetworkSpec
-from mibf.training import Batch, train_epoch
+from mibf.training import Batch, Learner, train_epoch
 from pipeline import storage
 from pipeline.batches import Sampler, scaled_window
 from pipeline.grid import Window
@@ -201,7 +201,7 @@ class _Training:
                 yield batch
 
         started = time.perf_counter()
-        train_epoch(network, batches(), optimiser=optimiser, schedule=schedule, beta=1e-4, precision="float32")
+        train_epoch(Learner(network, optimiser, schedule, beta=1e-4), batches())
         self.waits.append(waited / (time.perf_counter() - started))
 
     def _endless(self) -> Iterator[Batch]:

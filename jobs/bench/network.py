@@ -27,7 +27,7 @@ from mibf.objective import objective
 from mibf.optim import make_optimiser
 from mibf.precision import DTYPES, Precision, best_device, ieee_float32, place
 from mibf.spec import NARROW, WIDE, NetworkSpec, SourceSpec
-from mibf.training import Batch, train_epoch
+from mibf.training import Batch, Learner, train_epoch
 from pipeline.batches import scaled_window
 from pipeline.grid import Window
 from pipeline.predict import check_sources
@@ -271,7 +271,7 @@ def _our_steps(
     network = place(MIBFNet(spec), batches[0][0].device)
     data = [Batch(tuple(x.cpu().numpy() for x in batch), labels.numpy()) for batch in batches]
     optimiser, schedule = make_optimiser(network.parameters(), rate=1e-3, weight_decay=5e-4, steps=10_000, warmup=100)
-    return partial(train_epoch, network, data, optimiser=optimiser, schedule=schedule, beta=1e-4, precision=precision)
+    return partial(train_epoch, Learner(network, optimiser, schedule, beta=1e-4, precision=precision), data)
 
 
 def _gemms(precision: Precision, device: torch.device) -> Iterator[Case]:
