@@ -103,6 +103,31 @@ def report(config: ConfigPath, set_: Overrides = None, as_json: Json = False) ->
 
 
 @app.command()
+def ablate(
+    config: ConfigPath,
+    test: Annotated[
+        bool, typer.Option("--test", help="Read the test pixels too, once each is trained; choose nothing by them.")
+    ] = False,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Train without each part of the method, and on each source alone: what each of them is worth."""
+
+    def work() -> None:
+        from jobs.ablate import ablate as work
+        from jobs.ablate import table
+        from jobs.config import load
+
+        def stage(changed: Config, name: StageName) -> Manifest:
+            return _stage(changed, name, keep_current=True, anew=False)[0]
+
+        rows = work(load(config, overrides=set_ or ()), stage, test=test)
+        typer.echo(_json([row.to_json() for row in rows]) if as_json else table(rows))
+
+    _guarded(work)
+
+
+@app.command()
 def plan(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
     """Tell what `prepare` would write, with its memory and time; writes nothing."""
 

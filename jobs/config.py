@@ -253,9 +253,10 @@ class PrepareSection(Section):
 
 
 class SamplingSection(Section):
-    """How often each class is drawn in training."""
+    """How often each class is drawn in training, and how many draws make an epoch: a share of the training pixels."""
 
     frequencies: Literal["natural", "balanced", "sqrt"] = "natural"
+    rate: float = Field(default=1.0, gt=0, le=1)
 
 
 class ModelSection(Section):

@@ -69,6 +69,7 @@ class Settings:
     spec: NetworkSpec
     beta: float
     frequencies: Frequencies
+    rate: float
     class_weights: tuple[float, ...] | None
     priors: Priors
     train: TrainSection
@@ -138,7 +139,7 @@ class _Training:
         of_subset = partial(Sampler, stores, scaling, settings.spec.patch, rank=place_.rank, workers=place_.workers)
         self.training = of_subset("train", frequencies=settings.frequencies, augment=wanted.augment)
         self.validation = of_subset("validation")
-        self.steps = max(1, self.training.samples() // wanted.batch)
+        self.steps = steps_of(wanted, settings.rate, self.training.samples())
         self.learner = self._learner()
         self.history: list[dict[str, Any]] = []
         self.clock = _Clock()
@@ -393,16 +394,16 @@ class _Training:
 
     def _seen_of_other_seeds(self) -> int:
         """Samples that the seeds before have seen, as the bar counts them."""
-        return self.settings.train.every_seed.index(self.seed) * samples_to_see(self.settings.train, self.training.samples())
+        return self.wanted.every_seed.index(self.seed) * self.wanted.epochs * self.steps * self.wanted.batch
 
     def _tell_seen(self, epoch: int, samples: int) -> None:
         if self.place.rank == 0:
             self.listener.seen(self.before + epoch * self.steps * self.wanted.batch + samples, self.clock.waiting)
 
 
-def samples_to_see(train: TrainSection, samples: int) -> int:
-    """Training samples that one seed draws in all its epochs."""
-    return train.epochs * max(1, samples // train.batch) * train.batch
+def steps_of(train: TrainSection, rate: float, samples: int) -> int:
+    """Steps of an epoch that draws a share of the training samples."""
+    return max(1, int(rate * samples) // train.batch)
 
 
 class _Clock:

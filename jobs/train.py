@@ -20,7 +20,7 @@ from dask.system import CPU_COUNT
 from jobs import cluster
 from jobs.config import Config
 from jobs.environment import environment, versions
-from jobs.loop import Place, Settings, run, samples_to_see
+from jobs.loop import Place, Settings, run, steps_of
 from jobs.progress import TrainingBar, say, training_bar, warn
 from jobs.scenes import buffer_of
 from jobs.seeds import TOLD, spread
@@ -85,6 +85,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, *, anew: bool 
         spec=spec,
         beta=config.model.beta,
         frequencies=config.sampling.frequencies,
+        rate=config.sampling.rate,
         class_weights=None if config.train.class_weights is None else weights,
         priors=Priors.of(counts, (share * weight for share, weight in zip(drawn, weights, strict=True))),
         train=config.train,
@@ -95,7 +96,8 @@ def train(config: Config, workspace: Workspace, fingerprint: str, *, anew: bool 
         mlflow=mlflow,
     )
     say(f"training on {share}, {config.train.precision}")
-    total = len(config.train.every_seed) * samples_to_see(config.train, training.samples())
+    steps = config.train.epochs * steps_of(config.train, config.sampling.rate, training.samples())
+    total = len(config.train.every_seed) * steps * config.train.batch
     if config.train.workers == 0:
         _alone(settings, total)
     else:
@@ -340,7 +342,7 @@ def _origin(config: Config, fingerprint: str, seeds: list[int]) -> dict[str, Any
         "split": {"method": split.method, "buffer": buffer_of(config)},
         "hyperparameters": {
             "beta": config.model.beta,
-            "frequencies": config.sampling.frequencies,
+            **config.sampling.model_dump(mode="json"),
             **{key: value for key, value in config.train.model_dump(mode="json").items() if key not in FREE},
         },
         "versions": versions(),

@@ -93,6 +93,11 @@ class Workspace:
         return storage.join(self.run_folder, "evaluation.json")
 
     @property
+    def ablation(self) -> str:
+        """What each part of the method is worth."""
+        return storage.join(self.run_folder, "ablation.json")
+
+    @property
     def bundle(self) -> str:
         """The trained model's folder."""
         return storage.join(self.url, "models", self.run)
