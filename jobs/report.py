@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from jobs.config import Config
+from jobs.seeds import TOLD, spread
 from jobs.stages import NEEDS, Outcome, begin, read_manifest
 from jobs.workspace import Workspace
 from mibf.bundle import Bundle, ClassName
@@ -45,6 +46,7 @@ def report(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     evaluation = storage.read_json(workspace.evaluation)
     authors = bundle.provenance.get("authors")
     history = [] if authors else [json.loads(line) for line in storage.read_bytes(workspace.metrics).splitlines()]
+    history = [line for line in history if line["seed"] == bundle.provenance.get("seed")]
     manifests = [m for stage in NEEDS["report"] if (m := read_manifest(workspace, stage)) is not None]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"share": _share, "thousands": lambda n: f"{n:,}"}
@@ -62,6 +64,10 @@ def report(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         subset_colors=SUBSET_COLORS,
         scenes=[_pictures(config, workspace, bundle, scene.name) for scene in config.scenes],
         curve=_training_curve(history) if history else None,
+        reliability=_reliability(evaluation["bins"]),
+        accuracies=TOLD,
+        spread=spread(evaluation["seeds"]) if len(evaluation["seeds"]) > 1 else None,
+        selected=bundle.provenance.get("hyperparameters", {}).get("select"),
         chosen=bundle.provenance.get("chosen"),
         authors=authors,
         stages=manifests,
@@ -159,19 +165,43 @@ def _training_curve(history: list[dict[str, Any]]) -> str:
     """Cross-entropy and overall accuracy by epoch, training against validation."""
     figure = Figure(figsize=(8.5, 3), layout="constrained")
     epochs = [line["epoch"] for line in history]
+    lines = {"train": history, "validation": [line for line in history if "validation_loss" in line]}
     for axes, key, title in zip(
         figure.subplots(1, 2),
         ("cross_entropy", "overall_accuracy"),
         ("cross-entropy (nats)", "overall accuracy"),
         strict=True,
     ):
-        for subset in ("train", "validation"):
-            axes.plot(epochs, [line[f"{subset}_{key}"] for line in history], "o-", color=SUBSET_COLORS[subset], label=subset)
+        for subset, own in lines.items():
+            points = [line["epoch"] for line in own], [line[f"{subset}_{key}"] for line in own]
+            if own:
+                axes.plot(*points, "o-" if len(own) <= 50 else "-", color=SUBSET_COLORS[subset], label=subset)
         axes.set(xlabel="epoch", title=title)
         axes.set_xticks(epochs if len(epochs) <= 12 else epochs[:: math.ceil(len(epochs) / 12)])
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.axes[0].legend(frameon=False)
+    return _svg(figure)
+
+
+def _reliability(bins: list[dict[str, Any]]) -> str:
+    """Accuracy of test samples against their confidence, bin by bin, and how many samples each has."""
+    figure = Figure(figsize=(8.5, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    known = [b for b in bins if b["samples"]]
+    left.plot([0, 1], [0, 1], color="#99a", linewidth=1, linestyle="--")
+    left.plot([b["confidence"] for b in known], [b["accuracy"] for b in known], "o-", color=SUBSET_COLORS["test"])
+    left.set(xlabel="confidence", title="accuracy", xlim=(0, 1), ylim=(0, 1))
+    edges = np.arange(len(bins)) / len(bins)
+    right.bar(edges, [b["samples"] for b in bins], width=1 / len(bins), align="edge", color=SUBSET_COLORS["test"])
+    right.set(xlabel="confidence", title="test samples", xlim=(0, 1))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg")
     return _data_url(buffer.getvalue(), "image/svg+xml")

@@ -39,6 +39,7 @@ DRIVERS: dict[str, tuple[str, ...]] = {
     "prepare": ("prepare", "scenes", "declared"),
     "train": ("train", "loop"),
     "evaluate": ("evaluate", "seeds"),
+    "report": ("report", "seeds"),
 }
 #: What of `train` changes no result.
 NO_RESULT = ("failures", "log_steps", "mlflow")
