@@ -306,7 +306,7 @@ class TrainSection(Section):
     weight_decay: float = Field(default=5e-4, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0)
-    average: float | None = Field(default=None, gt=0, le=0.5)
+    average: float | None = Field(default=0.05, gt=0, le=0.5)
     class_weights: Literal["balanced", "sqrt"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
     workers: int = Field(default=1, ge=0)
     max_workers: int | None = Field(default=None, ge=1)

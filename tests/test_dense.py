@@ -22,7 +22,7 @@ from mibf.objective import rate
 from mibf.optim import make_optimiser
 from mibf.products import NEEDS_CODE, PRODUCT_NAMES
 from mibf.spec import PARTS, Part
-from mibf.training import Batch, train_epoch
+from mibf.training import Batch, Learner, train_epoch
 from tests.test_network import spec_of
 
 
@@ -336,7 +336,7 @@ def test_bf16_changes_hardly_a_label_of_a_trained_network() -> None:
             cut = [np.stack([s[:, a : a + 5, b : b + 5].numpy() for a, b in zip(y, x, strict=True)]) for s in tile]
             yield Batch((cut[0], cut[1]), truth[2:-2, 2:-2][y, x].numpy())
 
-    train_epoch(network, batches(), optimiser=optimiser, schedule=schedule, beta=1e-4, precision="float32")
+    train_epoch(Learner(network, optimiser, schedule, beta=1e-4), batches())
     exact, fast = (Dense(network.eval(), precision=p)(tile, products=["class"])["class"] for p in ("float32", "bf16"))
     assert (exact == truth[2:-2, 2:-2]).float().mean() > 0.9  # it has learnt
     # Labels change only where two classes are as good as equal: seen, up to 0.012 apart. How many such pixels there are
