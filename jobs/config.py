@@ -325,6 +325,13 @@ class TrainSection(Section):
     seed: int = Field(default=0, ge=0)
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
 
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in ("balanced", "sqrt"):
+            raise ValueError("is `balanced`, `sqrt` or weights by class, {NAME: WEIGHT}")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _by_recipe(cls, values: Any) -> Any:

@@ -75,7 +75,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, *, anew: bool 
     counts, drawn = _shares(config, training)
     weights = _weights(config, drawn)
     identity = _identity(config, workspace, spec)
-    _check_resumable(config, workspace, identity, anew=anew)
+    _check_resumable(workspace, identity, anew=anew)
     mlflow = None if config.train.mlflow is None else check_mlflow(config.train.mlflow)
     share = _share(config)
     resumed = _begin_run(config, workspace, fingerprint, identity, anew=anew)
@@ -195,16 +195,17 @@ def _identity(config: Config, workspace: Workspace, spec: NetworkSpec) -> dict[s
     return found
 
 
-def _check_resumable(config: Config, workspace: Workspace, identity: dict[str, Any], *, anew: bool) -> None:
+def _check_resumable(workspace: Workspace, identity: dict[str, Any], *, anew: bool) -> None:
     """See that checkpoints of a training that was not finished are of this one.
 
     Raises:
         InputError: they are not; the message names what differs.
     """
-    begun = _begun(workspace)
+    begun, _ = _begun(workspace)
     if anew or begun is None or begun == identity or storage.exists(workspace.manifest("train")):
         return
-    if not any(Checkpoints(workspace.checkpoints(seed)).positions() for seed in config.train.every_seed):
+    folders = [storage.join(workspace.all_checkpoints, name) for name in storage.names(workspace.all_checkpoints)]
+    if not any(Checkpoints(folder).positions() for folder in folders):
         return
     then, now = _flat(begun), _flat(identity)
     listed = "; ".join(
@@ -219,13 +220,13 @@ def _check_resumable(config: Config, workspace: Workspace, identity: dict[str, A
     )
 
 
-def _begun(workspace: Workspace) -> dict[str, Any] | None:
-    """The identity of the training that was begun in a run's folder."""
+def _begun(workspace: Workspace) -> tuple[dict[str, Any] | None, list[int]]:
+    """The identity of the training that was begun in a run's folder, and its seeds."""
     try:
-        found = storage.read_json(workspace.started)["identity"]
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
-    return found if isinstance(found, dict) else None
+        started = storage.read_json(workspace.started)
+        return dict(started["identity"]), list(started["seeds"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None, []
 
 
 def _flat(value: Any, above: str = "") -> dict[str, Any]:
@@ -254,15 +255,20 @@ def _share(config: Config) -> cluster.Share:
 
 
 def _begin_run(config: Config, workspace: Workspace, fingerprint: str, identity: dict[str, Any], *, anew: bool) -> bool:
-    """Make the run's folder; whether it holds checkpoints of this very training that was not finished."""
-    finished = storage.exists(workspace.manifest("train"))
+    """Make the run's folder; whether it holds checkpoints of this very training to go on from.
+
+    That is one that was not finished, or one of other seeds: those that are done need not be done again.
+    """
+    begun, seeds = _begun(workspace)
+    wanted = list(config.train.every_seed)
+    finished = storage.exists(workspace.manifest("train")) and sorted(seeds) == sorted(wanted)
     begin(workspace, "train")
-    resumable = _begun(workspace) == identity and not finished and not anew
+    resumable = begun == identity and not finished and not anew
     if not resumable:
         storage.remove(workspace.all_checkpoints)
         storage.remove(workspace.metrics)
         storage.remove(workspace.step_metrics)
-    storage.write_json(workspace.started, {"fingerprint": fingerprint, "identity": identity})
+    storage.write_json(workspace.started, {"fingerprint": fingerprint, "identity": identity, "seeds": wanted})
     as_run = storage.without_queries(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     storage.write_bytes(storage.join(workspace.run_folder, "config.yaml"), as_run.encode())
     storage.write_json(workspace.environment, environment(config, workspace))
