@@ -21,6 +21,7 @@ from jobs.stages import StageError
 from mibf.errors import InputError
 from mibf.training import NonFiniteError
 from pipeline.batches import ReadError
+from pipeline.patience import AwayError
 
 #: Seconds between two looks at the board.
 LOOK = 1.0
@@ -73,9 +74,11 @@ def _worker(config: dict[str, Any]) -> None:
     if ray.get(board.given_up.remote()) is not None:
         return  # brought together once more, though what failed would fail again
     place = Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    if place.rank == 0:
+        board.gathered.remote(place.workers)
     try:
         run(settings, place, _Told(board))
-    except (InputError, NonFiniteError, ReadError) as error:
+    except (InputError, NonFiniteError, ReadError, AwayError) as error:
         ray.get(board.give_up.remote("input" if isinstance(error, InputError) else "stage", str(error)))
         raise
 
@@ -104,12 +107,24 @@ class _Board:
         self._seen: tuple[int, float] = (0, 0.0)
         self._lines: list[tuple[str, str]] = []
         self._given_up: tuple[str, str] | None = None
+        self._gathered = 0
+
+    def gathered(self, workers: int) -> None:
+        """Workers have come together; the person is told where it was not for the first time."""
+        self._gathered += 1
+        if self._gathered > 1:
+            self.tell(
+                "warn",
+                "workers died, or others may be had: training goes on from the newest checkpoint with "
+                f"{workers} worker{'s' if workers > 1 else ''}",
+            )
 
     def seen(self, samples: int, waiting: float) -> None:
         self._seen = samples, waiting
 
     def tell(self, kind: str, line: str) -> None:
-        self._lines.append((kind, line))
+        if (kind, line) not in self._lines:  # all workers may warn of the same at once
+            self._lines.append((kind, line))
 
     def give_up(self, kind: str, line: str) -> None:
         if self._given_up is None:

@@ -31,7 +31,7 @@ from mibf.network import MIBFNet
 from mibf.optim import make_optimiser
 from mibf.precision import check_precision, place
 from mibf.priors import CHOICES, Priors
-from mibf.scaling import scaling_from_json
+from mibf.scaling import Scaling, scaling_from_json
 from mibf.spec import NetworkSpec
 from mibf.training import Figures, Learner, Step, Sums, train_epoch, validate
 from pipeline import storage
@@ -122,7 +122,8 @@ def run(settings: Settings, place_: Place, listener: Listener) -> None:
     torch.set_num_threads(settings.threads)
     check_precision(place_.device, settings.train.precision)
     for seed in settings.train.every_seed:
-        if not storage.exists(settings.workspace.result(seed)):
+        result = settings.workspace.result(seed)
+        if not patiently(result, partial(storage.exists, result), tell=listener.warn):
             _Training(settings, seed, place_, listener).run()
 
 
@@ -133,10 +134,17 @@ class _Training:
         self.settings, self.seed, self.place, self.listener = settings, seed, place_, listener
         self.wanted = wanted = settings.train
         self.checkpoints = Checkpoints(settings.workspace.checkpoints(seed))
-        stores = [PatchStore(settings.workspace.store(name), without=("test",)) for name in settings.scenes]
-        scaling = scaling_from_json(storage.read_json(settings.workspace.scaling))
+        stores, scaling = patiently(settings.workspace.url, self._opened, tell=listener.warn)
         scaling = {source.name: scaling[source.name] for source in settings.spec.sources}
-        of_subset = partial(Sampler, stores, scaling, settings.spec.patch, rank=place_.rank, workers=place_.workers)
+        of_subset = partial(
+            Sampler,
+            stores,
+            scaling,
+            settings.spec.patch,
+            rank=place_.rank,
+            workers=place_.workers,
+            tell=listener.warn,
+        )
         self.training = of_subset("train", frequencies=settings.frequencies, augment=wanted.augment)
         self.validation = of_subset("validation")
         self.steps = steps_of(wanted, settings.rate, self.training.samples())
@@ -169,6 +177,12 @@ class _Training:
             mlflow=settings.mlflow,
             resumed_at=begun.epoch * self.steps + begun.step,
         )
+
+    def _opened(self) -> tuple[list[PatchStore], Scaling]:
+        """The stores, which do not tell of test samples, and the scaling."""
+        workspace = self.settings.workspace
+        stores = [PatchStore(workspace.store(name), without=("test",)) for name in self.settings.scenes]
+        return stores, scaling_from_json(storage.read_json(workspace.scaling))
 
     def _learner(self) -> Learner:
         """The network with its optimiser, the same on every worker."""
@@ -354,8 +368,7 @@ class _Training:
         of_epochs = epoch_lines(self.history)
         of_steps = [line for line in self.history if "train_loss" not in line]
         for url, lines in ((workspace.metrics, of_epochs), (workspace.step_metrics, of_steps)):
-            text = "".join(json.dumps(storage.without_nan(line)) + "\n" for line in [*_other_seeds(url, self.seed), *lines])
-            patiently(url, partial(storage.write_bytes, url, text.encode()), tell=self.listener.warn)
+            patiently(url, partial(_write_lines, url, self.seed, lines), tell=self.listener.warn)
 
     def _finish(self) -> None:
         """Judge the chosen epoch's weights once more, calibrated; the result says that the training is done."""
@@ -468,6 +481,12 @@ def _told(line: dict[str, Any], wanted: TrainSection) -> str:
         f"{of_seed}epoch {line['epoch']} of {wanted.epochs}: {subset} overall accuracy "
         f"{line[f'{subset}_overall_accuracy']:.3f}, average accuracy {line[f'{subset}_average_accuracy']:.3f}"
     )
+
+
+def _write_lines(url: str, seed: int, lines: list[dict[str, Any]]) -> None:
+    """Write the lines of one seed to a file of metrics, after those of the seeds before."""
+    text = "".join(json.dumps(storage.without_nan(line)) + "\n" for line in [*_other_seeds(url, seed), *lines])
+    storage.write_bytes(url, text.encode())
 
 
 def _other_seeds(url: str, seed: int) -> list[dict[str, Any]]:

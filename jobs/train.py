@@ -40,6 +40,7 @@ from pipeline import storage
 from pipeline.batches import Position, ReadError, Sampler
 from pipeline.checkpoints import Checkpoints
 from pipeline.order import expected_draws
+from pipeline.patience import AwayError
 from pipeline.store import PatchStore
 
 #: What of `train` may change between an interruption and going on: where and with how much help, not what is computed.
@@ -296,7 +297,7 @@ def _alone(settings: Settings, total: int) -> None:
     with training_bar("train", total) as shown:
         try:
             run(settings, Place(0, 1, best_device()), _Here(shown))
-        except (NonFiniteError, ReadError) as error:
+        except (NonFiniteError, ReadError, AwayError) as error:
             raise StageError(f"training stopped: {error}") from error
 
 

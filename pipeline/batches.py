@@ -17,13 +17,15 @@ two groups and `BATCHES_AHEAD` batches are in memory beside the batch that the n
 Python's interpreter while they compute and copy.
 
 Pixels without data take the training median of their band, in samples' patches and in maps alike (`mibf.scaling`).
+
+A store in an object store that does not answer is waited for (`pipeline.patience`): batches come late, and are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ from pipeline.ahead import Background
 from pipeline.grid import Window
 from pipeline.held import Held, Layout
 from pipeline.order import Choice, Draws, Frequencies, Group, between, epoch_of, generator, grouped, times_drawn
+from pipeline.patience import AwayError, patiently
 from pipeline.split import Subset
 from pipeline.store import PatchStore
 
@@ -104,7 +107,8 @@ class Sampler:
     `frequencies` says how often classes are drawn for training; with `augment` each draw's patches are turned by one of
     the eight symmetries of the square, the same in all sources. `in_order` heeds neither. Without `background` all is
     done in the thread that asks for the batches; what they hold is the same. `group_windows` shuffles that many whole
-    windows together in place of as many as `GROUP_BYTES` hold.
+    windows together in place of as many as `GROUP_BYTES` hold. `tell` is given a line, in any thread, when a store in an
+    object store does not answer.
     """
 
     stores: Sequence[PatchStore]
@@ -117,13 +121,14 @@ class Sampler:
     augment: bool = False
     background: bool = True
     group_windows: int | None = None
+    tell: Callable[[str], None] = lambda line: None
 
     @cached_property
     def _places(self) -> list[_Place]:
         return [
             _Place(store, window, samples)
             for store in self.stores
-            for window, samples in store.windows_with_samples(self.subset)
+            for window, samples in patiently(store.url, partial(store.windows_with_samples, self.subset), tell=self.tell)
         ]
 
     @cached_property
@@ -216,7 +221,7 @@ class Sampler:
             for part in group.parts:
                 if threads.stop.is_set():
                     return
-                self._add(held, part, chance)
+                self._add(held, part, chance, threads)
             if chance is None:
                 held.arrange(None, None)
             else:
@@ -224,15 +229,18 @@ class Sampler:
             yield held, begin, end
             del held  # it would live on while the next group is read
 
-    def _add(self, held: Held, part: Draws, chance: _Chance | None) -> None:
+    def _add(self, held: Held, part: Draws, chance: _Chance | None, threads: Background) -> None:
         """Read one window and take it in with the samples that are drawn."""
         place = self._places[part.place]
         store, window = place.store, place.window
+
+        def read() -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
+            return store.samples(window)[self.subset], scaled_window(store, window, self.scaling, halo=self.patch // 2)
+
         try:
-            ids = store.samples(window)[self.subset]
-            sources = scaled_window(store, window, self.scaling, halo=self.patch // 2)
-        except InputError:
-            raise  # it names the store and the remedy
+            ids, sources = patiently(store.url, read, tell=self.tell, pause=threads.stop.wait)
+        except (InputError, AwayError):
+            raise  # they name the store and the remedy
         except Exception as error:
             raise ReadError(
                 f"{store.url}: the window of {window.height} x {window.width} pixels at row {window.y}, column {window.x} "

@@ -8,13 +8,28 @@ from typing import TypeVar
 
 from mibf.errors import InputError
 from pipeline import storage
+from pipeline.store import ClosedSubsetError
 
 Result = TypeVar("Result")
 
 #: Seconds that a store may be away before what needs it fails, and between two tries at first and at the most.
 PATIENCE, FIRST_WAIT, LONGEST_WAIT = 600.0, 1.0, 30.0
 #: What waiting would not mend.
-_FINAL = (InputError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_FINAL = (
+    InputError,
+    ClosedSubsetError,
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    AttributeError,
+    LookupError,
+    TypeError,
+)
+
+
+class AwayError(RuntimeError):
+    """An object store was away for longer than there is patience; the message names the URL and the remedy."""
 
 
 def patiently(
@@ -22,24 +37,42 @@ def patiently(
     work: Callable[[], Result],
     *,
     tell: Callable[[str], None] = lambda line: None,
+    pause: Callable[[float], object] = time.sleep,
     patience: float | None = None,
 ) -> Result:
     """Do work on a URL; where it is in an object store that fails, again and again until `patience` has passed.
 
-    `tell` is given a line when the first try fails. What a missing file or a refused access raises is raised at once.
+    Args:
+        url: what the work is on.
+        work: to be done; tried again from its beginning.
+        tell: given a line when the first try fails.
+        pause: waits for so many seconds; true where nobody wants the result any more.
+        patience: seconds; `PATIENCE` unless given.
+
+    Raises:
+        AwayError: all tries failed, or nobody wants the result any more.
+        Exception: what the work raised on a disk; a missing file, a refused access or a mistake of ours anywhere.
     """
-    until = time.monotonic() + (PATIENCE if patience is None else patience)
-    wait, told = FIRST_WAIT, False
+    patience = PATIENCE if patience is None else patience
+    begun, wait, told = time.monotonic(), FIRST_WAIT, False
     while True:
         try:
             return work()
         except _FINAL:
             raise
         except Exception as error:  # each file system has its own for a server that does not answer
-            if storage.is_local(url) or time.monotonic() + wait > until:
+            if storage.is_local(url):
                 raise
+            why = f"{type(error).__name__}: {storage.without_queries(str(error))}"
+            if time.monotonic() - begun + wait > patience:
+                raise AwayError(
+                    f"{storage.shown(url)}: has not answered for {patience:.0f} s ({why}); see to the object store and the "
+                    "way to it, then run the same command again to go on"
+                ) from error
             if not told:
-                tell(f"{storage.shown(url)}: does not answer ({type(error).__name__}); trying again")
+                tell(f"{storage.shown(url)}: does not answer ({why}); trying again for {patience:.0f} s")
                 told = True
-        time.sleep(wait)
+            failure = error
+        if pause(wait):
+            raise AwayError(f"{storage.shown(url)}: is not waited for any longer") from failure
         wait = min(2 * wait, LONGEST_WAIT)
