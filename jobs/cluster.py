@@ -86,7 +86,10 @@ def close() -> None:
 
 @dataclass(frozen=True)
 class Share:
-    """What each of some workers may take of the cluster: whole CPUs, and a GPU where there are any."""
+    """What each of some workers may take of the cluster: whole CPUs, and a GPU where there are any.
+
+    Without workers it is what the command's own process takes.
+    """
 
     workers: int
     cpus: int
@@ -98,9 +101,10 @@ class Share:
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
     def __str__(self) -> str:
-        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         device = "a GPU" if self.gpus else f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}"
-        return f"{workers} with {device} each"
+        if self.workers == 0:
+            return f"{device} in this process"
+        return f"{'1 worker' if self.workers == 1 else f'{self.workers} workers'} with {device} each"
 
 
 def share(workers: int) -> Share:
