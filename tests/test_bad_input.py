@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from typing import Any
 
 import numpy as np
@@ -195,3 +197,29 @@ def test_a_cluster_that_is_not_there(prepared: Any, monkeypatch: pytest.MonkeyPa
     assert result.exit_code == 2
     assert "RAY_ADDRESS=127.0.0.1:1: no Ray cluster can be reached there" in result.stderr
     assert not (scene.folder / "work" / "runs" / "nowhere").exists()
+
+
+@pytest.fixture
+def trainable(prepared: Any, tmp_path: Any) -> SmallScene:
+    """A scene with a workspace of its own, in which training could begin."""
+    scene, _ = prepared
+    folder = tmp_path / "trainable"
+    shutil.copytree(scene.folder, folder)
+    return SmallScene(folder, scene.truth, scene.optical)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["train.batch=9999"],
+            r"train\.batch is 9999, more than the \d,?\d+ training samples there are; take a smaller one",
+        ),
+        (["train.workers=5"], r"train\.workers is 5, yet the training samples lie in 4 windows .* take 4 at the most"),
+        (["train.precision=fp16", "train.workers=0"], r"fp16, which wants a GPU"),
+        (["train.class_weights={water: 2, ice: 1}"], r"train\.class_weights.*ice.*water, forest, town"),
+    ],
+    ids=["batch", "workers", "precision", "class weights"],
+)
+def test_a_training_that_cannot_be(trainable: SmallScene, overrides: list[str], told: str) -> None:
+    assert re.search(told, refused(trainable, overrides, command="train"))

@@ -49,7 +49,7 @@ def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
         ("model.patch=6", "model.patch: the patch's side is an odd number of pixels from 5 to 15 (found 6)"),
         ("map.tile=100", "map.tile: a tile's side is a multiple of 64 pixels"),
         ("sampling.frequencies=even", "Input should be 'natural', 'balanced' or 'sqrt' (found 'even')"),
-        ("train.workers=3", "cannot be shared out evenly to 3 workers"),
+        ("train={batch: 5, workers: 3}", "`batch` 5 is too small for 3 workers: 2 samples or more each"),
         ("scenes.0.grid.like=sonar", "`grid.like` is 'sonar'; the sources are optical, radar"),
         ("split.fractions.train=0.9", "the fractions add up to 1.4"),
         ("classes.1.id=1", "class id given twice: 1"),

@@ -18,7 +18,7 @@ from pipeline.fit import HIGH, LOW
 from pipeline.grid import Window
 from pipeline.labels import UNLABELLED
 from pipeline.split import CODES
-from pipeline.store import PatchStore, ShardWriter
+from pipeline.store import ClosedSubsetError, PatchStore, ShardWriter
 from tests.conftest import COLUMNS, ROWS, SmallScene
 
 Prepared = tuple[SmallScene, Workspace]
@@ -45,6 +45,24 @@ def test_the_store_holds_the_scene(prepared: Prepared, store: PatchStore) -> Non
     labels = store.array("labels")[:]
     assert set(np.unique(labels)) == {1, 2, 5, UNLABELLED}
     assert (labels == np.where(labels == UNLABELLED, UNLABELLED, scene.truth)).all()
+
+
+def test_a_store_opened_without_test_samples_tells_nothing_of_them(store: PatchStore) -> None:
+    """Neither where they are nor of what class; all else it tells as it is."""
+    closed, whole = PatchStore(store.url, without=("test",)), Window(0, 0, ROWS, COLUMNS)
+    with pytest.raises(ClosedSubsetError, match="was opened without the test subset"):
+        closed.windows_with_samples("test")
+    assert set(closed.samples(whole)) == {"train", "validation"}
+    ids, codes = store.labelled(whole)
+    test = codes == CODES["test"]
+    assert test.any()
+    shown_ids, shown_codes = closed.labelled(whole)
+    assert (shown_ids[test] == UNLABELLED).all()
+    assert (shown_codes[test] == 0).all()
+    for subset in ("train", "validation"):
+        its = codes == CODES[subset]
+        assert (shown_ids[its] == ids[its]).all()
+        assert (closed.samples(whole)[subset] == store.samples(whole)[subset]).all()
 
 
 def test_xarray_opens_it_plainly(store: PatchStore) -> None:
