@@ -26,6 +26,7 @@ from mibf.average import Average
 from mibf.batchnorm import synchronised
 from mibf.calibration import Reliability, TemperatureFit
 from mibf.checkpoint import Checkpoint
+from mibf.distributed import meet
 from mibf.errors import InputError
 from mibf.network import MIBFNet
 from mibf.optim import make_optimiser
@@ -374,6 +375,7 @@ class _Training:
         """Judge the chosen epoch's weights once more, calibrated; the result says that the training is done."""
         line = self._chosen()
         position = Position(line["epoch"], 0)
+        meet()  # worker 0 may still be writing the checkpoint that all read
         checkpoint = patiently(self.checkpoints.url, lambda: self.checkpoints.read(position), tell=self.listener.warn)
         result: dict[str, Any] = {"seed": self.seed, "chosen": line, "epochs": len(epoch_lines(self.history))}
         if self.validation.samples():

@@ -34,6 +34,12 @@ def sum_over_workers(*sums: Tensor) -> None:
             dist.all_reduce(each)
 
 
+def meet() -> None:
+    """Wait until all workers have come here."""
+    if is_distributed():
+        dist.barrier()
+
+
 def gather_on_first(*sums: Tensor) -> None:
     """Replace sums by their total on the first worker and by zero on the others, in place: their sum stays what it is."""
     sum_over_workers(*sums)
