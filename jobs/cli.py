@@ -368,6 +368,40 @@ def bench_batches(
     _guarded(work)
 
 
+@bench.command(name="train")
+def bench_train(
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="Take this configuration's prepared stores and its settings.")
+    ] = None,
+    bands: Annotated[
+        str, typer.Option(metavar="B1+B2", help="Without CONFIG: bands of each source of a random scene.")
+    ] = "64+2",
+    rounds: Annotated[int, typer.Option(min=1, help="How often all is timed; medians are told.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps that are timed in one process.")] = 200,
+    workers: Annotated[
+        bool,
+        typer.Option(
+            "--workers/--no-workers", help="Also two workers beside one, two epochs each; sampling.rate makes them shorter."
+        ),
+    ] = True,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Training beside the authors' own loop, and on two workers beside one."""
+
+    def work() -> None:
+        from jobs.bench.train import as_json as json_of
+        from jobs.bench.train import bench_train as work
+        from jobs.bench.train import table
+        from jobs.config import load
+
+        loaded = None if config is None else load(config, overrides=set_ or ())
+        result = work(loaded, bands=_bands(bands), rounds=rounds, steps=steps, workers=workers)
+        typer.echo(json.dumps(json_of(result), indent=1) if as_json else table(result))
+
+    _guarded(work)
+
+
 def _bands(text: str) -> list[int]:
     """The bands of each source from `64+2`."""
     from mibf.errors import InputError

@@ -149,7 +149,7 @@ class _Training:
         self.training = of_subset("train", frequencies=settings.frequencies, augment=wanted.augment)
         self.validation = of_subset("validation")
         self.steps = steps_of(wanted, settings.rate, self.training.samples())
-        self.learner = self._learner()
+        self.learner = learner_of(settings, place_, seed=seed, steps=self.steps)
         self.history: list[dict[str, Any]] = []
         self.clock = _Clock()
         self.before = self._seen_of_other_seeds()
@@ -184,50 +184,6 @@ class _Training:
         workspace = self.settings.workspace
         stores = [PatchStore(workspace.store(name), without=("test",)) for name in self.settings.scenes]
         return stores, scaling_from_json(storage.read_json(workspace.scaling))
-
-    def _learner(self) -> Learner:
-        """The network with its optimiser, the same on every worker."""
-        wanted, settings, place_ = self.wanted, self.settings, self.place
-        torch.backends.cudnn.deterministic = True  # one seed, one result
-        torch.manual_seed(self.seed)  # the same first weights on every worker
-        network = place(MIBFNet(settings.spec), place_.device)
-        total = self.steps * wanted.epochs
-        average = None
-        if wanted.average is not None:
-            average = Average(network, decay=max(0.0, 1 - 1 / max(1.0, wanted.average * total)))
-        if wanted.sync_batch_norm:
-            synchronised(network)
-        if wanted.compile:
-            network.compile()
-        model: nn.Module = network
-        if place_.workers > 1:
-            # Batch norm's running statistics are averaged once an epoch, not sent by worker 0 at every step.
-            model = DistributedDataParallel(
-                network,
-                device_ids=[place_.device] if place_.device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
-        optimiser, schedule = make_optimiser(
-            model.parameters(),
-            optimiser=wanted.optimiser,
-            rate=wanted.rate,
-            weight_decay=wanted.weight_decay,
-            steps=total,
-            warmup=round(wanted.warmup * total),
-        )
-        weights = settings.class_weights
-        return Learner(
-            model,
-            optimiser,
-            schedule,
-            beta=settings.beta,
-            precision=wanted.precision,
-            weights=None if weights is None else torch.tensor(weights, dtype=torch.float32, device=place_.device),
-            average=average,
-            clip=wanted.clip,
-            pieces=wanted.accumulate,
-        )
 
     def _restored(self) -> tuple[Position, Sums | None]:
         """Where training stands, with the epoch's sums so far; the state is put back."""
@@ -414,6 +370,51 @@ class _Training:
     def _tell_seen(self, epoch: int, samples: int) -> None:
         if self.place.rank == 0:
             self.listener.seen(self.before + epoch * self.steps * self.wanted.batch + samples, self.clock.waiting)
+
+
+def learner_of(settings: Settings, place_: Place, *, seed: int, steps: int) -> Learner:
+    """A seed's network with its optimiser before the first of `steps` steps an epoch, the same on every worker."""
+    wanted = settings.train
+    torch.backends.cudnn.deterministic = True  # one seed, one result
+    torch.manual_seed(seed)  # the same first weights on every worker
+    network = place(MIBFNet(settings.spec), place_.device)
+    total = steps * wanted.epochs
+    average = None
+    if wanted.average is not None:
+        average = Average(network, decay=max(0.0, 1 - 1 / max(1.0, wanted.average * total)))
+    if wanted.sync_batch_norm:
+        synchronised(network)
+    if wanted.compile:
+        network.compile()
+    model: nn.Module = network
+    if place_.workers > 1:
+        # Batch norm's running statistics are averaged once an epoch, not sent by worker 0 at every step.
+        model = DistributedDataParallel(
+            network,
+            device_ids=[place_.device] if place_.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+    optimiser, schedule = make_optimiser(
+        model.parameters(),
+        optimiser=wanted.optimiser,
+        rate=wanted.rate,
+        weight_decay=wanted.weight_decay,
+        steps=total,
+        warmup=round(wanted.warmup * total),
+    )
+    weights = settings.class_weights
+    return Learner(
+        model,
+        optimiser,
+        schedule,
+        beta=settings.beta,
+        precision=wanted.precision,
+        weights=None if weights is None else torch.tensor(weights, dtype=torch.float32, device=place_.device),
+        average=average,
+        clip=wanted.clip,
+        pieces=wanted.accumulate,
+    )
 
 
 def steps_of(train: TrainSection, rate: float, samples: int) -> int:

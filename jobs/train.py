@@ -73,27 +73,19 @@ def train(config: Config, workspace: Workspace, fingerprint: str, *, anew: bool 
     scaling = scaling_from_json(storage.read_json(workspace.scaling))
     training = Sampler(stores, scaling, spec.patch, "train")
     _check_shared_out(config, training)
-    counts, drawn = _shares(config, training)
-    weights = _weights(config, drawn)
     identity = _identity(config, workspace, spec)
     _check_resumable(workspace, identity, anew=anew)
     mlflow = None if config.train.mlflow is None else check_mlflow(config.train.mlflow)
     share = _share(config)
     resumed = _begin_run(config, workspace, fingerprint, identity, anew=anew)
-    settings = Settings(
-        workspace=workspace,
-        scenes=tuple(scene.name for scene in config.scenes),
-        spec=spec,
-        beta=config.model.beta,
-        frequencies=config.sampling.frequencies,
-        rate=config.sampling.rate,
-        class_weights=None if config.train.class_weights is None else weights,
-        priors=Priors.of(counts, (share * weight for share, weight in zip(drawn, weights, strict=True))),
-        train=config.train,
+    settings = settings_of(
+        config,
+        workspace,
+        spec,
+        training,
         threads=config.train.threads or share.cpus,
         identity=identity,
-        name=f"{config.name} {config.run}",
-        parameters={"fingerprint": fingerprint, **config.model_dump(mode="json")},
+        fingerprint=fingerprint,
         mlflow=mlflow,
     )
     say(f"training on {share}, {config.train.precision}")
@@ -159,6 +151,38 @@ def network_spec(config: Config, store: PatchStore) -> NetworkSpec:
         wide = position == 0 if declared is None else declared == "wide"
         sources.append(SourceSpec(source.name, source.bands, WIDE if wide else NARROW, source.scale))
     return NetworkSpec(tuple(sources), classes=len(store.classes), patch=config.model.patch, without=config.model.without)
+
+
+def settings_of(
+    config: Config,
+    workspace: Workspace,
+    spec: NetworkSpec,
+    training: Sampler,
+    *,
+    threads: int,
+    identity: dict[str, Any],
+    fingerprint: str,
+    mlflow: str | None = None,
+) -> Settings:
+    """What the loop is told of a configuration whose training samples are `training`."""
+    counts, drawn = _shares(config, training)
+    weights = _weights(config, drawn)
+    return Settings(
+        workspace=workspace,
+        scenes=tuple(scene.name for scene in config.scenes),
+        spec=spec,
+        beta=config.model.beta,
+        frequencies=config.sampling.frequencies,
+        rate=config.sampling.rate,
+        class_weights=None if config.train.class_weights is None else weights,
+        priors=Priors.of(counts, (share * weight for share, weight in zip(drawn, weights, strict=True))),
+        train=config.train,
+        threads=threads,
+        identity=identity,
+        name=f"{config.name} {config.run}",
+        parameters={"fingerprint": fingerprint, **config.model_dump(mode="json")},
+        mlflow=mlflow,
+    )
 
 
 def _shares(config: Config, training: Sampler) -> tuple[list[int], list[float]]:

@@ -13,11 +13,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from jobs.bench import batches, timing
+from jobs.bench import batches, timing, train
 from jobs.bench.network import as_json, bench_network, table
+from jobs.bench.plain import PlainNetwork
 from jobs.bench.timing import Case, Timing, measure
 from jobs.cli import app
 from mibf.cell import CELL
+from mibf.network import MIBFNet
+from mibf.spec import NARROW, WIDE, NetworkSpec, SourceSpec
 from tests.conftest import SmallScene
 
 
@@ -94,6 +97,70 @@ def test_batches_of_what_was_not_prepared_are_refused(scene: SmallScene) -> None
     result = CliRunner().invoke(app, ["bench", "batches", str(scene.write_config())])
     assert result.exit_code == 2
     assert "run `mibf prepare` first" in result.output
+
+
+def test_the_plain_network_is_the_same_function_with_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    sources = (SourceSpec("a", 5, WIDE), SourceSpec("b", 2, NARROW, scale=2), SourceSpec("c", 1, NARROW))
+    # Without noise and draws, which are random: they are all that training may differ in.
+    spec = NetworkSpec(sources, classes=4, without=frozenset({"noise", "bottleneck"}))
+    ours, plain = MIBFNet(spec), PlainNetwork(spec)
+    plain.load_state_dict(ours.state_dict())
+    patches = [torch.rand(8, s.bands, 7 * s.scale, 7 * s.scale) for s in sources]
+    results = [network.train()(patches) for network in (ours, plain)]
+    for output in results:
+        torch.autograd.backward(output.logits.square().sum())
+    torch.testing.assert_close(results[1].logits, results[0].logits)
+    torch.testing.assert_close(results[1].gate, results[0].gate)
+    torch.testing.assert_close(plain.noise.mean_gate, ours.noise.mean_gate)
+    for own, other in zip(plain.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_the_plain_network_adds_noise_to_one_source_in_training_alone() -> None:
+    spec = NetworkSpec((SourceSpec("a", 3, WIDE), SourceSpec("b", 1, NARROW)), classes=4)
+    noise = PlainNetwork(spec).noise
+    features = [torch.zeros(20, 64, 3, 3) for _ in range(2)]
+    disturbed = [x for x in noise.train()(features) if x.any()]
+    assert len(disturbed) == 1
+    assert 0 < int(disturbed[0].flatten(1).any(dim=1).sum()) <= 14
+    assert not any(x.any() for x in noise.eval()(features))
+
+
+@pytest.mark.slow
+def test_the_training_table_has_every_way_with_its_baseline() -> None:
+    result = train.bench_train(None, bands=[3, 1], rounds=1, steps=2, workers=True, side=160, workers_side=160)
+    assert [(row.what, row.baseline) for row in result.rows] == [
+        ("authors' loop", "authors' loop"),
+        ("mibf, float32", "authors' loop"),
+        ("mibf, bf16", "authors' loop"),
+        ("mibf, float32, 64 a step", "authors' loop"),
+        ("one worker", "one worker"),
+        ("two workers", "one worker"),
+        ("two apart", "one worker"),
+        ("two apart, half the batch", "one worker"),
+    ]
+    assert result.rows[0].ratio == result.rows[4].ratio == 1.0
+    assert all(row.rate > 0 for row in result.rows)
+    assert all(0 <= row.waits < 1 for row in result.rows if row.waits is not None)
+    assert [row.waits is None for row in result.rows] == [True] + [False] * 7
+    assert result.epoch == 150 * 160 // 256 * 256
+    text = train.table(result)
+    assert all(row.what in text for row in result.rows)
+    json.dumps(train.as_json(result))
+
+
+def test_training_of_what_was_not_prepared_is_refused(scene: SmallScene) -> None:
+    result = CliRunner().invoke(app, ["bench", "train", str(scene.write_config())])
+    assert result.exit_code == 2
+    assert "run `mibf prepare` first" in result.output
+
+
+def test_workers_on_other_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    result = CliRunner().invoke(app, ["bench", "train"])
+    assert result.exit_code == 2
+    assert "unset it, or give --no-workers" in result.output
 
 
 @pytest.mark.slow

@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import os
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from jobs.bench.network import machine
+from jobs.bench.plain import SLAB, Patches
 from jobs.bench.random_scene import random_scene
-from jobs.bench.timing import Case, Timing, measure
-from jobs.config import Config
+from jobs.bench.rows import Row, lines, row
+from jobs.bench.timing import Case, measure
+from jobs.config import Config, TrainSection
+from jobs.loop import Place, Settings, learner_of
 from jobs.progress import bar, say
-from jobs.train import network_spec
+from jobs.train import network_spec, settings_of
 from jobs.workspace import Workspace
 from mibf.errors import InputError
-from mibf.network import MIBFNet
-from mibf.optim import make_optimiser
-from mibf.precision import best_device, place
+from mibf.precision import best_device
 from mibf.scaling import Scaling, scaling_from_json
 from mibf.spec import NetworkSpec
-from mibf.training import Batch, Learner, train_epoch
+from mibf.training import Batch, Step, train_epoch
 from pipeline import storage
-from pipeline.batches import Sampler, scaled_window
-from pipeline.grid import Window
-from pipeline.labels import UNLABELLED
-from pipeline.store import CHUNK, PatchStore
+from pipeline.batches import Sampler
+from pipeline.store import PatchStore
 
 LOADER, BATCHES, THREADS, TURNED = "loader", "batches", "with threads", "balanced, turned"
 TRAINING, WAITING = "training, with threads", "training, without"
@@ -47,23 +42,8 @@ TRAINING, WAITING = "training, with threads", "training, without"
 BATCH = 256
 #: Batches that are timed of an epoch, and of the loader.
 TIMED, LOADED = 1024, 64
-#: Side in pixels of what of the store the loader has in memory.
-SLAB = 8 * CHUNK
 #: Windows that are shuffled together in the timed training: few, so that some hundred steps read as often as an epoch does.
 TOGETHER = 2
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; rates in patches (samples) a second, the median and the range over rounds."""
-
-    what: str
-    rate: float
-    slowest: float
-    fastest: float
-    baseline: str
-    ratio: float  #: against the baseline of the same round
-    waits: float | None = None  #: share of the time in which the network waited for its next batch
 
 
 @dataclass(frozen=True)
@@ -86,23 +66,56 @@ def bench_batches(config: Config | None, *, bands: Sequence[int], rounds: int, s
     """
     say("leave the machine alone meanwhile: its other work is measured too")
     if config is not None:
-        names = "+".join(str(s.bands) for s in PatchStore(Workspace.of(config).store(config.scenes[0].name)).sources)
-        return _measured(config, f"{names} bands of {config.name!r}", rounds=rounds, steps=steps)
+        return _measured(config, repr(config.name), rounds=rounds, steps=steps)
     with tempfile.TemporaryDirectory(prefix="mibf-") as folder:
         config = random_scene(Path(folder), bands=bands, side=side)
-        name = f"{'+'.join(map(str, bands))} bands, {side} x {side} pixels of random values"
-        return _measured(config, name, rounds=rounds, steps=steps)
+        return _measured(config, f"{side} x {side} pixels of random values", rounds=rounds, steps=steps)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The stores of a configuration, and what the network takes of them."""
+
+    config: Config
+    stores: list[PatchStore]
+    spec: NetworkSpec
+    scaling: Scaling
+
+    @classmethod
+    def of(cls, config: Config) -> Prepared:
+        """Those of its workspace.
+
+        Raises:
+            InputError: the configuration was not prepared.
+        """
+        workspace = Workspace.of(config)
+        try:
+            scaling = scaling_from_json(storage.read_json(workspace.scaling))
+        except FileNotFoundError as error:
+            raise InputError(f"{workspace.scaling}: is not there; run `mibf prepare` first.") from error
+        stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
+        spec = network_spec(config, stores[0])
+        return cls(config, stores, spec, {source.name: scaling[source.name] for source in spec.sources})
+
+    @property
+    def title(self) -> str:
+        """Bands and patch, for the table."""
+        bands = "+".join(str(source.bands) for source in self.spec.sources)
+        return f"{bands} bands, patches of {self.spec.patch} x {self.spec.patch}"
+
+    def sampler(self, **how: Any) -> Sampler:
+        """Of the training samples."""
+        return Sampler(self.stores, self.scaling, self.spec.patch, "train", **how)
+
+    def settings(self, workspace: Workspace, train: TrainSection, *, threads: int = 0) -> Settings:
+        """What training is told, its run in this workspace."""
+        config = self.config.model_copy(update={"train": train})
+        return settings_of(config, workspace, self.spec, self.sampler(), threads=threads, identity={}, fingerprint="")
 
 
 def _measured(config: Config, name: str, *, rounds: int, steps: int) -> Result:
-    workspace = Workspace.of(config)
-    stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
-    try:
-        scaling = scaling_from_json(storage.read_json(workspace.scaling))
-    except FileNotFoundError as error:
-        raise InputError(f"{workspace.scaling}: is not there; run `mibf prepare` first.") from error
-    sampler = partial(Sampler, stores, scaling, config.model.patch, "train")
-    patches = _Patches(stores, scaling, config.model.patch)
+    prepared = Prepared.of(config)
+    sampler, patches = prepared.sampler, Patches.of_stores(prepared.stores, prepared.scaling, config.model.patch)
     with bar("bench batches", 2 * (rounds + 1), unit="rounds") as advance:
         with one_core() as held:
             rates = measure(
@@ -115,17 +128,16 @@ def _measured(config: Config, name: str, *, rounds: int, steps: int) -> Result:
                 rounds=rounds,
                 each=lambda: advance(1),
             )
-        spec = network_spec(config, stores[0])
+        settings = prepared.settings(Workspace.of(config), TrainSection())
         trainings = {
-            what: _Training(spec, sampler(background=threads, group_windows=TOGETHER), steps)
+            what: Training(settings, sampler(background=threads, group_windows=TOGETHER), steps)
             for what, threads in ((TRAINING, True), (WAITING, False))
         }
         cases = [Case(what, steps * BATCH, training) for what, training in trainings.items()]
         rates |= measure(cases, rounds=rounds, each=lambda: advance(1))
-    rows = [_row(rates[what], rates[LOADER]) for what in (LOADER, BATCHES, THREADS, TURNED)]
-    rows += [_row(rates[what], rates[WAITING], waits=training.waits) for what, training in trainings.items()]
-    title = f"{name}, patches of {config.model.patch} x {config.model.patch}"
-    return Result(title, sampler().samples(), held, rows)
+    rows = [row(rates[what], rates[LOADER]) for what in (LOADER, BATCHES, THREADS, TURNED)]
+    rows += [row(rates[what], rates[WAITING], waits=training.waits[1:]) for what, training in trainings.items()]
+    return Result(f"{name}, {prepared.title}", sampler().samples(), held, rows)
 
 
 def _case(what: str, sampler: Sampler) -> Case:
@@ -140,74 +152,42 @@ def _taken(batches: Iterable[object], most: int | None = None) -> None:
         pass
 
 
-def _row(timing: Timing, baseline: Timing, *, waits: Sequence[float] = ()) -> Row:
-    share = statistics.median(waits[1:]) if waits else None  # the first round warms up
-    slowest, fastest = min(timing.rates), max(timing.rates)
-    return Row(timing.name, timing.rate, slowest, fastest, baseline.name, timing.ratio(baseline), share)
-
-
-class _Patches(Dataset[tuple[list[Tensor], int]]):
-    """Patches cut one by one from arrays (row, column, band), as one writes a dataset for torch's loader."""
-
-    def __init__(self, stores: Sequence[PatchStore], scaling: Scaling, patch: int) -> None:
-        store, first = next((store, found[0][0]) for store in stores if (found := store.windows_with_samples("train")))
-        slab = Window(first.y, first.x, min(SLAB, store.shape[0] - first.y), min(SLAB, store.shape[1] - first.x))
-        windows = scaled_window(store, slab, scaling, halo=patch // 2)
-        self.sources = [np.ascontiguousarray(values.transpose(1, 2, 0)) for values in windows]
-        self.scales = [source.scale for source in store.sources]
-        self.labels: NDArray[np.uint8] = store.samples(slab)["train"]
-        self.places = np.argwhere(self.labels != UNLABELLED)
-        self.patch = patch
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> tuple[list[Tensor], int]:
-        y, x = (int(n) for n in self.places[index])
-        p = self.patch
-        cut = [v[y * s : (y + p) * s, x * s : (x + p) * s] for v, s in zip(self.sources, self.scales, strict=True)]
-        return [torch.from_numpy(patch.transpose(2, 0, 1).copy()) for patch in cut], int(self.labels[y, x])
-
-
-def _loaded(patches: _Patches) -> Iterable[object]:
+def _loaded(patches: Patches) -> Iterable[object]:
     loader: DataLoader[tuple[list[Tensor], int]] = DataLoader(patches, batch_size=BATCH, shuffle=True)
     return loader
 
 
 @dataclass
-class _Training:
-    """The first steps of an epoch, as `mibf train` makes them; `waits` has the share of the time waited in each call."""
+class Training:
+    """The first steps of an epoch, as `mibf train` makes them in its own process.
 
-    spec: NetworkSpec
+    `waits` has the share of the time waited in each call.
+    """
+
+    settings: Settings
     sampler: Sampler
     steps: int
     waits: list[float] = field(default_factory=list)
 
     def __call__(self) -> None:
-        torch.manual_seed(0)
-        network = place(MIBFNet(self.spec), best_device())
-        optimiser, schedule = make_optimiser(
-            network.parameters(), rate=1e-3, weight_decay=5e-4, steps=self.steps, warmup=self.steps // 20
-        )
-        waited = 0.0
+        """Make them, from the first weights on."""
+        learner = learner_of(self.settings, Place(0, 1, best_device()), seed=0, steps=self.steps)
+        batch, waited = self.settings.train.batch, 0.0
 
-        def batches() -> Iterator[Batch]:
+        def note(step: Step) -> None:
             nonlocal waited
-            source = self._endless()
-            for _ in range(self.steps):
-                asked = time.perf_counter()
-                batch = next(source)
-                waited += time.perf_counter() - asked
-                yield batch
+            waited += step.waited
 
         started = time.perf_counter()
-        train_epoch(Learner(network, optimiser, schedule, beta=1e-4), batches())
+        train_epoch(
+            learner, islice(self._endless(batch), self.steps), samples=batch, seed=lambda step: step, after_step=note
+        )
         self.waits.append(waited / (time.perf_counter() - started))
 
-    def _endless(self) -> Iterator[Batch]:
+    def _endless(self, batch: int) -> Iterator[Batch]:
         """Epoch after epoch: a small scene's one may have fewer steps."""
         for epoch in range(self.steps):
-            yield from self.sampler.shuffled(batch=BATCH, seed=0, epoch=epoch)
+            yield from self.sampler.shuffled(batch=batch, seed=0, epoch=epoch)
 
 
 @contextmanager
@@ -238,17 +218,10 @@ def _hold(cores: set[int]) -> None:
 
 
 def table(result: Result) -> str:
-    """The result as text; columns are told in `Row`."""
+    """The result as text; columns are told in `rows.Row`."""
     where = "on one core" if result.one_core else "with one thread of torch"
-    lines = [machine(), "", f"{result.name}, {result.samples:,} training samples; rates of batches are {where}"]
-    lines.append(f"{'':<24}{'per second':>11} {'range':>19}   waits  ratio")
-    for row in result.rows:
-        waits = "" if row.waits is None else f"{row.waits:.1%}"
-        lines.append(
-            f"{row.what:<24}{row.rate:>11,.0f} {row.slowest:>9,.0f}-{row.fastest:<9,.0f} {waits:>6}  "
-            f"{row.ratio:.2f}x {row.baseline}"
-        )
-    return "\n".join(lines)
+    head = f"{result.name}, {result.samples:,} training samples; rates of batches are {where}"
+    return "\n".join([machine(), "", head, *lines(result.rows)])
 
 
 def as_json(result: Result) -> dict[str, Any]:

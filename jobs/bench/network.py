@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
+from jobs.bench.plain import PLAIN_BATCH, Patches, PlainSteps
 from jobs.bench.timing import Case, Timing, measure
 from jobs.bench.working_set import working_set
 from jobs.config import Config
@@ -23,7 +25,6 @@ from mibf.cell import CELL
 from mibf.dense import Dense
 from mibf.errors import InputError
 from mibf.network import MIBFNet
-from mibf.objective import objective
 from mibf.optim import make_optimiser
 from mibf.precision import DTYPES, Precision, best_device, ieee_float32, place
 from mibf.spec import NARROW, WIDE, NetworkSpec, SourceSpec
@@ -38,8 +39,6 @@ PLAIN, TRAINING = "training, plain", "training"
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 #: Patches a batch, in inference and training.
 BATCH = 256
-#: Patches a batch of the loader loop: the paper's.
-LOADED_BATCH = 64
 #: What is timed: by name and precision, the pixels or samples of a call, and the call.
 Works = dict[tuple[str, Precision], tuple[int, Callable[[], object]]]
 #: Sides of the tiles whose working sets are compared, in pixels.
@@ -132,10 +131,10 @@ def _trained(config: Config, side: int) -> Subject:
 def _measured(subject: Subject, *, rounds: int, sides: tuple[int, int], each: Callable[[], None]) -> Result:
     network, device = subject.network, best_device()
     dense = {precision: Dense(network, precision=precision) for precision in PRECISIONS}
-    pixels = [(y, x) for y in range(CELL // 2) for x in range(CELL)]
-    patches = _Patches(subject, pixels)
+    patches = _patches(subject, CELL // 2, CELL)
     batches = [
-        [x.to(device, memory_format=torch.channels_last) for x in batch] for batch in DataLoader(patches, batch_size=BATCH)
+        [x.to(device, memory_format=torch.channels_last) for x in sources]
+        for sources, _ in DataLoader(patches, batch_size=BATCH)
     ]
     works = _inference(subject, sides[0], dense, patches, batches) | _training(network.spec, batches[:4])
     cases = [Case(f"{what}, {precision}", units, work) for (what, precision), (units, work) in works.items()]
@@ -161,7 +160,7 @@ def _measured(subject: Subject, *, rounds: int, sides: tuple[int, int], each: Ca
 
 
 def _inference(
-    subject: Subject, side: int, dense: dict[Precision, Dense], patches: _Patches, batches: Sequence[Sequence[Tensor]]
+    subject: Subject, side: int, dense: dict[Precision, Dense], patches: Patches, batches: Sequence[Sequence[Tensor]]
 ) -> Works:
     """Every way to classify pixels."""
     network = subject.network
@@ -172,8 +171,8 @@ def _inference(
     plain.load_state_dict(network.state_dict())
 
     def loop() -> None:
-        for batch in DataLoader(patches, batch_size=LOADED_BATCH):
-            _labels(plain, [x.to(dense["float32"].device) for x in batch])
+        for sources, _ in DataLoader(patches, batch_size=PLAIN_BATCH):
+            _labels(plain, [x.to(dense["float32"].device) for x in sources])
 
     works: Works = {
         (PATCHES, "float32"): (len(patches), lambda: [_labels(network, batch) for batch in batches]),
@@ -216,23 +215,12 @@ def _row(
     )
 
 
-class _Patches(Dataset[list[Tensor]]):
-    """Patches cut one by one from arrays (row, column, band), as one writes a dataset for torch's loader."""
-
-    def __init__(self, subject: Subject, pixels: Sequence[tuple[int, int]]) -> None:
-        self.sources = [x.permute(1, 2, 0).contiguous().numpy() for x in subject.tile]
-        self.scales = [source.scale for source in subject.network.spec.sources]
-        self.patch = subject.network.spec.patch
-        self.pixels = pixels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> list[Tensor]:
-        y, x = self.pixels[index]
-        p = self.patch
-        cut = [v[y * s : (y + p) * s, x * s : (x + p) * s] for v, s in zip(self.sources, self.scales, strict=True)]
-        return [torch.from_numpy(patch.transpose(2, 0, 1).copy()) for patch in cut]
+def _patches(subject: Subject, rows: int, columns: int) -> Patches:
+    """The patches of the tile's first pixels, of no particular class."""
+    pixels = np.argwhere(np.ones((rows, columns), bool))
+    spec = subject.network.spec
+    arrays = [x.permute(1, 2, 0).contiguous().numpy() for x in subject.tile]
+    return Patches(arrays, [s.scale for s in spec.sources], spec.patch, pixels, np.zeros(len(pixels), np.int64))
 
 
 @torch.inference_mode()
@@ -247,19 +235,12 @@ def _labels(network: MIBFNet, batch: Sequence[Tensor]) -> Tensor:
 
 def _plain_steps(spec: NetworkSpec, batches: Sequence[Sequence[Tensor]], labels: Tensor) -> Callable[[], None]:
     """Steps as one writes them first: float32, torch's own layout, Adam, the loss read at every step."""
-    device = batches[0][0].device
-    network = MIBFNet(spec).to(device).train()
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
-    plain = [[x.contiguous() for x in batch] for batch in batches]
-    targets = labels.to(device)
+    plain = PlainSteps(MIBFNet(spec), batches[0][0].device)
+    given = [[x.contiguous() for x in batch] for batch in batches]
 
     def steps() -> None:
-        for batch in plain:
-            loss = objective(network(batch), targets, beta=1e-4)
-            optimiser.zero_grad()
-            torch.autograd.backward(loss.total)
-            optimiser.step()
-            loss.total.item()
+        for batch in given:
+            plain.step(batch, labels)
 
     return steps
 
