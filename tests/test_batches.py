@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.batches
+import pipeline.patience
 from jobs.workspace import Workspace
 from mibf.bundle import ClassName
 from mibf.errors import InputError
@@ -27,6 +28,7 @@ from pipeline.batches import Position, ReadError, Sampler, scaled_window
 from pipeline.grid import Window, reflected, windows
 from pipeline.labels import UNLABELLED
 from pipeline.order import Draws, epoch_of, expected_draws, grouped, rounded_draws, times_drawn
+from pipeline.patience import AwayError
 from pipeline.split import CODES
 from pipeline.store import CHUNK, PatchStore, StoredSource
 from tests.conftest import COLUMNS, ROWS, SmallScene
@@ -38,7 +40,7 @@ PATCH = 5
 class MemoryStore:
     """A store in memory that counts what is read; each pixel of the first source holds its own place in the grid."""
 
-    url = "memory://scene.zarr"
+    url = "/memory/scene.zarr"
     classes = tuple(ClassName(i, str(i), "#000000") for i in (3, 1, 7))
 
     def __init__(self, labels: np.ndarray, *, scales: tuple[int, ...] = (1, 2), torn: Window | None = None) -> None:
@@ -492,7 +494,7 @@ def test_a_window_that_cannot_be_read_is_named_with_its_cause(background: bool) 
     torn = Window(CHUNK, 0, CHUNK, CHUNK)
     store = MemoryStore(scattered((2 * CHUNK, 2 * CHUNK), (0.5, 0.2, 0.1)), torn=torn)
     taken = []
-    with pytest.raises(ReadError, match=r"memory://scene.zarr: the window .* row 128, column 0 .*checksum") as caught:
+    with pytest.raises(ReadError, match=r"/memory/scene.zarr: the window .* row 128, column 0 .*checksum") as caught:
         taken.extend(sampler(store, background=background).in_order(batch=100))
     assert isinstance(caught.value.__cause__, OSError)
     before = int((store.labels[:CHUNK] != UNLABELLED).sum())
@@ -538,3 +540,72 @@ def test_the_maker_is_closed_in_its_own_thread() -> None:
     assert next(taken) == 0
     taken.close()
     assert closed == ["mibf-test"]
+
+
+class AwayStore(MemoryStore):
+    """A store in an object store that does not answer for some tries at anything."""
+
+    url = "s3://bucket/scene.zarr"
+
+    def __init__(self, labels: np.ndarray, *, away: int) -> None:
+        super().__init__(labels)
+        self.away = away
+
+    def _answer(self) -> None:
+        self.away -= 1
+        if self.away >= 0:
+            raise ConnectionError("nobody there")
+
+    def windows_with_samples(self, subset: str) -> list[tuple[Window, np.ndarray]]:
+        self._answer()
+        return super().windows_with_samples(subset)
+
+    def read_source(self, name: str, window: Window, *, halo: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        self._answer()
+        return super().read_source(name, window, halo=halo)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_store_that_is_away_for_a_while_gives_the_same_batches_later(
+    dense: MemoryStore, background: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.patience, "FIRST_WAIT", 0.01)
+    told: list[str] = []
+    store = AwayStore(dense.labels, away=2)
+    away = sampler(store, background=background, tell=told.append)
+    assert away.samples() == sampler(dense).samples()
+    store.away = 5
+    for one, other in zip(
+        away.shuffled(batch=512, seed=1, epoch=0), sampler(dense).shuffled(batch=512, seed=1, epoch=0), strict=True
+    ):
+        assert (one.labels == other.labels).all()
+        assert all((a == b).all() for a, b in zip(one.sources, other.sources, strict=True))
+    assert told
+    assert all(line.startswith("s3://bucket/scene.zarr: does not answer (ConnectionError: nobody there)") for line in told)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_store_that_stays_away_ends_it_with_its_name(
+    dense: MemoryStore, background: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = AwayStore(dense.labels, away=0)
+    drawn = sampler(store, background=background)
+    assert drawn.samples()
+    store.away = 10**9
+    monkeypatch.setattr(pipeline.patience, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(pipeline.patience, "PATIENCE", 0.1)
+    with pytest.raises(AwayError, match=r"s3://bucket/scene\.zarr: has not answered for 0 s"):
+        next(drawn.shuffled(batch=512, seed=1, epoch=0))
+
+
+def test_who_wants_no_more_batches_does_not_wait_for_a_store_that_is_away(dense: MemoryStore) -> None:
+    """As when training is interrupted: the threads end, rather than after ten minutes."""
+    store = AwayStore(dense.labels, away=0)
+    drawn = sampler(store, group_windows=1)
+    batches = drawn.shuffled(batch=512, seed=1, epoch=0)
+    next(batches)
+    store.away = 10**9
+    begun = time.monotonic()
+    batches.close()
+    assert time.monotonic() - begun < 3
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mibf-")]
