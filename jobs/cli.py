@@ -463,8 +463,9 @@ def _guarded(work: Callable[[], None]) -> None:
     except Exception as error:
         from jobs.stages import BrokenStoreError, StageError, TilesFailedError
         from pipeline.lease import LeaseHeldError
+        from pipeline.patience import AwayError
 
-        statuses = {TilesFailedError: 3, BrokenStoreError: 3, LeaseHeldError: 4, StageError: 1}
+        statuses = {TilesFailedError: 3, BrokenStoreError: 3, LeaseHeldError: 4, StageError: 1, AwayError: 1}
         status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
         if status is None:
             raise

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ from pipeline import storage
 from pipeline.batches import Position, ReadError, Sampler
 from pipeline.checkpoints import Checkpoints
 from pipeline.order import expected_draws
-from pipeline.patience import AwayError
+from pipeline.patience import AwayError, patiently
 from pipeline.store import PatchStore
 
 #: What of `train` may change between an interruption and going on: where and with how much help, not what is computed.
@@ -95,15 +96,18 @@ def train(config: Config, workspace: Workspace, fingerprint: str, *, anew: bool 
         _alone(settings, total)
     else:
         _on_ray(settings, share, total)
-    results = {seed: storage.read_json(workspace.result(seed)) for seed in config.train.every_seed}
+    waited = partial(patiently, tell=warn)  # an object store may be away at the end too
+    results = {}
+    for seed in config.train.every_seed:
+        results[seed] = waited(workspace.result(seed), partial(storage.read_json, workspace.result(seed)))
     best = _best(config, results)
     origin = _origin(config, fingerprint, list(results))
     for seed, result in results.items():
         bundle = _bundle(settings, stores[0], scaling, seed, result, origin)
         if len(results) > 1:
-            workspace.write_bundle(bundle, seed=seed)
+            waited(workspace.seed_bundle(seed), partial(workspace.write_bundle, bundle, seed=seed))
         if seed == best:
-            workspace.write_bundle(bundle)
+            waited(workspace.bundle, partial(workspace.write_bundle, bundle))
     parameters = sum(p.numel() for p in MIBFNet(spec).parameters())
     figures = {"chosen": results[best]["chosen"], "parameters": parameters, "seeds": [*results.values()]}
     return Outcome(
@@ -350,7 +354,8 @@ def _bundle(
     chosen = dict(result["chosen"])
     if "calibrated" in result:
         chosen["calibration"] = {key: result["calibrated"]["trained"][key] for key in ("ece", "brier", "log_loss")}
-    checkpoint = Checkpoints(settings.workspace.checkpoints(seed)).read(Position(chosen["epoch"], 0))
+    checkpoints = Checkpoints(settings.workspace.checkpoints(seed))
+    checkpoint = patiently(checkpoints.url, partial(checkpoints.read, Position(chosen["epoch"], 0)), tell=warn)
     return Bundle(
         spec=settings.spec,
         weights=checkpoint.judged,
