@@ -182,7 +182,7 @@ def test_two_scenes_of_which_one_has_no_labels(tmp_path: Path) -> None:
 
 def test_other_bands_than_in_training_are_refused_at_the_map(tmp_path: Path) -> None:
     scene = make_scene(tmp_path)
-    config = str(scene.write_config(train={"epochs": 1, "batch": 64, "workers": 1}))
+    config = str(scene.write_config(train={"epochs": 1, "batch": 64, "workers": 0}))
     for stage in ("prepare", "train"):
         assert mibf(stage, config).returncode == 0
     write_raster(scene.folder / "optical.tif", scene.optical[:2], nodata=0)
@@ -196,7 +196,7 @@ def test_other_bands_than_in_training_are_refused_at_the_map(tmp_path: Path) -> 
 
 def test_a_tile_that_fails_is_told_and_nothing_is_published(tmp_path: Path) -> None:
     scene = make_scene(tmp_path)
-    config = str(scene.write_config(train={"epochs": 1, "batch": 64, "workers": 1}))
+    config = str(scene.write_config(train={"epochs": 1, "batch": 64, "workers": 0}))
     for stage in ("prepare", "train"):
         assert mibf(stage, config).returncode == 0
     shards = [
@@ -233,7 +233,17 @@ def test_a_finer_source_is_fused_at_its_own_resolution(tmp_path: Path) -> None:
     """A synthetic scene of two sources, one of them four times as fine: alone, either could tell half of the pixels."""
     made = mibf("synth", str(tmp_path / "toy"), "--size", "192", "--bands", "4+1@4", "--blob", "12", "--labelled", "0.4")
     assert made.returncode == 0, made.stderr
-    result = mibf("run", str(tmp_path / "toy/synth.yaml"), "--json", "--set", "train.epochs=4", "--set", "map.tile=128")
+    result = mibf(
+        "run",
+        str(tmp_path / "toy/synth.yaml"),
+        "--json",
+        "--set",
+        "train.epochs=4",
+        "--set",
+        "train.workers=0",
+        "--set",
+        "map.tile=128",
+    )
     assert result.returncode == 0, result.stderr
     stages = {stage["stage"]: stage for stage in json.loads(result.stdout)["stages"]}
     assert "kept 4 times as fine" in "\n".join(stages["prepare"]["lines"])
