@@ -118,6 +118,15 @@ def chosen(history: list[dict[str, Any]], select: Select) -> dict[str, Any] | No
     return max(judged, key=lambda line: sign * line[figure]) if judged else None
 
 
+def is_patience_over(history: list[dict[str, Any]], select: Select, patience: int | None) -> bool:
+    """Whether so many epochs went by without a better one, as the last validation found: one in between says nothing."""
+    best = chosen(history, select)
+    if patience is None or best is None:
+        return False
+    last = next(line for line in reversed(epoch_lines(history)) if "validation_loss" in line)
+    return bool(last["epoch"] - best["epoch"] >= patience)
+
+
 def run(settings: Settings, place_: Place, listener: Listener) -> None:
     """Train every seed that is not done, one after the other."""
     torch.set_num_threads(settings.threads)
@@ -261,6 +270,7 @@ class _Training:
             self.history.append(line)
             self.tracker.step(done, {key: value for key, value in line.items() if key not in _PLACES})
         if done % wanted.checkpoint_steps == 0 and step.number < self.steps:
+            step.check()  # what is not finite is in no checkpoint, however late the device is asked otherwise
             self.learner.agree()
             sums = step.sums.state()
             if self.place.rank == 0:
@@ -286,12 +296,7 @@ class _Training:
         return _named("validation", checked) | {"temperature": calibration.temperature()}
 
     def _is_patience_over(self) -> bool:
-        """Whether no epoch of the last ones was better than those before."""
-        patience = self.wanted.patience
-        best = chosen(self.history, self.wanted.select)
-        if patience is None or best is None:
-            return False
-        return bool(epoch_lines(self.history)[-1]["epoch"] - best["epoch"] >= patience)
+        return is_patience_over(self.history, self.wanted.select, self.wanted.patience)
 
     def _chosen(self) -> dict[str, Any]:
         line = chosen(self.history, self.wanted.select) or chosen(self.history, "last")

@@ -216,6 +216,7 @@ class Step(NamedTuple):
     waited: float  #: seconds that the step waited for its batch
     loss: Tensor  #: mean of this worker's samples, on the device
     sums: Sums
+    check: Callable[[], None]  #: raises `NonFiniteError` where a step so far was not finite; to be asked before one is kept
 
 
 def train_epoch(
@@ -263,7 +264,7 @@ def train_epoch(
         average_over_workers([network.noise.mean_gate])
         if learner.average is not None:
             learner.average.update(network)
-        after_step(Step(position + 1, own, waited, loss, sums))
+        after_step(Step(position + 1, own, waited, loss, sums, guard.ask))
     guard.ask()
     learner.agree()
     return sums.figures()

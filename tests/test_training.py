@@ -134,6 +134,22 @@ def test_weights_stay_as_they_were_however_late_the_host_asks(monkeypatch: pytes
         assert torch.equal(a, b)
 
 
+def test_what_is_to_be_kept_can_be_asked_for_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint within an epoch must not hold steps on which the optimiser held still."""
+    monkeypatch.setitem(mibf.training._ASKED, "cpu", 1000)
+    given = list(batches(4))
+    given[2].sources[0][0, 0, 0, 0] = np.nan
+    checked = []
+
+    def after_step(step: Step) -> None:
+        step.check()
+        checked.append(step.number)
+
+    with pytest.raises(NonFiniteError, match="batch 2"):
+        train_epoch(fresh(), given, after_step=after_step)
+    assert checked == [1, 2]
+
+
 def _average_gate(rank: int, folder: str) -> None:
     """One of two workers, each with batches of its own."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
