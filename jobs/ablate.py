@@ -14,7 +14,7 @@ import numpy as np
 
 from jobs.config import Config
 from jobs.progress import say
-from jobs.stages import Manifest, StageName
+from jobs.stages import Manifest, StageName, imported
 from jobs.workspace import Workspace
 from mibf.errors import InputError
 from mibf.spec import BETWEEN, PARTS
@@ -34,8 +34,8 @@ class Row:
     variant: str
     run: str
     seconds: float
-    validation: list[dict[str, float]]
-    test: list[dict[str, float]]
+    validation: list[dict[str, float | None]]
+    test: list[dict[str, float | None]]
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON values."""
@@ -68,6 +68,17 @@ def _changed(config: Config, name: str, **model: Any) -> Config:
 def ablate(config: Config, stage: Stage, *, test: bool) -> list[Row]:
     """Train every variant that is not current, and with `test` evaluate it; the table is kept beside the run's figures."""
     planned = list(variants(config))
+    workspace = Workspace.of(config)
+    if imported(workspace):
+        raise InputError(
+            f"{workspace.bundle}: was read from a checkpoint of the authors, and an ablation trains; give it a run of its "
+            "own, `--set run=NAME`."
+        )
+    if not (config.validated or test):
+        raise InputError(
+            "the split has no validation pixels, and test pixels are read only where that is asked for, so that there is "
+            "nothing to tell; give it some (split.validation), or add --test and choose nothing by the table."
+        )
     rows = []
     for variant, changed in planned:
         say(f"== {variant} (run {changed.run})")
@@ -78,11 +89,11 @@ def ablate(config: Config, stage: Stage, *, test: bool) -> list[Row]:
         ]
         measured = [_accuracies(seed) for seed in stage(changed, "evaluate").figures["seeds"]] if test else []
         rows.append(Row(variant, changed.run, trained.seconds, validation, measured))
-    storage.write_json(Workspace.of(config).ablation, [row.to_json() for row in rows])
+    storage.write_json(workspace.ablation, [row.to_json() for row in rows])
     return rows
 
 
-def _accuracies(figures: dict[str, Any]) -> dict[str, float]:
+def _accuracies(figures: dict[str, Any]) -> dict[str, float | None]:
     return {key: figures[key] for key in FIGURES}
 
 
@@ -103,8 +114,9 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _cell(values: list[float]) -> str:
-    if not values:
+def _cell(values: list[float | None]) -> str:
+    known = np.array(values, float)  # None, of what JSON cannot hold, is NaN
+    if not np.isfinite(known).all() or not values:
         return "-"
-    mean = f"{np.mean(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.3f}"
+    mean = f"{known.mean():.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {known.std(ddof=1):.3f}"

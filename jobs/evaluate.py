@@ -16,7 +16,7 @@ from dask.system import CPU_COUNT
 
 from jobs.config import Config
 from jobs.progress import bar
-from jobs.seeds import TOLD, spread
+from jobs.seeds import TOLD, spread, told
 from jobs.stages import Outcome, begin, imported, read_manifest
 from jobs.stages import fingerprint as fingerprint_of
 from jobs.workspace import Workspace
@@ -174,8 +174,7 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
     if len(evaluation["by_priors"]) > 1:
         lines.append("for class frequencies as (prediction.priors; the map has those marked *):")
         lines += [
-            f"  {choice + (' *' if choice == evaluation['priors'] else ''):<10} "
-            + ", ".join(f"{name} {row[key]:.3f}" for key, name in TOLD)
+            f"  {choice + (' *' if choice == evaluation['priors'] else ''):<10} {told(row)}"
             for choice, row in evaluation["by_priors"].items()
         ]
     if len(evaluation["seeds"]) > 1:

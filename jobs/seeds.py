@@ -16,6 +16,12 @@ TOLD = (
 )
 
 
+def told(figures: Mapping[str, Any]) -> str:
+    """The accuracies of one model, as text; those that are not defined, as kappa of one class alone, as `-`."""
+    values = {name: np.nan if figures[key] is None else figures[key] for key, name in TOLD}
+    return ", ".join(f"{name} {value:.3f}" if np.isfinite(value) else f"{name} -" for name, value in values.items())
+
+
 def spread(figures: Sequence[Mapping[str, Any]]) -> str:
     """Mean and standard deviation (of a sample: n - 1) of the accuracies of two or more models, as text."""
     parts = []

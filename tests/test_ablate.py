@@ -8,10 +8,13 @@ import sys
 
 import pytest
 
-from jobs.ablate import Row, table, variants
-from jobs.config import load
-from jobs.seeds import spread
+from jobs.ablate import Row, ablate, table, variants
+from jobs.config import Config, load
+from jobs.seeds import spread, told
+from jobs.stages import Manifest, StageName
+from jobs.workspace import Workspace
 from mibf.errors import InputError
+from pipeline import storage
 from tests.conftest import SmallScene
 
 FIGURES = {"overall_accuracy": 0.8, "average_accuracy": 0.6, "macro_f1": 0.61, "kappa": 0.5}
@@ -34,6 +37,30 @@ def test_an_ablation_of_less_than_the_whole_is_refused(scene: SmallScene) -> Non
     config = load(str(scene.write_config()), overrides=["model.without=[noise]"])
     with pytest.raises(InputError, match="begins with the whole method"):
         list(variants(config))
+
+
+def test_an_ablation_that_could_tell_nothing_is_refused(scene: SmallScene) -> None:
+    config = load(str(scene.write_config(split={"method": "random", "validation": 0})))
+    with pytest.raises(InputError, match="no validation pixels"):
+        ablate(config, no_stage, test=False)
+
+
+def test_an_ablation_of_the_authors_model_is_refused(scene: SmallScene) -> None:
+    config = load(str(scene.write_config()))
+    manifest = Manifest("train", "f", "now", 1.0, 1, figures={"authors": {"sha256": "aa"}})
+    storage.write_json(Workspace.of(config).manifest("train"), vars(manifest))
+    with pytest.raises(InputError, match="checkpoint of the authors"):
+        ablate(config, no_stage, test=False)
+
+
+def no_stage(config: Config, stage: StageName) -> Manifest:
+    raise AssertionError(f"{stage} of {config.name}")
+
+
+def test_a_figure_that_is_not_defined_is_a_dash() -> None:
+    undefined: dict[str, float | None] = {**FIGURES, "kappa": None}
+    assert "| 0.610 | - | 1 |" in table([Row("the whole method", "main", 1.0, [undefined], [])])
+    assert told(undefined).endswith("macro-F1 0.610, kappa -")
 
 
 def test_the_table_tells_means_and_deviations_of_seeds() -> None:
