@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mibf.errors import InputError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+#: What torch takes for one.
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode", "min", "max", "med", "lanczos"]
 
 #: Colours for classes that declare none, told apart by most colour-blind eyes (after Okabe & Ito 2008, then extended).
@@ -35,7 +37,7 @@ PLAIN = {
     "string_type": "must be text; put it in quotes",
     "int_parsing": "must be a whole number",
     "float_parsing": "must be a number",
-    "too_short": "holds too few: a scene takes two sources or more, there are two classes or more, and a map has a product",
+    "too_short": "holds too few: a scene takes two sources or more, there are two classes or more, other lists hold one",
     "tuple_type": "must be a list, in brackets, such as [a, b]",
 }
 
@@ -274,6 +276,13 @@ class ModelSection(Section):
             raise ValueError("the patch's side is an odd number of pixels from 5 to 15")
         return value
 
+    @field_validator("without")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"a part is named twice in {', '.join(value)}")
+        return value
+
 
 #: Whole sets of values for `train`, by name: what a recipe does not name has its default, and what is given counts.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -322,14 +331,23 @@ class TrainSection(Section):
     checkpoint_steps: int = Field(default=1000, ge=1)
     log_steps: int = Field(default=100, ge=1)
     mlflow: str | None = None
-    seed: int = Field(default=0, ge=0)
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    seed: Seed = 0
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
 
     @field_validator("class_weights", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:
-        if isinstance(value, str) and value not in ("balanced", "sqrt"):
+        if value is not None and value not in ("balanced", "sqrt") and not isinstance(value, dict):
             raise ValueError("is `balanced`, `sqrt` or weights by class, {NAME: WEIGHT}")
+        for name, weight in value.items() if isinstance(value, dict) else ():
+            if not isinstance(name, str):
+                raise ValueError(f"names class {name}; classes go by their names here, not by their ids")
+            try:
+                positive = float(weight) > 0
+            except (TypeError, ValueError):
+                positive = False
+            if not positive:
+                raise ValueError(f"gives class {name!r} the weight {weight!r}; a weight is a number above 0")
         return value
 
     @model_validator(mode="before")
@@ -472,6 +490,11 @@ class Config(Section):
                 raise ValueError(f"labels.ignore of scene {scene.name!r} names declared classes: {listed}")
         if self.split.method == "raster" and len(self.scenes) > 1:
             raise ValueError("a split raster belongs to one scene; use `method: blocks` with several")
+        if self.train.patience is not None and not self.validated:
+            raise ValueError(
+                "`train.patience` waits for a better epoch, and the split has no validation pixels to tell one by; take it "
+                "out, or give the split some (`split.validation`)"
+            )
         return self
 
     def _model_fits(self) -> None:

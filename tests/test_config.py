@@ -58,12 +58,28 @@ def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
         ("train.epochs=many", "train.epochs: must be a whole number (found 'many')"),
         ("name=two words", "name: may hold letters, digits"),
         ("classes.0.name=no", "classes.0.name: must be text; put it in quotes (found False)"),
+        ("train.seed=99999999999999999999", "train.seed: Input should be less than or equal to 9223372036854775807"),
+        ("train.seeds=[]", "train.seeds: holds too few"),
+        ("model.without=[noise, noise]", "model.without: a part is named twice in noise, noise"),
+        ("train.class_weights=even", "train.class_weights: is `balanced`, `sqrt` or weights by class"),
+        ("train.class_weights=[1, 2, 1]", "train.class_weights: is `balanced`, `sqrt` or weights by class"),
+        ("train.class_weights={1: 2}", "train.class_weights: names class 1; classes go by their names"),
+        (
+            "train.class_weights={water: 0}",
+            "train.class_weights: gives class 'water' the weight 0; a weight is a number above 0",
+        ),
+        ("train.class_weights={sand: 2}", "train.class_weights names sand; the classes are water, forest, town"),
     ],
 )
 def test_mistakes_are_told_with_their_place(scene: SmallScene, override: str, told: str) -> None:
     message = refusal(scene, [override])
     assert told in message
     assert str(scene.folder) in message, "names the file"
+
+
+def test_patience_wants_validation_pixels(scene: SmallScene) -> None:
+    message = refusal(scene, ["train.patience=2"], split={"method": "random", "validation": 0})
+    assert "`train.patience` waits for a better epoch, and the split has no validation pixels" in message
 
 
 def test_several_mistakes_are_told_at_once(scene: SmallScene) -> None:
@@ -132,7 +148,7 @@ def test_a_python_object_in_the_yaml_is_refused(tmp_path: Path) -> None:
         load(str(path))
 
 
-@pytest.mark.parametrize("name", ["zion", "terramind"])
+@pytest.mark.parametrize("name", ["zion", "terramind", "indian_pines_paper"])
 def test_the_examples_are_configurations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", "/data")
     assert load(str(ROOT / "examples" / f"{name}.yaml")).name == name
