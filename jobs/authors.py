@@ -85,7 +85,7 @@ class _Checkpoint:
         if config.model.patch != PATCH:
             say(f"warning: the paper's patches are of {PATCH} pixels; weights do not tell, {config.model.patch} are taken")
         begin(workspace, "train")
-        as_run = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        as_run = storage.without_queries(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         storage.write_bytes(storage.join(workspace.run_folder, "config.yaml"), as_run.encode())
         workspace.write_bundle(bundle)
         parameters = sum(p.numel() for p in network.parameters())
