@@ -19,6 +19,7 @@ from jobs.progress import bar, say
 from jobs.stages import Outcome, TilesFailedError, begin
 from jobs.workspace import Workspace
 from mibf import __version__
+from mibf.products import check_products
 from pipeline import storage
 from pipeline.grid import Window
 from pipeline.maps import PRODUCTS, MapInWork, check_coverage, publish_product
@@ -35,7 +36,9 @@ def map_scenes(config: Config, workspace: Workspace, fingerprint: str) -> Outcom
     stores = {scene.name: PatchStore(workspace.store(scene.name)) for scene in config.scenes}
     for store in stores.values():
         check_sources(store, bundle)
-    bundle.network(config.prediction.priors)  # refused before anything is written
+    # Refused before anything is written:
+    bundle.network(config.prediction.priors)
+    check_products(config.map.products, without=bundle.spec.without)
     cluster.ensure(workers=config.map.workers)
     begin(workspace, "map")
     products = [PRODUCTS[name] for name in config.map.products]

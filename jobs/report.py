@@ -25,7 +25,7 @@ from jobs.seeds import TOLD, spread
 from jobs.stages import NEEDS, Outcome, begin, read_manifest
 from jobs.workspace import Workspace
 from mibf.bundle import Bundle, ClassName
-from mibf.scaling import BandScaling
+from mibf.scaling import BandScaling, scaling_from_json
 from pipeline import storage
 from pipeline.labels import UNLABELLED
 from pipeline.split import SUBSETS
@@ -69,6 +69,7 @@ def report(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         spread=spread(evaluation["seeds"]) if len(evaluation["seeds"]) > 1 else None,
         selected=bundle.provenance.get("hyperparameters", {}).get("select"),
         chosen=bundle.provenance.get("chosen"),
+        calibrated="temperature" in bundle.provenance.get("chosen", {}),
         authors=authors,
         stages=manifests,
         versions=bundle.provenance["versions"],
@@ -90,6 +91,7 @@ def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) 
     """A scene's quicklooks as captions and data URLs."""
     storage.set_gdal_up()
     store = PatchStore(workspace.store(scene))
+    scaling = scaling_from_json(storage.read_json(workspace.scaling))  # of all sources: the model may take fewer
     step = max(1, math.ceil(max(store.shape) / PICTURE))
     thin = (slice(None, None, step), slice(None, None, step))
     pictures = []
@@ -100,7 +102,7 @@ def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) 
         valid = np.asarray(store.array(f"valid/{source.name}")[own]).astype(bool)
         listed = ", ".join(str(b + 1) for b in bands)
         caption = f"{source.name}: band {listed} as red, green, blue" if len(bands) == 3 else f"{source.name}: band {listed}"
-        pictures.append((caption, _png(_stretched(values, valid, bundle.scaling[source.name], bands))))
+        pictures.append((caption, _png(_stretched(values, valid, scaling[source.name], bands))))
     labels = np.asarray(store.array("labels")[thin])
     pictures.append(("labels", _png(_colored(labels, bundle.classes))))
     split = np.asarray(store.array("split")[thin])

@@ -162,7 +162,8 @@ def _splits(config: Config, classes: tuple[ClassName, ...], scenes: Sequence[_Op
     labelled: dict[Subset, NDArray[np.int64]] = dict(zip(SUBSETS, counts, strict=True))
     check_classes(classes, labelled["train"])
     for subset in SUBSETS:
-        check_subset(subset, int(labelled[subset].sum()))
+        if subset != "validation" or config.validated:
+            check_subset(subset, int(labelled[subset].sum()))
     if blocked:
         _warn_of_shares(config, classes, labelled)
     return splits

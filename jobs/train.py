@@ -19,12 +19,11 @@ import yaml
 from dask.system import CPU_COUNT
 
 from jobs import cluster
-from jobs.config import Config
+from jobs.config import Config, Select
 from jobs.environment import environment, versions
 from jobs.loop import Place, Settings, run, steps_of
 from jobs.progress import TrainingBar, say, training_bar, warn
-from jobs.scenes import buffer_of
-from jobs.seeds import TOLD, spread
+from jobs.seeds import spread, told
 from jobs.stages import Outcome, StageError, begin, imported, read_manifest
 from jobs.tracking import check_mlflow
 from jobs.workspace import Workspace
@@ -71,6 +70,8 @@ def train(config: Config, workspace: Workspace, fingerprint: str, *, anew: bool 
     _check_not_imported(workspace)
     stores = [PatchStore(workspace.store(scene.name), without=("test",)) for scene in config.scenes]
     spec = network_spec(config, stores[0])
+    split = storage.read_json(workspace.split)
+    _check_apart(workspace, split, spec.patch)
     scaling = scaling_from_json(storage.read_json(workspace.scaling))
     training = Sampler(stores, scaling, spec.patch, "train")
     _check_shared_out(config, training)
@@ -101,7 +102,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, *, anew: bool 
     for seed in config.train.every_seed:
         results[seed] = waited(workspace.result(seed), partial(storage.read_json, workspace.result(seed)))
     best = _best(config, results)
-    origin = _origin(config, fingerprint, list(results))
+    origin = _origin(config, split, fingerprint, list(results))
     for seed, result in results.items():
         bundle = _bundle(settings, stores[0], scaling, seed, result, origin)
         if len(results) > 1:
@@ -115,7 +116,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, *, anew: bool 
         [
             f"{parameters:,} parameters, {len(spec.sources)} sources, {results[best]['epochs']} epochs"
             f"{' (resumed)' if resumed else ''}",
-            *_lines(results, best),
+            *_lines(results, best, config.train.select),
         ],
         [workspace.bundle, workspace.metrics],
     )
@@ -128,6 +129,15 @@ def _check_not_imported(workspace: Workspace) -> None:
             f"{workspace.bundle}: was read from a checkpoint of the authors, which training would overwrite. Train under "
             "another name, `--set run=NAME`; or if it is to go with the stores and configuration as they are now, run "
             "`mibf authors-to-bundle` again."
+        )
+
+
+def _check_apart(workspace: Workspace, split: Mapping[str, Any], patch: int) -> None:
+    """See that the split as it was made keeps patches of this size in two subsets apart."""
+    if split["method"] == "blocks" and split["buffer"] < patch - 1:
+        raise InputError(
+            f"{workspace.split}: the subsets lie {split['buffer']} pixels apart, and patches of {patch} pixels want "
+            f"{patch - 1}, so that training sees no ground of the others; run `mibf prepare`, or set model.patch back."
         )
 
 
@@ -367,15 +377,14 @@ def _bundle(
     )
 
 
-def _origin(config: Config, fingerprint: str, seeds: list[int]) -> dict[str, Any]:
+def _origin(config: Config, split: Mapping[str, Any], fingerprint: str, seeds: list[int]) -> dict[str, Any]:
     """What a bundle says of where it comes from, the same for all seeds."""
-    split = config.split
     return {
         "fingerprint": fingerprint,
         "run": config.run,
         "seeds": seeds,
         "scenes": [scene.name for scene in config.scenes],
-        "split": {"method": split.method, "buffer": buffer_of(config)},
+        "split": {key: split[key] for key in ("method", "buffer")},
         "hyperparameters": {
             "beta": config.model.beta,
             **config.sampling.model_dump(mode="json"),
@@ -385,7 +394,7 @@ def _origin(config: Config, fingerprint: str, seeds: list[int]) -> dict[str, Any
     }
 
 
-def _lines(results: Mapping[int, dict[str, Any]], best: int) -> list[str]:
+def _lines(results: Mapping[int, dict[str, Any]], best: int, select: Select) -> list[str]:
     """What came of the seeds, for people."""
     chosen = results[best]["chosen"]
     of_seed = f"seed {best}, " if len(results) > 1 else ""
@@ -394,9 +403,10 @@ def _lines(results: Mapping[int, dict[str, Any]], best: int) -> list[str]:
             f"{of_seed}epoch {chosen['epoch']}, the last; there was nothing to validate on: confidences are not calibrated"
         ]
     figures = results[best]["calibrated"]["trained"]
+    number = chosen["epoch"]
+    epoch = f"epoch {number}, the last, on validation" if select == "last" else f"best epoch {number} by validation"
     lines = [
-        f"{of_seed}best epoch {chosen['epoch']} by validation: "
-        + ", ".join(f"{name} {figures[key]:.3f}" for key, name in TOLD),
+        f"{of_seed}{epoch}: {told(figures)}",
         f"temperature {chosen['temperature']:.2f}: expected calibration error {figures['ece']:.3f} "
         f"(without it {results[best]['uncalibrated']['ece']:.3f}), Brier score {figures['brier']:.3f}",
     ]

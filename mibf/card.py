@@ -126,12 +126,20 @@ def _origin(bundle: Bundle) -> list[str]:
         ]
     lines = [f"Trained on {', '.join(told)}." for told in [trained_on(bundle)] if told]
     epoch = _object(bundle.provenance.get("chosen")).get("epoch")
-    if _is_number(epoch):
-        lines.append(f"Epoch {epoch} was chosen by its figures on validation pixels, which took no part in fitting weights.")
     found = figures(bundle)
+    last = not found or _object(bundle.provenance.get("hyperparameters")).get("select") == "last"
+    if _is_number(epoch):
+        lines.append(
+            f"Epoch {epoch}, the last one, is the model."
+            if last
+            else f"Epoch {epoch} was chosen by its figures on validation pixels, which took no part in fitting weights."
+        )
     if found:
         listed = ", ".join(f"{name} {value:.3f}" for name, value in found)
-        lines.append(f"On validation pixels: {listed}. They chose the epoch, and so are too good for a test.")
+        chose = "" if last else " They chose the epoch, and so are too good for a test."
+        lines.append(f"On validation pixels: {listed}.{chose}")
+    elif _is_number(epoch):
+        lines.append("There was nothing to validate on: confidences are not calibrated.")
     lines.append(f"Logits are divided by temperature {bundle.temperature:.4g} before the softmax.")
     return lines
 

@@ -400,6 +400,16 @@ def test_a_card_is_made_of_what_there_is(provenance: dict[str, Any], fact: str) 
     assert "shares of the classes in training are not known" in told
 
 
+def test_a_card_says_who_chose_the_epoch() -> None:
+    last = card(make(provenance=PROVENANCE | {"hyperparameters": {"select": "last"}}))
+    assert "Epoch 4, the last one, is the model." in last
+    assert "Brier score 0.150." in last
+    assert "chose" not in last
+    never = card(make(provenance=PROVENANCE | {"chosen": {"epoch": 4, "train_loss": 0.1}}))
+    assert "Epoch 4, the last one, is the model." in never
+    assert "nothing to validate on: confidences are not calibrated" in never
+
+
 def test_a_card_is_short_whatever_the_bundle_holds() -> None:
     spec = NetworkSpec(tuple(SourceSpec(f"s{i}", 40) for i in range(20)), classes=200)
     classes = tuple(ClassName(i, f"line\nbreak {i}", "#000000") for i in range(200))
