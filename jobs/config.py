@@ -402,7 +402,7 @@ class MapSection(Section):
         default=("class", "confidence"), min_length=1
     )
     draws: int = Field(default=16, ge=2, le=1000)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     workers: int = Field(default=1, ge=1)
     precision: Literal["float32", "bf16"] = "float32"
 

@@ -109,6 +109,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, *, anew: bool 
             waited(workspace.seed_bundle(seed), partial(workspace.write_bundle, bundle, seed=seed))
         if seed == best:
             waited(workspace.bundle, partial(workspace.write_bundle, bundle))
+    waited(workspace.bundle, partial(workspace.keep_seed_bundles, results if len(results) > 1 else ()))
     parameters = sum(p.numel() for p in MIBFNet(spec).parameters())
     figures = {"chosen": results[best]["chosen"], "parameters": parameters, "seeds": [*results.values()]}
     return Outcome(

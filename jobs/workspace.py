@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from jobs.config import Config
@@ -128,3 +129,10 @@ class Workspace:
     def write_bundle(self, bundle: Bundle, *, seed: int | None = None) -> None:
         """Write the trained model, or that of one seed."""
         bundles.write_bundle(self.bundle if seed is None else self.seed_bundle(seed), bundle)
+
+    def keep_seed_bundles(self, seeds: Iterable[int]) -> None:
+        """Remove the models of other seeds than these: they are of an earlier training."""
+        kept = {self.seed_bundle(seed) for seed in seeds}
+        for name in storage.names(self.bundle):
+            if name.startswith("seed-") and (url := storage.join(self.bundle, name)) not in kept:
+                storage.remove(url)

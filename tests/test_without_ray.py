@@ -53,9 +53,8 @@ def page_of(config: Config) -> str:
     for product in config.map.products:
         place = Path(workspace.map_folder(config.scenes[0].name))
         place.mkdir(parents=True, exist_ok=True)
-        write_raster(
-            place / f"{product}.tif", np.full((1, 150, 130), 1, np.float32 if product == "confidence" else np.uint8)
-        )
+        kind = np.uint8 if product == "class" else np.float32
+        write_raster(place / f"{product}.tif", np.ones((1, 150, 130), kind))
     report(config, workspace, "fingerprint")
     return storage.read_bytes(workspace.report).decode()
 
@@ -84,6 +83,14 @@ def test_products_that_a_network_cannot_give_are_refused_before_anything_is_writ
     there = sorted((scene.folder / "work").rglob("*"))
     assert "was trained without the bottleneck" in refused("map", config, "--set", "map.products=[class, rate]")
     assert sorted((scene.folder / "work").rglob("*")) == there
+
+
+def test_models_of_seeds_that_are_not_wanted_any_more_go(alone: tuple[SmallScene, str]) -> None:
+    models = alone[0].folder / "work/models/several"
+    mibf("train", alone[1], "--set", "run=several", "--set", "train.seeds=[0, 1]")
+    assert {p.name for p in models.iterdir() if p.is_dir()} == {"seed-0", "seed-1"}
+    mibf("train", alone[1], "--set", "run=several", "--set", "train.seeds=[1]")
+    assert not [p for p in models.iterdir() if p.is_dir()]
 
 
 def test_patches_that_the_split_does_not_keep_apart_are_refused(scene: SmallScene) -> None:
