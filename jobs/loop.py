@@ -186,6 +186,7 @@ class _Training:
             parameters=settings.parameters,
             mlflow=settings.mlflow,
             resumed_at=begun.epoch * self.steps + begun.step,
+            tell=self.listener.warn,
         )
 
     def _opened(self) -> tuple[list[PatchStore], Scaling]:

@@ -6,7 +6,7 @@ it is warned of once, and the training goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
@@ -37,14 +37,22 @@ class Tracker:
     Steps count optimiser steps over the whole training, so that a resumed one goes on where the checkpoint was.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, tell: Callable[[str], None] = warn) -> None:
         """One that has no place yet; see `begin`."""
+        self._tell = tell
         self._places: dict[str, _Place] = {}
         self._warned: set[str] = set()
 
     @classmethod
     def begin(
-        cls, folder: str, *, name: str, parameters: Mapping[str, Any], mlflow: str | None = None, resumed_at: int = 0
+        cls,
+        folder: str,
+        *,
+        name: str,
+        parameters: Mapping[str, Any],
+        mlflow: str | None = None,
+        resumed_at: int = 0,
+        tell: Callable[[str], None] = warn,
     ) -> Tracker:
         """Begin, or go on after the step `resumed_at` > 0 of the checkpoint.
 
@@ -55,8 +63,9 @@ class Tracker:
             mlflow: The tracking URI as `check_mlflow` gave it, or None.
             resumed_at: The step that figures are already there up to. Those that an interrupted training
                 left of later steps are not seen twice. 0 is a new training: event files of one before go.
+            tell: Given a line where a place cannot be written. A worker on another machine has nobody to warn itself.
         """
-        tracker = cls()
+        tracker = cls(tell=tell)
         with tracker._going_on(_EVENTS):
             tracker._places[_EVENTS] = EventFiles(storage.join(folder, FOLDER), resumed_at=resumed_at)
         if mlflow is not None:
@@ -108,7 +117,7 @@ class Tracker:
         except Exception as error:  # whatever a disk, an object store or MLflow says: a night's training is worth more
             if what not in self._warned:
                 self._warned.add(what)
-                warn(f"figures do not reach {what} ({told(error)}); the training goes on.")
+                self._tell(f"figures do not reach {what} ({told(error)}); the training goes on.")
 
 
 _EVENTS = "TensorBoard's event files"

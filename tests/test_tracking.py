@@ -173,6 +173,17 @@ def test_a_folder_that_cannot_be_made_is_warned_of_once(tmp_path: Path) -> None:
     assert len(taken_warnings()) == 1
 
 
+def test_who_listens_is_told_in_place_of_this_process(tmp_path: Path) -> None:
+    """A worker's own standard error is seen by nobody."""
+    (tmp_path / "run").write_text("a file")
+    told: list[str] = []
+    with Tracker.begin(str(tmp_path / "run"), name="a", parameters={}, tell=told.append) as tracker:
+        train(tracker, range(1, 13))
+    assert len(told) == 1
+    assert "TensorBoard" in told[0]
+    assert not taken_warnings()
+
+
 def test_mlflow_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow_run, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'mibf\[mlflow\]'"):
