@@ -149,6 +149,12 @@ def _check_shared_out(config: Config, training: Sampler) -> None:
         raise InputError(
             f"train.batch is {config.train.batch}, more than the {samples} training samples there are; take a smaller one."
         )
+    drawn = int(config.sampling.rate * samples)
+    if config.train.batch > drawn:
+        raise InputError(
+            f"train.batch is {config.train.batch}, more than the {drawn} samples that an epoch draws: sampling.rate is "
+            f"{config.sampling.rate:g}, and there are {samples} training samples. Take a smaller batch or a larger rate."
+        )
     if config.train.most_workers > windows:
         raise InputError(
             f"train.workers is {config.train.most_workers}, yet the training samples lie in {windows} windows of the "

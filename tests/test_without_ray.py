@@ -93,9 +93,12 @@ def test_models_of_seeds_that_are_not_wanted_any_more_go(alone: tuple[SmallScene
     assert not [p for p in models.iterdir() if p.is_dir()]
 
 
-def test_patches_that_the_split_does_not_keep_apart_are_refused(scene: SmallScene) -> None:
+def test_what_does_not_fit_the_prepared_samples_is_refused(scene: SmallScene) -> None:
     config = str(scene.write_config(train=TRAIN))
     mibf("prepare", config)
+    told = refused("train", config, "--set", "sampling.rate=0.001")
+    assert "train.batch is 64, more than the" in told
+    assert "sampling.rate is 0.001" in told
     told = refused("train", config, "--set", "model.patch=7")
     assert "the subsets lie 4 pixels apart, and patches of 7 pixels want 6" in told
     assert "run `mibf prepare`" in told
