@@ -68,6 +68,7 @@ def map_scenes(config: Config, workspace: Workspace, fingerprint: str) -> Outcom
             f"{name}: {pixels:,} of {rows * columns:,} pixels mapped, {len(tiles(name, store.shape, config.map.tile))} tiles"
         )
         tags = {"mibf_version": __version__, "mibf_run": config.run, "mibf_fingerprint": fingerprint}
+        tags |= {"mibf_priors": config.prediction.priors}
         with bar(f"{name}: publish", len(products), unit="products") as advance:
             for product in products:
                 url = storage.join(workspace.map_folder(name), f"{product.name}.tif")
@@ -78,7 +79,8 @@ def map_scenes(config: Config, workspace: Workspace, fingerprint: str) -> Outcom
             storage.remove(storage.join(workspace.map_folder(name), f"{other}.tif"))
         storage.remove(work.url)
     lines.append(f"{mapped / seconds:,.0f} pixels a second with {config.map.workers} workers, their start included")
-    return Outcome({"pixels": mapped, "tiles": len(planned), "tiles_seconds": round(seconds, 1)}, lines, outputs)
+    figures = {"pixels": mapped, "tiles": len(planned), "tiles_seconds": round(seconds, 1)}
+    return Outcome(figures | {"priors": config.prediction.priors}, lines, outputs)
 
 
 def _run_tiles(config: Config, workspace: Workspace, planned: list[Tile]) -> dict[str, str]:

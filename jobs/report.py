@@ -48,6 +48,10 @@ def report(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
     history = [] if authors else [json.loads(line) for line in storage.read_bytes(workspace.metrics).splitlines()]
     history = [line for line in history if line["seed"] == bundle.provenance.get("seed")]
     manifests = [m for stage in NEEDS["report"] if (m := read_manifest(workspace, stage)) is not None]
+    # A map may have been made by itself, for other class frequencies than the figures are.
+    mapped = next(
+        (m.figures["priors"] for m in manifests if m.stage == "map" and "priors" in m.figures), evaluation["priors"]
+    )
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"share": _share, "thousands": lambda n: f"{n:,}"}
     template = environment.from_string(files("jobs").joinpath("report.html.jinja").read_text("utf-8"))
@@ -57,6 +61,7 @@ def report(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         fingerprint=fingerprint,
         evaluation=evaluation,
+        mapped=mapped,
         classes=bundle.classes,
         shaded=_shaded(evaluation["confusion"]),
         split=storage.read_json(workspace.split),

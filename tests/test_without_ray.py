@@ -12,6 +12,7 @@ import pytest
 
 from jobs.config import Config, load
 from jobs.report import report
+from jobs.stages import Manifest
 from jobs.workspace import Workspace
 from mibf.bundle import CARD
 from pipeline import storage
@@ -70,6 +71,16 @@ def test_a_split_without_validation_pixels_says_so_to_the_end(alone: tuple[Small
     assert "Epoch 1, the last one, is the model." in page
     assert "no temperature was fitted" in page
     assert "fitted on validation pixels" not in page
+
+
+def test_the_report_tells_of_a_map_for_other_class_frequencies_than_its_figures(alone: tuple[SmallScene, str]) -> None:
+    config = load(alone[1])
+    assert "not of the map" not in page_of(config)
+    manifest = Manifest("map", "f", "now", 1.0, 1, figures={"priors": "uniform"})
+    storage.write_json(Workspace.of(config).manifest("map"), vars(manifest))
+    page = page_of(config)
+    assert "The other figures of this page are for trained ones" in page
+    assert "<b>uniform</b>" in page
 
 
 def test_the_report_shows_sources_that_the_network_does_not_take(alone: tuple[SmallScene, str]) -> None:
