@@ -107,12 +107,15 @@ class Share:
         return f"{'1 worker' if self.workers == 1 else f'{self.workers} workers'} with {device} each"
 
 
-def share(workers: int) -> Share:
-    """Share the cluster, as it is now, among workers; GPUs are used where there is one for each."""
+def share(workers: int, *, fewest: int | None = None) -> Share:
+    """Share the cluster, as it is now, among workers; GPUs are used where there is one for each.
+
+    `fewest` are enough to begin with, where their number is elastic.
+    """
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     if 0 < gpus < workers:
         say(f"warning: {gpus} GPU for {workers} workers, so that none is used; set workers to {gpus} to use it")
-    if cpus < workers:
+    if cpus < (fewest or workers):
         say(f"warning: the cluster has {cpus} CPU for {workers} workers; waiting for it to grow")
     return Share(workers, max(1, cpus // workers), int(gpus >= workers))

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -19,6 +19,7 @@ from jobs import cluster
 from jobs.loop import Listener, Place, Settings, run
 from jobs.stages import StageError
 from mibf.errors import InputError
+from mibf.precision import Precision, best_device, check_precision
 from mibf.training import NonFiniteError
 from pipeline.batches import ReadError
 from pipeline.patience import AwayError
@@ -65,6 +66,26 @@ def train_on_ray(settings: Settings, share: cluster.Share, listener: Listener) -
                 f"training stopped: {_cause(failure)}. Workers failed more often than `train.failures` ({wanted.failures}); "
                 "run the same command again to go on from the newest checkpoint."
             ) from failure
+
+
+def check_gpu(precision: Precision) -> None:
+    """See that the cluster's GPUs compute in a precision, by asking the first that is free.
+
+    Raises:
+        InputError: they do not.
+    """
+    ask = ray.remote(num_cpus=0, num_gpus=1)(_refusal)
+    refusal = ray.get(ask.remote(precision))
+    if refusal is not None:
+        raise InputError(refusal)
+
+
+def _refusal(precision: Precision) -> str | None:
+    try:
+        check_precision(best_device(), precision)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -155,7 +176,8 @@ def _board(listener: Listener) -> Iterator[Any]:
 
     def watch() -> None:
         while not stop.wait(LOOK):
-            read()
+            with suppress(ray.exceptions.RayError):  # a look that fails is made up for by the next one
+                read()
 
     thread = threading.Thread(target=watch, name="board", daemon=True)
     thread.start()

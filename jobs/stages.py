@@ -42,7 +42,7 @@ DRIVERS: dict[str, tuple[str, ...]] = {
     "report": ("report", "seeds"),
 }
 #: What of `train` changes no result.
-NO_RESULT = ("failures", "log_steps", "mlflow")
+NO_RESULT = ("recipe", "failures", "checkpoint_steps", "log_steps", "mlflow")
 
 
 class StageError(Exception):

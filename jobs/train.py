@@ -288,14 +288,18 @@ def _shown(value: Any) -> str:
 
 
 def _share(config: Config) -> cluster.Share:
-    """What a worker may take; a precision that it lacks is refused before anything is written, where it is known."""
+    """What a worker may take; a precision that it lacks is refused before anything is written."""
     if config.train.workers == 0:
         device = best_device()
         check_precision(device, config.train.precision)
         return cluster.Share(0, config.train.threads or CPU_COUNT, int(device.type == "cuda"))
     cluster.ensure(workers=config.train.workers)
-    share = cluster.share(config.train.most_workers)
-    if not share.gpus:
+    share = cluster.share(config.train.most_workers, fewest=config.train.workers)
+    if share.gpus:
+        from jobs.gang import check_gpu
+
+        check_gpu(config.train.precision)
+    else:
         check_precision(torch.device("cpu"), config.train.precision)
     return share
 

@@ -139,7 +139,8 @@ class _Guard:
             loss, norm = self.seen.tolist()
             raise NonFiniteError(
                 f"batch {int(self.batch)}: loss {loss}, gradient norm {norm}; "
-                "weights are unchanged. A lower train.rate or float32 precision is the usual cure."
+                "weights are unchanged, and the last checkpoint is kept. A lower train.rate or float32 precision is the "
+                "usual cure; either is another training, to be begun with `--anew` or under another `run`."
             )
         if self.scaler and self.scaler.get_scale() < _SMALLEST_SCALE:
             raise NonFiniteError(
