@@ -16,6 +16,8 @@ While the network computes, one thread reads and scales the next group and anoth
 two groups and `BATCHES_AHEAD` batches are in memory beside the batch that the network has. Torch and numpy let go of
 Python's interpreter while they compute and copy.
 
+Windows that together take no more than `KEPT_BYTES` scaled are read once, and kept for the epochs to come.
+
 Pixels without data take the training median of their band, in samples' patches and in maps alike (`mibf.scaling`).
 
 A store in an object store that does not answer is waited for (`pipeline.patience`): batches come late, and are the same.
@@ -44,6 +46,9 @@ from pipeline.store import PatchStore
 
 #: Bytes of scaled windows that are shuffled together; a worker holds twice as many: those in use and the next ones.
 GROUP_BYTES = 64 << 20
+#: Scenes whose windows take no more, scaled, are read once and kept: their epochs are short, and would wait for each
+#: first window.
+KEPT_BYTES = 128 << 20
 #: Windows that are shuffled together however large they are.
 FEWEST = 4
 #: Batches that are cut before the network asks for them.
@@ -233,12 +238,8 @@ class Sampler:
         """Read one window and take it in with the samples that are drawn."""
         place = self._places[part.place]
         store, window = place.store, place.window
-
-        def read() -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
-            return store.samples(window)[self.subset], scaled_window(store, window, self.scaling, halo=self.patch // 2)
-
         try:
-            ids, sources = patiently(store.url, read, tell=self.tell, pause=threads.stop.wait)
+            ids, sources = self._read_window(part.place, threads)
         except (InputError, AwayError):
             raise  # they name the store and the remedy
         except Exception as error:
@@ -258,6 +259,29 @@ class Sampler:
         rows, columns = np.divmod(np.concatenate(cells)[chosen], window.width)
         labels = np.repeat(np.arange(len(cells)), part.samples)[chosen]
         held.add(sources, rows=rows, columns=columns, labels=labels, times=times[chosen])
+
+    def _read_window(self, place: int, threads: Background) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
+        """Class ids of a window's samples and its scaled sources; from memory where all windows fit `KEPT_BYTES`."""
+        store, window = self._places[place].store, self._places[place].window
+
+        def read() -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
+            return store.samples(window)[self.subset], scaled_window(store, window, self.scaling, halo=self.patch // 2)
+
+        found = self._kept.get(place)
+        if found is None:
+            found = patiently(store.url, read, tell=self.tell, pause=threads.stop.wait)
+            if self._is_small:
+                self._kept[place] = found
+        return found
+
+    @cached_property
+    def _kept(self) -> dict[int, tuple[NDArray[np.uint8], list[NDArray[np.float32]]]]:
+        return {}
+
+    @cached_property
+    def _is_small(self) -> bool:
+        pixels = sum((p.window.height + self.patch) * (p.window.width + self.patch) for p in self._places)
+        return pixels * self._layout.pixel_bytes <= KEPT_BYTES
 
     def _cut(self, groups: Generator[tuple[Held, int, int], None, None], batch: int) -> Generator[Batch, None, None]:
         """Batches, those at a group's end with the beginning of the next one's; the last one short where draws give out."""

@@ -114,6 +114,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of one or two windows, so that a small scene has several."""
     monkeypatch.setattr(pipeline.batches, "GROUP_BYTES", 1)
     monkeypatch.setattr(pipeline.batches, "FEWEST", 1)
+    monkeypatch.setattr(pipeline.batches, "KEPT_BYTES", 0)
 
 
 def places(batch: Batch) -> np.ndarray:
@@ -322,6 +323,23 @@ def test_resuming_equals_never_having_stopped(
     whole = content(part.shuffled(batch=300, seed=4, epoch=1))
     for start in {0, 1, 2, len(whole) // 2, len(whole) - 1, len(whole)}:
         assert content(part.shuffled(batch=300, seed=4, epoch=1, start=start)) == whole[start:]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_small_scene_is_read_once_and_gives_the_same_batches(
+    dense: MemoryStore, background: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def epochs() -> list[Any]:
+        part = sampler(dense, background=background, augment=True)
+        return [content(part.shuffled(batch=256, seed=0, epoch=epoch)) for epoch in range(3)]
+
+    dense.reads.clear()
+    kept = epochs()
+    assert set(dense.reads.values()) == {1}
+    monkeypatch.setattr(pipeline.batches, "KEPT_BYTES", 0)
+    dense.reads.clear()
+    assert epochs() == kept
+    assert set(dense.reads.values()) == {3}
 
 
 @pytest.mark.usefixtures("narrow")
