@@ -129,7 +129,7 @@ def test_the_plain_network_adds_noise_to_one_source_in_training_alone() -> None:
 
 @pytest.mark.slow
 def test_the_training_table_has_every_way_with_its_baseline() -> None:
-    result = train.bench_train(None, bands=[3, 1], rounds=1, steps=2, workers=True, side=160, workers_side=160)
+    result = train.bench_train(None, bands=[3, 1], rounds=1, steps=2, workers=True, side=160, workers_side=144)
     assert [(row.what, row.baseline) for row in result.rows] == [
         ("authors' loop", "authors' loop"),
         ("mibf, float32", "authors' loop"),
@@ -144,7 +144,7 @@ def test_the_training_table_has_every_way_with_its_baseline() -> None:
     assert all(row.rate > 0 for row in result.rows)
     assert all(0 <= row.waits < 1 for row in result.rows if row.waits is not None)
     assert [row.waits is None for row in result.rows] == [True] + [False] * 7
-    assert result.epoch == 150 * 160 // 256 * 256
+    assert result.epoch == 135 * 144 // 256 * 256
     text = train.table(result)
     assert all(row.what in text for row in result.rows)
     json.dumps(train.as_json(result))

@@ -167,7 +167,7 @@ def test_two_scenes_of_which_one_has_no_labels(tmp_path: Path) -> None:
     (tmp_path / "near").mkdir()
     (tmp_path / "far").mkdir()
     near, far = make_scene(tmp_path / "near"), make_scene(tmp_path / "far")
-    config = near.config(train={"epochs": 2, "batch": 64, "rate": 3e-3, "workers": 1})
+    config = near.config(train={"epochs": 2, "batch": 64, "rate": 3e-3, "workers": 0})
     second = {**far.config()["scenes"][0], "name": "far"}
     del second["labels"]
     config["scenes"].append(second)
@@ -224,7 +224,8 @@ def test_an_image_without_a_crs_and_three_sources(tmp_path: Path) -> None:
     write_raster(tmp_path / "labels.tif", scene.truth[None], **identity)
     config = scene.config()
     config["scenes"][0]["sources"]["height"] = {"url": str(tmp_path / "height.tif")}
-    result = mibf("run", str(scene.write_config(scenes=config["scenes"])), "--json")
+    config["train"] |= {"workers": 0}
+    result = mibf("run", str(scene.write_config(**config)), "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["stages"][2]["figures"]["overall_accuracy"] > 0.6
 
