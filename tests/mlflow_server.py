@@ -16,8 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 class _Tracking(http.server.BaseHTTPRequestHandler):
     """Keeps one experiment and its runs in memory; refuses whom it does not know."""
 
-    experiments: list[dict[str, Any]] = []  # noqa: RUF012
-    runs: dict[str, dict[str, Any]] = {}  # noqa: RUF012
+    experiments: list[dict[str, Any]] = []  # noqa: RUF012  # one server a process: its handlers share them
+    runs: dict[str, dict[str, Any]] = {}  # noqa: RUF012  # one server a process: its handlers share them
     allowed: str | None = None
 
     def log_message(self, *_: Any) -> None:

@@ -117,7 +117,7 @@ def test_format_2_is_read_and_knows_no_priors(bundle: Bundle, files: dict[str, b
     assert (logits(again.network()) == logits(bundle.network())).all()
     for choice in ("natural", "uniform"):
         with pytest.raises(InputError, match=r"not known.*Take priors 'trained', or train again"):
-            again.network(choice)  # type: ignore[arg-type]
+            again.network(choice)
 
 
 def test_another_format_is_refused(files: dict[str, bytes]) -> None:
@@ -218,7 +218,7 @@ def test_corrected_probabilities_are_those_of_the_network_times_target_over_trai
     for choice, target in (("natural", priors.natural), ("uniform", (1 / 3,) * 3)):
         wanted = plain * torch.tensor(target).double() / torch.tensor(priors.trained).double()
         wanted /= wanted.sum(dim=1, keepdim=True)
-        found = (logits(bundle.network(choice)) / temperature).softmax(dim=1)  # type: ignore[arg-type]
+        found = (logits(bundle.network(choice)) / temperature).softmax(dim=1)
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
@@ -273,7 +273,7 @@ def test_counts_that_make_no_shares_are_refused(values: list[float]) -> None:
 
 def test_an_unknown_choice_is_refused(bundle: Bundle) -> None:
     with pytest.raises(InputError, match="'even'; there are trained, natural, uniform"):
-        bundle.network("even")  # type: ignore[arg-type]
+        bundle.network("even")
 
 
 # STAC's fields.

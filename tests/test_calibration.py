@@ -55,8 +55,8 @@ def test_each_figure_lies_within_its_bounds(classes: int, seed: int, sharpness: 
     assert 0 <= figures["brier"] <= 2
     assert figures["log_loss"] >= 0
     bins = figures["bins"]
-    assert len(bins) == BINS  # type: ignore[arg-type]
-    assert sum(b["samples"] for b in bins) == 50  # type: ignore[attr-defined]
+    assert len(bins) == BINS
+    assert sum(b["samples"] for b in bins) == 50
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])

@@ -351,7 +351,7 @@ def test_an_object_store_that_is_away_for_a_while_is_waited_for(
         environment = with_environment(store)
         prepared = subprocess.run([*command, "prepare", str(config)], env=environment, stderr=subprocess.PIPE, text=True)
         assert prepared.returncode == 0, prepared.stderr
-        checkpoints = f"{store.bucket}/work/runs/main/checkpoints/seed-0"
+        checkpoints = store.url("work", "runs", "main", "checkpoints", "seed-0")
         errors = scene.folder / "stderr"
         with errors.open("w") as to:
             training = subprocess.Popen([*command, "train", str(config)], env=environment, stderr=to)
@@ -367,4 +367,4 @@ def test_an_object_store_that_is_away_for_a_while_is_waited_for(
             training.kill()
             training.wait()
         assert "Traceback" not in errors.read_text()
-        assert store.files.cat_file(f"{store.bucket}/work/models/main/weights.safetensors") == undisturbed.weights()
+        assert store.files.cat_file(store.url("work", "models", "main", "weights.safetensors")) == undisturbed.weights()

@@ -135,7 +135,7 @@ def test_event_files_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
 def test_a_full_disk_is_warned_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class OnFullDisk(event_files.RecordWriter):  # type: ignore[misc, name-defined]
+    class OnFullDisk(event_files.RecordWriter):
         def __init__(self, path: str) -> None:
             del path
             super().__init__("/dev/full")
