@@ -18,6 +18,7 @@ from mibf.batchnorm import synchronised
 from mibf.network import MIBFNet
 from mibf.spec import PARTS
 from tests.test_network import ABLATED, patches_of, spec_of
+from tests.workers import two_workers
 
 #: Rows of the first worker and of the second.
 SHARES = (20, 12)
@@ -90,10 +91,8 @@ def undrawn() -> MIBFNet:
     return MIBFNet(spec_of(patch=5, without=("noise", "bottleneck")))
 
 
-def _work(rank: int, folder: str) -> None:
+def _work(rank: int) -> dict[str, Any]:
     """One of two workers, with its rows of the whole batch."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     rows = slice(0, SHARES[0]) if rank == 0 else slice(SHARES[0], None)
     results: dict[str, Any] = {}
     calls = 0
@@ -129,16 +128,13 @@ def _work(rank: int, folder: str) -> None:
     network = synchronised(undrawn())
     model = DistributedDataParallel(network, broadcast_buffers=False)
     results["network"] = stepped(network, model, rows, scale=2)  # for the wrapper takes the mean over two workers
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two workers found."""
-    folder = tmp_path_factory.mktemp("workers")
-    torch.multiprocessing.spawn(_work, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return two_workers(_work, tmp_path_factory.mktemp("workers"))
 
 
 @pytest.mark.slow

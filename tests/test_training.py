@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
@@ -29,6 +28,7 @@ from mibf.optim import FLOOR, make_optimiser, rate_share
 from mibf.precision import check_precision
 from mibf.spec import NARROW, PARTS, NetworkSpec, Part, SourceSpec
 from mibf.training import Batch, Figures, Learner, NonFiniteError, Step, Sums, train_epoch, validate
+from tests.workers import two_workers
 
 SPEC = NetworkSpec((SourceSpec("optical", 2), SourceSpec("radar", 1, NARROW)), classes=2, patch=5)
 #: The same without what is drawn in training.
@@ -150,9 +150,8 @@ def test_what_is_to_be_kept_can_be_asked_for_sooner(monkeypatch: pytest.MonkeyPa
     assert checked == [1, 2]
 
 
-def _average_gate(rank: int, folder: str) -> None:
+def _average_gate(rank: int) -> dict[str, Any]:
     """One of two workers, each with batches of its own."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     learner = fresh()
     network = learner.network
     learner.model = DistributedDataParallel(network, broadcast_buffers=False)
@@ -160,14 +159,12 @@ def _average_gate(rank: int, folder: str) -> None:
     observe = network.noise.observe
     network.noise.observe = lambda gate: (observe(gate), seen.append(network.noise.mean_gate.clone()))[0]  # type: ignore[method-assign]  # watched by the test
     train_epoch(learner, batches(3, seed=rank))
-    torch.save({"own": seen[-1], "mean": network.noise.mean_gate}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"own": seen[-1], "mean": network.noise.mean_gate}
 
 
 @pytest.mark.slow
 def test_the_mean_gate_is_averaged_over_workers(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_average_gate, (str(tmp_path),), nprocs=2)
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    one, other = two_workers(_average_gate, tmp_path)
     assert not torch.equal(one["own"], other["own"])
     torch.testing.assert_close(one["mean"], (one["own"] + other["own"]) / 2)
     assert torch.equal(one["mean"], other["mean"])
@@ -356,9 +353,8 @@ def test_a_processor_has_no_float16() -> None:
     check_precision(torch.device("cpu"), "bf16")
 
 
-def _uneven(rank: int, folder: str) -> None:
+def _uneven(rank: int) -> dict[str, Any]:
     """One of two workers; the first has 20 samples of each step, the other 12."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     learner = fresh(spec=STILL)
     synchronised(learner.network)
     learner.model = DistributedDataParallel(learner.network, broadcast_buffers=False)
@@ -366,20 +362,15 @@ def _uneven(rank: int, folder: str) -> None:
     parts = (Batch(tuple(x[own] for x in b.sources), b.labels[own]) for b in batches(1))
     figures = train_epoch(learner, parts, samples=32)
     gradients = {name: p.grad for name, p in learner.network.named_parameters()}
-    torch.save(
-        {"loss": figures.loss, "gradients": gradients, "buffers": dict(learner.network.named_buffers())},
-        f"{folder}/{rank}.pt",
-    )
-    dist.destroy_process_group()
+    return {"loss": figures.loss, "gradients": gradients, "buffers": dict(learner.network.named_buffers())}
 
 
 @pytest.mark.slow
 def test_workers_with_unequal_batches_train_as_one_with_all(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_uneven, (str(tmp_path),), nprocs=2)
+    workers = two_workers(_uneven, tmp_path)
     alone = fresh(spec=STILL)
     figures = train_epoch(alone, batches(1))
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for found in workers:
         assert found["loss"] == pytest.approx(figures.loss, rel=1e-4)
         for name, parameter in alone.network.named_parameters():
             torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=1e-3, atol=1e-5)
