@@ -15,6 +15,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -94,6 +95,69 @@ def write_bytes(url: str, content: bytes) -> None:
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     filesystem.pipe_file(temporary, content)
     os.replace(temporary, path)
+
+
+def create_bytes(url: str, content: bytes) -> bool:
+    """Write a file that is not there yet, whole or not at all: of many that try at once, one does.
+
+    True at S3, Google's and Azure's stores, which take the condition with the request, on disks that have hard links, and
+    in memory among the tasks of one thread. Other file systems look first and write then, which is no guard.
+
+    Returns:
+        Whether it was written; false where there was a file. A request that was sent again, its answer being lost, finds
+        what it wrote itself: who must know writes what nobody else would, and reads.
+    """
+    filesystem, path = open_url(url)
+    _make_folder(filesystem, posixpath.dirname(path))
+    if is_local(url):
+        return _link_new(filesystem, path, content)
+    for left in reversed(range(_CONFLICTS)):
+        try:
+            filesystem.pipe_file(path, content, mode="create")
+            return True
+        except FileExistsError:
+            return False
+        except OSError as error:
+            refusal = _refusal_of(error)
+            if refusal in ("PreconditionFailed", "412"):
+                return False
+            if refusal != "ConditionalRequestConflict" or not left:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+#: How often S3 is asked again where it could not tell, for another request to the same object, whether there is one.
+_CONFLICTS = 5
+
+
+def _refusal_of(error: OSError) -> str:
+    """The code by which an S3 server refused a request; s3fs knows AWS's own refusal of a condition alone by its type."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return str(answer.get("Error", {}).get("Code", ""))
+
+
+def _link_new(filesystem: AbstractFileSystem, path: str, content: bytes) -> bool:
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        filesystem.pipe_file(temporary, content)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return True
+
+
+def modified(url: str) -> datetime:
+    """When a file was last written, by the clock of the store that it lies in.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    filesystem, path = open_url(url)
+    filesystem.invalidate_cache(posixpath.dirname(path))
+    found: datetime = filesystem.modified(path)
+    return found
 
 
 def publish(local: str, url: str) -> None:
@@ -249,14 +313,28 @@ def stamp(url: str) -> str:
     Raises:
         InputError: it is not there, or cannot be reached.
     """
+    with reached(url):
+        try:
+            return fingerprint(url)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{shown(url)}: no such file, or not to be reached; check the place in the configuration."
+            ) from error
+
+
+@contextmanager
+def reached(url: str) -> Iterator[None]:
+    """Work on a URL whose failures are told as ones that a person can mend.
+
+    Raises:
+        InputError: the work failed.
+    """
     try:
-        return fingerprint(url)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{shown(url)}: no such file, or not to be reached; check the place in the configuration."
-        ) from error
+        yield
     except PermissionError as error:
-        raise InputError(f"{shown(url)}: access is refused ({error}); check the credentials in the environment.") from error
+        raise InputError(
+            f"{shown(url)}: access is refused ({without_queries(str(error))}); check the credentials in the environment."
+        ) from error
     except InputError:
         raise
     except Exception as error:  # each file system has its own for a server that does not answer or knows no credentials

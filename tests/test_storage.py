@@ -1,19 +1,16 @@
-"""Files whole or not at all, fingerprints that change with their file, one writer at a time."""
+"""Files whole or not at all, created once, fingerprints that change with their file."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
-from typer.testing import CliRunner
 
-from jobs.cli import app
 from mibf.errors import InputError
 from pipeline import storage
-from pipeline.lease import LeaseHeldError, held
 from tests.conftest import SmallScene
 
 
@@ -33,6 +30,57 @@ def test_bytes_come_back_from_any_kind_of_location(place: str, tmp_path: Path) -
     storage.remove(storage.join(root, "a"))
     storage.remove(storage.join(root, "a"))
     assert not storage.exists(url)
+
+
+@pytest.mark.parametrize("place", ["local", "file", "memory"])
+def test_a_file_is_created_where_there_is_none(place: str, tmp_path: Path) -> None:
+    root = {"local": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{tmp_path.name}"}[place]
+    url = storage.join(root, "a", "b.bin")
+    assert storage.create_bytes(url, b"one")
+    assert not storage.create_bytes(url, b"another")
+    assert storage.read_bytes(url) == b"one"
+    assert storage.names(storage.join(root, "a")) == ["b.bin"]
+    assert storage.modified(url)
+    storage.remove(url)
+    with pytest.raises(FileNotFoundError):
+        storage.modified(url)
+    assert storage.create_bytes(url, b"another")
+
+
+def test_of_many_that_create_a_file_on_a_disk_one_does(tmp_path: Path) -> None:
+    together = Barrier(8)
+
+    def create(content: bytes) -> bool:
+        together.wait()
+        return storage.create_bytes(str(tmp_path / "a" / "b"), content)
+
+    contents = [bytes([i]) * 100_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        created = list(pool.map(create, contents))
+    assert created.count(True) == 1
+    assert (tmp_path / "a" / "b").read_bytes() == contents[created.index(True)]
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("code", "times", "created"), [("PreconditionFailed", 9, False), ("ConditionalRequestConflict", 2, True)]
+)
+def test_a_server_that_refuses_to_create(code: str, times: int, created: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 servers other than AWS's do not say which condition failed; AWS asks for another try where requests meet."""
+    refusals = [code] * times
+
+    answer = Exception()
+    vars(answer)["response"] = {"Error": {"Code": code}}
+
+    class Files:
+        def pipe_file(self, path: str, content: bytes, mode: str) -> None:
+            assert (path, content, mode) == ("b/x", b"", "create")
+            if refusals:
+                refusals.pop()
+                raise OSError(22, "refused") from answer
+
+    monkeypatch.setattr(storage, "open_url", lambda url: (Files(), url.removeprefix("s3://")))
+    assert storage.create_bytes("s3://b/x", b"") is created
 
 
 def test_publishing_leaves_the_whole_file_and_no_other(tmp_path: Path) -> None:
@@ -66,33 +114,6 @@ def test_the_check_for_writing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="no-such"):
         storage.open_url("no-such://x")
-
-
-def test_a_workspace_has_one_holder(tmp_path: Path) -> None:
-    workspace = str(tmp_path / "work")
-    with held(workspace):
-        with pytest.raises(LeaseHeldError, match=f'"pid": {os.getpid()}'), held(workspace):
-            pass
-        assert (tmp_path / "work" / "lease.json").exists()
-    assert not (tmp_path / "work").exists()
-    with held(workspace):
-        pass
-
-
-def test_a_dead_holder_holds_nothing(tmp_path: Path) -> None:
-    program = f"import os\nfrom pipeline.lease import held\nwith held({str(tmp_path)!r}):\n    os._exit(9)\n"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
-    assert (tmp_path / "lease.json").exists()
-    with held(str(tmp_path)):
-        pass
-
-
-def test_a_second_run_is_refused_with_status_4(scene: SmallScene) -> None:
-    with held(str(scene.folder / "work")):
-        result = CliRunner().invoke(app, ["prepare", str(scene.write_config())])
-        assert result.exit_code == 4
-        assert "another run holds the workspace" in result.stderr
-        assert not (scene.folder / "work" / "stores").exists()
 
 
 def test_a_stage_is_current_only_while_all_that_it_made_is_there(scene: SmallScene) -> None:
