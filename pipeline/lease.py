@@ -168,11 +168,11 @@ class _StoreLease(Lease):
             )
 
     def release(self) -> None:
-        """Let the next run have the workspace at once. Where the store does not take that, the lease ends by itself."""
+        """Let the next run have the workspace at once. Where the store does not answer, the lease ends by itself."""
         self._ended.set()
-        self._thread.join(self._expiry)
+        self._thread.join(self._expiry / BEATS)
         # What a thread that still waits for the store has sent would make a released lease a live one again.
-        if self._lost is None and not self._thread.is_alive():
+        if self._lost is None and not self._is_late() and not self._thread.is_alive():
             with suppress(Exception):  # each file system has its own; the work's own failure is what should be told
                 self._write(released=True)
 

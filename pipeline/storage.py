@@ -101,7 +101,7 @@ def create_bytes(url: str, content: bytes) -> bool:
     """Write a file that is not there yet, whole or not at all: of many that try at once, one does.
 
     True at S3, Google's and Azure's stores, which take the condition with the request, on disks that have hard links, and
-    in memory among the tasks of one thread. Other file systems look first and write then, which is no guard.
+    in memory within one thread. Other file systems look first and write then, which is no guard.
 
     Returns:
         Whether it was written; false where there was a file. A request that was sent again, its answer being lost, finds

@@ -93,7 +93,9 @@ def test_killed_midway_it_goes_on_at_the_missing_shards(tmp_path: Path, bucket: 
     config = in_bucket(large(tmp_path), bucket, "killed", prepare={"shard": 128})
     records = f"{bucket.bucket}/killed/work/stores/small.zarr.new.shards"
     running = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", "prepare", str(config)], env=with_environment(bucket), stderr=subprocess.PIPE
+        [sys.executable, "-m", "jobs.cli", "prepare", str(config)],
+        env=with_environment(bucket) | {"MIBF_LEASE_SECONDS": "2"},
+        stderr=subprocess.PIPE,
     )
     try:
         deadline = time.monotonic() + 120
@@ -115,7 +117,8 @@ def test_killed_midway_it_goes_on_at_the_missing_shards(tmp_path: Path, bucket: 
     assert "run `mibf prepare`" in refused.stderr
     first = [json.loads(bucket.files.cat_file(name)) for name in written]
 
-    again = mibf(bucket, "prepare", str(config))
+    while (again := mibf(bucket, "prepare", str(config))).returncode == 4:
+        assert f"process {running.pid} on" in again.stderr, "its lease has not ended yet"
     assert again.returncode == 0, again.stderr
     checked = mibf(bucket, "verify", str(config))
     assert checked.returncode == 0, checked.stderr
