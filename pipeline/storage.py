@@ -488,3 +488,30 @@ def names(url: str) -> list[str]:
         return [posixpath.basename(entry.rstrip("/")) for entry in filesystem.ls(path, detail=False)]
     except FileNotFoundError:
         return []
+
+
+def create_bytes(url: str, content: bytes) -> bool:
+    """Write a new file whole or not at all; of several that try at once, one does.
+
+    Returns:
+        Whether this call made it; false where there was one, which stays as it is.
+    """
+    filesystem, path = open_url(url)
+    _make_folder(filesystem, posixpath.dirname(path))
+    try:
+        if not is_local(url):
+            filesystem.pipe_file(path, content, mode="create")
+            return True
+        # Hidden: what a killed process leaves must not be read as a part of the folder.
+        temporary = Path(path).with_name(f".{posixpath.basename(path)}.{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave the name without the content
+            os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except FileExistsError:
+        return False
+    return True
