@@ -6,6 +6,7 @@ Credentials come from the environment alone (fsspec and its back ends read them 
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
@@ -513,5 +514,9 @@ def create_bytes(url: str, content: bytes) -> bool:
         finally:
             temporary.unlink(missing_ok=True)
     except FileExistsError:
+        return False
+    except OSError as error:  # s3fs, of servers that refuse and do not name the condition
+        if error.errno != errno.EINVAL or not filesystem.exists(path):
+            raise
         return False
     return True
