@@ -516,6 +516,7 @@ def create_bytes(url: str, content: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError as error:  # s3fs, of servers that refuse and do not name the condition
+        filesystem.invalidate_cache(path)
         if error.errno != errno.EINVAL or not filesystem.exists(path):
             raise
         return False
