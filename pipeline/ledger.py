@@ -316,13 +316,15 @@ def _to_table(entries: Sequence[Entry]) -> pa.Table:
 def _to_parquet(entries: Sequence[Entry], token: str) -> bytes:
     """A segment's content. Most are of a few rows, so that what describes them is kept small."""
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        _to_table(entries).replace_schema_metadata({_WRITER: token}),
+    with pq.ParquetWriter(
         sink,
+        _SCHEMA,
         compression="zstd",
         use_dictionary=[field.name for field in _SCHEMA if field.type == pa.string() and field.name != "checksum"],
         write_statistics=False,
         store_schema=False,
         write_page_checksum=True,
-    )
+    ) as writer:
+        writer.write_table(_to_table(entries))
+        writer.add_key_value_metadata({_WRITER: token})
     return bytes(sink.getvalue())
