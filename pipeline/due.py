@@ -78,7 +78,7 @@ def due(
 
 def _tried_again(failed: TileState, backoff_seconds: float) -> float:
     """When a failed tile may be tried again, in seconds since 1970 UTC; at once where it is not known when it failed."""
-    if failed.finished is None:
+    if failed.finished is None or not backoff_seconds:  # without a wait, a worker's clock that is ahead makes none
         return 0.0
     doublings = min(failed.failed_attempts - 1, 30)  # more would be centuries, and at last no number
     return failed.finished + backoff_seconds * 2.0**doublings

@@ -267,13 +267,16 @@ class Ledger:
 
     def _segment(self, url: str, columns: Sequence[str]) -> pa.Table:
         content = patiently(url, lambda: storage.read_bytes(url), tell=self._tell)
+        expected = pa.schema([_SCHEMA.field(name) for name in columns])
+        why: object = "its columns are not those of a ledger"
         try:
             file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-            return file.read(columns=columns, use_threads=False).select(columns)
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise InputError(
-                f"{storage.shown(url)}: is damaged ({error}); remove it: its tiles are then mapped again."
-            ) from error
+            table = file.read(columns=columns, use_threads=False)
+            if set(expected) <= set(table.schema):
+                return table.select(columns)
+        except (pa.ArrowException, OSError) as error:
+            why = error
+        raise InputError(f"{storage.shown(url)}: is damaged ({why}); remove it: its tiles are then mapped again.")
 
     def _write(self, url: str) -> int:
         """Write what is in the buffer to a segment; how many of its events are there.
