@@ -133,6 +133,7 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
         program, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}",
         f"-volume.port={volume}", "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}",
         f"-s3.config={folder / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=50",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",  # they have one port for all servers of a machine
     ]  # fmt: skip
     server = Server(arguments, folder)
     store = ObjectStore(f"http://127.0.0.1:{s3}", bucket, server)
