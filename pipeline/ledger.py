@@ -274,7 +274,7 @@ class Ledger:
             table = file.read(columns=columns, use_threads=False)
             if set(expected) <= set(table.schema):
                 return table.select(columns)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:  # the last of a column's name that is no text
             why = error
         raise InputError(f"{storage.shown(url)}: is damaged ({why}); remove it: its tiles are then mapped again.")
 
@@ -291,7 +291,7 @@ class Ledger:
         content = patiently(url, lambda: storage.read_bytes(url), tell=self._tell)
         try:
             described = pq.read_metadata(pa.BufferReader(content))
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, ValueError):
             described = None
         if described is None or (described.metadata or {}).get(_WRITER) != self._token.encode():
             self._buffer.clear()
