@@ -464,8 +464,10 @@ def _guarded(work: Callable[[], None]) -> None:
         from jobs.stages import BrokenStoreError, StageError, TilesFailedError
         from pipeline.lease import LeaseHeldError
         from pipeline.patience import AwayError
+        from pipeline.publish import PublishError
 
-        statuses = {TilesFailedError: 3, BrokenStoreError: 3, LeaseHeldError: 4, StageError: 1, AwayError: 1}
+        statuses = {TilesFailedError: 3, BrokenStoreError: 3, LeaseHeldError: 4}
+        statuses |= {StageError: 1, AwayError: 1, PublishError: 1}
         status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
         if status is None:
             raise

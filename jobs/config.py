@@ -395,12 +395,15 @@ class PredictionSection(Section):
 
 
 class MapSection(Section):
-    """The map: its tiles and products; draws and seed are those of `information`."""
+    """The map: its tiles and products, how they are stored; draws and seed are those of `information`."""
 
     tile: int = 512
-    products: tuple[Literal["class", "confidence", "probabilities", "entropy", "information", "rate", "gate"], ...] = Field(
-        default=("class", "confidence"), min_length=1
-    )
+    products: tuple[
+        Literal["class", "second", "confidence", "probabilities", "entropy", "information", "rate", "gate", "sources"], ...
+    ] = Field(default=("class", "confidence"), min_length=1)
+    dtype: Literal["uint16", "uint8", "float32"] = "uint16"
+    missing: Literal["declared", "nodata", "map"] = "declared"
+    block: int = 32768
     draws: int = Field(default=16, ge=2, le=1000)
     seed: Seed = 0
     workers: int = Field(default=1, ge=1)
@@ -418,6 +421,13 @@ class MapSection(Section):
     def _whole_cells(cls, value: int) -> int:
         if value < 64 or value % 64:
             raise ValueError("a tile's side is a multiple of 64 pixels, the cell that is computed at a time")
+        return value
+
+    @field_validator("block")
+    @classmethod
+    def _whole_squares(cls, value: int) -> int:
+        if value < 512 or value % 512:
+            raise ValueError("a block's side is a multiple of 512 pixels, the squares that files store pixels in")
         return value
 
 

@@ -7,6 +7,7 @@ A tile that fails is a row too: the rest goes on.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ from jobs.stages import Outcome, TilesFailedError, begin
 from jobs.workspace import Workspace
 from mibf import __version__
 from mibf.products import check_products
-from pipeline import storage
+from pipeline import cog, storage
 from pipeline.grid import Window
-from pipeline.maps import PRODUCTS, MapInWork, check_coverage, publish_product
+from pipeline.maps import MapInWork, check_coverage
 from pipeline.predict import TilePredictor, check_sources
+from pipeline.products import Product, of_network, product
+from pipeline.publish import publish
 from pipeline.store import PatchStore
 from pipeline.tiles import Tile, tiles
 
@@ -38,19 +41,24 @@ def map_scenes(config: Config, workspace: Workspace, fingerprint: str) -> Outcom
         check_sources(store, bundle)
     # Refused before anything is written:
     bundle.network(config.prediction.priors)
-    check_products(config.map.products, without=bundle.spec.without)
+    names = [source.name for source in bundle.spec.sources]
+    products = [product(name, config.map.dtype, sources=len(names)) for name in config.map.products]
+    check_products(of_network(products), without=bundle.spec.without)
     cluster.ensure(workers=config.map.workers)
     begin(workspace, "map")
-    products = [PRODUCTS[name] for name in config.map.products]
     works = {
         name: MapInWork.lay_down(
-            storage.join(workspace.map_folder(name), "map.zarr"), store=store, products=products, tile=config.map.tile
+            storage.join(workspace.map_folder(name), "map.zarr"),
+            store=store,
+            products=products,
+            tile=config.map.tile,
+            sources=names,
         )
         for name, store in stores.items()
     }
     planned = [tile for name, store in stores.items() for tile in tiles(name, store.shape, config.map.tile)]
     started = time.monotonic()
-    failed = _run_tiles(config, workspace, planned)
+    failed = _run_tiles(config, workspace, products, planned)
     seconds = time.monotonic() - started
     if failed:
         shown = "\n".join(f"  {key}: {cause}" for key, cause in sorted(failed.items())[:10])
@@ -61,7 +69,7 @@ def map_scenes(config: Config, workspace: Workspace, fingerprint: str) -> Outcom
     outputs, lines, mapped = [], [], 0
     for name, work in works.items():
         store = stores[name]
-        pixels = check_coverage(work, store, products, tile=config.map.tile)
+        pixels = check_coverage(work, store, products, tile=config.map.tile, missing=config.map.missing)
         rows, columns = store.shape
         mapped += pixels
         lines.append(
@@ -69,21 +77,34 @@ def map_scenes(config: Config, workspace: Workspace, fingerprint: str) -> Outcom
         )
         tags = {"mibf_version": __version__, "mibf_run": config.run, "mibf_fingerprint": fingerprint}
         tags |= {"mibf_priors": config.prediction.priors}
-        with bar(f"{name}: publish", len(products), unit="products") as advance:
-            for product in products:
-                url = storage.join(workspace.map_folder(name), f"{product.name}.tif")
-                publish_product(work, product, url, grid=store.grid, classes=bundle.classes, tags=tags)
-                outputs.append(url)
-                advance(1)
-        for other in PRODUCTS.keys() - set(config.map.products):  # of an earlier map
-            storage.remove(storage.join(workspace.map_folder(name), f"{other}.tif"))
+        block = cog.block_side(config.map.block, config.map.tile)
+        parts = len(cog.pieces("", store.shape, block=block))
+        with bar(f"{name}: publish", len(products) * (parts + (parts > 1)), unit="files") as advance:
+            published = publish(
+                partial(_reader, work),
+                products,
+                workspace.map_folder(name),
+                grid=store.grid,
+                classes=bundle.classes,
+                names_of=work.band_names,
+                tags=tags,
+                block=block,
+                each=lambda _: advance(1),
+            )
+        outputs += [file.url for file in published]
         storage.remove(work.url)
     lines.append(f"{mapped / seconds:,.0f} pixels a second with {config.map.workers} workers, their start included")
     figures = {"pixels": mapped, "tiles": len(planned), "tiles_seconds": round(seconds, 1)}
     return Outcome(figures | {"priors": config.prediction.priors}, lines, outputs)
 
 
-def _run_tiles(config: Config, workspace: Workspace, planned: list[Tile]) -> dict[str, str]:
+def _reader(work: MapInWork, product: Product) -> cog.Read:
+    """Reads a product's codes from a map in work."""
+    array = work.array(product)
+    return lambda window: np.asarray(array[:, *window.slices])
+
+
+def _run_tiles(config: Config, workspace: Workspace, products: list[Product], planned: list[Tile]) -> dict[str, str]:
     """Map tiles on Ray Data; the causes of those that failed, by key."""
     workers = config.map.workers
     context = ray.data.DataContext.get_current()
@@ -99,8 +120,8 @@ def _run_tiles(config: Config, workspace: Workspace, planned: list[Tile]) -> dic
         _TileMapper,
         fn_constructor_kwargs={
             "workspace": workspace,
-            "settings": config.map.model_dump(include={"products", "precision", "draws", "seed"})
-            | {"priors": config.prediction.priors},
+            "settings": config.map.model_dump(include={"precision", "draws", "seed", "missing"})
+            | {"products": products, "priors": config.prediction.priors},
             "threads": share.cpus,
         },
         batch_size=1,

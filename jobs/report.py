@@ -16,7 +16,6 @@ from typing import Any
 import jinja2
 import matplotlib
 import numpy as np
-import rasterio
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -27,7 +26,10 @@ from jobs.workspace import Workspace
 from mibf.bundle import Bundle, ClassName
 from mibf.scaling import BandScaling, scaling_from_json
 from pipeline import storage
+from pipeline.grid import Window
 from pipeline.labels import UNLABELLED
+from pipeline.products import CLASS_PRODUCTS, Product, product
+from pipeline.publish import PublishedMap
 from pipeline.split import SUBSETS
 from pipeline.store import PatchStore
 
@@ -94,7 +96,6 @@ def _shaded(counts: list[list[int]]) -> list[list[tuple[int, float]]]:
 
 def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) -> dict[str, Any]:
     """A scene's quicklooks as captions and data URLs."""
-    storage.set_gdal_up()
     store = PatchStore(workspace.store(scene))
     scaling = scaling_from_json(storage.read_json(workspace.scaling))  # of all sources: the model may take fewer
     step = max(1, math.ceil(max(store.shape) / PICTURE))
@@ -111,19 +112,36 @@ def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) 
     labels = np.asarray(store.array("labels")[thin])
     pictures.append(("labels", _png(_colored(labels, bundle.classes))))
     split = np.asarray(store.array("split")[thin])
-    shown = np.where(labels == UNLABELLED, 0, split)
+    subset_codes = np.where(labels == UNLABELLED, 0, split)
     subsets = tuple(ClassName(i + 1, s, SUBSET_COLORS[s]) for i, s in enumerate(SUBSETS))
-    pictures.append((f"split: {', '.join(SUBSETS)} (labelled pixels)", _png(_colored(shown, subsets))))
-    for product in config.map.products:
-        with rasterio.open(storage.gdal_path(storage.join(workspace.map_folder(scene), f"{product}.tif"))) as dataset:
-            shape = -(-dataset.height // step), -(-dataset.width // step)
-            values = dataset.read(1, out_shape=shape)
-        if product == "class":
-            pictures.append(("map", _png(_colored(values, bundle.classes))))
-        else:
-            low = 1 / len(bundle.classes)
-            pictures.append((f"confidence: {low:.2f} (dark) to 1 (bright)", _png(_shades(values, low, 1.0))))
+    pictures.append((f"split: {', '.join(SUBSETS)} (labelled pixels)", _png(_colored(subset_codes, subsets))))
+    published = PublishedMap(workspace.map_folder(scene))
+    for name in config.map.products:
+        shown = product(name, config.map.dtype, sources=len(bundle.spec.sources))
+        pictures.append(_product_picture(published, shown, store, bundle.classes, step))
     return {"name": scene, "pictures": pictures, "rows": store.shape[0], "columns": store.shape[1]}
+
+
+def _product_picture(
+    published: PublishedMap, shown: Product, store: PatchStore, classes: tuple[ClassName, ...], step: int
+) -> tuple[str, str]:
+    """A product's quicklook, thinned out to every `step`-th pixel, of its first band: caption and data URL."""
+    rows, columns = store.shape
+    codes = published.read(shown, Window(0, 0, rows, columns), shape_yx=(-(-rows // step), -(-columns // step)))[0]
+    if shown.name in CLASS_PRODUCTS:
+        return "map" if shown.name == "class" else "second class", _png(_colored(codes, classes))
+    if shown.name == "sources":
+        counts = np.where(shown.present(codes), np.bitwise_count(codes), np.nan)
+        most = max(int(np.nanmax(counts, initial=0)), 1)
+        return f"sources with data: 0 (dark) to {most} (bright)", _png(_shades(counts, 0.0, most))
+    values = shown.decode(codes)
+    if shown.name == "confidence":
+        low = 1 / len(classes)
+        return f"confidence: {low:.2f} (dark) to 1 (bright)", _png(_shades(values, low, 1.0))
+    high = float(np.nanmax(values, initial=0))
+    told = shown.name if shown.bands == "one" else f"{shown.name}, band 1"
+    caption = f"{told}: 0 (dark) to {high:.2f} {shown.unit}".rstrip() + " (bright)"
+    return caption, _png(_shades(values, 0.0, high or 1.0))
 
 
 def _shown_bands(bands: int) -> list[int]:
@@ -151,7 +169,7 @@ def _colored(ids: NDArray[Any], classes: tuple[ClassName, ...]) -> Rgb:
     return np.asarray(table[ids])
 
 
-def _shades(values: NDArray[np.float32], low: float, high: float) -> Rgb:
+def _shades(values: NDArray[np.floating[Any]], low: float, high: float) -> Rgb:
     scaled = np.clip((np.nan_to_num(values) - low) / (high - low), 0, 1)
     picture = (matplotlib.colormaps["viridis"](scaled)[..., :3] * 255).astype(np.uint8)
     picture[~np.isfinite(values)] = BACKGROUND

@@ -11,6 +11,7 @@ number of cores too; memory is some 40 MB a core with 64 bands, whatever the til
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from mibf.errors import InputError
 from mibf.folded import FoldedNetwork
 from mibf.network import MIBFNet
 from mibf.precision import DTYPES, Precision, ieee_float32
-from mibf.products import Decoding, ProductName, check_products, standard_draws
+from mibf.products import RANKED, Decoding, ProductName, check_products, standard_draws
 from mibf.spec import HIDDEN, NetworkSpec, SourceSpec, check_shapes
 from mibf.threads import side_by_side
 
@@ -90,6 +91,20 @@ class Dense:
         self.decoding = Decoding(self.folded.decoder.weight.flatten(1), noise, temperature)
         self.rows = rows_within_budget(self.spec, self.dtype, BUDGET[self.device.type] if budget is None else budget)
 
+    def with_rows(self, rows: int) -> Dense:
+        """The same network with another number of rows of a cell in work at a time; fewer take less memory.
+
+        Arithmetic of other shapes may round otherwise: bits are those of one number of rows.
+
+        Raises:
+            InputError: the number does not divide `CELL`.
+        """
+        if rows < 1 or CELL % rows:
+            raise InputError(f"rows in work are {rows}; a divisor of {CELL} is wanted.")
+        other = copy.copy(self)
+        other.rows = rows
+        return other
+
     def __call__(
         self,
         sources: Sequence[Tensor],
@@ -109,7 +124,7 @@ class Dense:
 
         Returns:
             By product (H, W), or (channels, H, W) for `probabilities`, `gate` and `logits`, on the network's device;
-            `class` is int64, the others float32. Pixels that are not wanted have class -1 and NaN.
+            `class` and `second` are int64, the others float32. Pixels that are not wanted have class -1 and NaN.
 
         Raises:
             InputError: the number of sources, bands or pixels is not the spec's, values are not float32, one is not
@@ -174,7 +189,7 @@ class Dense:
     def _empty(self, name: ProductName, height: int, width: int) -> Tensor:
         channels = {"probabilities": self.spec.classes, "logits": self.spec.classes, "gate": len(self.spec.sources)}
         shape = (channels[name], height, width) if name in channels else (height, width)
-        dtype = torch.int64 if name == "class" else torch.float32
+        dtype = torch.int64 if name in RANKED else torch.float32
         return torch.full(shape, _none(name), dtype=dtype, device=self.device)
 
     def _encoders(self, tile: _Tile, y: int, x: int) -> list[Encoder]:
@@ -217,7 +232,7 @@ def _check_mask(name: str, mask: Tensor, shape: tuple[int, int]) -> None:
 
 def _none(name: str) -> float:
     """What a pixel without a result has."""
-    return -1 if name == "class" else float("nan")
+    return -1 if name in RANKED else float("nan")
 
 
 def _window(source: Tensor, valid: Tensor | None, spec: SourceSpec, *, y: int, x: int, side: int) -> Tensor:

@@ -22,8 +22,10 @@ from mibf.errors import InputError
 from mibf.objective import rate
 from mibf.spec import Part
 
-ProductName = Literal["class", "confidence", "probabilities", "entropy", "information", "rate", "gate", "logits"]
+ProductName = Literal["class", "second", "confidence", "probabilities", "entropy", "information", "rate", "gate", "logits"]
 PRODUCT_NAMES: tuple[ProductName, ...] = get_args(ProductName)
+#: What is the place of a class among the logits, rather than a measure.
+RANKED = frozenset({"class", "second"})
 #: What needs more of the bottleneck than the logits of its mean.
 NEEDS_CODE = frozenset({"information", "rate"})
 
@@ -114,6 +116,12 @@ class Decoding:
         return (belief.logits + shift.transpose(0, 1)) / self.temperature
 
 
+def _second(_: Decoding, belief: Belief) -> Tensor:
+    """The class with the largest logit but that of `class`: of equal ones the first, as `class` is."""
+    first = belief.logits.argmax(dim=-1, keepdim=True)
+    return belief.logits.scatter(-1, first, -torch.inf).argmax(dim=-1)
+
+
 def _rate(_: Decoding, belief: Belief) -> Tensor:
     assert belief.mean is not None
     assert belief.std is not None
@@ -127,6 +135,7 @@ def _gate(_: Decoding, belief: Belief) -> Tensor:
 
 _MAKERS: dict[ProductName, Callable[[Decoding, Belief], Tensor]] = {
     "class": lambda _, belief: belief.logits.argmax(dim=-1),
+    "second": _second,
     "confidence": lambda decoding, belief: decoding.log_probabilities(belief).amax(dim=-1).exp(),
     "probabilities": lambda decoding, belief: decoding.log_probabilities(belief).exp(),
     "entropy": lambda decoding, belief: entropy(decoding.log_probabilities(belief)),

@@ -26,7 +26,7 @@ from pipeline.grid import Window, windows
 from pipeline.labels import UNLABELLED, OpenLabels
 from pipeline.scene import OpenSource
 from pipeline.split import CODES, Split
-from pipeline.store import ShardWriter, StoredSource, Template, lay_down, shard_side, usable, write_samples
+from pipeline.store import ShardWriter, StoredSource, Template, lay_down, present, shard_side, usable, write_samples
 
 
 @dataclass(frozen=True)
@@ -276,17 +276,18 @@ def shard_arrays(scene: OpenScene, window: Window) -> tuple[dict[str, NDArray[An
         InputError: a file cannot be read.
     """
     arrays: dict[str, NDArray[Any]] = {}
-    valid = {}
-    for source in scene.sources:
+    valid, there = {}, {}
+    for source, stored in zip(scene.sources, scene.template.sources, strict=True):
         name = source.declared.name
-        arrays[f"sources/{name}"], there = source.read(window)
-        arrays[f"valid/{name}"] = there.view(np.uint8)
-        valid[name] = int(there.sum())
+        arrays[f"sources/{name}"], own = source.read(window)
+        arrays[f"valid/{name}"] = own.view(np.uint8)
+        valid[name] = int(own.sum())
+        there[name] = present(stored, own)
     labels = scene.labels.read(window)
     # A sample has a label, and data as the sources' rules want it.
-    there = usable(scene.template.sources, {name: arrays[f"valid/{name}"].view(bool) for name in valid})
+    may_be = usable(scene.template.sources, there)
     arrays["labels"] = labels
-    arrays["split"] = scene.split.codes(window, labels) * (there & (labels != UNLABELLED))
+    arrays["split"] = scene.split.codes(window, labels) * (may_be & (labels != UNLABELLED))
     return arrays, valid
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,15 +15,32 @@ from mibf.dense import DRAWS, Dense
 from mibf.errors import InputError
 from mibf.precision import Precision, best_device, place
 from mibf.priors import Choice
-from mibf.products import ProductName
+from mibf.products import RANKED, ProductName
 from pipeline.batches import scaled_window
+from pipeline.grid import Window
 from pipeline.labels import UNLABELLED
-from pipeline.store import PatchStore
+from pipeline.products import Product, of_network
+from pipeline.store import PatchStore, StoredSource, usable
 from pipeline.tiles import Tile
 
-#: The products of a tile by name, (band, rows, columns) of its window each: class ids as uint8, `UNLABELLED` where
-#: no pixel was to be mapped; the others float32, NaN there.
+#: The products of a tile by name, codes (band, rows, columns) of its window each, as `pipeline.products` stores them.
 TileResult = dict[str, NDArray[Any]]
+
+#: Which pixels are mapped: as each source's rule in the store says, only those where all sources that the model takes
+#: have data, or those where at least one of them has.
+MissingChoice = Literal["declared", "nodata", "map"]
+
+#: What torch says, in an error of no class of its own, when memory does not suffice.
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+
+@dataclass(frozen=True)
+class TileInput:
+    """What a tile is computed from; arrays of numpy alone, which may be read ahead in another thread."""
+
+    sources: tuple[NDArray[np.float32], ...]  #: each (band, rows, columns) with its halo, scaled to [0, 1]
+    wanted: NDArray[np.bool_]  #: (rows, columns), the pixels to map
+    present: NDArray[Any]  #: (rows, columns), bit i where source i has data
 
 
 def check_sources(store: PatchStore, bundle: Bundle) -> None:
@@ -46,6 +64,30 @@ def _told(source: tuple[str, int, int]) -> str:
     return f"{name} ({bands} bands{'' if scale == 1 else f', {scale} times as fine'})"
 
 
+def to_map(
+    store: PatchStore, window: Window, *, sources: Collection[str], missing: MissingChoice
+) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+    """The pixels (height, width) of a window to be mapped by a model of some sources, and the mask of their data.
+
+    Bit i of the mask is set where the i-th of these sources, in the store's order, has data.
+    """
+    there = store.present(window)
+    taken = [source for source in store.sources if source.name in sources]
+    if missing == "declared":  # as for samples: by the rules of all sources, whether the model takes them or not
+        wanted = usable(store.sources, there)
+    else:
+        wanted = usable(taken, there, required=sources if missing == "nodata" else ())
+    return wanted, _mask(taken, there)
+
+
+def _mask(sources: Sequence[StoredSource], there: Mapping[str, NDArray[np.bool_]]) -> NDArray[Any]:
+    dtype = np.min_scalar_type((1 << len(sources)) - 1)
+    mask = np.zeros(there[sources[0].name].shape, dtype)
+    for bit, source in enumerate(sources):
+        mask |= there[source.name].astype(dtype) << dtype.type(bit)
+    return mask
+
+
 class TilePredictor:
     """A model ready to map tiles of stores, on the best device there is, for class frequencies as `priors` says."""
 
@@ -53,28 +95,73 @@ class TilePredictor:
         self,
         bundle: Bundle,
         *,
-        products: Collection[ProductName],
+        products: Sequence[Product],
         precision: Precision,
         priors: Choice = "trained",
         draws: int = DRAWS,
         seed: int = 0,
+        missing: MissingChoice = "declared",
     ) -> None:
         self.bundle = bundle
         self.products = tuple(products)
+        self.missing: MissingChoice = missing
         network = place(bundle.network(priors), best_device())
         self.dense = Dense(network, precision=precision, temperature=bundle.temperature, draws=draws, seed=seed)
         # One more, the last: what class -1, no result, is found as.
         self.ids = np.array([*(c.id for c in bundle.classes), UNLABELLED], np.uint8)
 
+    @property
+    def rows(self) -> int:
+        """Rows of a cell that are in work at a time; fewer than at first where memory did not suffice for these."""
+        return self.dense.rows
+
     def predict(self, store: PatchStore, tile: Tile) -> TileResult:
         """The products of one tile; work without a pixel to map is left out."""
-        halo = self.bundle.spec.halo
-        wanted = torch.from_numpy(store.usable(tile.window))
-        sources = [torch.from_numpy(x) for x in scaled_window(store, tile.window, self.bundle.scaling, halo=halo)]
-        found = self.dense(sources, products=self.products, wanted=wanted)
-        return {name: self._layer(name, values.cpu().numpy()) for name, values in found.items()}
+        return self.compute(self.read(store, tile))
 
-    def _layer(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
-        if name == "class":
-            values = self.ids[values]
-        return values if values.ndim == 3 else values[None]
+    def read(self, store: PatchStore, tile: Tile) -> TileInput:
+        """What one tile is computed from; for any thread."""
+        names = [source.name for source in self.bundle.spec.sources]
+        wanted, present = to_map(store, tile.window, sources=names, missing=self.missing)
+        sources = scaled_window(store, tile.window, self.bundle.scaling, halo=self.bundle.spec.halo)
+        return TileInput(tuple(sources), wanted, present)
+
+    def compute(self, tile: TileInput) -> TileResult:
+        """The products of one tile.
+
+        Where memory does not suffice it is tried again with half as many rows in work, and they stay as few: the last
+        bits of measures may be others then, as those of another machine may.
+
+        Raises:
+            MemoryError: or torch's own errors that mean it: memory does not suffice for a single row.
+        """
+        while True:
+            try:
+                return self._compute(tile)
+            except (MemoryError, RuntimeError) as error:
+                if self.rows == 1 or not _means_no_memory(error):
+                    raise
+            # Not where the error is at hand, whose frames hold on to what was allocated.
+            self.dense = self.dense.with_rows(self.rows // 2)
+            if self.dense.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _compute(self, tile: TileInput) -> TileResult:
+        asked = of_network(self.products)
+        found: dict[ProductName, torch.Tensor] = {}
+        if asked:
+            sources = [torch.from_numpy(values) for values in tile.sources]
+            found = self.dense(sources, products=asked, wanted=torch.from_numpy(tile.wanted))
+        return {
+            product.name: tile.present[None] if product.name == "sources" else self._layer(product, found[product.name])
+            for product in self.products
+        }
+
+    def _layer(self, product: Product, values: torch.Tensor) -> NDArray[Any]:
+        found = values.cpu().numpy()
+        codes = self.ids[found] if product.name in RANKED else product.encode(found)
+        return codes if codes.ndim == 3 else codes[None]
+
+
+def _means_no_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in str(error) for part in _NO_MEMORY)

@@ -190,6 +190,7 @@ def write_json(url: str, value: Any) -> None:
 def remove(url: str) -> None:
     """Remove a file or a folder with all that is in it; nothing happens where there is none."""
     filesystem, path = open_url(url)
+    filesystem.invalidate_cache()  # others may have written there since it was listed
     if filesystem.exists(path):
         filesystem.rm(path, recursive=True)
 
@@ -229,6 +230,20 @@ def move(url: str, target: str) -> None:
     for group in (objects, [last]):
         filesystem.copy(group, [place.rstrip("/") + name[len(path.rstrip("/")) :] for name in group])
     filesystem.rm(path, recursive=True)
+
+
+def move_file(url: str, target: str) -> None:
+    """Put a file in the place of another on the same disk or object store; a reader sees the one or the other, whole.
+
+    At once on a local disk; on an object store by a copy on the server.
+    """
+    filesystem, path = open_url(url)
+    place = open_url(target)[1]
+    if is_local(url):
+        os.replace(path, place)
+        return
+    filesystem.cp_file(path, place)
+    filesystem.rm_file(path)
 
 
 def check_writable(url: str) -> None:

@@ -15,7 +15,7 @@ A shard covers the same ground in every array but `samples`. Every chunk carries
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -185,16 +185,17 @@ class PatchStore:
                 f"{self.url}/{name}: is damaged ({error}). `mibf verify` names what is; `mibf prepare` writes it anew."
             ) from error
 
-    def usable(self, window: Window) -> NDArray[np.bool_]:
-        """The pixels of a window that may be a sample or be mapped.
+    def present(self, window: Window) -> dict[str, NDArray[np.bool_]]:
+        """Where each source has data, by its name: the reference pixels (height, width) of a window; see `present`."""
+        found = {}
+        for s in self.sources:
+            box = tuple(slice(part.start * s.scale, part.stop * s.scale) for part in window.slices)
+            found[s.name] = present(s, self._read(f"valid/{s.name}", box).view(bool))
+        return found
 
-        Every source whose rule is "exclude" has data there, and at least one source has data. Of a finer source all
-        pixels count that lie in the reference pixel.
-        """
-        boxes = {
-            s.name: tuple(slice(part.start * s.scale, part.stop * s.scale) for part in window.slices) for s in self.sources
-        }
-        return usable(self.sources, {name: self._read(f"valid/{name}", box).view(bool) for name, box in boxes.items()})
+    def usable(self, window: Window) -> NDArray[np.bool_]:
+        """The pixels (height, width) of a window that may be a sample: see `usable`, by each source's own rule."""
+        return usable(self.sources, self.present(window))
 
     def samples(self, window: Window) -> dict[Subset, NDArray[np.uint8]]:
         """Class ids of each open subset's samples in a window, `UNLABELLED` elsewhere."""
@@ -224,19 +225,29 @@ class PatchStore:
         return [(w, n) for w, n in zip(windows(self.shape, CHUNK), counts, strict=True) if n.any()]
 
 
-def usable(sources: Sequence[StoredSource], valid: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.bool_]:
-    """The reference pixels (y, x) that may be a sample or be mapped, from where each source has data; see `PatchStore`."""
-    required: NDArray[np.bool_] | None = None
-    any_data: NDArray[np.bool_] | None = None
-    for source in sources:
-        s, there = source.scale, valid[source.name]
-        if s > 1:
-            there = np.asarray(there.reshape(len(there) // s, s, -1, s).all(axis=(1, 3)))
-        any_data = there if any_data is None else any_data | there
-        if source.missing == "exclude":
-            required = there if required is None else required & there
-    assert any_data is not None
-    return any_data if required is None else required & any_data
+def present(source: StoredSource, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The reference pixels (y, x) where a source has data: of a finer one, on all its pixels that lie in one."""
+    s = source.scale
+    return valid if s == 1 else np.asarray(valid.reshape(len(valid) // s, s, -1, s).all(axis=(1, 3)))
+
+
+def usable(
+    sources: Sequence[StoredSource],
+    there: Mapping[str, NDArray[np.bool_]],
+    *,
+    required: Collection[str] | None = None,
+) -> NDArray[np.bool_]:
+    """The reference pixels (y, x) where every required source has data, and at least one of the sources has.
+
+    Args:
+        sources: one at the least.
+        there: where each has data, by its name, from `present`.
+        required: the names of those that must have data; those whose rule is "exclude" unless given.
+    """
+    if required is None:
+        required = [source.name for source in sources if source.missing == "exclude"]
+    found = np.logical_or.reduce([there[source.name] for source in sources])
+    return np.asarray(np.logical_and.reduce([found, *(there[name] for name in required)]))
 
 
 def _in_row(indices: NDArray[np.int64]) -> bool:

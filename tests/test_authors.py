@@ -29,6 +29,7 @@ from mibf.objective import Loss, objective
 from mibf.spec import NARROW, NetworkSpec, SourceSpec
 from pipeline.grid import Window
 from pipeline.predict import TilePredictor
+from pipeline.products import product
 from pipeline.store import PatchStore
 from pipeline.tiles import Tile
 from tests.conftest import SmallScene, write_raster
@@ -390,7 +391,8 @@ def test_the_command_writes_a_bundle_that_maps(place: tuple[Path, list[str]]) ->
     assert [(s.name, s.bands) for s in bundle.spec.sources] == [("optical", 3), ("radar", 1)]
     assert [c.name for c in bundle.classes] == ["water", "forest", "town"]
     store = PatchStore(workspace.store("small"))
-    predictor = TilePredictor(bundle, products=["class", "confidence"], precision="float32")
+    products = [product("class"), product("confidence", "float32")]
+    predictor = TilePredictor(bundle, products=products, precision="float32")
     layers = predictor.predict(store, Tile("small", Window(64, 64, 64, 64)))
     assert set(np.unique(layers["class"])) <= {1, 2, 5}
     assert (layers["confidence"] >= 1 / 3).all(), "of three classes, not of 128"

@@ -45,7 +45,10 @@ def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
         ("map.products=class", "map.products: must be a list, in brackets, such as [a, b]"),
         ("map.products=[doubt]", "map.products"),
         ("map.draws=1", "map.draws"),
-        ("map.zzzz=1", "map.zzzz: unknown key; known here are tile, products, draws, seed, workers, precision."),
+        (
+            "map.zzzz=1",
+            "map.zzzz: unknown key; known here are tile, products, dtype, missing, block, draws,",
+        ),
         ("model.patch=6", "model.patch: the patch's side is an odd number of pixels from 5 to 15 (found 6)"),
         ("map.tile=100", "map.tile: a tile's side is a multiple of 64 pixels"),
         ("sampling.frequencies=even", "Input should be 'natural', 'balanced' or 'sqrt' (found 'even')"),
@@ -157,10 +160,15 @@ def test_the_examples_are_configurations(name: str, monkeypatch: pytest.MonkeyPa
 def test_every_product_of_a_map_can_be_asked_for() -> None:
     from jobs.config import MapSection
     from mibf.products import PRODUCT_NAMES
-    from pipeline.maps import PRODUCTS
+    from pipeline.products import MAP_PRODUCTS
 
-    assert MapSection(products=tuple(PRODUCTS)).products == tuple(PRODUCTS)
-    assert set(PRODUCTS) == set(PRODUCT_NAMES) - {"logits"}
+    assert MapSection(products=MAP_PRODUCTS).products == MAP_PRODUCTS
+    assert set(MAP_PRODUCTS) == set(PRODUCT_NAMES) - {"logits"} | {"sources"}
+
+
+@pytest.mark.parametrize("override", ["map.block=1000", "map.block=0", "map.dtype=int16", "map.missing=exclude"])
+def test_forms_of_a_map_that_cannot_be_are_refused(scene: SmallScene, override: str) -> None:
+    assert override.split("=")[0] in refusal(scene, [override])
 
 
 @pytest.mark.parametrize("override", ["sampling.frequencies=balanced", "train.augment=true"])

@@ -115,6 +115,7 @@ def test_every_pixel_equals_its_patch_alone(
     torch.testing.assert_close(flat("entropy"), entropy, atol=1e-5, rtol=0)
     # Nearly equal logits may change places in the last bit; the class is that of the logits found, exactly.
     assert torch.equal(found["class"], found["logits"].argmax(dim=0))
+    assert torch.equal(found["second"], found["logits"].topk(2, dim=0).indices[1])
     top = wanted.logits.topk(2, dim=1).values
     clear = top[:, 0] - top[:, 1] > 1e-5
     assert torch.equal(flat("class")[clear], wanted.logits.argmax(dim=1)[clear])
@@ -257,7 +258,7 @@ def test_tiles_that_are_not_the_specs_are_refused() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             dense(tile)
-    with pytest.raises(InputError, match="unknown product 'doubt'; there are class, confidence"):
+    with pytest.raises(InputError, match="unknown product 'doubt'; there are class, second, confidence"):
         dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], products=["doubt"])  # type: ignore[list-item]  # wrong on purpose
     with pytest.raises(InputError, match="products are 'class'; give a list"):
         dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], products="class")  # type: ignore[arg-type]  # wrong on purpose
@@ -356,6 +357,19 @@ def test_rows_in_work_stay_within_the_budget(patch: int, budget: int) -> None:
     gathered = (patch + 1) ** 2 * (64 + 32)
     convolved = (patch - 1) ** 2 * 64
     assert rows == 1 or rows * CELL * (gathered + convolved) * 4 < budget
+
+
+def test_fewer_rows_in_work_give_nearly_the_same_and_leave_the_first_as_it_was() -> None:
+    network = network_of(3, 2, patch=5)
+    tile = tile_of(network, 70, 20)
+    dense = Dense(network)
+    rows = dense.rows
+    fewer = dense.with_rows(1)
+    assert (fewer.rows, dense.rows) == (1, rows)
+    torch.testing.assert_close(fewer(tile)["confidence"], dense(tile)["confidence"], atol=1e-5, rtol=0)
+    for wrong in (0, 3, 128):
+        with pytest.raises(InputError, match=f"rows in work are {wrong}; a divisor of 64"):
+            dense.with_rows(wrong)
 
 
 def test_the_docstrings_example_runs() -> None:

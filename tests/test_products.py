@@ -45,6 +45,15 @@ def test_draws_depend_on_the_seed_alone() -> None:
     assert not torch.equal(standard_draws(4, 3, seed=1), standard_draws(4, 3, seed=2))
 
 
+@given(st.lists(st.lists(st.sampled_from([-1.0, 0.0, 2.0, 2.5]), min_size=3, max_size=3), min_size=1, max_size=8))
+def test_the_second_class_is_the_best_of_the_others_and_of_equal_ones_the_first(rows: list[list[float]]) -> None:
+    decoding = Decoding(torch.zeros(3, 6), standard_draws(2, 6, seed=0))
+    belief = Belief(torch.tensor(rows), None, None, None)
+    first, second = (decoding.product(name, belief).tolist() for name in ("class", "second"))
+    for logits, best, next_best in zip(rows, first, second, strict=True):
+        assert [best, next_best] == sorted(range(3), key=lambda i: (-logits[i], i))[:2]
+
+
 def test_drawn_logits_are_those_of_the_decoder_on_each_draw() -> None:
     torch.manual_seed(0)
     decoder = torch.nn.Linear(6, 3)
