@@ -395,7 +395,11 @@ class PredictionSection(Section):
 
 
 class MapSection(Section):
-    """The map: its tiles and products, how they are stored; draws and seed are those of `information`."""
+    """The map: its tiles and products, how they are stored; draws and seed are those of `information`.
+
+    A scene whose bands lie farther than `drift_distance` from those of training, in training ranges, is warned of or
+    refused (see `pipeline.drift`).
+    """
 
     tile: int = 512
     products: tuple[
@@ -408,6 +412,8 @@ class MapSection(Section):
     seed: Seed = 0
     workers: int = Field(default=1, ge=1)
     precision: Literal["float32", "bf16"] = "float32"
+    drift: Literal["warn", "refuse", "ignore"] = "warn"
+    drift_distance: float = Field(default=0.3, gt=0)
 
     @field_validator("products")
     @classmethod

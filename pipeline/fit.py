@@ -1,5 +1,7 @@
 """Fit a scaling to training pixels alone, in one pass: counts of values, which merge over shards by addition.
 
+`pipeline.drift` counts those of a scene to be mapped alike.
+
 Values of integer sources of up to 16 bits are counted each for itself, and quantiles are exact. Floats are counted in
 bins of their leading bits, 8192 to an octave: a quantile is off by no more than 2**-14 of its value (and of
 2**-126, where numbers lose their leading bits).
@@ -80,6 +82,18 @@ class BandCounts:
             rank -= below
         raise ValueError("no value was counted")
 
+    def outside(self, low: float, high: float) -> int:
+        """How many values lie below `low` or above `high`; of floats, not those in the bins of the two."""
+        if self.exact:
+            first, last = int(np.ceil(low)), int(np.floor(high))
+        else:
+            first, last = _keys(np.array([low, high])).tolist()
+        total = 0
+        for number, counts in self.pages.items():
+            keys = PAGE * number + np.arange(PAGE)
+            total += int(counts[(keys < first) | (keys > last)].sum())
+        return total
+
     def limits(self) -> tuple[float, float]:
         """The quantiles `LOW` and `HIGH`; where they fall into one bin though values differ, the least and the most."""
         low, high = self.quantile(LOW), self.quantile(HIGH)
@@ -98,7 +112,11 @@ class Sketch:
         scale = len(valid) // len(trained)
         if scale > 1:
             trained = trained.repeat(scale, axis=0).repeat(scale, axis=1)
-        places = np.flatnonzero(valid & trained)
+        self.add(values, valid & trained)
+
+    def add(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+        """Count the values (bands, y, x) that are data (y, x)."""
+        places = np.flatnonzero(valid)
         for band, found in zip(self.bands, values.reshape(len(values), -1), strict=True):
             band.add(found[places])
 
