@@ -55,14 +55,17 @@ def variants(config: Config) -> Iterator[tuple[str, Config]]:
         )
     yield WHOLE, config
     for part in PARTS:
-        yield f"without {part}", _changed(config, f"without-{part}", without=(part,))
+        yield f"without {part}", _changed(config, f"without-{part}", {"without": (part,)})
     for source in config.scenes[0].sources:
-        yield f"{source} alone", _changed(config, f"only-{source}", sources=(source,), without=BETWEEN)
+        alone = {"sources": (source,), "without": BETWEEN}
+        yield f"{source} alone", _changed(config, f"only-{source}", alone, {"source_dropout": 0.0})
 
 
-def _changed(config: Config, name: str, **model: Any) -> Config:
+def _changed(config: Config, name: str, model: dict[str, Any], train: dict[str, Any] | None = None) -> Config:
+    """Another run, with other values in these sections. A source alone cannot be lost."""
     values = config.model_dump()
-    return Config.model_validate(values | {"run": f"{config.run}-{name}", "model": values["model"] | model})
+    changed = {"model": values["model"] | model, "train": values["train"] | (train or {})}
+    return Config.model_validate(values | {"run": f"{config.run}-{name}"} | changed)
 
 
 def ablate(config: Config, stage: Stage, *, test: bool) -> list[Row]:

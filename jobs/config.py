@@ -325,6 +325,7 @@ class TrainSection(Section):
     sync_batch_norm: bool = False
     compile: bool = False
     augment: bool = False
+    source_dropout: float = Field(default=0.0, ge=0, lt=1)
     select: Select = "overall_accuracy"
     patience: int | None = Field(default=None, ge=1)
     validate_every: int = Field(default=1, ge=1)
@@ -523,6 +524,11 @@ class Config(Section):
             raise ValueError("model.sources names a source twice")
         if len(self.model.sources or declared) == 1 and not {"noise", "relation"} <= set(self.model.without):
             raise ValueError("one source alone has none to be related to: add `without: [noise, relation]` to `model`")
+        if len(self.model.sources or declared) == 1 and self.train.source_dropout:
+            raise ValueError(
+                f"train.source_dropout is {self.train.source_dropout:g}, and model.sources names one source: a sample that "
+                "loses it would have nothing left; set it to 0, or name two sources"
+            )
         weights = self.train.class_weights
         if isinstance(weights, dict):
             names = [c.name for c in self.classes]

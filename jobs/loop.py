@@ -155,7 +155,9 @@ class _Training:
             workers=place_.workers,
             tell=listener.warn,
         )
-        self.training = of_subset("train", frequencies=settings.frequencies, augment=wanted.augment)
+        self.training = of_subset(
+            "train", frequencies=settings.frequencies, augment=wanted.augment, source_dropout=wanted.source_dropout
+        )
         self.validation = of_subset("validation")
         self.steps = steps_of(wanted, settings.rate, self.training.samples())
         self.learner = learner_of(settings, place_, seed=seed, steps=self.steps)

@@ -68,6 +68,13 @@ class Bundle:
         return sum(p.numel() for p in _blank(self.spec).parameters())
 
     @property
+    def source_dropout(self) -> float:
+        """The share of training samples that lost one of their sources; 0 where provenance does not tell."""
+        told = self.provenance.get("hyperparameters")
+        share = told.get("source_dropout") if isinstance(told, dict) else None
+        return float(share) if isinstance(share, int | float) and 0 <= share < 1 else 0.0
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes of all weights, those of batch norms' statistics included."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.weights.values())

@@ -25,6 +25,11 @@ class BandScaling:
         """The bands that do not vary over the training pixels."""
         return np.asarray(self.high <= self.low)
 
+    @property
+    def filled(self) -> NDArray[np.float32]:
+        """What `apply` gives where a source has no data, (band,)."""
+        return self.apply(np.zeros((len(self.fill), 1, 1), np.float32), np.zeros((1, 1), bool))[:, 0, 0]
+
     def apply(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Scale (band, y, x) values to [0, 1], clipped; pixels not valid, (y, x), take each band's fill value."""
         bands = (slice(None), None, None)

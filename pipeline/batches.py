@@ -38,7 +38,7 @@ from mibf.scaling import Scaling
 from mibf.training import Batch
 from pipeline.ahead import Background
 from pipeline.grid import Window
-from pipeline.held import Held, Layout
+from pipeline.held import Dropout, Held, Layout
 from pipeline.order import Choice, Draws, Frequencies, Group, between, epoch_of, generator, grouped, times_drawn
 from pipeline.patience import AwayError, patiently
 from pipeline.split import Subset
@@ -110,10 +110,11 @@ class Sampler:
     """The samples of one subset of some scenes, for worker `rank` of `workers`.
 
     `frequencies` says how often classes are drawn for training; with `augment` each draw's patches are turned by one of
-    the eight symmetries of the square, the same in all sources. `in_order` heeds neither. Without `background` all is
-    done in the thread that asks for the batches; what they hold is the same. `group_windows` shuffles that many whole
-    windows together in place of as many as `GROUP_BYTES` hold. `tell` is given a line, in any thread, when a store in an
-    object store does not answer.
+    the eight symmetries of the square, the same in all sources; with a probability of `source_dropout`, below 1, it
+    loses one of its sources, of two or more: the whole patch holds what the scaling gives where that source has no data.
+    `in_order` heeds none of the three. Without `background` all is done in the thread that asks for the batches; what they
+    hold is the same. `group_windows` shuffles that many whole windows together in place of as many as `GROUP_BYTES` hold.
+    `tell` is given a line, in any thread, when a store in an object store does not answer.
     """
 
     stores: Sequence[PatchStore]
@@ -124,6 +125,7 @@ class Sampler:
     workers: int = 1
     frequencies: Frequencies = "natural"
     augment: bool = False
+    source_dropout: float = 0.0
     background: bool = True
     group_windows: int | None = None
     tell: Callable[[str], None] = lambda line: None
@@ -139,6 +141,14 @@ class Sampler:
     @cached_property
     def _layout(self) -> Layout:
         return Layout(tuple(s for s in self.stores[0].sources if s.name in self.scaling), self.patch)
+
+    @cached_property
+    def _dropout(self) -> Dropout | None:
+        if not self.source_dropout:
+            return None
+        if len(self._layout.sources) < 2:
+            raise ValueError("a sample cannot lose the only source that there is")
+        return Dropout(self.source_dropout, tuple(self.scaling[source.name].filled for source in self._layout.sources))
 
     def samples(self) -> int:
         """Samples of the subset over all workers."""
@@ -222,15 +232,15 @@ class Sampler:
         """Each group in memory, with the range of its draws that are wanted; ends early where nobody wants more."""
         layout = self._layout
         for group, begin, end in groups:
-            held = Held(layout, sum(layout.pixels(part.distinct) for part in group.parts))
+            held = Held(layout, sum(layout.pixels(part.distinct) for part in group.parts), self._dropout)
             for part in group.parts:
                 if threads.stop.is_set():
                     return
                 self._add(held, part, chance, threads)
             if chance is None:
-                held.arrange(None, None)
+                held.arrange()
             else:
-                held.arrange(chance.shuffle(group), chance.turn(group))
+                held.arrange(chance.shuffle(group), chance.turn(group), chance.lose(group))
             yield held, begin, end
             del held  # it would live on while the next group is read
 
@@ -332,3 +342,7 @@ class _Chance:
     def turn(self, group: Group) -> np.random.Generator | None:
         """For how each of a group's draws is turned; None where none is."""
         return generator(Choice.TURN, self.seed, self.epoch, self.rank, group.number) if self.augment else None
+
+    def lose(self, group: Group) -> np.random.Generator:
+        """For which source each of a group's draws loses, where there is dropout."""
+        return generator(Choice.LOSE, self.seed, self.epoch, self.rank, group.number)

@@ -1,4 +1,4 @@
-"""Windows held in memory, scaled, and the patches gathered from them, plain or turned."""
+"""Windows held in memory, scaled, and the patches gathered from them: plain, turned or without one of their sources."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pipeline.store import CHUNK, StoredSource
 SYMMETRIES = 8
 #: How a window is held: whole with its halo, or as the patches of its samples alone, where they are fewer pixels.
 WHOLE, PATCHES = 0, 1
+#: In place of a source's position: a draw that loses none.
+NONE = -1
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,33 @@ class Layout:
         )
 
 
+@dataclass(frozen=True)
+class Dropout:
+    """Draws lose one of their sources with a probability, each source alike: its patch shows what there is without data.
+
+    Args:
+        share: the probability.
+        filled: of each source, the scaled values of a pixel without data (bands,).
+    """
+
+    share: float
+    filled: tuple[NDArray[np.float32], ...]
+
+    def lost(self, draws: int, chance: np.random.Generator) -> NDArray[np.int16]:
+        """The position of the source that each draw loses, or `NONE` (draws,)."""
+        loses = chance.random(draws) < self.share
+        return np.where(loses, chance.integers(0, len(self.filled), draws, np.int16), np.int16(NONE))
+
+
 class Held:
     """Some windows in memory, and their draws in the order in which they are given out.
 
     Filled window by window with `add`, then put in order once with `arrange`.
     """
 
-    def __init__(self, layout: Layout, pixels: int) -> None:
+    def __init__(self, layout: Layout, pixels: int, dropout: Dropout | None = None) -> None:
         """Room for `pixels` reference pixels of every source."""
-        self.layout = layout
+        self.layout, self.dropout = layout, dropout
         self._values = [np.empty((pixels * s.scale**2, s.bands), np.float32) for s in layout.sources]
         self._used = 0
         self._kinds: list[NDArray[np.uint8]] = []
@@ -130,11 +150,21 @@ class Held:
             return before + np.arange(len(rows)) * (self.layout.patch * scale) ** 2
         return before + (rows * self.layout.side * scale + columns) * scale
 
-    def arrange(self, shuffle: np.random.Generator | None, turn: np.random.Generator | None) -> None:
-        """Put the draws in order: shuffled, or as they were taken in; each turned by a symmetry drawn for it, or none."""
+    def arrange(
+        self,
+        shuffle: np.random.Generator | None = None,
+        turn: np.random.Generator | None = None,
+        lose: np.random.Generator | None = None,
+    ) -> None:
+        """Put the draws in order: shuffled, or as they were taken in.
+
+        Each is turned by a symmetry drawn for it, or none; and where there is dropout, loses the source drawn for it, or
+        none.
+        """
         draws = np.repeat(np.arange(sum(map(len, self._times))), np.concatenate(self._times))
         self.order = draws if shuffle is None else shuffle.permutation(draws)
         self.turns = np.zeros(len(draws), np.uint8) if turn is None else turn.integers(0, SYMMETRIES, len(draws), np.uint8)
+        self.lost = None if self.dropout is None or lose is None else self.dropout.lost(len(draws), lose)
         self.kinds = np.concatenate(self._kinds)
         self.starts = {scale: np.concatenate([s[scale] for s in self._starts]) for scale in self.layout.scales}
         self.labels = np.concatenate(self._labels)
@@ -148,3 +178,6 @@ class Held:
         for source, values, out in zip(self.layout.sources, self._values, patches, strict=True):
             # With "raise", take would write to a copy first; no index lies outside.
             np.take(values, where[source.scale], axis=0, out=out, mode="clip")
+        if self.dropout is not None and self.lost is not None:
+            for position, (out, filled) in enumerate(zip(patches, self.dropout.filled, strict=True)):
+                out[self.lost[begin:end] == position] = filled

@@ -28,6 +28,7 @@ class Choice(IntEnum):
     PICK = 2
     SHUFFLE = 3
     TURN = 4
+    LOSE = 5
 
 
 def generator(choice: Choice, *key: int) -> np.random.Generator:

@@ -33,6 +33,13 @@ def test_variants_leave_out_each_part_and_all_sources_but_one(scene: SmallScene)
     }
 
 
+def test_a_source_alone_is_trained_without_dropout(scene: SmallScene) -> None:
+    config = load(str(scene.write_config()), overrides=["train.source_dropout=0.2"])
+    found = {variant: changed.train.source_dropout for variant, changed in variants(config)}
+    assert found.pop("optical alone") == found.pop("radar alone") == 0
+    assert set(found.values()) == {0.2}
+
+
 def test_an_ablation_of_less_than_the_whole_is_refused(scene: SmallScene) -> None:
     config = load(str(scene.write_config()), overrides=["model.without=[noise]"])
     with pytest.raises(InputError, match="begins with the whole method"):

@@ -466,6 +466,98 @@ def test_augmented_patches_are_the_squares_eight_symmetries_the_same_in_all_sour
     assert all(abs(n - total / 8) < 5 * np.sqrt(total * 7 / 64) for n in met.values())
 
 
+# ------------------------------------------------------------------------------------------------------------------ dropout
+
+
+def off_the_middle(store: MemoryStore) -> Scaling:
+    """A scaling whose fill values are scaled to constants that no pixel of the store has, another one for each band."""
+    bands = plain_scaling(store)[store.sources[0].name]
+    fills = (np.float32([2**24 * (0.9 - 0.1 * i), 1 / 3 + i]) for i in range(len(store.sources)))
+    return {source.name: replace(bands, fill=fill) for source, fill in zip(store.sources, fills, strict=True)}
+
+
+def dropping(store: MemoryStore, share: float, **more: Any) -> Sampler:
+    return replace(sampler(store, **more), scaling=off_the_middle(store), source_dropout=share)
+
+
+def lost(batch: Batch, scaling: Scaling) -> np.ndarray:
+    """Whether each sample's patch of each source is what there is without data, (B, sources)."""
+    constants = (bands.apply(np.zeros((2, 1, 1)), np.zeros((1, 1), bool)) for bands in scaling.values())
+    return np.stack([(x == c).all(axis=(1, 2, 3)) for x, c in zip(batch.sources, constants, strict=True)], axis=1)
+
+
+@pytest.mark.parametrize("labelled", [0.9, 0.02])  # windows held whole, and as patches alone
+@pytest.mark.parametrize("scales", [(1, 2), (1, 2, 4)])
+def test_a_dropped_sample_loses_one_source_for_the_whole_patch_and_nothing_else(
+    labelled: float, scales: tuple[int, ...]
+) -> None:
+    store = MemoryStore(scattered((260, 240), (labelled / 2, labelled / 4, labelled / 4)), scales=scales)
+    plain, dropped = (
+        list(islice(dropping(store, share, augment=True).shuffled(batch=100, seed=0, epoch=0), 12)) for share in (0.0, 0.5)
+    )
+    gone = np.concatenate([lost(b, off_the_middle(store)) for b in dropped])
+    assert not np.concatenate([lost(b, off_the_middle(store)) for b in plain]).any()
+    assert set(gone.sum(axis=1)) == {0, 1}, "at the most one source each"
+    for number, (one, other) in enumerate(zip(plain, dropped, strict=True)):
+        assert (one.labels == other.labels).all()
+        for source, (x, y) in enumerate(zip(one.sources, other.sources, strict=True)):
+            kept = ~gone[number * 100 : (number + 1) * 100, source]
+            assert (x[kept] == y[kept]).all(), "order, turns and the other sources are as without dropout"
+    samples, sources = gone.shape
+    assert abs(gone.sum() - samples / 2) < 5 * np.sqrt(samples / 4)
+    for of_source in gone.sum(axis=0):
+        p = 0.5 / sources
+        assert abs(of_source - samples * p) < 5 * np.sqrt(samples * p * (1 - p))
+
+
+def test_a_lost_source_is_what_the_scaling_gives_where_there_is_no_data(prepared: Prepared) -> None:
+    """Of real limits: bit for bit what mapping shows."""
+    store = PatchStore(prepared[1].store("small"))
+    scaling = scaling_from_json(storage.read_json(prepared[1].scaling))
+    part = Sampler([store], scaling, 5, "train", source_dropout=0.9)
+    (batch,) = islice(part.shuffled(batch=200, seed=0, epoch=0), 1)
+    for found, (name, bands) in zip(batch.sources, scaling.items(), strict=True):
+        values, valid = store.read_source(name, Window(0, 0, 5, 5))
+        shown = bands.apply(values, np.zeros_like(valid))
+        assert (shown == bands.filled[:, None, None]).all()
+        assert 50 < (found == shown).all(axis=(1, 2, 3)).sum() < 130
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_draws_of_dropout_are_of_seed_epoch_and_worker_alone(uneven: MemoryStore, workers: int) -> None:
+    def gone(seed: int, epoch: int, rank: int, **more: Any) -> list[bytes]:
+        part = dropping(uneven, 0.3, rank=rank, workers=workers, **more)
+        return [lost(b, part.scaling).tobytes() for b in part.shuffled(batch=64, seed=seed, epoch=epoch)]
+
+    first = gone(3, 1, 0)
+    assert gone(3, 1, 0) == first
+    assert gone(3, 1, 0, background=False) == first
+    others = [gone(4, 1, 0), gone(3, 2, 0)] + ([gone(3, 1, 1)] if workers > 1 else [])
+    assert all(other[: len(first)] != first[: len(other)] for other in others)
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("start", [1, 50, 90])
+def test_a_resumed_epoch_loses_the_same_sources(uneven: MemoryStore, start: int) -> None:
+    part = dropping(uneven, 0.4, frequencies="balanced", augment=True)
+    whole = content(part.shuffled(batch=100, seed=0, epoch=0))
+    assert content(part.shuffled(batch=100, seed=0, epoch=0, start=start)) == whole[start:]
+
+
+def test_validation_loses_nothing_and_no_dropout_changes_nothing(uneven: MemoryStore) -> None:
+    plain = sampler(uneven, subset="validation", frequencies="sqrt", augment=True)
+    assert content(replace(plain, source_dropout=0.9).in_order(batch=100)) == content(plain.in_order(batch=100))
+    never = replace(plain, source_dropout=0.0).shuffled(batch=100, seed=2, epoch=1)
+    assert content(never) == content(plain.shuffled(batch=100, seed=2, epoch=1))
+
+
+def test_the_only_source_cannot_be_lost() -> None:
+    store = MemoryStore(scattered((40, 40), (0.5, 0.3, 0.1)), scales=(1,))
+    with pytest.raises(ValueError, match="the only source"):
+        next(sampler(store, source_dropout=0.5).shuffled(batch=10, seed=0, epoch=0))
+
+
 # --------------------------------------------------------------------------------------------------- validation, in order
 
 

@@ -385,6 +385,16 @@ def test_the_card_tells_what_the_bundle_holds(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
+    ("hyperparameters", "wanted"),
+    [({"source_dropout": 0.25}, 0.25), ({"source_dropout": 0}, 0), ({"source_dropout": "much"}, 0), ({}, 0), (None, 0)],
+)
+def test_a_bundle_tells_what_share_of_samples_lost_a_source(hyperparameters: Any, wanted: float) -> None:
+    told = make(provenance={"hyperparameters": hyperparameters})
+    assert Bundle.from_files(told.to_files()).source_dropout == wanted
+    assert make(provenance={}).source_dropout == 0
+
+
+@pytest.mark.parametrize(
     ("provenance", "fact"),
     [
         ({}, "is not recorded"),

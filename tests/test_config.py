@@ -63,6 +63,8 @@ def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
         ("train.seed=99999999999999999999", "train.seed: Input should be less than or equal to 9223372036854775807"),
         ("train.seeds=[]", "train.seeds: holds too few"),
         ("model.without=[noise, noise]", "model.without: a part is named twice in noise, noise"),
+        ("train.source_dropout=1", "train.source_dropout: Input should be less than 1"),
+        ("train.source_dropout=-0.1", "train.source_dropout: Input should be greater than or equal to 0"),
         ("train.class_weights=even", "train.class_weights: is `balanced`, `sqrt` or weights by class"),
         ("train.class_weights=[1, 2, 1]", "train.class_weights: is `balanced`, `sqrt` or weights by class"),
         ("train.class_weights={1: 2}", "train.class_weights: names class 1; classes go by their names"),
@@ -82,6 +84,13 @@ def test_mistakes_are_told_with_their_place(scene: SmallScene, override: str, to
 def test_patience_wants_validation_pixels(scene: SmallScene) -> None:
     message = refusal(scene, ["train.patience=2"], split={"method": "random", "validation": 0})
     assert "`train.patience` waits for a better epoch, and the split has no validation pixels" in message
+
+
+def test_a_source_alone_cannot_be_lost(scene: SmallScene) -> None:
+    alone = ["model={patch: 5, sources: [radar], without: [noise, relation]}"]
+    message = refusal(scene, [*alone, "train.source_dropout=0.2"])
+    assert "train.source_dropout is 0.2, and model.sources names one source" in message
+    assert load(str(scene.write_config()), overrides=alone).train.source_dropout == 0
 
 
 def test_several_mistakes_are_told_at_once(scene: SmallScene) -> None:

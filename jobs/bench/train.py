@@ -115,7 +115,12 @@ def _one_process(prepared: Prepared, *, rounds: int, steps: int) -> list[Row]:
     wanted, device = prepared.config.train, best_device()
     check_precision(device, "bf16")
     frequencies = prepared.config.sampling.frequencies
-    sampler = prepared.sampler(frequencies=frequencies, augment=wanted.augment, group_windows=TOGETHER)
+    sampler = prepared.sampler(
+        frequencies=frequencies,
+        augment=wanted.augment,
+        source_dropout=wanted.source_dropout,
+        group_windows=TOGETHER,
+    )
     workspace = Workspace.of(prepared.config)  # nothing is written there
     ways: dict[str, dict[str, Any]] = {
         FLOAT32: {"precision": "float32"},
