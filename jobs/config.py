@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mibf.errors import InputError
+from pipeline.period import period
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 #: What torch takes for one.
@@ -169,9 +171,22 @@ class SceneSection(Section):
     """One area and its sources."""
 
     name: Name
+    datetime: str | None = None
     grid: GridSection
     sources: dict[Name, SourceSection] = Field(min_length=2)
     labels: LabelsSection | None = None
+
+    @field_validator("datetime", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return value.isoformat() if isinstance(value, date) else value  # YAML makes times of what looks like one
+
+    @field_validator("datetime")
+    @classmethod
+    def _of_iso_8601(cls, value: str | None) -> str | None:
+        if value is not None:
+            period(value)
+        return value
 
     @model_validator(mode="after")
     def _like_is_a_source(self) -> SceneSection:

@@ -118,7 +118,7 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
     parts["needs"] = [manifest and manifest.identity for manifest in earlier]
     if stage == "prepare":
         parts["configuration"] = [
-            _without_branches(values["scenes"]),
+            _as_stored(values["scenes"]),
             values["classes"],
             values["split"],
             config.model.patch,
@@ -136,15 +136,17 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
         parts["configuration"] = values["prediction"]
     elif stage == "map":
         # The number of workers does not change a map.
-        parts["configuration"] = [{k: v for k, v in values["map"].items() if k != "workers"}, values["prediction"]]
+        changing = {k: v for k, v in values["map"].items() if k != "workers"}
+        parts["configuration"] = [changing, values["prediction"], [scene.datetime for scene in config.scenes]]
     elif stage == "report":
         parts["configuration"] = [config.name, config.run]  # one page for all runs: it shows the last one
     return storage.digest(parts)
 
 
-def _without_branches(scenes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The scenes without what only the network is made by."""
+def _as_stored(scenes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The scenes without what changes no store: what only the network is made by, or only told of the map."""
     for scene in scenes:
+        del scene["datetime"]
         for source in scene["sources"].values():
             del source["branch"]
     return scenes

@@ -33,6 +33,11 @@ def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
+        ("scenes.0.datetime=summer", "scenes.0.datetime: is no time of ISO 8601: write an instant"),
+        ("scenes.0.datetime=2024-07-01", "scenes.0.datetime: 2024-07-01 has no time zone: add Z for UTC"),
+        ("scenes.0.datetime=2024-07-01T10:30:00", "has no time zone"),
+        ("scenes.0.datetime=2024-07-02T00:00:00Z/2024-07-01T00:00:00Z", "scenes.0.datetime: an interval's end"),
+        ("scenes.0.datetime=2024", "scenes.0.datetime: must be text"),
         ("train.epoch=3", "train.epoch: unknown key; did you mean 'epochs'?"),
         ("trian.epochs=3", "trian: unknown key; did you mean 'train'?"),
         ("split.blok=9", "split.blok: unknown key; did you mean 'block'?"),
@@ -185,3 +190,20 @@ def test_what_training_draws_makes_it_stale_and_prepare_not(scene: SmallScene, o
     before, after = load(path), load(path, overrides=[override])
     assert fingerprint(before, "train") != fingerprint(after, "train")
     assert fingerprint(before, "prepare") == fingerprint(after, "prepare")
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ("2024-07-01T10:30:00Z", "2024-07-01T10:30:00+00:00"),  # YAML makes a time of it
+        ("'2024-07-01T10:30:00+02:00'", "2024-07-01T10:30:00+02:00"),
+        ("2024-06-01T00:00:00Z/2024-08-31T23:59:59Z", "2024-06-01T00:00:00Z/2024-08-31T23:59:59Z"),
+    ],
+)
+def test_when_a_scene_was_taken_makes_the_map_stale_alone(scene: SmallScene, told: str, kept: str) -> None:
+    path = str(scene.write_config())
+    before, after = load(path), load(path, overrides=[f"scenes.0.datetime={told}"])
+    assert (before.scenes[0].datetime, after.scenes[0].datetime) == (None, kept)
+    assert fingerprint(before, "map") != fingerprint(after, "map")
+    for stage in ("prepare", "train", "evaluate"):
+        assert fingerprint(before, stage) == fingerprint(after, stage)
