@@ -165,7 +165,7 @@ def _stretched(values: NDArray[Any], valid: NDArray[np.bool_], scaling: BandScal
 def _colored(ids: NDArray[Any], classes: tuple[ClassName, ...]) -> Rgb:
     table = np.full((256, 3), BACKGROUND, np.uint8)
     for c in classes:
-        table[c.id] = list(bytes.fromhex(c.color.removeprefix("#")))
+        table[c.id] = c.rgb
     return np.asarray(table[ids])
 
 

@@ -45,6 +45,12 @@ class ClassName:
     name: str
     color: str
 
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Its colour as red, green and blue from 0 to 255."""
+        red, green, blue = bytes.fromhex(self.color.removeprefix("#"))
+        return red, green, blue
+
 
 @dataclass(frozen=True)
 class Bundle:
