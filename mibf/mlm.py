@@ -15,7 +15,7 @@ from mibf.scaling import BandScaling
 from mibf.spec import FEATURES, HIDDEN, SourceSpec
 
 if TYPE_CHECKING:
-    from mibf.bundle import Bundle
+    from mibf.bundle import Bundle, ClassName
 
 EXTENSIONS = (
     "https://stac-extensions.github.io/mlm/v1.6.0/schema.json",
@@ -97,9 +97,9 @@ def _output(bundle: Bundle) -> dict[str, Any]:
         "classification:classes": [
             {
                 "value": c.id,
-                "name": re.sub(r"[^0-9A-Za-z_-]+", "_", c.name).strip("_") or f"class_{c.id}",
+                "name": class_key(c),
                 "description": c.name,
-                "color_hint": c.color.removeprefix("#").upper(),
+                "color_hint": color_hint(c),
             }
             for c in bundle.classes
         ],
@@ -109,6 +109,21 @@ def _output(bundle: Bundle) -> dict[str, Any]:
             "description": "Probabilities of the classes.",
         },
     }
+
+
+def class_key(c: ClassName) -> str:
+    """A class's name as the classification extension takes one: of letters, digits, `_` and `-`."""
+    return as_name(c.name) or f"class_{c.id}"
+
+
+def as_name(name: str) -> str:
+    """What of a name the classification extension takes."""
+    return re.sub(r"[^0-9A-Za-z_-]+", "_", name).strip("_")
+
+
+def color_hint(c: ClassName) -> str:
+    """A class's colour as the classification extension writes one."""
+    return c.color.removeprefix("#").upper()
 
 
 def _hyperparameters(bundle: Bundle) -> dict[str, Any]:

@@ -65,14 +65,16 @@ def reflected(start: int, stop: int, size: int, *, scale: int = 1) -> NDArray[np
     return np.asarray(fine.ravel())
 
 
+def crs_to_json(grid: GeoBox) -> dict[str, Any]:
+    """A grid's CRS as `proj:` attributes, which GeoZarr and STAC share; none where it has no CRS."""
+    if grid.crs is None:
+        return {}
+    return {"proj:code": grid.crs.to_epsg() and f"EPSG:{grid.crs.to_epsg()}", "proj:wkt2": grid.crs.to_wkt()}
+
+
 def grid_to_json(grid: GeoBox) -> dict[str, Any]:
     """A grid as GeoZarr `proj:` and `spatial:` attributes."""
-    crs = (
-        {}
-        if grid.crs is None
-        else {"proj:code": grid.crs.to_epsg() and f"EPSG:{grid.crs.to_epsg()}", "proj:wkt2": grid.crs.to_wkt()}
-    )
-    return crs | {
+    return crs_to_json(grid) | {
         "spatial:dimensions": ["y", "x"],
         "spatial:transform": list(grid.affine)[:6],
         "spatial:shape": list(grid.shape),
