@@ -6,7 +6,6 @@ Credentials come from the environment alone (fsspec and its back ends read them 
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import json
 import os
@@ -111,7 +110,7 @@ def create_bytes(url: str, content: bytes) -> bool:
     filesystem, path = open_url(url)
     _make_folder(filesystem, posixpath.dirname(path))
     if is_local(url):
-        return _link_new(filesystem, path, content)
+        return _link_new(path, content)
     for left in reversed(range(_CONFLICTS)):
         try:
             filesystem.pipe_file(path, content, mode="create")
@@ -137,15 +136,19 @@ def _refusal_of(error: OSError) -> str:
     return str(answer.get("Error", {}).get("Code", ""))
 
 
-def _link_new(filesystem: AbstractFileSystem, path: str, content: bytes) -> bool:
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+def _link_new(path: str, content: bytes) -> bool:
+    # Hidden: what a killed process leaves must not be read as a part of the folder.
+    temporary = Path(path).with_name(f".{posixpath.basename(path)}.{uuid.uuid4().hex}.tmp")
     try:
-        filesystem.pipe_file(temporary, content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the name without the content
         os.link(temporary, path)
     except FileExistsError:
         return False
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return True
 
 
@@ -504,35 +507,3 @@ def names(url: str) -> list[str]:
         return [posixpath.basename(entry.rstrip("/")) for entry in filesystem.ls(path, detail=False)]
     except FileNotFoundError:
         return []
-
-
-def create_bytes(url: str, content: bytes) -> bool:
-    """Write a new file whole or not at all; of several that try at once, one does.
-
-    Returns:
-        Whether this call made it; false where there was one, which stays as it is.
-    """
-    filesystem, path = open_url(url)
-    _make_folder(filesystem, posixpath.dirname(path))
-    try:
-        if not is_local(url):
-            filesystem.pipe_file(path, content, mode="create")
-            return True
-        # Hidden: what a killed process leaves must not be read as a part of the folder.
-        temporary = Path(path).with_name(f".{posixpath.basename(path)}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # else a power cut may leave the name without the content
-            os.link(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except FileExistsError:
-        return False
-    except OSError as error:  # s3fs, of servers that refuse and do not name the condition
-        filesystem.invalidate_cache(path)
-        if error.errno != errno.EINVAL or not filesystem.exists(path):
-            raise
-        return False
-    return True
