@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
+from zlib import crc32
 
 import numpy as np
 import rasterio
@@ -28,6 +29,10 @@ _GDAL_TYPES = {"uint8": "Byte", "uint16": "UInt16", "uint32": "UInt32", "uint64"
 
 #: Reads the codes (band, y, x) of a product in a window of the grid.
 Read = Callable[[Window], NDArray[Any]]
+
+
+class CogError(RuntimeError):
+    """A file that was written is not a valid cloud-optimised GeoTIFF, or does not hold what was written."""
 
 
 def block_side(block: int, tile: int) -> int:
@@ -61,10 +66,11 @@ def build(
     classes: Sequence[ClassName],
     tags: Mapping[str, str],
 ) -> list[Path]:
-    """Write a window of a product as a cloud-optimised GeoTIFF, seen to be valid, with what belongs beside it.
+    """Write a window of a product as a cloud-optimised GeoTIFF, seen to be valid and whole, with what belongs beside it.
 
     Memory is bounded by GDAL's cache: pixels go square by square into a plain GeoTIFF first, which needs room beside the
-    file for as long as it takes.
+    file for as long as it takes; and square by square the file is read again, as GDAL does not raise an error for every
+    write that fails.
 
     Args:
         read: gives the product's codes in a window of the grid.
@@ -80,10 +86,10 @@ def build(
         The file and, of class ids, the one beside it with the classes' names.
 
     Raises:
-        RuntimeError: what was written is not a valid cloud-optimised GeoTIFF.
+        CogError: what was written is not a valid cloud-optimised GeoTIFF, or not whole.
     """
     plain = path.with_suffix(".plain.tif")
-    _write_plain(plain, read, product, window, grid=grid, names=names, classes=classes, tags=tags)
+    written = _write_plain(plain, read, product, window, grid=grid, names=names, classes=classes, tags=tags)
     rasterio.shutil.copy(
         plain,
         path,
@@ -99,7 +105,9 @@ def build(
     plain.unlink()
     valid, errors, _ = cog_validate(path, strict=True, quiet=True)
     if not valid:
-        raise RuntimeError(f"{path}: not a valid cloud-optimised GeoTIFF: {'; '.join(errors)}")
+        raise CogError(f"{path}: not a valid cloud-optimised GeoTIFF: {'; '.join(errors)}")
+    if _checksum(path) != written:
+        raise CogError(f"{path}: does not hold the pixels that were written")
     if product.name not in CLASS_PRODUCTS:
         return [path]
     beside = Path(f"{path}.aux.xml")
@@ -117,7 +125,8 @@ def _write_plain(
     names: Sequence[str],
     classes: Sequence[ClassName],
     tags: Mapping[str, str],
-) -> None:
+) -> int:
+    """Write a plain GeoTIFF; the checksum of its pixels, as of `_checksum`."""
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "height": window.height,
@@ -134,6 +143,7 @@ def _write_plain(
         "zlevel": 1,  # it is read once
         "bigtiff": "if_safer",
     }
+    checksum = 0
     with rasterio.open(path, "w", **profile) as target:
         target.update_tags(**tags)
         target.scales, target.offsets = [product.scale] * len(names), [0.0] * len(names)
@@ -144,8 +154,19 @@ def _write_plain(
             target.write_colormap(1, color_table(classes))
             target.update_tags(1, **{f"class_{c.id}": c.name for c in classes})
         for part in windows((window.height, window.width), TILE):
-            codes = read(Window(window.y + part.y, window.x + part.x, part.height, part.width))
-            target.write(np.asarray(codes), window=rasterio_window(part))
+            codes = np.ascontiguousarray(read(Window(window.y + part.y, window.x + part.x, part.height, part.width)))
+            target.write(codes, window=rasterio_window(part))
+            checksum = crc32(codes.data, checksum)
+    return checksum
+
+
+def _checksum(path: Path) -> int:
+    """The CRC-32 of a file's pixels, square by square."""
+    checksum = 0
+    with rasterio.open(path) as dataset:
+        for part in windows(dataset.shape, TILE):
+            checksum = crc32(np.ascontiguousarray(dataset.read(window=rasterio_window(part))).data, checksum)
+    return checksum
 
 
 def rasterio_window(window: Window) -> rasterio.windows.Window:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import logging
-import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,6 +22,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from rasterio._err import CPLE_BaseError
 
 from mibf.bundle import ClassName
 from mibf.errors import InputError
@@ -35,6 +35,8 @@ STAGING, ITEM = ".staging", "item.json"
 #: The names of a map's files, of any products and blocks.
 _FILES = re.compile(rf"({'|'.join(MAP_PRODUCTS)})(_y\d+_x\d+)?\.(tif|tif\.aux\.xml|vrt)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+#: What comes of it when GDAL cannot write.
+_OF_GDAL = (rasterio.errors.RasterioError, CPLE_BaseError, SystemError, cog.CogError)
 
 
 class PublishError(RuntimeError):
@@ -87,6 +89,7 @@ def publish(
 
     Raises:
         PublishError: a disk is full.
+        CogError: a file is not valid, or does not hold what was written.
     """
     staging = storage.join(folder, STAGING)
     with storage.folder_in_use(folder), _aside(staging) as place:
@@ -129,7 +132,8 @@ def _built(
     rows, columns = grid.shape
     parts = cog.pieces(product.name, (rows, columns), block=block)
     for name, window in parts:
-        with _room(place, name):
+        pixels = window.height * window.width * len(names) * np.dtype(product.dtype).itemsize
+        with _room(place, name, pixels=pixels):
             made = cog.build(read, product, window, place / name, grid=grid, names=names, classes=classes, tags=tags)
         yield made, window
     if len(parts) > 1:
@@ -157,46 +161,40 @@ def _aside(staging: str) -> Iterator[Path]:
             storage.remove(staging)
 
 
-class _Ear(logging.Handler):
-    """Hears whether GDAL ran out of room: its exceptions and those of rasterio mostly do not say."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.full = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take a message of GDAL's."""
-        self.full |= _says_full(record.getMessage())
-
-
-def _says_full(text: str) -> bool:
-    return "Free disk space available" in text or any(os.strerror(number) in text for number in _FULL)
-
-
 @contextmanager
-def _room(place: Path, name: str) -> Iterator[None]:
-    """Write a file in a folder.
+def _room(place: Path, name: str, *, pixels: int = 0) -> Iterator[None]:
+    """Write a file in a folder, of so many bytes of pixels uncompressed.
+
+    GDAL raises errors of many kinds where a disk is full, few of which say so. They are taken for that where less room is
+    left than the file may want: for its pixels and overviews and what GDAL keeps beside them for a while, twice the
+    pixels.
 
     Raises:
-        PublishError: there is no room for it, whatever was raised on that account, or not even that.
+        PublishError: there is no room for it.
     """
-    ear, log, cause = _Ear(), logging.getLogger("rasterio._env"), None
-    log.addHandler(ear)
     try:
         yield
-    except Exception as error:
-        if not (ear.full or _says_full(str(error)) or getattr(error, "errno", None) in _FULL):
+    except OSError as error:
+        if error.errno not in _FULL and not (isinstance(error, _OF_GDAL) and _little_left(place, 2 * pixels)):
+            raise
+        cause: Exception = error
+    except _OF_GDAL as error:
+        if not _little_left(place, 2 * pixels):
             raise
         cause = error
-    finally:
-        log.removeHandler(ear)
-    if cause is not None or ear.full:
-        raise PublishError(
-            f"{place}: the disk is full, there is no room for {name}; nothing was published, and an earlier map is as it "
-            "was. Make room there, publish fewer products (map.products) or smaller ones (map.dtype: uint8), or take "
-            "another disk (the workspace's, or by TMPDIR where the workspace is in an object store); then run `mibf map` "
-            "again."
-        ) from cause
+    else:
+        return
+    left = shutil.disk_usage(place).free / 1e6
+    raise PublishError(
+        f"{place}: the disk is full, {left:,.1f} MB are left for {name}, which takes up to {2 * pixels / 1e6:,.1f}; nothing "
+        "was published, and an earlier map is as it was. Make room there, publish fewer products (map.products) or smaller "
+        "ones (map.dtype: uint8), or take another disk (the workspace's, or by TMPDIR where the workspace is in an object "
+        "store); then run `mibf map` again."
+    ) from cause
+
+
+def _little_left(place: Path, wanted: int) -> bool:
+    return shutil.disk_usage(place).free < wanted
 
 
 def _size_and_sha256(path: Path) -> tuple[int, str]:
