@@ -268,11 +268,11 @@ class Ledger:
     def _segment(self, url: str, columns: Sequence[str]) -> pa.Table:
         content = patiently(url, lambda: storage.read_bytes(url), tell=self._tell)
         expected = pa.schema([_SCHEMA.field(name) for name in columns])
-        why: object = "its columns are not those of a ledger"
+        why: object = "not the columns or not all rows of a ledger's segment"
         try:
             file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
             table = file.read(columns=columns, use_threads=False)
-            if set(expected) <= set(table.schema):
+            if set(expected) <= set(table.schema) and table.num_rows == file.metadata.num_rows:
                 return table.select(columns)
         except (pa.ArrowException, OSError, ValueError) as error:  # the last of a column's name that is no text
             why = error
