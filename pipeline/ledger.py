@@ -13,14 +13,13 @@ People read it with what they have:
 from __future__ import annotations
 
 import re
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +38,10 @@ State = Literal["pending", "done", "failed", "stale"]
 FLUSH_ROWS, FLUSH_SECONDS, FLUSH_SECONDS_FAR = 5000, 1.0, 5.0
 #: Segments that are read at a time.
 _AT_A_TIME = 16
+
+#: Values that are kept for sharing; should each tile have its own, keeping them all would take more than it saves.
+_SHARED = 10_000
+Shared = TypeVar("Shared", bound=int | str)
 
 _NAME = re.compile(r"(\d{6,})\.parquet")
 _WRITER = b"mibf:writer"
@@ -64,7 +67,7 @@ _FOLDED = (*_PLACE, "state", "fingerprint", "model", "attempt", "cause", "finish
 
 
 class LedgerTakenError(LeaseHeldError):
-    """Another process writes this ledger; the message names it and the remedy."""
+    """Another process writes this ledger; the message names the segment and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ class Ledger:
         self.url, self._tell = url, tell
         self._scene = ""
         self._last: dict[Window, TileState] = {}
-        self._numbers_seen: dict[int, int] = {}
+        self._shared: dict[Any, Any] = {}
         self._buffer: list[Entry] = []
         self._next = 1  # number of the segment to be written
         self._token = uuid.uuid4().hex  # tells our segments from another writer's
@@ -230,25 +233,30 @@ class Ledger:
             attempts, failed = before.attempts, before.failed_attempts
         if state in ("done", "failed"):
             if 0 < attempt <= attempts:  # told of before, or a second run of the same task
-                failed = max(failed, state == "failed")
+                failed = max(failed, int(state == "failed"))
             else:
                 attempts, failed = attempt or attempts + 1, failed + (state == "failed")
         self._last[tile.window] = TileState(
-            state, sys.intern(fingerprint), sys.intern(model), attempts, failed, sys.intern(cause),
-            None if finished is None else finished / 1000, checksum, pixels, rows,
+            self._share(state), self._share(fingerprint), self._share(model), attempts, failed, self._share(cause),
+            None if finished is None else finished / 1000, checksum, self._share(pixels), self._share(rows),
         )  # fmt: skip
 
     def _fold(self, segment: pa.Table) -> None:
         columns = [self._values(segment[name]) for name in _FOLDED]
         for scene, y, x, height, width, *event in zip(*columns, strict=True):
-            self._take(Tile(scene, Window(y, x, height, width)), *event)
+            self._take(Tile(scene, Window(*map(self._share, (y, x, height, width)))), *event)
 
     def _values(self, column: pa.ChunkedArray) -> list[Any]:
-        """A column's values, times in milliseconds. Numbers are shared: a map of 100,000 tiles has few different ones."""
+        """A column's values, times in milliseconds."""
         if pa.types.is_timestamp(column.type):
-            return list(column.cast(pa.int64()).to_pylist())
-        values = column.to_pylist()
-        return [self._numbers_seen.setdefault(v, v) for v in values] if pa.types.is_integer(column.type) else values
+            column = column.cast(pa.int64())
+        return list(column.to_pylist())
+
+    def _share(self, value: Shared) -> Shared:
+        """An equal value that is in memory already, where there is one: most of a map's tiles have them in common."""
+        if len(self._shared) < _SHARED:
+            return cast(Shared, self._shared.setdefault(value, value))
+        return cast(Shared, self._shared.get(value, value))
 
     def _place(self, number: int) -> str:
         return storage.join(self.url, f"{number:06d}.parquet")
