@@ -23,6 +23,7 @@ from mibf.errors import InputError
 from mibf.network import MIBFNet
 from mibf.scaling import scaling_from_json
 from pipeline import storage
+from pipeline.lease import Lease
 from pipeline.predict import check_sources
 from pipeline.store import PatchStore
 
@@ -57,7 +58,7 @@ class _Checkpoint:
         """The name alone: a URL may carry a signature, which belongs in no file."""
         return posixpath.basename(self.url.partition("?")[0])
 
-    def to_bundle(self, config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
+    def to_bundle(self, config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> Outcome:
         """Check the checkpoint against the stores and write the bundle."""
         _check_not_trained(workspace)
         stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
@@ -84,7 +85,7 @@ class _Checkpoint:
             check_sources(store, bundle)
         if config.model.patch != PATCH:
             say(f"warning: the paper's patches are of {PATCH} pixels; weights do not tell, {config.model.patch} are taken")
-        begin(workspace, "train")
+        begin(workspace, "train", lease)
         as_run = storage.without_queries(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         storage.write_bytes(storage.join(workspace.run_folder, "config.yaml"), as_run.encode())
         workspace.write_bundle(bundle)

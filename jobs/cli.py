@@ -11,13 +11,14 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from jobs.config import Config
-    from jobs.stages import Manifest, StageName
+    from jobs.stages import Manifest, StageName, Work
 
 ALL_STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "map", "report")
 
@@ -37,6 +38,7 @@ Overrides = Annotated[
 Anew = Annotated[
     bool, typer.Option("--anew", help="Throw away the checkpoints of a training of this run that was not finished.")
 ]
+Replace = Annotated[bool, typer.Option("--replace", help="Also where another model has mapped before.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 
 
@@ -52,7 +54,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def run(config: ConfigPath, set_: Overrides = None, as_json: Json = False, anew: Anew = False) -> None:
     """Do all stages, from prepare to report, skipping those that are current."""
-    _stages(config, set_, as_json, ALL_STAGES, keep_current=True, anew=anew)
+    _stages(config, set_, as_json, ALL_STAGES, keep_current=True, train={"anew": anew}, map={"replace": True})
 
 
 @app.command()
@@ -69,7 +71,7 @@ def demo(
         return demo_config()
 
     overrides = [f"workspace={json.dumps(workspace)}", *(set_ or [])]
-    _stages(configuration, overrides, as_json, ALL_STAGES, keep_current=True)
+    _stages(configuration, overrides, as_json, ALL_STAGES, keep_current=True, map={"replace": True})
 
 
 @app.command()
@@ -81,7 +83,7 @@ def prepare(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -
 @app.command()
 def train(config: ConfigPath, set_: Overrides = None, as_json: Json = False, anew: Anew = False) -> None:
     """Train the network on the training subset; the best epoch by validation becomes the model."""
-    _stages(config, set_, as_json, ("train",), keep_current=False, anew=anew)
+    _stages(config, set_, as_json, ("train",), keep_current=False, train={"anew": anew})
 
 
 @app.command()
@@ -91,9 +93,71 @@ def evaluate(config: ConfigPath, set_: Overrides = None, as_json: Json = False) 
 
 
 @app.command(name="map")
-def map_(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
-    """Classify the whole scenes into cloud-optimised GeoTIFFs."""
-    _stages(config, set_, as_json, ("map",), keep_current=False)
+def map_(
+    config: ConfigPath,
+    anew: Annotated[bool, typer.Option("--anew", help="Map every tile, those that are done too.")] = False,
+    replace: Replace = False,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Classify the whole scenes into cloud-optimised GeoTIFFs: the tiles that are missing, failed or stale."""
+    _stages(config, set_, as_json, ("map",), keep_current=False, map={"anew": anew, "replace": replace})
+
+
+@app.command()
+def rerun(
+    config: ConfigPath,
+    failed: Annotated[bool, typer.Option("--failed", help="Only tiles that failed.")] = False,
+    stale: Annotated[bool, typer.Option("--stale", help="Only tiles whose input, model or settings have changed.")] = False,
+    missing: Annotated[bool, typer.Option("--missing", help="Only tiles that were never finished.")] = False,
+    tiles: Annotated[
+        list[str] | None, typer.Option(metavar="[SCENE/]yN_xN", help="Only this tile; may be given again.")
+    ] = None,
+    max_attempts: Annotated[
+        int, typer.Option(min=1, help="Failed attempts after which a tile is left alone and listed.")
+    ] = 10,
+    backoff: Annotated[
+        float, typer.Option(min=0, help="Seconds from a tile's failure to its next attempt; doubled with each failure.")
+    ] = 0.0,
+    replace: Replace = False,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Map what is missing, failed or stale, and no more; for schedules: nothing is said where nothing is to do."""
+    chosen = [state for state, wanted in (("failed", failed), ("stale", stale), ("pending", missing)) if wanted]
+    options: dict[str, Any] = {"max_attempts": max_attempts, "backoff": backoff, "replace": replace}
+    options |= ({"states": tuple(chosen)} if chosen else {}) | ({"tiles": tuple(tiles)} if tiles else {})
+
+    def work() -> None:
+        from jobs.config import load
+        from jobs.map import Request
+        from jobs.reruns import rerun as work
+
+        found = work(load(config, overrides=set_ or ()), Request(**options))
+        if as_json:
+            typer.echo(_json(found.to_json()))
+        else:
+            for line in found.lines:
+                typer.echo(line)
+        if found.failure is not None:
+            raise found.failure
+
+    _guarded(work)
+
+
+@app.command()
+def status(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
+    """Tell of every scene's tiles by state, with the causes of those that failed or are stale; writes nothing."""
+
+    def work() -> None:
+        from jobs.config import load
+        from jobs.status import lines
+        from jobs.status import status as work
+
+        found = work(load(config, overrides=set_ or ()))
+        typer.echo(_json([scene.to_json() for scene in found]) if as_json else "\n".join(lines(found)))
+
+    _guarded(work)
 
 
 @app.command()
@@ -119,7 +183,7 @@ def ablate(
         from jobs.config import load
 
         def stage(changed: Config, name: StageName) -> Manifest:
-            return _stage(changed, name, keep_current=True, anew=False)[0]
+            return _stage(changed, name, keep_current=True)[0]
 
         rows = work(load(config, overrides=set_ or ()), stage, test=test)
         typer.echo(_json([row.to_json() for row in rows]) if as_json else table(rows))
@@ -419,12 +483,13 @@ def _stages(
     stages: Sequence[StageName],
     *,
     keep_current: bool,
-    anew: bool = False,
+    **options: dict[str, Any],
 ) -> None:
-    """Do stages in order."""
+    """Do stages in order, each with the options of its name."""
 
     def work(loaded: Config) -> list[tuple[Manifest, bool]]:
-        return [_stage(loaded, stage, keep_current=keep_current, anew=anew) for stage in stages]
+        wanted = stages if loaded.labelled or loaded.map.model is None else [s for s in stages if s in ("prepare", "map")]
+        return [_stage(loaded, stage, keep_current=keep_current, **options.get(stage, {})) for stage in wanted]
 
     _carry_out(config, overrides, as_json, work)
 
@@ -480,7 +545,7 @@ def _guarded(work: Callable[[], None]) -> None:
             cluster.close()
 
 
-def _stage(config: Config, stage: StageName, *, keep_current: bool, anew: bool) -> tuple[Manifest, bool]:
+def _stage(config: Config, stage: StageName, *, keep_current: bool, **options: Any) -> tuple[Manifest, bool]:
     from jobs.progress import say
     from jobs.stages import run_stage, stale_needs
 
@@ -489,23 +554,27 @@ def _stage(config: Config, stage: StageName, *, keep_current: bool, anew: bool) 
 
     def work(*arguments: Any) -> Any:
         say(f"== {stage}")
-        return _work_of(stage)(*arguments, **({"anew": True} if anew and stage == "train" else {}))
+        return _work_of(stage, options)(*arguments)
 
     manifest, done = run_stage(config, stage, work, keep_current=keep_current)
     say(f"   {stage}: {_took(manifest) if done else 'current, skipped'}")
     return manifest, done
 
 
-def _work_of(stage: StageName) -> Callable[..., Any]:
-    """A stage's function; importing it brings in what that stage needs and no more."""
+def _work_of(stage: StageName, options: dict[str, Any]) -> Work:
+    """A stage's function with its options; importing it brings in what that stage needs and no more."""
     if stage == "prepare":
         from jobs.prepare import prepare as work
     elif stage == "train":
-        from jobs.train import train as work
+        from jobs.train import train
+
+        return partial(train, **options)
     elif stage == "evaluate":
         from jobs.evaluate import evaluate as work
     elif stage == "map":
-        from jobs.map import map_scenes as work
+        from jobs.map import Request, map_scenes
+
+        return partial(map_scenes, request=Request(**options))
     else:
         from jobs.report import report as work
     return work

@@ -31,7 +31,7 @@ def ensure(*, workers: int) -> None:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters reaches us as an exception
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what a worker dies of we tell ourselves
     address = os.environ.get("RAY_ADDRESS", "local")
     if address != "local":
         try:

@@ -413,10 +413,13 @@ class PredictionSection(Section):
 class MapSection(Section):
     """The map: its tiles and products, how they are stored; draws and seed are those of `information`.
 
+    `model` is the URL of a bundle from elsewhere; the run's own unless given. A tile that fails is tried `attempts` times,
+    first `backoff` seconds later, then after twice as long each time. Without `workers` all is done in this process.
     A scene whose bands lie farther than `drift_distance` from those of training, in training ranges, is warned of or
     refused (see `pipeline.drift`).
     """
 
+    model: str | None = None
     tile: int = 512
     products: tuple[
         Literal["class", "second", "confidence", "probabilities", "entropy", "information", "rate", "gate", "sources"], ...
@@ -426,8 +429,10 @@ class MapSection(Section):
     block: int = 32768
     draws: int = Field(default=16, ge=2, le=1000)
     seed: Seed = 0
-    workers: int = Field(default=1, ge=1)
+    workers: int = Field(default=1, ge=0)
     precision: Literal["float32", "bf16"] = "float32"
+    attempts: int = Field(default=3, ge=1)
+    backoff: float = Field(default=1.0, ge=0)
     drift: Literal["warn", "refuse", "ignore"] = "warn"
     drift_distance: float = Field(default=0.3, gt=0)
 

@@ -77,17 +77,24 @@ def labels(scene: SceneSection) -> Labels | None:
     return Labels(**scene.labels.model_dump() | {"url": storage.absolute(scene.labels.url)})
 
 
+def scene_urls(scene: SceneSection) -> list[str]:
+    """Every file that a scene's sources are read from.
+
+    Raises:
+        InputError: as `sources`.
+    """
+    items = [section.stac.url for section in scene.sources.values() if section.stac is not None]
+    return [*items, *(file.url for source in sources(scene).values() for file in source.files)]
+
+
 def input_urls(config: Config) -> list[str]:
     """Every file that a configuration reads.
 
     Raises:
         InputError: as `sources`.
     """
-    urls = []
-    for scene in config.scenes:
-        urls += [section.stac.url for section in scene.sources.values() if section.stac is not None]
-        urls += [file.url for source in sources(scene).values() for file in source.files]
-        urls += [] if scene.labels is None else [scene.labels.url]
+    urls = [url for scene in config.scenes for url in scene_urls(scene)]
+    urls += [scene.labels.url for scene in config.scenes if scene.labels is not None]
     if config.split.method == "raster":
         urls.append(config.split.url)
     return list(dict.fromkeys(urls))

@@ -29,6 +29,7 @@ from mibf.priors import CHOICES, Choice
 from mibf.training import validate
 from pipeline import storage
 from pipeline.batches import Sampler
+from pipeline.lease import Lease
 from pipeline.predict import check_sources
 from pipeline.store import PatchStore
 
@@ -40,7 +41,7 @@ UNKNOWN_TRAINING = (
 )
 
 
-def evaluate(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
+def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> Outcome:
     """Classify every test sample and write the figures."""
     bundle = workspace.read_bundle()
     bundle.network(config.prediction.priors)  # refused before anything is written
@@ -49,7 +50,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
         check_sources(store, bundle)
     _check_trained_on(config, workspace)
     others = [workspace.read_bundle(seed) for seed in _others(bundle)]
-    begin(workspace, "evaluate")
+    begin(workspace, "evaluate", lease)
     torch.set_num_threads(CPU_COUNT)
     sampler = Sampler(stores, bundle.scaling, bundle.spec.patch, "test")
     with bar("evaluate", sampler.samples() * (1 + len(others)), unit="samples") as advance:

@@ -1,101 +1,373 @@
-"""map: whole scenes on Ray Data, tile by tile, into cloud-optimised GeoTIFFs.
+"""map: whole scenes, tile by tile, into cloud-optimised GeoTIFFs; what failed is known, and only that is done again.
 
-Each tile is a row; the worker that maps it writes its shards and returns a small row that says so.
-A tile that fails is a row too: the rest goes on.
+The driver alone writes the ledger. A tile that raises is tried again, then recorded with its cause, and the rest goes
+on; one whose worker dies is recorded too. A scene is published when all its tiles are done under the current fingerprints.
 """
 
 from __future__ import annotations
 
 import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import numpy as np
-import ray.data
-import torch
+from dask.system import CPU_COUNT
 
-from jobs import cluster
 from jobs.config import Config
-from jobs.progress import bar, say
+from jobs.declared import scene_urls
+from jobs.progress import bar, say, warn
+from jobs.scene_maps import Recipe, SceneMap
 from jobs.stages import Outcome, TilesFailedError, begin
 from jobs.workspace import Workspace
 from mibf import __version__
-from mibf.products import check_products
+from mibf.errors import InputError
 from pipeline import cog, storage
+from pipeline.drift import drifts, told
+from pipeline.due import Due, due
 from pipeline.grid import Window
+from pipeline.item import Asset, ModelLink, check_item, map_item
+from pipeline.lease import Lease
+from pipeline.ledger import Entry, State
+from pipeline.mapper import Done, Job, Mapper
 from pipeline.maps import MapInWork, check_coverage
-from pipeline.predict import TilePredictor, check_sources
-from pipeline.products import Product, of_network, product
-from pipeline.publish import publish
-from pipeline.store import PatchStore
-from pipeline.tiles import Tile, tiles
+from pipeline.products import CLASS_PRODUCTS, Product
+from pipeline.publish import ITEM, Published, publish
+from pipeline.quicklook import quicklook
+from pipeline.tileprints import difference
+from pipeline.tiles import Tile
 
-Rows = dict[str, np.ndarray[Any, Any]]
+#: The picture beside a map.
+QUICKLOOK = "quicklook.png"
+#: Tiles whose causes are shown.
+SHOWN = 10
+#: What is said of a tile that took its worker along.
+DIED = "its worker died (out of memory, or killed), more often than it is tried"
 
 
-def map_scenes(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
-    """Map every scene of a configuration and publish its products."""
-    bundle = workspace.read_bundle()
-    stores = {scene.name: PatchStore(workspace.store(scene.name)) for scene in config.scenes}
-    for store in stores.values():
-        check_sources(store, bundle)
-    # Refused before anything is written:
-    bundle.network(config.prediction.priors)
-    names = [source.name for source in bundle.spec.sources]
-    products = [product(name, config.map.dtype, sources=len(names)) for name in config.map.products]
-    check_products(of_network(products), without=bundle.spec.without)
-    cluster.ensure(workers=config.map.workers)
-    begin(workspace, "map")
-    works = {
-        name: MapInWork.lay_down(
-            storage.join(workspace.map_folder(name), "map.zarr"),
-            store=store,
-            products=products,
-            tile=config.map.tile,
-            sources=names,
+@dataclass(frozen=True)
+class Request:
+    """Which tiles are to be mapped, and what may be given up for it."""
+
+    states: tuple[State, ...] = ("pending", "failed", "stale")
+    tiles: tuple[str, ...] | None = None  #: their keys; all unless given
+    max_attempts: int | None = None  #: failed attempts after which a tile is left alone
+    backoff: float = 0.0  #: seconds from a tile's first failure to its next attempt; doubled with each
+    anew: bool = False  #: all tiles, those that are done too
+    replace: bool = False  #: also what another model has mapped
+
+
+@dataclass
+class Spent:
+    """Where the time of a map's workers went, in seconds, and what they did in it."""
+
+    read: float = 0.0
+    compute: float = 0.0
+    write: float = 0.0
+    pixels: int = 0
+    tiles: int = 0
+    rows: set[int] = field(default_factory=set)
+    first: float = np.inf
+    last: float = -np.inf
+    publish: float = 0.0
+
+    def add(self, done: Done) -> None:
+        """Count a tile."""
+        self.read, self.compute = self.read + done.read_seconds, self.compute + done.compute_seconds
+        self.write, self.pixels = self.write + done.write_seconds, self.pixels + done.pixels
+        self.tiles += 1
+        self.rows |= {done.rows} - {0}
+        self.first, self.last = min(self.first, done.started), max(self.last, done.finished)
+
+    def figures(self, workers: int) -> dict[str, Any]:
+        """Shares of the time from the first tile's beginning to the last one's end, and of publishing after it.
+
+        Reading, computing and writing overlap, and so may come to more than one.
+        """
+        span = max(self.last - self.first, 1e-9)
+        if not self.tiles:
+            return {"tiles_mapped": 0, "publish_seconds": round(self.publish, 2)}
+        whole = span * max(1, workers)
+        return {
+            "tiles_mapped": self.tiles,
+            "pixels_mapped": self.pixels,
+            "tiles_seconds": round(span, 2),
+            "pixels_per_second": round(self.pixels / span, 1),
+            "reading": round(self.read / whole, 4),
+            "computing": round(self.compute / whole, 4),
+            "writing": round(self.write / whole, 4),
+            "waiting": round(max(0.0, 1 - (self.read + self.compute + self.write) / whole), 4),
+            "publish_seconds": round(self.publish, 2),
+            "publishing": round(self.publish / (span + self.publish), 4),
+            "rows_in_work": sorted(self.rows),
+        }
+
+
+def map_scenes(
+    config: Config, workspace: Workspace, fingerprint: str, lease: Lease, *, request: Request | None = None
+) -> Outcome:
+    """Map what is due of every scene of a configuration, and publish the scenes that are complete.
+
+    Raises:
+        InputError: a scene and the model do not fit, or another model's map would be replaced.
+        TilesFailedError: tiles failed, or were not asked for; scenes without such tiles are published.
+    """
+    asked = request or Request()
+    recipe = Recipe.of(config, workspace)
+    maps = {scene.name: SceneMap(recipe, workspace, scene) for scene in config.scenes}
+    for scene in maps.values():
+        _check_replaced(scene, asked)
+        _check_drift(scene)
+    wanted = _wanted(maps, asked.tiles)
+    run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    lines: list[str] = []
+    spent = Spent()
+    with ExitStack() as ledgers:
+        for scene in maps.values():
+            ledgers.enter_context(scene.ledger.writing())
+            _note(scene, run, anew=asked.anew)
+        plans = {name: _due(scene, asked, wanted) for name, scene in maps.items()}
+        if any(not scene.is_published() or plans[scene.name].tiles for scene in maps.values()):
+            begin(workspace, "map", lease)
+        works = {name: _work(scene, run, lease) for name, scene in maps.items() if not scene.is_published()}
+        # What was lost of an earlier map is due as well.
+        plans = {name: _due(scene, asked, wanted) for name, scene in maps.items()}
+        for attempt in range(config.map.attempts):
+            tiles = [Tile(name, window) for name, plan in plans.items() for window in plan.tiles]
+            if not tiles:
+                break
+            if attempt:
+                pause = config.map.backoff * 2 ** (attempt - 1)
+                say(f"{len(tiles)} tiles failed; trying again" + (f" in {pause:g} s" if pause else ""))
+                time.sleep(pause)
+            _attempt(recipe, maps, tiles, run, lease, spent, alone=attempt > 0)
+            plans = {name: _again(scene, tiles) for name, scene in maps.items()}
+        outputs, complete = [], []
+        for name, scene in maps.items():
+            scene.ledger.flush()
+            if all(state == "done" for state in scene.states().values()):
+                clock = time.monotonic()
+                if name in works:
+                    _publish(scene, works[name], run, fingerprint, lease)
+                spent.publish += time.monotonic() - clock
+                complete.append(scene)
+                outputs += _files(scene)
+    figures = spent.figures(config.map.workers)
+    lines += [_line(scene) for scene in complete] + _stalls(figures, config.map.workers)
+    left = [scene for scene in maps.values() if scene not in complete]
+    if left:
+        raise TilesFailedError("\n".join([*(_shortfall(scene, _dead(scene, asked)) for scene in left), *lines]))
+    planned = sum(len(scene.planned) for scene in maps.values())
+    pixels = {scene.name: _pixels(scene) for scene in complete}
+    summary = {"pixels": sum(pixels.values()), "tiles": planned, "scenes": pixels, "priors": config.prediction.priors}
+    return Outcome(summary | figures, lines, outputs)
+
+
+def _dead(scene: SceneMap, asked: Request) -> list[Window]:
+    """The tiles of a scene that were tried as often as they may be."""
+    return due(scene.planned, scene.ledger.last(), max_attempts=asked.max_attempts, now=time.time()).dead
+
+
+def _check_replaced(scene: SceneMap, asked: Request) -> None:
+    others = scene.made_by_others()
+    if others and not asked.replace:
+        raise InputError(
+            f"{scene.folder}: holds a map that another model has made ({len(others):,} tiles). Give `--replace` to have "
+            "this model's in its place, or another name to this run (`run`)."
         )
-        for name, store in stores.items()
-    }
-    planned = [tile for name, store in stores.items() for tile in tiles(name, store.shape, config.map.tile)]
-    started = time.monotonic()
-    failed = _run_tiles(config, workspace, products, planned)
-    seconds = time.monotonic() - started
-    if failed:
-        shown = "\n".join(f"  {key}: {cause}" for key, cause in sorted(failed.items())[:10])
-        raise TilesFailedError(
-            f"{len(failed)} of {len(planned)} tiles failed; nothing was published:\n{shown}\n"
-            "Mend the cause and run `mibf map` again."
+
+
+def _check_drift(scene: SceneMap) -> None:
+    """Compare a scene's values with those of training, as far as that is asked for."""
+    section = scene.recipe.config.map
+    if section.drift == "ignore":
+        return
+    far = told(drifts(scene.store, scene.recipe.bundle.scaling), section.drift_distance)
+    if far is None:
+        return
+    text = f"scene {scene.name!r} is not like what the model was trained on: {far}"
+    if section.drift == "refuse":
+        raise InputError(
+            f"{text}. Check units, order of bands and nodata of its files; `map.drift: warn` maps it all the same."
         )
-    outputs, lines, mapped = [], [], 0
-    for name, work in works.items():
-        store = stores[name]
-        pixels = check_coverage(work, store, products, tile=config.map.tile, missing=config.map.missing)
-        rows, columns = store.shape
-        mapped += pixels
-        lines.append(
-            f"{name}: {pixels:,} of {rows * columns:,} pixels mapped, {len(tiles(name, store.shape, config.map.tile))} tiles"
+    warn(text)
+
+
+def _wanted(maps: dict[str, SceneMap], keys: Sequence[str] | None) -> dict[str, list[Window]] | None:
+    """The tiles of given keys, by scene; None for all."""
+    if keys is None:
+        return None
+    known = {tile.key: tile for scene in maps.values() for tile in scene.tiles}
+    if len(maps) == 1:  # its name need not be said
+        known |= {tile.key.partition("/")[2]: tile for scene in maps.values() for tile in scene.tiles}
+    unknown = [key for key in keys if key not in known]
+    if unknown:
+        raise InputError(
+            f"--tiles {unknown[0]}: no such tile; a tile goes by its scene and corner, such as {next(iter(known))}. "
+            "`mibf status` names those that failed."
         )
-        tags = {"mibf_version": __version__, "mibf_run": config.run, "mibf_fingerprint": fingerprint}
-        tags |= {"mibf_priors": config.prediction.priors}
-        block = cog.block_side(config.map.block, config.map.tile)
-        parts = len(cog.pieces("", store.shape, block=block))
-        with bar(f"{name}: publish", len(products) * (parts + (parts > 1)), unit="files") as advance:
-            published = publish(
-                partial(_reader, work),
-                products,
-                workspace.map_folder(name),
-                grid=store.grid,
-                classes=bundle.classes,
-                names_of=work.band_names,
-                tags=tags,
-                block=block,
-                each=lambda _: advance(1),
-            )
-        outputs += [file.url for file in published]
-        storage.remove(work.url)
-    lines.append(f"{mapped / seconds:,.0f} pixels a second with {config.map.workers} workers, their start included")
-    figures = {"pixels": mapped, "tiles": len(planned), "tiles_seconds": round(seconds, 1)}
-    return Outcome(figures | {"priors": config.prediction.priors}, lines, outputs)
+    found: dict[str, list[Window]] = {name: [] for name in maps}
+    for key in keys:
+        found[known[key].scene].append(known[key].window)
+    return found
+
+
+def _note(scene: SceneMap, run: str, *, anew: bool) -> None:
+    """Put down which tiles are pending or stale now, and why."""
+    last = scene.ledger.last()
+    model = scene.recipe.digest
+    for window, state in scene.states().items():
+        tile, fingerprint = Tile(scene.name, window), scene.planned[window]
+        if anew or (state == "pending" and window not in last):
+            cause = "asked for anew" if window in last else ""
+            scene.ledger.append([Entry(tile, "pending", fingerprint, model, run, cause=cause)])
+        elif state == "stale" and last[window].fingerprint != fingerprint:
+            cause = f"{difference(last[window].fingerprint, fingerprint)} changed"
+            scene.ledger.append([Entry(tile, "stale", fingerprint, model, run, cause=cause)])
+
+
+def _due(scene: SceneMap, asked: Request, wanted: dict[str, list[Window]] | None) -> Due:
+    return due(
+        scene.planned,
+        scene.ledger.last(),
+        states=asked.states,
+        only=None if wanted is None else wanted[scene.name],
+        max_attempts=asked.max_attempts,
+        backoff_seconds=asked.backoff,
+        now=time.time(),
+    )
+
+
+def _again(scene: SceneMap, tried: Sequence[Tile]) -> Due:
+    """The tiles among those tried that are not done."""
+    only = [tile.window for tile in tried if tile.scene == scene.name]
+    return due(scene.planned, scene.ledger.last(), only=only, now=time.time())
+
+
+def _work(scene: SceneMap, run: str, lease: Lease) -> MapInWork:
+    """A scene's map in work; what cannot be brought back into it is pending again."""
+    lease.check()
+    gone: list[Entry] = []
+
+    def lost(window: Window) -> None:
+        tile, fingerprint = Tile(scene.name, window), scene.planned[window]
+        cause = "its pixels are not there any more"
+        gone.append(Entry(tile, "pending", fingerprint, scene.recipe.digest, run, cause=cause))
+
+    work, kept = scene.work(lost=lost)
+    if kept:
+        say(f"{scene.name}: {kept:,} tiles of the published map are taken over")
+    scene.ledger.append(gone)
+    return work
+
+
+def _attempt(
+    recipe: Recipe,
+    maps: dict[str, SceneMap],
+    tiles: Sequence[Tile],
+    run: str,
+    lease: Lease,
+    spent: Spent,
+    *,
+    alone: bool,
+) -> None:
+    """Try tiles once and put down how they went; `alone` as for `map_on_ray`."""
+    workers = recipe.config.map.workers
+    last = {name: scene.ledger.last() for name, scene in maps.items()}
+    attempts = {tile: state.attempts if (state := last[tile.scene].get(tile.window)) else 0 for tile in tiles}
+    open_ = set(tiles)
+    with bar("map", len(tiles), unit="tiles") as advance:
+
+        def take(done: Done) -> None:
+            if done.tile not in open_:
+                return  # told of before: its worker died before Ray knew that it was done
+            open_.remove(done.tile)
+            spent.add(done)
+            scene = maps[done.tile.scene]
+            lease.check()
+            scene.ledger.append([_entry(done, scene, run, attempts[done.tile] + 1)])
+            advance(1)
+
+        _run(recipe.job(maps), tiles, workers, recipe.config.map.precision, take, alone=alone)
+    for tile in [tile for tile in tiles if tile in open_]:
+        scene = maps[tile.scene]
+        lost = Done(tile, cause=DIED, finished=time.time())
+        scene.ledger.append([_entry(lost, scene, run, attempts[tile] + 1)])
+    for scene in maps.values():
+        scene.ledger.flush()
+
+
+def _run(
+    job: Job, tiles: Sequence[Tile], workers: int, precision: str, take: Callable[[Done], None], *, alone: bool
+) -> None:
+    """Map tiles in this process, or on Ray's workers."""
+    if workers == 0:
+        say(f"mapping in this process on {CPU_COUNT} cores, {precision}")
+        for done in Mapper(job, threads=CPU_COUNT).map(tiles):
+            take(done)
+        return
+    from jobs import cluster  # Ray is imported where it is used
+    from jobs.crew import map_on_ray
+
+    cluster.ensure(workers=workers)
+    share = cluster.share(workers)
+    say(f"mapping on {share}, {precision}")
+    map_on_ray(job, tiles, share, each=take, alone=alone)
+
+
+def _entry(done: Done, scene: SceneMap, run: str, attempt: int) -> Entry:
+    return Entry(
+        done.tile,
+        "failed" if done.cause else "done",
+        scene.planned[done.tile.window],
+        scene.recipe.digest,
+        run,
+        attempt,
+        done.cause,
+        done.worker,
+        done.started or None,
+        done.finished or None,
+        done.read_seconds,
+        done.compute_seconds,
+        done.write_seconds,
+        done.pixels,
+        done.rows,
+        done.checksum,
+    )
+
+
+def _publish(scene: SceneMap, work: MapInWork, run: str, fingerprint: str, lease: Lease) -> None:
+    """Publish a scene's map, its item last; then the map in work goes."""
+    config, recipe = scene.recipe.config, scene.recipe
+    check_coverage(work, scene.store, recipe.products, tile=scene.side, missing=config.map.missing)
+    tags = {"mibf_version": __version__, "mibf_run": config.run, "mibf_fingerprint": fingerprint}
+    tags |= {"mibf_priors": config.prediction.priors}
+    block = cog.block_side(config.map.block, scene.side)
+    parts = len(cog.pieces("", scene.store.shape, block=block))
+    lease.check()
+    with bar(f"{scene.name}: publish", len(recipe.products) * (parts + (parts > 1)), unit="files") as advance:
+        published = publish(
+            partial(_reader, work),
+            recipe.products,
+            scene.folder,
+            grid=scene.store.grid,
+            classes=recipe.bundle.classes,
+            names_of=work.band_names,
+            tags=tags,
+            block=block,
+            each=lambda _: advance(1),
+        )
+    assets = [_asset(file, work) for file in published]
+    picture = _picture(scene, published)
+    item = _item(scene, [*assets, *picture], run, fingerprint)
+    lease.check()
+    storage.write_json(storage.join(scene.folder, ITEM), item)
+    storage.remove(work.url)
 
 
 def _reader(work: MapInWork, product: Product) -> cog.Read:
@@ -104,60 +376,112 @@ def _reader(work: MapInWork, product: Product) -> cog.Read:
     return lambda window: np.asarray(array[:, *window.slices])
 
 
-def _run_tiles(config: Config, workspace: Workspace, products: list[Product], planned: list[Tile]) -> dict[str, str]:
-    """Map tiles on Ray Data; the causes of those that failed, by key."""
-    workers = config.map.workers
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    share = cluster.share(workers)
-    say(f"mapping on {share}, {config.map.precision}")
-    rows = [
-        {"scene": t.scene, "y": t.window.y, "x": t.window.x, "height": t.window.height, "width": t.window.width}
-        for t in planned
-    ]
-    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), 1000)).map_batches(
-        _TileMapper,
-        fn_constructor_kwargs={
-            "workspace": workspace,
-            "settings": config.map.model_dump(include={"precision", "draws", "seed", "missing"})
-            | {"products": products, "priors": config.prediction.priors},
-            "threads": share.cpus,
-        },
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=share.cpus,
-        num_gpus=share.gpus or None,
+def _asset(file: Published, work: MapInWork) -> Asset:
+    product = file.product
+    names = work.sources if product.name == "sources" else work.band_names(product)
+    return Asset(
+        product=product.name,
+        name=file.name,
+        bytes=file.bytes,
+        sha256=file.sha256,
+        dtype=product.dtype,
+        nodata=product.nodata,
+        scale=product.scale,
+        unit=product.unit,
+        bands=tuple(names),
+        window=file.window,
     )
-    failed = {}
-    with bar("map", len(planned), unit="tiles") as advance:
-        for row in dataset.iter_rows():
-            if row["cause"]:
-                failed[row["key"]] = row["cause"]
-            advance(1)
-    return failed
 
 
-class _TileMapper:
-    """One worker: a model in memory, the stores and maps of the scenes that it meets."""
+def _picture(scene: SceneMap, published: Sequence[Published]) -> list[Asset]:
+    """Draw the map's picture beside it; none where no classes are published, and an earlier map's goes."""
+    url = storage.join(scene.folder, QUICKLOOK)
+    shown = [file for file in published if file.product.name in CLASS_PRODUCTS]
+    if not shown:
+        storage.remove(url)
+        return []
+    content = quicklook(
+        [file for file in shown if file.product.name == shown[0].product.name][-1].url, scene.recipe.bundle.classes
+    )
+    storage.write_bytes(url, content)
+    size, sha256 = storage.sha256(url)
+    return [Asset("quicklook", QUICKLOOK, size, sha256, "uint8", None, 1.0, "", ())]
 
-    def __init__(self, workspace: Workspace, settings: dict[str, Any], threads: int) -> None:
-        torch.set_num_threads(threads)
-        self.workspace = workspace
-        self.predictor = TilePredictor(workspace.read_bundle(), **settings)
 
-    def __call__(self, rows: Rows) -> Rows:
-        windows = zip(rows["y"], rows["x"], rows["height"], rows["width"], strict=True)
-        planned = [Tile(str(s), Window(*(int(v) for v in w))) for s, w in zip(rows["scene"], windows, strict=True)]
-        causes = [self._map(tile) for tile in planned]
-        return {"key": np.array([tile.key for tile in planned]), "cause": np.array(causes)}
+def _item(scene: SceneMap, assets: Sequence[Asset], run: str, fingerprint: str) -> dict[str, Any]:
+    recipe = scene.recipe
+    config = recipe.config
+    facts = {
+        "content": scene.published_content(),
+        "tiles": len(scene.planned),
+        "tile": scene.side,
+        "pixels": _pixels(scene),
+        "temperature": recipe.bundle.temperature,
+        "priors": config.prediction.priors,
+        "precision": config.map.precision,
+        "missing": config.map.missing,
+    }
+    item = map_item(
+        id=f"{config.name}-{scene.name}-{config.run}",
+        grid=scene.store.grid,
+        assets=assets,
+        classes=recipe.bundle.classes,
+        created=datetime.now(UTC),
+        datetime=scene.scene.datetime,
+        model=ModelLink(storage.shown(recipe.model), recipe.digest, config.run),
+        inputs={url: storage.stamp(url) for url in scene_urls(scene.scene)},
+        ledger="./ledger",
+        version=__version__,
+        fingerprint=fingerprint,
+        run=run,
+        facts=facts,
+    )
+    check_item(item)
+    return item
 
-    def _map(self, tile: Tile) -> str:
-        """Map and write a tile; the cause where it failed, empty where it did not."""
-        try:
-            store = PatchStore(self.workspace.store(tile.scene))
-            work = MapInWork(storage.join(self.workspace.map_folder(tile.scene), "map.zarr"))
-            work.write(tile, self.predictor.predict(store, tile))
-        except Exception as error:  # a failed tile is a row, whatever the cause
-            return f"{type(error).__name__}: {error}"
-        return ""
+
+def _files(scene: SceneMap) -> list[str]:
+    """The files of a published map, the item last."""
+    item = scene.item() or {}
+    hrefs = [str(asset["href"]) for asset in item.get("assets", {}).values() if "file:size" in asset]
+    return [storage.join(scene.folder, name.removeprefix("./")) for name in [*hrefs, ITEM]]
+
+
+def _pixels(scene: SceneMap) -> int:
+    last = scene.ledger.last()
+    return sum(last[window].pixels for window in scene.planned)
+
+
+def _line(scene: SceneMap) -> str:
+    rows, columns = scene.store.shape
+    return f"{scene.name}: {_pixels(scene):,} of {rows * columns:,} pixels mapped, {len(scene.planned):,} tiles"
+
+
+def _stalls(figures: dict[str, Any], workers: int) -> list[str]:
+    """Where the time went, for people."""
+    if not figures["tiles_mapped"]:
+        return ["every tile was done before"]
+    shares = ", ".join(f"{name} {figures[name]:.1%}" for name in ("reading", "computing", "writing", "waiting"))
+    who = "in this process" if workers == 0 else f"with {workers} worker{'s' if workers > 1 else ''}"
+    return [
+        f"{figures['tiles_mapped']:,} tiles, {figures['pixels_per_second']:,.0f} pixels/s {who}, their start apart",
+        f"of the workers' time: {shares}; publishing took {figures['publishing']:.1%} of all",
+    ]
+
+
+def _shortfall(scene: SceneMap, dead: Sequence[Window]) -> str:
+    """What a scene's map lacks, and why."""
+    states, last = scene.states(), scene.ledger.last()
+    failed = [window for window, state in states.items() if state == "failed"]
+    others = Counter(state for state in states.values() if state in ("pending", "stale"))
+    told_of = [f"{len(failed):,} of {len(states):,} tiles failed"] if failed else []
+    told_of += [f"{count:,} of {len(states):,} are {state}" for state, count in sorted(others.items())]
+    kept = "the map of before is still there" if scene.item() is not None else "nothing was published"
+    lines = [f"{scene.name}: {' and '.join(told_of)}; {kept}"]
+    for window in failed[:SHOWN]:
+        spent_ = ", and is left alone" if window in dead else ""
+        lines.append(f"  {Tile(scene.name, window).key}: {last[window].cause} (attempt {last[window].attempts}{spent_})")
+    if len(failed) > SHOWN:
+        lines.append(f"  and {len(failed) - SHOWN:,} more; see `mibf status`")
+    lines.append("Mend the cause, then `mibf rerun` maps these tiles alone.")
+    return "\n".join(lines)

@@ -25,6 +25,7 @@ from pipeline import storage
 from pipeline.engine import ClusterLostError, Engine, engine
 from pipeline.fill import OpenScene, Records, discard, fill, finished
 from pipeline.fit import Sketch, fit_scaling, merge
+from pipeline.lease import Lease
 from pipeline.raster import UnreadableError
 from pipeline.register import TOO_FAR, told
 from pipeline.register import shifts as shifts_of
@@ -46,7 +47,7 @@ class _Written:
     found: Survey
 
 
-def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
+def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> Outcome:
     """Write every scene's patch store, the counts of the split and the scaling."""
     with engine(config.prepare.scheduler) as workers:
         scenes = open_scenes(config, workers)
@@ -69,7 +70,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
                     discard(_staged(workspace, scene))
                 raise
             # All is well: only now does what an earlier prepare made give way.
-            begin(workspace, "prepare")
+            begin(workspace, "prepare", lease)
             for w in written:
                 if w.url != workspace.store(w.scene.name):
                     w.records.write(workspace.records(w.scene.name))

@@ -28,6 +28,7 @@ from mibf.scaling import BandScaling, scaling_from_json
 from pipeline import storage
 from pipeline.grid import Window
 from pipeline.labels import UNLABELLED
+from pipeline.lease import Lease
 from pipeline.products import CLASS_PRODUCTS, Product, product
 from pipeline.publish import PublishedMap
 from pipeline.split import SUBSETS
@@ -41,9 +42,9 @@ BACKGROUND = (238, 238, 238)
 Rgb = NDArray[np.uint8]
 
 
-def report(config: Config, workspace: Workspace, fingerprint: str) -> Outcome:
+def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> Outcome:
     """Write the page."""
-    begin(workspace, "report")
+    begin(workspace, "report", lease)
     bundle = workspace.read_bundle()
     evaluation = storage.read_json(workspace.evaluation)
     authors = bundle.provenance.get("authors")

@@ -21,9 +21,10 @@ from jobs.progress import taken_warnings
 from jobs.resources import PeakMemory
 from jobs.workspace import Workspace
 from mibf import __version__
+from mibf.bundle import MODEL
 from mibf.errors import InputError
-from pipeline import storage
-from pipeline.lease import held
+from pipeline import bundles, storage
+from pipeline.lease import Lease, held
 
 StageName = Literal["prepare", "train", "evaluate", "map", "report"]
 #: The stages whose results a stage reads.
@@ -38,9 +39,12 @@ NEEDS: dict[StageName, tuple[StageName, ...]] = {
 DRIVERS: dict[str, tuple[str, ...]] = {
     "prepare": ("prepare", "scenes", "declared"),
     "train": ("train", "loop"),
+    "map": ("map", "scene_maps"),
     "evaluate": ("evaluate", "seeds"),
     "report": ("report", "seeds"),
 }
+#: What of `map` changes no map.
+NO_MAP = ("workers", "attempts", "backoff", "drift", "drift_distance")
 #: What of `train` changes no result.
 NO_RESULT = ("recipe", "failures", "checkpoint_steps", "log_steps", "mlflow")
 
@@ -66,6 +70,10 @@ class Outcome:
     outputs: list[str]
 
 
+#: Does a stage: given the configuration, where all lies, the fingerprint of the result, and the hold on the workspace.
+Work = Callable[[Config, Workspace, str, Lease], Outcome]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The record of a finished stage."""
@@ -85,6 +93,13 @@ class Manifest:
     def identity(self) -> str:
         """Tells this result from every other, those of the same fingerprint done at another time included."""
         return storage.digest([self.stage, self.fingerprint, self.finished])
+
+
+def needs(config: Config, stage: StageName) -> tuple[StageName, ...]:
+    """The stages whose results a stage reads: a map by a model from elsewhere needs no training here."""
+    if stage == "map" and config.map.model is not None:
+        return ("prepare",)
+    return NEEDS[stage]
 
 
 def read_manifest(workspace: Workspace, stage: StageName) -> Manifest | None:
@@ -113,8 +128,8 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
     """
     values = config.model_dump(mode="json")
     workspace = Workspace.of(config)
-    parts: dict[str, Any] = {"stage": stage, "code": _code(stage)}
-    earlier = [read_manifest(workspace, needed) for needed in NEEDS[stage]]
+    parts: dict[str, Any] = {"stage": stage, "code": code(stage)}
+    earlier = [read_manifest(workspace, needed) for needed in needs(config, stage)]
     parts["needs"] = [manifest and manifest.identity for manifest in earlier]
     if stage == "prepare":
         parts["configuration"] = [
@@ -126,7 +141,7 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
         ]
         parts["inputs"] = {url: storage.stamp(url) for url in input_urls(config)}
     elif stage == "train" and (checkpoint := checkpoint or imported(workspace)):
-        parts["code"] = _code("authors")
+        parts["code"] = code("authors")
         parts["configuration"] = [checkpoint, config.model.patch]
     elif stage == "train":
         branches = [source.branch for source in config.scenes[0].sources.values()]
@@ -135,9 +150,10 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
     elif stage == "evaluate":
         parts["configuration"] = values["prediction"]
     elif stage == "map":
-        # The number of workers does not change a map.
-        changing = {k: v for k, v in values["map"].items() if k != "workers"}
+        changing = {k: v for k, v in values["map"].items() if k not in NO_MAP}
         parts["configuration"] = [changing, values["prediction"], [scene.datetime for scene in config.scenes]]
+        if config.map.model is not None:
+            parts["model"] = storage.stamp(bundles.file_of(bundles.folder_of(config.map.model), MODEL))
     elif stage == "report":
         parts["configuration"] = [config.name, config.run]  # one page for all runs: it shows the last one
     return storage.digest(parts)
@@ -153,7 +169,7 @@ def _as_stored(scenes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @cache
-def _code(driver: StageName | Literal["authors"]) -> str:
+def code(driver: StageName | Literal["authors"]) -> str:
     """The hash of the source code that a driver runs."""
     digest = hashlib.sha256()
     modules = [p for package in ("mibf", "pipeline") for p in files(package).iterdir() if p.name.endswith(".py")]
@@ -167,7 +183,7 @@ def _code(driver: StageName | Literal["authors"]) -> str:
 def run_stage(
     config: Config,
     stage: StageName,
-    work: Callable[[Config, Workspace, str], Outcome],
+    work: Work,
     *,
     keep_current: bool,
     checkpoint: str | None = None,
@@ -182,19 +198,19 @@ def run_stage(
         LeaseHeldError: another run holds the workspace.
     """
     workspace = Workspace.of(config)
-    for needed in NEEDS[stage]:
+    for needed in needs(config, stage):
         if read_manifest(workspace, needed) is None:
             raise InputError(f"{workspace.url}: `{needed}` is not finished; run `mibf {needed}` or `mibf run` first.")
     current = fingerprint(config, stage, checkpoint=checkpoint)
     storage.check_writable(workspace.url)
-    with held(workspace.url):
+    with held(workspace.url, what=f"mibf {stage} of {config.name}, run {config.run}") as lease:
         manifest = read_manifest(workspace, stage)
         if keep_current and manifest is not None and manifest.fingerprint == current and _is_whole(manifest):
             return manifest, False
         started = time.monotonic()
         taken_warnings()  # those of a stage before are not this one's
         with PeakMemory() as peak:
-            outcome = work(config, workspace, current)
+            outcome = work(config, workspace, current, lease)
         manifest = Manifest(
             stage=stage,
             fingerprint=current,
@@ -204,6 +220,7 @@ def run_stage(
             warnings=taken_warnings(),
             **vars(outcome),
         )
+        lease.check()
         storage.write_json(workspace.manifest(stage), vars(manifest))
     return manifest, True
 
@@ -213,15 +230,20 @@ def _is_whole(manifest: Manifest) -> bool:
     return all(storage.exists(output) for output in manifest.outputs)
 
 
-def begin(workspace: Workspace, stage: StageName) -> None:
-    """Take back a stage's manifest before its data changes: from here on the stage is not finished."""
+def begin(workspace: Workspace, stage: StageName, lease: Lease) -> None:
+    """Take back a stage's manifest before its data changes: from here on the stage is not finished.
+
+    Raises:
+        LeaseLostError: the workspace is not held any longer.
+    """
+    lease.check()
     storage.remove(workspace.manifest(stage))
 
 
 def stale_needs(config: Config, stage: StageName) -> list[StageName]:
     """The earlier stages whose results are not those of the configuration, inputs and code as they are now."""
     workspace = Workspace.of(config)
-    return [needed for needed in NEEDS[stage] if not _is_current(config, workspace, needed)]
+    return [needed for needed in needs(config, stage) if not _is_current(config, workspace, needed)]
 
 
 def _is_current(config: Config, workspace: Workspace, stage: StageName) -> bool:

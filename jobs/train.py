@@ -39,6 +39,7 @@ from mibf.training import NonFiniteError
 from pipeline import storage
 from pipeline.batches import Position, ReadError, Sampler
 from pipeline.checkpoints import Checkpoints
+from pipeline.lease import Lease
 from pipeline.order import expected_draws
 from pipeline.patience import AwayError, patiently
 from pipeline.store import PatchStore
@@ -58,7 +59,7 @@ FREE = (
 )
 
 
-def train(config: Config, workspace: Workspace, fingerprint: str, *, anew: bool = False) -> Outcome:
+def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, *, anew: bool = False) -> Outcome:
     """Train and write the bundle; `anew` throws the checkpoints of a training away that was not finished.
 
     Raises:
@@ -79,7 +80,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, *, anew: bool 
     _check_resumable(workspace, identity, anew=anew)
     mlflow = None if config.train.mlflow is None else check_mlflow(config.train.mlflow)
     share = _share(config)
-    resumed = _begin_run(config, workspace, fingerprint, identity, anew=anew)
+    resumed = _begin_run(config, workspace, fingerprint, lease, identity, anew=anew)
     settings = settings_of(
         config,
         workspace,
@@ -304,7 +305,9 @@ def _share(config: Config) -> cluster.Share:
     return share
 
 
-def _begin_run(config: Config, workspace: Workspace, fingerprint: str, identity: dict[str, Any], *, anew: bool) -> bool:
+def _begin_run(
+    config: Config, workspace: Workspace, fingerprint: str, lease: Lease, identity: dict[str, Any], *, anew: bool
+) -> bool:
     """Make the run's folder; whether it holds checkpoints of this very training to go on from.
 
     That is one that was not finished, or one of other seeds: those that are done need not be done again.
@@ -312,7 +315,7 @@ def _begin_run(config: Config, workspace: Workspace, fingerprint: str, identity:
     begun, seeds = _begun(workspace)
     wanted = list(config.train.every_seed)
     finished = storage.exists(workspace.manifest("train")) and sorted(seeds) == sorted(wanted)
-    begin(workspace, "train")
+    begin(workspace, "train", lease)
     resumable = begun == identity and not finished and not anew
     if not resumable:
         storage.remove(workspace.all_checkpoints)

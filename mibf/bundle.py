@@ -74,6 +74,13 @@ class Bundle:
         return sum(p.numel() for p in _blank(self.spec).parameters())
 
     @property
+    def digest(self) -> str:
+        """A hash of all that a prediction depends on; where a model comes from and when it was trained is no part of it."""
+        model = json.loads(self.to_files()[MODEL])
+        told = [model[key] for key in ("network", "scaling", "classes", "temperature", "priors", "weights")]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    @property
     def source_dropout(self) -> float:
         """The share of training samples that lost one of their sources; 0 where provenance does not tell."""
         told = self.provenance.get("hyperparameters")

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+from mibf.errors import InputError
 from mibf.scaling import BandScaling, Scaling
 from pipeline.fit import Sketch
 from pipeline.grid import Window, windows
@@ -46,15 +48,12 @@ class BandDrift:
 def drifts(store: PatchStore, scaling: Scaling, *, windows: int = WINDOWS) -> list[BandDrift]:
     """The drift of every band that a model takes, in the order of the store's sources.
 
-    One window is in memory at a time; of a source its counts are (see `pipeline.fit`).
+    One window is in memory at a time; of a source its counts are (see `pipeline.fit`). A window that is damaged is left out.
 
     Args:
         store: the scene, which has the sources and bands of the model (`pipeline.predict.check_sources`).
         scaling: of the model. A source without one is left out.
         windows: that are read at the most, 1 or more; all of a scene that has no more. The same ones each time.
-
-    Raises:
-        InputError: a chunk that was read is damaged.
     """
     places = spread(store.shape, windows)
     taken = [source for source in store.sources if source.name in scaling]
@@ -82,7 +81,8 @@ def _some(size: int, number: int) -> list[int]:
 def _of_source(store: PatchStore, source: StoredSource, training: BandScaling, places: Sequence[Window]) -> list[BandDrift]:
     sketch = Sketch(source.bands, store.array(f"sources/{source.name}").dtype)
     for window in places:
-        sketch.add(*store.read_source(source.name, window))
+        with suppress(InputError):  # damaged: the tiles that read it say so, and the others are mapped
+            sketch.add(*store.read_source(source.name, window))
     trained = _quantiles(training)
     if not all(band.pixels for band in sketch.bands):
         nothing = (math.nan,) * 3

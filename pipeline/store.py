@@ -18,6 +18,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any, cast
 
 import numpy as np
@@ -182,8 +183,26 @@ class PatchStore:
             return np.asarray(self.array(name)[box])
         except (ValueError, RuntimeError) as error:
             raise InputError(
-                f"{self.url}/{name}: is damaged ({error}). `mibf verify` names what is; `mibf prepare` writes it anew."
+                f"{self.url}/{self._broken(name, box)}: is damaged ({error}). `mibf verify` names all that is; "
+                "`mibf prepare` writes it anew."
             ) from error
+
+    def _broken(self, name: str, box: tuple[slice, ...]) -> str:
+        """The first shard of an array that cannot be read where a box touches it, by its key; the array, if all can."""
+        array, cut = self.array(name), box[-2:]
+        assert array.shards is not None
+        sides = array.shards[-2:]
+        spans = [range(part.start // side, -(-part.stop // side)) for part, side in zip(cut, sides, strict=True)]
+        for row, column in product(*spans):
+            y, x = (
+                slice(max(part.start, place * side), min(part.stop, (place + 1) * side))
+                for part, place, side in zip(cut, (row, column), sides, strict=True)
+            )
+            try:
+                array[..., y, x]
+            except (ValueError, RuntimeError):
+                return f"{name}/c/{'0/' * (array.ndim - 2)}{row}/{column}"
+        return name
 
     def present(self, window: Window) -> dict[str, NDArray[np.bool_]]:
         """Where each source has data, by its name: the reference pixels (height, width) of a window; see `present`."""

@@ -1,0 +1,81 @@
+"""The workers of one map on Ray Data: tiles are rows, an actor for each device maps them, small rows come back.
+
+Pixels do not pass through Ray: a worker reads a tile where its store lies, and writes it where its map is in work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import ray.data
+
+from jobs import cluster
+from pipeline.grid import Window
+from pipeline.mapper import Done, Job, Mapper
+from pipeline.tiles import Tile
+
+Rows = dict[str, np.ndarray[Any, Any]]
+
+#: Tiles of one task at the most, and tasks that each worker is to have at the least, so that all end at the same time.
+TILES_A_TASK, TASKS_A_WORKER = 16, 32
+#: How often Ray sends a task to another worker when one dies with it. Then it is given up, and so are its tiles.
+RETRIES = 1
+_PLACE = ("y", "x", "height", "width")
+_TOLD = tuple(field.name for field in fields(Done) if field.name != "tile")
+
+
+def map_on_ray(job: Job, tiles: Sequence[Tile], share: cluster.Share, *, each: Callable[[Done], None], alone: bool) -> None:
+    """Map tiles on Ray's workers; `each` is told of a tile when it is done, in any order, at times twice.
+
+    A tile whose workers died is not told of: with `alone` each has a task of its own, so that it takes no other along.
+    """
+    at_a_time = 1 if alone else max(1, min(TILES_A_TASK, len(tiles) // (TASKS_A_WORKER * share.workers)))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # blocks whose worker died; what a tile raises never leaves its worker
+    rows = [{"scene": tile.scene, **{name: getattr(tile.window, name) for name in _PLACE}} for tile in tiles]
+    dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // at_a_time)).map_batches(
+        _Worker,
+        fn_constructor_kwargs={"job": job, "threads": share.cpus},
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=share.workers),
+        num_cpus=share.cpus,
+        num_gpus=share.gpus or None,
+        ray_remote_args_fn=_remote_arguments,
+    )
+    for row in dataset.iter_rows():
+        each(_from_row(row))
+
+
+def _remote_arguments() -> dict[str, Any]:
+    """How actors are made beyond what Ray Data names: without this it would send a task that kills them on for ever."""
+    return {"max_restarts": -1, "max_task_retries": RETRIES}
+
+
+class _Worker:
+    """An actor: a mapper in a process of its own."""
+
+    def __init__(self, job: Job, threads: int) -> None:
+        self.mapper = Mapper(job, threads=threads)
+
+    def __call__(self, rows: Rows) -> Rows:
+        windows = zip(*(rows[name] for name in _PLACE), strict=True)
+        planned = [Tile(str(s), Window(*map(int, w))) for s, w in zip(rows["scene"], windows, strict=True)]
+        return _to_rows(self.mapper.map(planned))
+
+
+def _to_rows(done: Iterator[Done]) -> Rows:
+    found = list(done)
+    columns: dict[str, list[Any]] = {"scene": [d.tile.scene for d in found]}
+    columns |= {name: [getattr(d.tile.window, name) for d in found] for name in _PLACE}
+    columns |= {name: [getattr(d, name) for d in found] for name in _TOLD}
+    return {name: np.array(values) for name, values in columns.items()}
+
+
+def _from_row(row: dict[str, Any]) -> Done:
+    tile = Tile(str(row["scene"]), Window(*(int(row[name]) for name in _PLACE)))
+    return Done(tile, **{name: row[name] for name in _TOLD})
