@@ -21,8 +21,12 @@ from mibf.errors import InputError
 OBJECT_STORE_BYTES = 128 << 20
 
 
-def ensure(*, workers: int) -> None:
+def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
     """Connect to Ray, starting it here unless RAY_ADDRESS names a cluster; once for all stages of a command.
+
+    Args:
+        workers: processors that are wanted at the least.
+        object_store: bytes for what passes through Ray, of one that is started here.
 
     Raises:
         InputError: the cluster that RAY_ADDRESS names cannot be reached.
@@ -51,7 +55,7 @@ def ensure(*, workers: int) -> None:
             address="local",  # otherwise Ray looks for one that somebody started on this machine
             num_cpus=max(workers, CPU_COUNT),  # Dask counts what a container or an affinity mask leaves us
             include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=max(object_store, OBJECT_STORE_BYTES),
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
@@ -107,15 +111,16 @@ class Share:
         return f"{'1 worker' if self.workers == 1 else f'{self.workers} workers'} with {device} each"
 
 
-def share(workers: int, *, fewest: int | None = None) -> Share:
+def share(workers: int, *, fewest: int | None = None, beside: int = 0) -> Share:
     """Share the cluster, as it is now, among workers; GPUs are used where there is one for each.
 
-    `fewest` are enough to begin with, where their number is elastic.
+    `fewest` are enough to begin with, where their number is elastic. `beside` CPUs are left to others.
     """
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     if 0 < gpus < workers:
         say(f"warning: {gpus} GPU for {workers} workers, so that none is used; set workers to {gpus} to use it")
-    if cpus < (fewest or workers):
-        say(f"warning: the cluster has {cpus} CPU for {workers} workers; waiting for it to grow")
-    return Share(workers, max(1, cpus // workers), int(gpus >= workers))
+    if cpus < (fewest or workers) + beside:
+        others = f" and {beside} CPU beside them" if beside else ""
+        say(f"warning: the cluster has {cpus} CPU for {workers} workers{others}; waiting for it to grow")
+    return Share(workers, max(1, (cpus - beside) // workers), int(gpus >= workers))

@@ -415,6 +415,7 @@ class MapSection(Section):
 
     `model` is the URL of a bundle from elsewhere; the run's own unless given. A tile that fails is tried `attempts` times,
     first `backoff` seconds later, then after twice as long each time. Without `workers` all is done in this process.
+    `readers` read tiles for the workers, which otherwise do so themselves.
     A scene whose bands lie farther than `drift_distance` from those of training, in training ranges, is warned of or
     refused (see `pipeline.drift`).
     """
@@ -430,6 +431,7 @@ class MapSection(Section):
     draws: int = Field(default=16, ge=2, le=1000)
     seed: Seed = 0
     workers: int = Field(default=1, ge=0)
+    readers: int = Field(default=0, ge=0)
     precision: Literal["float32", "bf16"] = "float32"
     attempts: int = Field(default=3, ge=1)
     backoff: float = Field(default=1.0, ge=0)
@@ -442,6 +444,12 @@ class MapSection(Section):
         if len(set(value)) < len(value):
             raise ValueError(f"a product is named twice in {', '.join(value)}")
         return value
+
+    @model_validator(mode="after")
+    def _readers_for_some(self) -> MapSection:
+        if self.readers and not self.workers:
+            raise ValueError(f"`readers` is {self.readers} and `workers` 0: nobody is there to read for; set `workers`")
+        return self
 
     @field_validator("tile")
     @classmethod

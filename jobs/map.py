@@ -34,7 +34,7 @@ from pipeline.grid import Window
 from pipeline.item import Asset, ModelLink, check_item, map_item
 from pipeline.lease import Lease
 from pipeline.ledger import Entry, State
-from pipeline.mapper import Done, Job, Mapper
+from pipeline.mapper import Done, Mapper
 from pipeline.maps import MapInWork, check_coverage
 from pipeline.products import CLASS_PRODUCTS, Product
 from pipeline.publish import ITEM, Published, publish
@@ -150,7 +150,7 @@ def map_scenes(
         outputs, complete = [], []
         for name, scene in maps.items():
             scene.ledger.flush()
-            if all(state == "done" for state in scene.states().values()):
+            if all(state == "done" for state in scene.states().values()) and not _lost(scene, works.get(name), run):
                 clock = time.monotonic()
                 if name in works:
                     _publish(scene, works[name], run, fingerprint, lease)
@@ -266,6 +266,16 @@ def _work(scene: SceneMap, run: str, lease: Lease) -> MapInWork:
     return work
 
 
+def _lost(scene: SceneMap, work: MapInWork | None, run: str) -> list[Window]:
+    """Tiles whose pixels in work are not those that were written, a disk having lost them: they are pending again."""
+    gone = [] if work is None else scene.unlike(work)
+    for window in gone:
+        cause = "its pixels in work were not those that were written"
+        pending = Entry(Tile(scene.name, window), "pending", scene.planned[window], scene.recipe.digest, run, cause=cause)
+        scene.ledger.append([pending])
+    return gone
+
+
 def _attempt(
     recipe: Recipe,
     maps: dict[str, SceneMap],
@@ -277,7 +287,6 @@ def _attempt(
     alone: bool,
 ) -> None:
     """Try tiles once and put down how they went; `alone` as for `map_on_ray`."""
-    workers = recipe.config.map.workers
     last = {name: scene.ledger.last() for name, scene in maps.items()}
     attempts = {tile: state.attempts if (state := last[tile.scene].get(tile.window)) else 0 for tile in tiles}
     open_ = set(tiles)
@@ -293,7 +302,7 @@ def _attempt(
             scene.ledger.append([_entry(done, scene, run, attempts[done.tile] + 1)])
             advance(1)
 
-        _run(recipe.job(maps), tiles, workers, recipe.config.map.precision, take, alone=alone)
+        _run(recipe, maps, tiles, take, alone=alone)
     for tile in [tile for tile in tiles if tile in open_]:
         scene = maps[tile.scene]
         lost = Done(tile, cause=DIED, finished=time.time())
@@ -303,21 +312,25 @@ def _attempt(
 
 
 def _run(
-    job: Job, tiles: Sequence[Tile], workers: int, precision: str, take: Callable[[Done], None], *, alone: bool
+    recipe: Recipe, maps: dict[str, SceneMap], tiles: Sequence[Tile], take: Callable[[Done], None], *, alone: bool
 ) -> None:
     """Map tiles in this process, or on Ray's workers."""
-    if workers == 0:
-        say(f"mapping in this process on {CPU_COUNT} cores, {precision}")
+    section, job = recipe.config.map, recipe.job(maps)
+    if section.workers == 0:
+        say(f"mapping in this process on {CPU_COUNT} cores, {section.precision}")
         for done in Mapper(job, threads=CPU_COUNT).map(tiles):
             take(done)
         return
     from jobs import cluster  # Ray is imported where it is used
-    from jobs.crew import map_on_ray
+    from jobs.crew import map_on_ray, object_store, reading_cpus
 
-    cluster.ensure(workers=workers)
-    share = cluster.share(workers)
-    say(f"mapping on {share}, {precision}")
-    map_on_ray(job, tiles, share, each=take, alone=alone)
+    beside = reading_cpus(section.readers)
+    room = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
+    cluster.ensure(workers=section.workers + beside, object_store=room)
+    share = cluster.share(section.workers, beside=beside)
+    read_by = f", {section.readers} readers" if section.readers else ""
+    say(f"mapping on {share}{read_by}, {section.precision}")
+    map_on_ray(job, tiles, share, each=take, alone=alone, readers=section.readers)
 
 
 def _entry(done: Done, scene: SceneMap, run: str, attempt: int) -> Entry:
@@ -345,7 +358,8 @@ def _publish(scene: SceneMap, work: MapInWork, run: str, fingerprint: str, lease
     """Publish a scene's map, its item last; then the map in work goes."""
     config, recipe = scene.recipe.config, scene.recipe
     check_coverage(work, scene.store, recipe.products, tile=scene.side, missing=config.map.missing)
-    tags = {"mibf_version": __version__, "mibf_run": config.run, "mibf_fingerprint": fingerprint}
+    # Nothing of how it was made: files are the same bytes whatever the tiles and the workers. The item tells the rest.
+    tags = {"mibf_version": __version__, "mibf_run": config.run, "mibf_model": recipe.digest}
     tags |= {"mibf_priors": config.prediction.priors}
     block = cog.block_side(config.map.block, scene.side)
     parts = len(cog.pieces("", scene.store.shape, block=block))

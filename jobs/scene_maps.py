@@ -6,10 +6,12 @@ that say so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from jobs.config import Config, SceneSection
 from jobs.declared import class_names
@@ -154,6 +156,13 @@ class SceneMap:
         )
 
     @property
+    def input_bytes(self) -> int:
+        """Bytes of what a whole tile is computed from."""
+        spec = self.recipe.bundle.spec
+        side = self.side + 2 * spec.halo
+        return sum(4 * source.bands * (side * source.scale) ** 2 for source in spec.sources) + 3 * self.side**2
+
+    @property
     def tiles(self) -> list[Tile]:
         """Its tiles, row by row."""
         return tiles(self.name, self.store.shape, self.side)
@@ -235,6 +244,11 @@ class SceneMap:
         work.group.attrs.update({LAYOUT: layout, RESTORED: True})
         return work, kept
 
+    def unlike(self, work: MapInWork) -> list[Window]:
+        """The finished tiles whose pixels in work have not the checksums of the ledger, or cannot be read."""
+        last = self.ledger.last()
+        return [window for window in self.planned if _digest_in(work, self.recipe.products, window) != last[window].checksum]
+
     def _left(self, layout: str) -> MapInWork | None:
         if not storage.exists(storage.join(self.work_url, "zarr.json")):
             return None
@@ -244,6 +258,13 @@ class SceneMap:
         except Exception:  # what an interrupted run has left may be anything
             return None
         return work if attributes.get(LAYOUT) == layout and attributes.get(RESTORED) else None
+
+
+def _digest_in(work: MapInWork, products: Sequence[Product], window: Window) -> str | None:
+    try:
+        return digest({p.name: np.asarray(work.array(p)[:, *window.slices]) for p in products})
+    except (ValueError, RuntimeError, OSError):  # a shard that is cut short
+        return None
 
 
 def _check_classes(config: Config, bundle: Bundle, model: str) -> None:

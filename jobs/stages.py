@@ -44,7 +44,7 @@ DRIVERS: dict[str, tuple[str, ...]] = {
     "report": ("report", "seeds"),
 }
 #: What of `map` changes no map.
-NO_MAP = ("workers", "attempts", "backoff", "drift", "drift_distance")
+NO_MAP = ("workers", "readers", "attempts", "backoff", "drift", "drift_distance")
 #: What of `train` changes no result.
 NO_RESULT = ("recipe", "failures", "checkpoint_steps", "log_steps", "mlflow")
 

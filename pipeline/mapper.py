@@ -102,8 +102,8 @@ class Done:
 
 
 @dataclass(frozen=True)
-class _Read:
-    """A tile that was read, or could not be."""
+class Read:
+    """A tile that was read, or could not be: then without content, with the cause."""
 
     tile: Tile
     started: float
@@ -125,10 +125,13 @@ class Mapper:
         self._works: dict[str, MapInWork] = {}
 
     def map(self, tiles: Iterable[Tile]) -> Iterator[Done]:
-        """Map tiles; each is told of once it is written, in their order."""
-        background = Background()
-        reads = background.ahead(self._reads(tiles), depth=AHEAD, name="mibf-read")
-        with closing(reads), ThreadPoolExecutor(1, "mibf-write") as writer:
+        """Map tiles, each read while the one before is computed; told of once written, in their order."""
+        with closing(Background().ahead(self.read(tiles), depth=AHEAD, name="mibf-read")) as reads:
+            yield from self.finish(reads)
+
+    def finish(self, reads: Iterable[Read]) -> Iterator[Done]:
+        """Compute and write tiles that were read, each written while the next one is computed; told of in their order."""
+        with ThreadPoolExecutor(1, "mibf-write") as writer:
             before: Future[Done] | None = None
             for read in reads:
                 done = self._computed(read)
@@ -139,7 +142,8 @@ class Mapper:
             if before is not None:
                 yield before.result()
 
-    def _reads(self, tiles: Iterable[Tile]) -> Generator[_Read, None, None]:
+    def read(self, tiles: Iterable[Tile]) -> Generator[Read, None, None]:
+        """Read tiles, one at a time."""
         for tile in tiles:
             started, clock = time.time(), time.monotonic()
             content, cause = None, ""
@@ -148,9 +152,9 @@ class Mapper:
                 content = patiently(store.url, lambda store=store, tile=tile: self.predictor.read(store, tile))  # type: ignore[misc]  # bound now
             except Exception as error:  # a failed tile is a row, whatever the cause
                 cause = _told(error)
-            yield _Read(tile, started, time.monotonic() - clock, content, cause)
+            yield Read(tile, started, time.monotonic() - clock, content, cause)
 
-    def _computed(self, read: _Read) -> tuple[Done, TileResult | None]:
+    def _computed(self, read: Read) -> tuple[Done, TileResult | None]:
         done = Done(
             read.tile,
             cause=read.cause,

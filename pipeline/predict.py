@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,6 +42,19 @@ class TileInput:
     sources: tuple[NDArray[np.float32], ...]  #: each (band, rows, columns) with its halo, scaled to [0, 1]
     wanted: NDArray[np.bool_]  #: (rows, columns), the pixels to map
     present: NDArray[Any]  #: (rows, columns), bit i where source i has data
+
+    def to_bytes(self) -> bytes:
+        """It as it travels between machines."""
+        file = io.BytesIO()
+        np.savez(file, *self.sources, wanted=self.wanted, present=self.present)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> TileInput:
+        """What `to_bytes` gave."""
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            sources = tuple(arrays[f"arr_{i}"] for i in range(len(arrays.files) - 2))
+            return cls(sources, arrays["wanted"], arrays["present"])
 
 
 def check_sources(store: PatchStore, bundle: Bundle) -> None:

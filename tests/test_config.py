@@ -50,7 +50,7 @@ def test_defaults_fill_what_is_not_said(scene: SmallScene) -> None:
         ("map.products=class", "map.products: must be a list, in brackets, such as [a, b]"),
         ("map.products=[doubt]", "map.products"),
         ("map.draws=1", "map.draws"),
-        ("map.zzzz=1", "map.zzzz: unknown key; known here are tile, products, dtype, missing, block, draws,"),
+        ("map.zzzz=1", "map.zzzz: unknown key; known here are model, tile, products, dtype, missing, block,"),
         ("map.drift=stop", "map.drift: Input should be 'warn', 'refuse' or 'ignore' (found 'stop')"),
         ("map.drift_distance=0", "map.drift_distance: Input should be greater than 0"),
         ("model.patch=6", "model.patch: the patch's side is an odd number of pixels from 5 to 15 (found 6)"),
