@@ -7,7 +7,7 @@ of what `prepare` wrote: when one shard changes, just the tiles that reach into 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 
 from mibf.errors import InputError
 from pipeline.fill import Records
@@ -19,12 +19,12 @@ _DIGITS = 12
 
 
 def fingerprints(
-    tiles: Iterable[Window], records: Records, *, model: str, settings: str, sources: Collection[str], halo: int, side: int
+    tiles: Sequence[Window], records: Records, *, model: str, settings: str, sources: Collection[str], halo: int, side: int
 ) -> dict[Window, str]:
     """The fingerprint of each tile of a scene.
 
     Args:
-        tiles: their windows.
+        tiles: their windows, which cover the scene.
         records: what was written of the scene's store.
         model: digest of the model.
         settings: digest of all else that is the same for every tile.
@@ -39,10 +39,12 @@ def fingerprints(
     for shard in records.shards:
         taken = sorted((key, digest) for key, (_, digest) in shard.objects.items() if _is_read(key, sources))
         of_shard[shard.window.y // side, shard.window.x // side] = hashlib.sha256(repr(taken).encode()).hexdigest()
+    # Beyond the scene there are no shards; where it ends its tiles tell, the records may lack some.
+    last = max(tile.y + tile.height - 1 for tile in tiles) // side, max(tile.x + tile.width - 1 for tile in tiles) // side
     found = {}
     for tile in tiles:
         try:
-            read = "".join(of_shard[place] for place in _shards(tile, halo, side, of_shard))
+            read = "".join(of_shard[place] for place in _shards(tile, halo, side, last))
         except KeyError as error:
             raise InputError(
                 f"the records of the store lack the shard in row {error.args[0][0]}, column {error.args[0][1]}; run "
@@ -66,9 +68,8 @@ def _is_read(key: str, sources: Collection[str]) -> bool:
     return kind in ("sources", "valid") and rest.split("/c/")[0] in sources
 
 
-def _shards(tile: Window, halo: int, side: int, known: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The shards that a tile and its halo reach into, by row and column; beyond the scene there are none."""
-    last = max(known, default=(0, 0))
+def _shards(tile: Window, halo: int, side: int, last: tuple[int, int]) -> list[tuple[int, int]]:
+    """The shards that a tile and its halo reach into, by row and column, up to the scene's last ones."""
     down = range(max(0, tile.y - halo) // side, min((tile.y + tile.height - 1 + halo) // side, last[0]) + 1)
     across = range(max(0, tile.x - halo) // side, min((tile.x + tile.width - 1 + halo) // side, last[1]) + 1)
     return [(row, column) for row in down for column in across]
