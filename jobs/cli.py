@@ -1,7 +1,7 @@
 """The command line. Nothing heavy is imported until a command needs it: `mibf --help` answers at once.
 
 Exit status: 0 done; 1 unexpected failure; 2 configuration or input refused, nothing written;
-3 finished, with tiles that failed or a store that is broken; 4 another run holds the workspace; 130 interrupted.
+3 finished, with tiles that failed, or a store or map that is broken; 4 another run holds the workspace; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -207,19 +207,27 @@ def plan(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> N
 
 
 @app.command()
-def verify(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
-    """Check the patch stores against the checksums of what was written; exit status 3 names what is broken."""
+def verify(
+    config: ConfigPath,
+    sample: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Compute N tiles of each map again, and compare them bit for bit.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which tiles are computed again.")] = 0,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Check the patch stores and the published maps against what was made; exit status 3 names what is broken."""
 
     def work() -> None:
         from jobs.config import load
-        from jobs.stages import BrokenStoreError
+        from jobs.stages import BrokenError
         from jobs.verify import lines
         from jobs.verify import verify as work
 
-        found = work(load(config, overrides=set_ or ()))
-        typer.echo(_json([store.to_json() for store in found]) if as_json else "\n".join(lines(found)))
-        if any(store.broken for store in found):
-            raise BrokenStoreError("a store is broken; `mibf prepare` writes it anew.")
+        found = work(load(config, overrides=set_ or ()), sample=sample, seed=seed)
+        typer.echo(_json(found.to_json()) if as_json else "\n".join(lines(found)))
+        if found.remedies:
+            raise BrokenError("\n".join(found.remedies))
 
     _guarded(work)
 
@@ -526,12 +534,12 @@ def _guarded(work: Callable[[], None]) -> None:
         typer.echo("mibf: interrupted; run the same command again to go on.", err=True)
         raise typer.Exit(130) from None
     except Exception as error:
-        from jobs.stages import BrokenStoreError, StageError, TilesFailedError
+        from jobs.stages import BrokenError, StageError, TilesFailedError
         from pipeline.lease import LeaseHeldError
         from pipeline.patience import AwayError
         from pipeline.publish import PublishError
 
-        statuses = {TilesFailedError: 3, BrokenStoreError: 3, LeaseHeldError: 4}
+        statuses = {TilesFailedError: 3, BrokenError: 3, LeaseHeldError: 4}
         statuses |= {StageError: 1, AwayError: 1, PublishError: 1}
         status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
         if status is None:

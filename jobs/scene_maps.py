@@ -181,9 +181,10 @@ class SceneMap:
         return [s for s in self.ledger.last().values() if s.state == "done" and s.model != self.recipe.digest]
 
     def content(self) -> str:
-        """The digest of the map that its finished tiles make."""
+        """The digest of the map that its finished tiles make; while some were never begun, that of no map."""
         last = self.ledger.last()
-        return storage.digest([[asdict(window), last[window].checksum] for window in self.planned])
+        checksums = [[asdict(window), last[window].checksum if window in last else None] for window in self.planned]
+        return storage.digest(checksums)
 
     def item(self) -> dict[str, Any] | None:
         """The item of the map that is published; None where none is."""

@@ -57,8 +57,8 @@ class TilesFailedError(StageError):
     """A map's work was finished but for some tiles; exit status 3."""
 
 
-class BrokenStoreError(StageError):
-    """A store is not what was written; exit status 3."""
+class BrokenError(StageError):
+    """A store or a map is not what was written; exit status 3."""
 
 
 @dataclass(frozen=True)

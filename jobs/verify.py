@@ -1,4 +1,7 @@
-"""verify: every object of the patch stores against the sizes and checksums that were recorded when it was written."""
+"""verify: stores and maps against what was recorded when they were made.
+
+Here every object of the patch stores against its size and checksum; the maps in `verify_map`. Nothing is written.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from typing import Any
 from jobs.config import Config
 from jobs.progress import bar
 from jobs.stages import read_manifest
+from jobs.verify_map import CheckedMap, Sample, check_maps
+from jobs.verify_map import lines as map_lines
 from jobs.workspace import Workspace
 from mibf.errors import InputError
 from pipeline import storage
@@ -16,9 +21,12 @@ from pipeline.fill import Records, broken
 from pipeline.grid import windows
 from pipeline.store import PatchStore
 
+#: Broken things of a map that people are told by name.
+NAMED = 50
+
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedStore:
     """What verify found of one store."""
 
     scene: str
@@ -32,8 +40,35 @@ class Checked:
         return vars(self) | {"whole": not self.broken}
 
 
-def verify(config: Config) -> list[Checked]:
-    """Check the store of every scene.
+@dataclass(frozen=True)
+class Verified:
+    """What verify found."""
+
+    stores: list[CheckedStore]
+    maps: list[CheckedMap]
+
+    @property
+    def remedies(self) -> list[str]:
+        """What is to be done about what is broken; empty where nothing is."""
+        found = []
+        if any(store.broken for store in self.stores):
+            found.append("a store is broken; `mibf prepare` writes it anew.")
+        if any(checked.broken for checked in self.maps):
+            found.append(
+                "a map is broken; remove the files of it that are named, and `mibf map` makes them anew. Where only tiles "
+                "are named, `mibf map --anew` does."
+            )
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """It as JSON values."""
+        return {"stores": [store.to_json() for store in self.stores], "maps": [found.to_json() for found in self.maps]}
+
+
+def verify(config: Config, *, sample: int = 0, seed: int = 0) -> Verified:
+    """Check the store of every scene, and its map where one is published.
+
+    Of each map `sample` tiles, drawn by `seed`, are computed again.
 
     Raises:
         InputError: `prepare` was never finished.
@@ -41,19 +76,21 @@ def verify(config: Config) -> list[Checked]:
     workspace = Workspace.of(config)
     if read_manifest(workspace, "prepare") is None:
         raise InputError(f"{workspace.url}: `prepare` is not finished; run `mibf prepare` or `mibf run` first.")
-    return [_checked(scene.name, config, workspace) for scene in config.scenes]
+    stores = [_checked(scene.name, config, workspace) for scene in config.scenes]
+    unusable = {store.scene for store in stores if store.broken}
+    return Verified(stores, check_maps(config, workspace, sample=Sample(sample, seed), unusable=unusable))
 
 
-def _checked(scene: str, config: Config, workspace: Workspace) -> Checked:
+def _checked(scene: str, config: Config, workspace: Workspace) -> CheckedStore:
     url = workspace.store(scene)
     try:
         records = Records.read(workspace.records(scene))
     except (FileNotFoundError, IsADirectoryError):
         if not storage.exists(url):
             raise InputError(f"{url}: scene {scene!r} was never prepared here; run `mibf prepare`.") from None
-        return Checked(scene, url, 0, 0, [f"{workspace.records(scene)}: is missing, so that nothing can be checked"])
+        return CheckedStore(scene, url, 0, 0, [f"{workspace.records(scene)}: is missing, so that nothing can be checked"])
     objects = records.objects
-    found = Checked(scene, url, len(objects), records.stored_bytes)
+    found = CheckedStore(scene, url, len(objects), records.stored_bytes)
     if not storage.exists(url):
         found.broken.append(f"{url}: is missing")
         return found
@@ -67,11 +104,11 @@ def _checked(scene: str, config: Config, workspace: Workspace) -> Checked:
     return found
 
 
-def lines(checked: list[Checked]) -> list[str]:
+def lines(found: Verified) -> list[str]:
     """What was found, for a person."""
     told = []
-    for store in checked:
+    for store in found.stores:
         state = "whole" if not store.broken else f"{len(store.broken)} broken"
         told.append(f"{store.scene}: {store.objects:,} objects, {store.bytes / 1e6:,.1f} MB, {state}")
         told += [f"  {line}" for line in store.broken]
-    return told
+    return told + [line for checked in found.maps for line in map_lines(checked, most=NAMED)]

@@ -171,6 +171,12 @@ def check_item(item: Mapping[str, Any]) -> None:
         raise InvalidItemError(f"the STAC item {item.get('id')!r} is not valid: {told}") from error
 
 
+def lies_on(item: Mapping[str, Any], grid: GeoBox) -> bool:
+    """Whether an item's map has the pixels of a grid."""
+    told = json.loads(json.dumps(_projection(grid)))
+    return all(item["properties"].get(name) == value for name, value in told.items())
+
+
 def _told(time: Instant) -> str:
     return pystac.utils.datetime_to_str(time)
 

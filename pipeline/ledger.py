@@ -62,8 +62,9 @@ _SCHEMA = pa.schema(
     ]
 )
 _PLACE = ("scene", "y", "x", "height", "width")
-#: What `last` is made of.
+#: What `last` is made of, and what `made` is.
 _FOLDED = (*_PLACE, "state", "fingerprint", "model", "attempt", "cause", "finished", "checksum", "pixels", "rows")
+_MADE = ("state", *_PLACE[1:], "fingerprint", "checksum", "worker", "rows")
 
 
 class LedgerTakenError(LeaseHeldError):
@@ -114,6 +115,16 @@ class TileState:
     finished: float | None  #: seconds since 1970 UTC
     checksum: str
     pixels: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What an attempt that was done has made of a tile; the fields are those of `Entry`."""
+
+    fingerprint: str
+    checksum: str
+    worker: str
     rows: int
 
 
@@ -217,6 +228,23 @@ class Ledger:
             AwayError: the object store does not answer.
         """
         return pa.concat_tables([*self._segments(self._numbers(), _SCHEMA.names), _to_table(self._buffer)])
+
+    def made(self) -> dict[Window, list[Made]]:
+        """What was made of each tile that was ever done, the oldest first; of events as in `table`.
+
+        A published map has one of these of each of its tiles: the last, unless tiles were mapped again since.
+
+        Raises:
+            InputError, AwayError: as for `table`.
+        """
+        found: dict[Window, list[Made]] = {}
+        for segment in [*self._segments(self._numbers(), _MADE), _to_table(self._buffer).select(_MADE)]:
+            columns = [segment[name].to_pylist() for name in _MADE]
+            for state, y, x, height, width, fingerprint, checksum, worker, rows in zip(*columns, strict=True):
+                if state == "done":
+                    made = Made(self._share(fingerprint), checksum, self._share(worker), rows)
+                    found.setdefault(Window(y, x, height, width), []).append(made)
+        return found
 
     def _take(
         self, tile: Tile, state: State, fingerprint: str, model: str, attempt: int, cause: str, finished: int | None,

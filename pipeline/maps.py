@@ -128,9 +128,7 @@ def check_coverage(
     for window in windows(store.shape, tile):
         wanted, mask = to_map(store, window, sources=work.sources, missing=missing)
         for product in products:
-            codes: NDArray[Any] = np.asarray(work.array(product)[:, *window.slices])
-            expected = mask != 0 if product.name == "sources" else wanted
-            wrong = int((product.present(codes) != expected).any(axis=0).sum())
+            wrong = misplaced(product, np.asarray(work.array(product)[:, *window.slices]), wanted=wanted, mask=mask)
             if wrong:
                 raise IncompleteMapError(
                     f"{wrong} pixels of {product.name} in the tile at y {window.y}, x {window.x} are missing or "
@@ -138,3 +136,12 @@ def check_coverage(
                 )
         mapped += int(wanted.sum())
     return mapped
+
+
+def misplaced(product: Product, codes: NDArray[Any], *, wanted: NDArray[np.bool_], mask: NDArray[Any]) -> int:
+    """How many pixels of a product's codes (band, y, x) are missing or should not be there.
+
+    `wanted` and `mask` are those of `to_map`, of the codes' window.
+    """
+    expected = mask != 0 if product.name == "sources" else wanted
+    return int((product.present(codes) != expected).any(axis=0).sum())

@@ -33,6 +33,8 @@ from mibf.jsonable import without_nan as without_nan
 
 #: To read, to fill, to lay down anew.
 ZarrMode = Literal["r", "r+", "w"]
+#: Bytes of a file that are in memory at a time where it may be of any size.
+_PIECE = 64 * 1024 * 1024
 
 
 def open_url(url: str) -> tuple[AbstractFileSystem, str]:
@@ -490,13 +492,18 @@ def sizes(url: str) -> dict[str, int]:
 
 
 def sha256(url: str) -> tuple[int, str]:
-    """The size and SHA-256 of a file.
+    """The size and SHA-256 of a file of any size: it is read piece by piece.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
-    content = read_bytes(url)
-    return len(content), hashlib.sha256(content).hexdigest()
+    filesystem, path = open_url(url)
+    size, found = 0, hashlib.sha256()
+    with filesystem.open(path, "rb", cache_type="none") as file:  # what is read once need not be kept
+        while content := file.read(_PIECE):
+            size += len(content)
+            found.update(content)
+    return size, found.hexdigest()
 
 
 def names(url: str) -> list[str]:

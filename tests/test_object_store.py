@@ -67,7 +67,7 @@ def test_the_same_bytes_as_on_a_disk(scene: SmallScene, bucket: ObjectStore) -> 
     assert len(objects[0]) == 6
     checked = mibf(bucket, "verify", str(config), "--json")
     assert checked.returncode == 0, checked.stderr
-    (found,) = json.loads(checked.stdout)
+    (found,) = json.loads(checked.stdout)["stores"]
     assert found["whole"]
     assert found["objects"] > 6
     folder = f"{bucket.bucket}/same/work/stores/"

@@ -84,7 +84,7 @@ def test_a_cluster_writes_the_same_bytes_as_threads(large: SmallScene, scheduler
     assert objects(large) == objects(large, "other")
     for name in ("scaling.json", "split.json"):
         assert (large.folder / "work" / name).read_bytes() == (large.folder / "other" / name).read_bytes()
-    (checked,) = run(large, address, f"workspace={large.folder / 'other'}", command="verify")
+    (checked,) = run(large, address, f"workspace={large.folder / 'other'}", command="verify")["stores"]
     assert checked["whole"]
 
 
@@ -188,7 +188,7 @@ def test_what_is_damaged_in_work_is_begun_anew(large: SmallScene, monkeypatch: p
         places = {"template.json": records / harm, "array": work / "labels/zarr.json", "group": work / "zarr.json"}
         places.get(harm, records / "0_128.json").write_text("[]")
     run(large, SHARDS)
-    assert run(large, command="verify")[0]["whole"]
+    assert run(large, command="verify")["stores"][0]["whole"]
 
 
 def test_a_shard_whose_object_was_lost_is_written_again(large: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_a_shard_whose_object_was_lost_is_written_again(large: SmallScene, monke
     objects_[0].unlink()
     objects_[1].write_bytes(objects_[1].read_bytes()[:-5])
     run(large, SHARDS)
-    (checked,) = run(large, command="verify")
+    (checked,) = run(large, command="verify")["stores"]
     assert checked["whole"]
 
 
@@ -222,7 +222,7 @@ def test_killed_at_work_it_goes_on(large: SmallScene) -> None:
     shards = Records.read(str(large.folder / "work/stores/small.shards.json")).shards
     assert len(written) >= 3
     assert all(record in shards for record in written), "with the times that they took: not written again"
-    (checked,) = run(large, command="verify")
+    (checked,) = run(large, command="verify")["stores"]
     assert checked["whole"]
 
 
@@ -250,7 +250,7 @@ def test_verify_names_what_is_broken(large: SmallScene, key: str, harm: Any, mes
         assert "(rows 128 to 255, columns 256 to 383)" in line
     assert "`mibf prepare` writes it anew" in result.stderr
     run(large, SHARDS)
-    assert run(large, command="verify")[0]["whole"]
+    assert run(large, command="verify")["stores"][0]["whole"]
 
 
 def test_verify_before_prepare_is_refused(scene: SmallScene) -> None:
@@ -291,7 +291,7 @@ def test_a_source_may_have_any_name(scene: SmallScene) -> None:
     config = scene.config()
     config["scenes"][0]["sources"]["c"] = config["scenes"][0]["sources"].pop("radar")
     run(scene, **config)
-    assert run(scene, command="verify", **config)[0]["whole"]
+    assert run(scene, command="verify", **config)["stores"][0]["whole"]
 
 
 def test_interrupted_when_the_store_was_in_its_place_it_is_not_written_again(
@@ -307,7 +307,7 @@ def test_interrupted_when_the_store_was_in_its_place_it_is_not_written_again(
     before = Records.read(str(large.folder / "work/stores/small.shards.json")).shards
     run(large, SHARDS)
     assert Records.read(str(large.folder / "work/stores/small.shards.json")).shards == before
-    assert run(large, command="verify")[0]["whole"]
+    assert run(large, command="verify")["stores"][0]["whole"]
     scaling = (large.folder / "work/scaling.json").read_bytes()
     run(large, SHARDS, f"workspace={large.folder / 'fresh'}")
     assert (large.folder / "fresh/scaling.json").read_bytes() == scaling
@@ -334,7 +334,7 @@ def test_a_prepared_workspace_does_not_need_the_files_any_more(scene: SmallScene
     from jobs.stages import stale_needs
 
     assert stale_needs(load(str(scene.write_config())), "train") == ["prepare"]
-    assert run(scene, command="verify")[0]["whole"]
+    assert run(scene, command="verify")["stores"][0]["whole"]
 
 
 def test_a_store_of_another_format_is_refused(scene: SmallScene) -> None:
@@ -457,7 +457,7 @@ def test_a_finer_source_reaches_the_store_and_the_grid_may_be_coarser_than_all(s
     assert store.sources[1].scale == 4
     assert (store.array("sources/radar")[:] == fine).all()
     assert store.array("valid/radar").shape == (600, 520)
-    assert run(scene, command="verify")[0]["whole"]
+    assert run(scene, command="verify")["stores"][0]["whole"]
 
 
 def test_a_source_that_lies_off_is_warned_of(scene: SmallScene) -> None:

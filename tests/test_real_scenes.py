@@ -58,7 +58,7 @@ def example(
         monkeypatch.setenv("DATA", str(files.parent))
         config = load(str(ROOT / f"examples/{name}.yaml"), overrides=[f"workspace={tmp_path}"])
         manifest, _ = run_stage(config, "prepare", prepare, keep_current=False)
-        (checked,) = verify(config)
+        (checked,) = verify(config).stores
         assert checked.broken == []
         return PatchStore(manifest.outputs[0]), files, manifest
 
