@@ -209,7 +209,9 @@ def test_a_changed_pixel_in_a_valid_file(project: Project) -> None:
         before = int(dataset.read(1)[100, 70])
     change_pixel(path, 100, 70, 1 if before != 1 else 2)
     tile = "small/y64_x64: its pixels are not those that the ledger has the checksum of"
-    assert project.verify(status=3)["broken"] == ["class.tif: has another checksum than when it was published", tile]
+    file, found = project.verify(status=3)["broken"]
+    assert file.startswith("class.tif: has ")
+    assert found == tile
     project.sign("class.tif")
     assert project.verify(status=3)["broken"] == [tile]
     assert "`mibf map --anew`" in project.run("verify", status=3).stderr
