@@ -8,6 +8,7 @@ for them: what they have read passes through Ray's object store, which bounds ho
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
@@ -52,25 +53,28 @@ def map_on_ray(
     context.print_on_execution_start = False
     context.max_errored_blocks = -1  # blocks whose worker died; what a tile raises never leaves its worker
     rows = [{"scene": tile.scene, **{name: getattr(tile.window, name) for name in _PLACE}} for tile in tiles]
-    dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // at_a_time))
-    if readers:
+    with warnings.catch_warnings():
+        # Ray 2.60 says so of all that could be said in its place, too; pyproject.toml keeps to those that have it.
+        warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
+        dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // at_a_time))
+        if readers:
+            dataset = dataset.map_batches(
+                _Reader,
+                fn_constructor_kwargs={"job": job},
+                batch_size=None,
+                compute=ray.data.ActorPoolStrategy(size=readers),
+                num_cpus=READER_CPUS,
+                ray_remote_args_fn=_remote_arguments,
+            )
         dataset = dataset.map_batches(
-            _Reader,
-            fn_constructor_kwargs={"job": job},
+            _Worker,
+            fn_constructor_kwargs={"job": job, "threads": share.cpus},
             batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=readers),
-            num_cpus=READER_CPUS,
+            compute=ray.data.ActorPoolStrategy(size=share.workers),
+            num_cpus=share.cpus,
+            num_gpus=share.gpus or None,
             ray_remote_args_fn=_remote_arguments,
         )
-    dataset = dataset.map_batches(
-        _Worker,
-        fn_constructor_kwargs={"job": job, "threads": share.cpus},
-        batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=share.workers),
-        num_cpus=share.cpus,
-        num_gpus=share.gpus or None,
-        ray_remote_args_fn=_remote_arguments,
-    )
     for row in dataset.iter_rows():
         each(_from_row(row))
 

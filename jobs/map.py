@@ -21,8 +21,8 @@ from dask.system import CPU_COUNT
 
 from jobs.config import Config
 from jobs.declared import scene_urls
-from jobs.progress import bar, say, warn
-from jobs.scene_maps import Recipe, SceneMap
+from jobs.progress import bar, counted, say, warn
+from jobs.scene_maps import Recipe, SceneMap, told_causes
 from jobs.stages import Outcome, TilesFailedError, begin
 from jobs.workspace import Workspace
 from mibf import __version__
@@ -44,10 +44,9 @@ from pipeline.tiles import Tile
 
 #: The picture beside a map.
 QUICKLOOK = "quicklook.png"
-#: Tiles whose causes are shown.
-SHOWN = 10
 #: What is said of a tile that took its worker along.
 DIED = "its worker died (out of memory, or killed), more often than it is tried"
+_REMEDY = "Mend the causes, if any; then `mibf rerun` maps what is left, and nothing else."
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def map_scenes(
                 break
             if attempt:
                 pause = config.map.backoff * 2 ** (attempt - 1)
-                say(f"{len(tiles)} tiles failed; trying again" + (f" in {pause:g} s" if pause else ""))
+                say(f"{counted(len(tiles), 'tiles')} failed; trying again" + (f" in {pause:g} s" if pause else ""))
                 time.sleep(pause)
             _attempt(recipe, maps, tiles, run, lease, spent, alone=attempt > 0)
             plans = {name: _again(scene, tiles) for name, scene in maps.items()}
@@ -158,27 +157,22 @@ def map_scenes(
                 complete.append(scene)
                 outputs += _files(scene)
     figures = spent.figures(config.map.workers)
-    lines += [_line(scene) for scene in complete] + _stalls(figures, config.map.workers)
+    lines += [_line(scene) for scene in complete] + _stalls(figures, config.map.workers, published=bool(works))
     left = [scene for scene in maps.values() if scene not in complete]
     if left:
-        raise TilesFailedError("\n".join([*(_shortfall(scene, _dead(scene, asked)) for scene in left), *lines]))
+        raise TilesFailedError("\n".join([*(line for scene in left for line in _shortfall(scene, asked)), *lines, _REMEDY]))
     planned = sum(len(scene.planned) for scene in maps.values())
     pixels = {scene.name: _pixels(scene) for scene in complete}
     summary = {"pixels": sum(pixels.values()), "tiles": planned, "scenes": pixels, "priors": config.prediction.priors}
     return Outcome(summary | figures, lines, outputs)
 
 
-def _dead(scene: SceneMap, asked: Request) -> list[Window]:
-    """The tiles of a scene that were tried as often as they may be."""
-    return due(scene.planned, scene.ledger.last(), max_attempts=asked.max_attempts, now=time.time()).dead
-
-
 def _check_replaced(scene: SceneMap, asked: Request) -> None:
     others = scene.made_by_others()
     if others and not asked.replace:
         raise InputError(
-            f"{scene.folder}: holds a map that another model has made ({len(others):,} tiles). Give `--replace` to have "
-            "this model's in its place, or another name to this run (`run`)."
+            f"{scene.folder}: holds a map that another model has made ({counted(len(others), 'tiles')}). Give `--replace` "
+            "to have this model's in its place, or another name to this run (`run`)."
         )
 
 
@@ -261,7 +255,7 @@ def _work(scene: SceneMap, run: str, lease: Lease) -> MapInWork:
 
     work, kept = scene.work(lost=lost)
     if kept:
-        say(f"{scene.name}: {kept:,} tiles of the published map are taken over")
+        say(f"{scene.name}: {counted(kept, 'tiles')} taken over from the published map")
     scene.ledger.append(gone)
     return work
 
@@ -290,6 +284,7 @@ def _attempt(
     last = {name: scene.ledger.last() for name, scene in maps.items()}
     attempts = {tile: state.attempts if (state := last[tile.scene].get(tile.window)) else 0 for tile in tiles}
     open_ = set(tiles)
+    crew = _crew(recipe, maps, alone=alone)
     with bar("map", len(tiles), unit="tiles") as advance:
 
         def take(done: Done) -> None:
@@ -302,7 +297,7 @@ def _attempt(
             scene.ledger.append([_entry(done, scene, run, attempts[done.tile] + 1)])
             advance(1)
 
-        _run(recipe, maps, tiles, take, alone=alone)
+        crew(tiles, take)
     for tile in [tile for tile in tiles if tile in open_]:
         scene = maps[tile.scene]
         lost = Done(tile, cause=DIED, finished=time.time())
@@ -311,26 +306,35 @@ def _attempt(
         scene.ledger.flush()
 
 
-def _run(
-    recipe: Recipe, maps: dict[str, SceneMap], tiles: Sequence[Tile], take: Callable[[Done], None], *, alone: bool
-) -> None:
-    """Map tiles in this process, or on Ray's workers."""
+def _crew(
+    recipe: Recipe, maps: dict[str, SceneMap], *, alone: bool
+) -> Callable[[Sequence[Tile], Callable[[Done], None]], None]:
+    """What maps tiles and tells of each: this process, or Ray's workers."""
     section, job = recipe.config.map, recipe.job(maps)
     if section.workers == 0:
-        say(f"mapping in this process on {CPU_COUNT} cores, {section.precision}")
-        for done in Mapper(job, threads=CPU_COUNT).map(tiles):
-            take(done)
-        return
-    from jobs import cluster  # Ray is imported where it is used
-    from jobs.crew import map_on_ray, object_store, reading_cpus
 
-    beside = reading_cpus(section.readers)
-    room = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
-    cluster.ensure(workers=section.workers + beside, object_store=room)
-    share = cluster.share(section.workers, beside=beside)
-    read_by = f", {section.readers} readers" if section.readers else ""
-    say(f"mapping on {share}{read_by}, {section.precision}")
-    map_on_ray(job, tiles, share, each=take, alone=alone, readers=section.readers)
+        def here(tiles: Sequence[Tile], take: Callable[[Done], None]) -> None:
+            for done in Mapper(job, threads=CPU_COUNT).map(tiles):
+                take(done)
+
+        who, crew = f"in this process on {counted(CPU_COUNT, 'cores')}", here
+    else:
+        from jobs import cluster  # Ray is imported where it is used
+        from jobs.crew import map_on_ray, object_store, reading_cpus
+
+        beside = reading_cpus(section.readers)
+        room = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
+        cluster.ensure(workers=section.workers + beside, object_store=room)
+        share = cluster.share(section.workers, beside=beside)
+
+        def on_ray(tiles: Sequence[Tile], take: Callable[[Done], None]) -> None:
+            map_on_ray(job, tiles, share, each=take, alone=alone, readers=section.readers)
+
+        read_by = f", {counted(section.readers, 'readers')}" if section.readers else ""
+        who, crew = f"on {share}{read_by}", on_ray
+    if not alone:  # else it was said before
+        say(f"mapping {who}, {section.precision}")
+    return crew
 
 
 def _entry(done: Done, scene: SceneMap, run: str, attempt: int) -> Entry:
@@ -468,34 +472,39 @@ def _pixels(scene: SceneMap) -> int:
 
 def _line(scene: SceneMap) -> str:
     rows, columns = scene.store.shape
-    return f"{scene.name}: {_pixels(scene):,} of {rows * columns:,} pixels mapped, {len(scene.planned):,} tiles"
+    return f"{scene.name}: {_pixels(scene):,} of {rows * columns:,} pixels mapped, {counted(len(scene.planned), 'tiles')}"
 
 
-def _stalls(figures: dict[str, Any], workers: int) -> list[str]:
+def _stalls(figures: dict[str, Any], workers: int, *, published: bool) -> list[str]:
     """Where the time went, for people."""
     if not figures["tiles_mapped"]:
-        return ["every tile was done before"]
-    shares = ", ".join(f"{name} {figures[name]:.1%}" for name in ("reading", "computing", "writing", "waiting"))
-    who = "in this process" if workers == 0 else f"with {workers} worker{'s' if workers > 1 else ''}"
+        return ["no tile was to be mapped; " + ("the files were published anew" if published else "nothing was changed")]
+    shares = ", ".join(f"{name} {100 * figures[name]:.1f} %" for name in ("reading", "computing", "writing", "waiting"))
+    who = "in this process" if workers == 0 else f"by {counted(workers, 'workers')}, their start not counted"
     return [
-        f"{figures['tiles_mapped']:,} tiles, {figures['pixels_per_second']:,.0f} pixels/s {who}, their start apart",
-        f"of the workers' time: {shares}; publishing took {figures['publishing']:.1%} of all",
+        f"{counted(figures['tiles_mapped'], 'tiles')} mapped in {figures['tiles_seconds']:,.0f} s {who}: "
+        f"{figures['pixels_per_second']:,.0f} pixels/s",
+        f"shares of that time, which may overlap: {shares}; publishing came to {figures['publish_seconds']:,.0f} s more",
     ]
 
 
-def _shortfall(scene: SceneMap, dead: Sequence[Window]) -> str:
+def _shortfall(scene: SceneMap, asked: Request) -> list[str]:
     """What a scene's map lacks, and why."""
-    states, last = scene.states(), scene.ledger.last()
-    failed = [window for window, state in states.items() if state == "failed"]
-    others = Counter(state for state in states.values() if state in ("pending", "stale"))
-    told_of = [f"{len(failed):,} of {len(states):,} tiles failed"] if failed else []
-    told_of += [f"{count:,} of {len(states):,} are {state}" for state, count in sorted(others.items())]
+    states = scene.states()
+    counts = Counter(states.values())
+    failed = [f"{counts['failed']:,} of {counted(len(states), 'tiles')} failed"] if counts["failed"] else []
+    others = [f"{counts[state]:,} of {len(states):,} are {state}" for state in ("pending", "stale") if counts[state]]
     kept = "the map of before is still there" if scene.item() is not None else "nothing was published"
-    lines = [f"{scene.name}: {' and '.join(told_of)}; {kept}"]
-    for window in failed[:SHOWN]:
-        spent_ = ", and is left alone" if window in dead else ""
-        lines.append(f"  {Tile(scene.name, window).key}: {last[window].cause} (attempt {last[window].attempts}{spent_})")
-    if len(failed) > SHOWN:
-        lines.append(f"  and {len(failed) - SHOWN:,} more; see `mibf status`")
-    lines.append("Mend the cause, then `mibf rerun` maps these tiles alone.")
-    return "\n".join(lines)
+    left = due(
+        scene.planned, scene.ledger.last(), max_attempts=asked.max_attempts, backoff_seconds=asked.backoff, now=time.time()
+    )
+    lines = [f"{scene.name}: {' and '.join(failed + others)}; {kept}", *told_causes(scene.causes())]
+    if left.dead:
+        lines.append(
+            f"  {len(left.dead):,} of the failed ones were tried {asked.max_attempts} times or more and are left alone; "
+            "`mibf map` tries them again"
+        )
+    if left.until is not None:
+        until = datetime.fromtimestamp(left.until, UTC)
+        lines.append(f"  {len(left.waiting):,} of the failed ones are not tried again before {until:%Y-%m-%dT%H:%M:%SZ}")
+    return lines

@@ -16,11 +16,16 @@ from rich.text import Text
 console = Console(stderr=True)
 
 
+def counted(number: int, things: str) -> str:
+    """A number of things, which are given in the plural: `1 tile`, `1,200 tiles`."""
+    return f"{number:,} {things if number != 1 else things.removesuffix('s')}"
+
+
 @contextmanager
 def bar(title: str, total: int, *, unit: str = "") -> Iterator[Callable[[int], None]]:
     """A bar that ends at `total`; the value is a function to advance it by some units."""
     if not console.is_terminal:
-        console.print(f"{title} ({total:,} {unit}) ...", highlight=False)
+        console.print(f"{title} ({counted(total, unit)}) ...", highlight=False)
         yield lambda count: None
         return
     columns = (

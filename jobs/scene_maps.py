@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 
 from jobs.config import Config, SceneSection
 from jobs.declared import class_names
+from jobs.progress import counted
 from jobs.stages import code
 from jobs.workspace import Workspace
 from mibf.bundle import Bundle
@@ -31,11 +33,13 @@ from pipeline.predict import TileResult, check_sources
 from pipeline.products import Product, of_network, product
 from pipeline.publish import ITEM, PublishedMap
 from pipeline.store import PatchStore
-from pipeline.tileprints import fingerprints
+from pipeline.tileprints import difference, fingerprints
 from pipeline.tiles import Tile, tiles
 
 #: Attributes of a map in work: what it was laid down for, and that tiles of an earlier map are all back in it.
 LAYOUT, RESTORED = "mibf:layout", "mibf:restored"
+#: Causes that people are shown, tiles of each, and characters of each.
+CAUSES, TILES, LENGTH = 5, 3, 400
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,18 @@ class SceneMap:
         """The state of every planned tile."""
         return classify(self.planned, self.ledger.last())
 
+    def causes(self) -> list[tuple[str, list[str]]]:
+        """Why tiles failed or are stale, each cause with the keys of its tiles; that of most tiles first."""
+        last, found = self.ledger.last(), dict[str, list[str]]()
+        for window, state in self.states().items():
+            if state not in ("failed", "stale"):
+                continue
+            before, now = last[window], self.planned[window]
+            changed = state == "stale" and before.fingerprint != now
+            cause = f"{difference(before.fingerprint, now)} changed" if changed else before.cause
+            found.setdefault(cause, []).append(Tile(self.name, window).key)
+        return sorted(found.items(), key=lambda pair: -len(pair[1]))
+
     def made_by_others(self) -> list[TileState]:
         """What was mapped by another model than this one."""
         return [s for s in self.ledger.last().values() if s.state == "done" and s.model != self.recipe.digest]
@@ -266,6 +282,17 @@ def _digest_in(work: MapInWork, products: Sequence[Product], window: Window) -> 
         return digest({p.name: np.asarray(work.array(p)[:, *window.slices]) for p in products})
     except (ValueError, RuntimeError, OSError):  # a shard that is cut short
         return None
+
+
+def told_causes(causes: Sequence[tuple[str, list[str]]]) -> list[str]:
+    """Causes for a person, one a line, with the first of their tiles."""
+    told = []
+    for cause, keys in causes[:CAUSES]:
+        more = f" and {len(keys) - TILES:,} more" if len(keys) > TILES else ""
+        told.append(f"  {', '.join(keys[:TILES])}{more}: {shorten(cause, LENGTH, placeholder=' ...')}")
+    if len(causes) > CAUSES:
+        told.append(f"  and {counted(len(causes) - CAUSES, 'other causes')}; `mibf status --json` tells all")
+    return told
 
 
 def _check_classes(config: Config, bundle: Bundle, model: str) -> None:

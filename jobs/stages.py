@@ -241,14 +241,14 @@ def begin(workspace: Workspace, stage: StageName, lease: Lease) -> None:
 
 
 def stale_needs(config: Config, stage: StageName) -> list[StageName]:
-    """The earlier stages whose results are not those of the configuration, inputs and code as they are now."""
+    """The finished earlier stages whose results are not those of the configuration, inputs and code as they are now."""
     workspace = Workspace.of(config)
-    return [needed for needed in needs(config, stage) if not _is_current(config, workspace, needed)]
+    return [needed for needed in needs(config, stage) if _is_stale(config, workspace, needed)]
 
 
-def _is_current(config: Config, workspace: Workspace, stage: StageName) -> bool:
+def _is_stale(config: Config, workspace: Workspace, stage: StageName) -> bool:
     manifest = read_manifest(workspace, stage)
     try:
-        return manifest is not None and manifest.fingerprint == fingerprint(config, stage)
+        return manifest is not None and manifest.fingerprint != fingerprint(config, stage)
     except InputError:  # an input is not there any more; what was made of it may still be used
-        return False
+        return True

@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from jobs.config import Config
-from jobs.scene_maps import Recipe, SceneMap
+from jobs.progress import counted
+from jobs.scene_maps import Recipe, SceneMap, told_causes
 from jobs.stages import needs, read_manifest
 from jobs.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.ledger import State
-from pipeline.tileprints import difference
-from pipeline.tiles import Tile
-
-#: Causes that are shown, and tiles of each.
-CAUSES, TILES = 5, 3
 
 
 @dataclass(frozen=True)
@@ -54,17 +50,6 @@ def status_of(scene: SceneMap) -> SceneStatus:
     """The status of one scene."""
     last, states = scene.ledger.last(), scene.states()
     item = scene.item()
-    causes: dict[str, list[str]] = {}
-    for window, state in states.items():
-        cause = ""
-        if state == "failed":
-            cause = last[window].cause
-        elif state == "stale":
-            before = last[window]
-            changed = before.fingerprint != scene.planned[window]
-            cause = f"{difference(before.fingerprint, scene.planned[window])} changed" if changed else before.cause
-        if cause:
-            causes.setdefault(cause, []).append(Tile(scene.name, window).key)
     counts = Counter(states.values())
     current = counts["done"] == len(states) and scene.is_published()
     return SceneStatus(
@@ -74,7 +59,7 @@ def status_of(scene: SceneMap) -> SceneStatus:
         current,
         {state: counts[state] for state in get_args(State)},
         sum(last[window].attempts for window in states if window in last),
-        sorted(causes.items(), key=lambda pair: -len(pair[1])),
+        scene.causes(),
     )
 
 
@@ -83,14 +68,17 @@ def lines(found: list[SceneStatus]) -> list[str]:
     told = []
     for scene in found:
         counts = ", ".join(f"{count:,} {state}" for state, count in scene.tiles.items() if count)
-        if scene.published is None:
-            shown = "nothing is published"
-        else:
-            shown = f"published {scene.published}" + ("" if scene.current else ", not of these tiles")
-        told.append(f"{scene.scene}: {sum(scene.tiles.values()):,} tiles: {counts}; {shown}")
-        for cause, keys in scene.causes[:CAUSES]:
-            more = f" and {len(keys) - TILES:,} more" if len(keys) > TILES else ""
-            told.append(f"  {', '.join(keys[:TILES])}{more}: {cause}")
-        if len(scene.causes) > CAUSES:
-            told.append(f"  and {len(scene.causes) - CAUSES:,} other causes; --json tells all")
+        told.append(f"{scene.scene}: {counted(sum(scene.tiles.values()), 'tiles')}: {counts}; {_published(scene)}")
+        told += told_causes(scene.causes)
     return told
+
+
+def _published(scene: SceneStatus) -> str:
+    if scene.published is None:
+        return "nothing is published"
+    when = f"{scene.published[:19]}Z"  # to the second
+    if scene.current:
+        return f"published {when}"
+    if scene.tiles["done"] < sum(scene.tiles.values()):
+        return f"the map published {when} is of before"
+    return f"the map published {when} is not of these tiles, or not in the files asked for; `mibf rerun` publishes it anew"
