@@ -150,7 +150,7 @@ class SceneMap:
             raise InputError(f"{self._records}: is missing; run `mibf prepare` again.") from error
         declared = {s.name for s in self.store.sources}
         return fingerprints(
-            (tile.window for tile in self.tiles),
+            [tile.window for tile in self.tiles],
             records,
             model=recipe.digest,
             settings=recipe.settings(self.store),
