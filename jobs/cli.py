@@ -497,9 +497,19 @@ def _stages(
 
     def work(loaded: Config) -> list[tuple[Manifest, bool]]:
         wanted = stages if loaded.labelled or loaded.map.model is None else [s for s in stages if s in ("prepare", "map")]
+        if "map" in wanted and len(wanted) > 1 and loaded.map.model is not None:
+            _check_model(loaded)
         return [_stage(loaded, stage, keep_current=keep_current, **options.get(stage, {})) for stage in wanted]
 
     _carry_out(config, overrides, as_json, work)
+
+
+def _check_model(config: Config) -> None:
+    """Refuse a model from elsewhere that cannot map, before the stages that come before the map."""
+    from jobs.scene_maps import Recipe
+    from jobs.workspace import Workspace
+
+    Recipe.of(config, Workspace.of(config))
 
 
 def _carry_out(

@@ -6,6 +6,7 @@ on; one whose worker dies is recorded too. A scene is published when all its til
 
 from __future__ import annotations
 
+import posixpath
 import time
 import uuid
 from collections import Counter
@@ -26,8 +27,9 @@ from jobs.scene_maps import Recipe, SceneMap, told_causes
 from jobs.stages import Outcome, TilesFailedError, begin
 from jobs.workspace import Workspace
 from mibf import __version__
+from mibf.bundle import MODEL
 from mibf.errors import InputError
-from pipeline import cog, storage
+from pipeline import bundles, cog, storage
 from pipeline.drift import drifts, told
 from pipeline.due import Due, due
 from pipeline.grid import Window
@@ -428,7 +430,7 @@ def _picture(scene: SceneMap, published: Sequence[Published]) -> list[Asset]:
 
 def _item(scene: SceneMap, assets: Sequence[Asset], run: str, fingerprint: str) -> dict[str, Any]:
     recipe = scene.recipe
-    config = recipe.config
+    config, model = recipe.config, bundles.folder_of(recipe.model)
     facts = {
         "content": scene.published_content(),
         "tiles": len(scene.planned),
@@ -446,8 +448,8 @@ def _item(scene: SceneMap, assets: Sequence[Asset], run: str, fingerprint: str) 
         classes=recipe.bundle.classes,
         created=datetime.now(UTC),
         datetime=scene.scene.datetime,
-        model=ModelLink(storage.shown(recipe.model), recipe.digest, config.run),
-        inputs={url: storage.stamp(url) for url in scene_urls(scene.scene)},
+        model=ModelLink(bundles.file_of(model, MODEL), recipe.digest, posixpath.basename(storage.shown(model))),
+        inputs={url: _stamp(url) for url in scene_urls(scene.scene)},
         ledger="./ledger",
         version=__version__,
         fingerprint=fingerprint,
@@ -456,6 +458,14 @@ def _item(scene: SceneMap, assets: Sequence[Asset], run: str, fingerprint: str) 
     )
     check_item(item)
     return item
+
+
+def _stamp(url: str) -> str:
+    """An input file's fingerprint; empty where it is not there any more: the map is of the store."""
+    try:
+        return storage.stamp(url)
+    except InputError:
+        return ""
 
 
 def _files(scene: SceneMap) -> list[str]:

@@ -65,6 +65,7 @@ def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease)
         fingerprint=fingerprint,
         evaluation=evaluation,
         mapped=mapped,
+        other_model=None if config.map.model is None else storage.shown(config.map.model),
         classes=bundle.classes,
         shaded=_shaded(evaluation["confusion"]),
         split=storage.read_json(workspace.split),

@@ -219,8 +219,8 @@ class SceneMap:
         return all(storage.exists(storage.join(self.folder, href.removeprefix("./"))) for href in hrefs)
 
     def published_content(self) -> str:
-        """The digest of the map as it is to be published: its tiles, and the sides of its files."""
-        return storage.digest([self.content(), self.recipe.config.map.block])
+        """The digest of the map as it is to be published: its tiles, the sides of its files, when the scene was taken."""
+        return storage.digest([self.content(), self.recipe.config.map.block, self.scene.datetime])
 
     def work(self, *, lost: Callable[[Window], None]) -> tuple[MapInWork, int]:
         """The map in work: what an interrupted run has left, or laid down with the finished tiles of the published map.

@@ -67,7 +67,10 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
         StageError: training stopped; what it left can be gone on with.
     """
     if not config.labelled:
-        raise InputError("no scene has `labels`, so that there is nothing to train on; give one scene some.")
+        raise InputError(
+            "no scene has `labels`, so that there is nothing to train on; give one scene some, or map with a model from "
+            "elsewhere (map.model)."
+        )
     _check_not_imported(workspace)
     stores = [PatchStore(workspace.store(scene.name), without=("test",)) for scene in config.scenes]
     spec = network_spec(config, stores[0])

@@ -114,7 +114,7 @@ def map_item(
         created: when the map was made, with a time zone.
         datetime: when the scene was taken, as `pipeline.period` reads it; not known: the item has the time it was made.
         model: what predicted.
-        inputs: the files that the scene was read from, with their fingerprints.
+        inputs: the files that the scene was read from, with their fingerprints; empty ones are not told.
         ledger: the ledger's place, relative to the item.
         version: of mibf.
         fingerprint: of all that the map depends on.
@@ -204,7 +204,7 @@ def _processing(model: ModelLink, made: Instant, *, files: int, version: str, ru
     """How the map was made. The extension of models asks those of their results for the level and the expression."""
     return {
         "processing:level": LEVEL,
-        "processing:lineage": f"Land cover, predicted pixel by pixel by {model.name} in run {run}; input files: {files}.",
+        "processing:lineage": f"Land cover, pixel by pixel, by model {model.name} in run {run}; input files: {files}.",
         "processing:datetime": _told(made),
         "processing:version": version,
         "processing:software": {"mibf": version},
@@ -220,7 +220,8 @@ def _model_link(model: ModelLink) -> pystac.Link:
 
 
 def _input_link(url: str, fingerprint: str) -> pystac.Link:
-    return pystac.Link("derived_from", storage.shown(url), extra_fields={"mibf:fingerprint": fingerprint})
+    told = {"mibf:fingerprint": fingerprint} if fingerprint else {}
+    return pystac.Link("derived_from", storage.shown(url), extra_fields=told)
 
 
 def _asset(asset: Asset, grid: GeoBox, classes: Sequence[ClassName]) -> pystac.Asset:
