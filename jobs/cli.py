@@ -496,9 +496,10 @@ def _stages(
     """Do stages in order, each with the options of its name."""
 
     def work(loaded: Config) -> list[tuple[Manifest, bool]]:
-        wanted = stages if loaded.labelled or loaded.map.model is None else [s for s in stages if s in ("prepare", "map")]
-        if "map" in wanted and len(wanted) > 1 and loaded.map.model is not None:
+        wanted = stages
+        if len(stages) > 1 and loaded.map.model is not None:
             _check_model(loaded)
+            wanted = stages if loaded.labelled else ("prepare", "map")
         return [_stage(loaded, stage, keep_current=keep_current, **options.get(stage, {})) for stage in wanted]
 
     _carry_out(config, overrides, as_json, work)

@@ -102,6 +102,24 @@ def needs(config: Config, stage: StageName) -> tuple[StageName, ...]:
     return NEEDS[stage]
 
 
+def check_needs(config: Config, stage: StageName) -> None:
+    """See that the stages whose results a stage reads are finished.
+
+    Raises:
+        InputError: one is not.
+    """
+    workspace = Workspace.of(config)
+    for needed in needs(config, stage):
+        if read_manifest(workspace, needed) is not None:
+            continue
+        if needed == "train" and not config.labelled:
+            raise InputError(
+                f"{workspace.url}: no model was trained here, and no scene has `labels` to train one; `mibf map` maps with a "
+                "model from elsewhere (map.model) and draws quicklook.png."
+            )
+        raise InputError(f"{workspace.url}: `{needed}` is not finished; run `mibf {needed}` or `mibf run` first.")
+
+
 def read_manifest(workspace: Workspace, stage: StageName) -> Manifest | None:
     """A stage's manifest, if the stage was ever finished."""
     try:
@@ -198,9 +216,7 @@ def run_stage(
         LeaseHeldError: another run holds the workspace.
     """
     workspace = Workspace.of(config)
-    for needed in needs(config, stage):
-        if read_manifest(workspace, needed) is None:
-            raise InputError(f"{workspace.url}: `{needed}` is not finished; run `mibf {needed}` or `mibf run` first.")
+    check_needs(config, stage)
     current = fingerprint(config, stage, checkpoint=checkpoint)
     storage.check_writable(workspace.url)
     with held(workspace.url, what=f"mibf {stage} of {config.name}, run {config.run}") as lease:

@@ -9,9 +9,8 @@ from typing import Any, get_args
 from jobs.config import Config
 from jobs.progress import counted
 from jobs.scene_maps import Recipe, SceneMap, told_causes
-from jobs.stages import needs, read_manifest
+from jobs.stages import check_needs
 from jobs.workspace import Workspace
-from mibf.errors import InputError
 from pipeline.ledger import State
 
 
@@ -39,9 +38,7 @@ def status(config: Config) -> list[SceneStatus]:
         InputError: an earlier stage is not finished, or the model and a scene do not fit.
     """
     workspace = Workspace.of(config)
-    for needed in needs(config, "map"):
-        if read_manifest(workspace, needed) is None:
-            raise InputError(f"{workspace.url}: `{needed}` is not finished; run `mibf {needed}` or `mibf run` first.")
+    check_needs(config, "map")
     recipe = Recipe.of(config, workspace)
     return [status_of(SceneMap(recipe, workspace, scene)) for scene in config.scenes]
 
