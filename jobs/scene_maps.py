@@ -193,11 +193,10 @@ class SceneMap:
         return sorted(found.items(), key=lambda pair: -len(pair[1]))
 
     def made_by_others(self) -> list[TileState]:
-        """What was mapped by another model than this one; tiles of another size do not count once this one's are published."""
-        published = self.recipe.digest in [link.get("mibf:digest") for link in (self.item() or {}).get("links", [])]
-        last = self.ledger.last()
-        found = [last[window] for window in self.planned if window in last] if published else last.values()
-        return [state for state in found if state.state == "done" and state.model != self.recipe.digest]
+        """What was mapped by another model than this one; nothing where the published map is this one's."""
+        if self.recipe.digest in [link.get("mibf:digest") for link in (self.item() or {}).get("links", [])]:
+            return []  # tiles of another size may be left in the ledger
+        return [s for s in self.ledger.last().values() if s.state == "done" and s.model != self.recipe.digest]
 
     def content(self) -> str:
         """The digest of the map that its finished tiles make; while some were never begun, that of no map."""

@@ -114,8 +114,8 @@ def check_needs(config: Config, stage: StageName) -> None:
             continue
         if needed == "train" and not config.labelled:
             raise InputError(
-                f"{workspace.url}: no model was trained here, and no scene has `labels` to train one; `mibf map` maps with a "
-                "model from elsewhere (map.model) and draws quicklook.png."
+                f"{workspace.url}: no model was trained here, and no scene has `labels` to train one; `mibf map` maps with "
+                "a model from elsewhere (map.model) and draws quicklook.png."
             )
         raise InputError(f"{workspace.url}: `{needed}` is not finished; run `mibf {needed}` or `mibf run` first.")
 
