@@ -15,7 +15,7 @@ import numpy as np
 
 from jobs.config import Config
 from jobs.plan import check_memory, check_room, remarks_of
-from jobs.progress import bar, warn
+from jobs.progress import bar, counted, warn
 from jobs.scenes import buffer_of, open_scenes, subset_counts
 from jobs.stages import Outcome, StageError, begin, read_manifest
 from jobs.workspace import Workspace
@@ -191,7 +191,7 @@ def _store_lines(w: _Written, shifts: dict[str, Shift]) -> list[str]:
     covered = _coverage(w)
     share = w.records.stored_bytes / (rows * columns * template.bytes_per_pixel)
     lines = [
-        f"{w.scene.name}: {rows} x {columns} pixels in {len(w.records.shards)} shards of {template.shard}, "
+        f"{w.scene.name}: {rows} x {columns} pixels in {counted(len(w.records.shards), 'shards')} of {template.shard}, "
         f"{w.records.stored_bytes / 1e6:,.1f} MB ({share:.0%} of the pixels' size)"
     ]
     for source in w.scene.sources:
@@ -199,7 +199,7 @@ def _store_lines(w: _Written, shifts: dict[str, Shift]) -> list[str]:
         how = sorted({str(part.alignment) for part in source.parts})
         at = "" if source.scale == 1 else f", kept {source.scale} times as fine"
         less = "" if covered[name] >= COVERED else f"; data in {covered[name]:.1%} of the pixels"
-        lines.append(f"  {name}: {source.bands} bands of {source.dtype}, {' and '.join(how)}{at}{less}")
+        lines.append(f"  {name}: {counted(source.bands, 'bands')} of {source.dtype}, {' and '.join(how)}{at}{less}")
     first = w.scene.sources[0].declared.name
     lines += [f"  {told(name, first, shift)}" for name, shift in shifts.items()]
     return lines

@@ -22,7 +22,7 @@ from jobs import cluster
 from jobs.config import Config, Select
 from jobs.environment import environment, versions
 from jobs.loop import Place, Settings, run, steps_of
-from jobs.progress import TrainingBar, say, training_bar, warn
+from jobs.progress import TrainingBar, counted, say, training_bar, warn
 from jobs.seeds import spread, told
 from jobs.stages import Outcome, StageError, begin, imported, read_manifest
 from jobs.tracking import check_mlflow
@@ -119,7 +119,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
     return Outcome(
         figures,
         [
-            f"{parameters:,} parameters, {len(spec.sources)} sources, {results[best]['epochs']} epochs"
+            f"{parameters:,} parameters, {counted(len(spec.sources), 'sources')}, {counted(results[best]['epochs'], 'epochs')}"
             f"{' (resumed)' if resumed else ''}",
             *_lines(results, best, config.train.select),
         ],

@@ -14,7 +14,7 @@ from pipeline.fill import Records
 from pipeline.grid import Window
 
 #: The parts in their order, as people are told of them.
-PARTS = ("the model", "the settings, or the version of the software", "the input")
+PARTS = ("the model", "the settings or the version of mibf", "the input")
 _DIGITS = 12
 
 
