@@ -494,7 +494,7 @@ def _stalls(figures: dict[str, Any], workers: int, *, published: bool) -> list[s
     return [
         f"{counted(figures['tiles_mapped'], 'tiles')} mapped in {figures['tiles_seconds']:,.0f} s {who}: "
         f"{figures['pixels_per_second']:,.0f} pixels/s",
-        f"shares of that time, which may overlap: {shares}; publishing came to {figures['publish_seconds']:,.0f} s more",
+        f"shares of that time, which may overlap: {shares}; publishing came to {figures['publish_seconds']:,.1f} s more",
     ]
 
 

@@ -119,8 +119,8 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
     return Outcome(
         figures,
         [
-            f"{parameters:,} parameters, {counted(len(spec.sources), 'sources')}, {counted(results[best]['epochs'], 'epochs')}"
-            f"{' (resumed)' if resumed else ''}",
+            f"{parameters:,} parameters, {counted(len(spec.sources), 'sources')}, "
+            f"{counted(results[best]['epochs'], 'epochs')}{' (resumed)' if resumed else ''}",
             *_lines(results, best, config.train.select),
         ],
         [workspace.bundle, workspace.metrics],
