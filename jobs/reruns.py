@@ -42,7 +42,9 @@ def rerun(config: Config, request: Request) -> Rerun:
     """
     manifest, done, failure = None, True, None
     try:
-        manifest, done = run_stage(config, "map", partial(map_scenes, request=request), keep_current=True)
+        # Tiles that are named are looked at even where the map is current: a name may be mistaken.
+        keep = request.tiles is None
+        manifest, done = run_stage(config, "map", partial(map_scenes, request=request), keep_current=keep)
     except TilesFailedError as error:
         failure = error
     return Rerun(manifest, done, status(config), failure)
