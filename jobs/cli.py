@@ -546,12 +546,13 @@ def _guarded(work: Callable[[], None]) -> None:
         raise typer.Exit(130) from None
     except Exception as error:
         from jobs.stages import BrokenError, StageError, TilesFailedError
-        from pipeline.lease import LeaseHeldError
+        from pipeline.lease import LeaseHeldError, LeaseLostError
+        from pipeline.maps import IncompleteMapError
         from pipeline.patience import AwayError
         from pipeline.publish import PublishError
 
         statuses = {TilesFailedError: 3, BrokenError: 3, LeaseHeldError: 4}
-        statuses |= {StageError: 1, AwayError: 1, PublishError: 1}
+        statuses |= dict.fromkeys((StageError, AwayError, PublishError, IncompleteMapError, LeaseLostError), 1)
         status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
         if status is None:
             raise

@@ -135,7 +135,12 @@ def map_scenes(
         plans = {name: _due(scene, asked, wanted) for name, scene in maps.items()}
         if any(not scene.is_published() or plans[scene.name].tiles for scene in maps.values()):
             begin(workspace, "map", lease)
-        works = {name: _work(scene, run, lease) for name, scene in maps.items() if not scene.is_published()}
+        works = {}
+        for name, scene in maps.items():
+            if scene.is_published():
+                scene.remove_work()  # a run may have ended between publishing and this
+            else:
+                works[name] = _work(scene, run, lease)
         # What was lost of an earlier map is due as well.
         plans = {name: _due(scene, asked, wanted) for name, scene in maps.items()}
         for attempt in range(config.map.attempts):
@@ -166,7 +171,18 @@ def map_scenes(
     planned = sum(len(scene.planned) for scene in maps.values())
     pixels = {scene.name: _pixels(scene) for scene in complete}
     summary = {"pixels": sum(pixels.values()), "tiles": planned, "scenes": pixels, "priors": config.prediction.priors}
-    return Outcome(summary | figures, lines, outputs)
+    return Outcome(summary | figures | {"scenes_published": len(works)}, lines, outputs)
+
+
+def check_tiles(config: Config, keys: Sequence[str]) -> None:
+    """See that a configuration's scenes have tiles of these keys.
+
+    Raises:
+        InputError: one of them there is not; or as for `map_scenes`.
+    """
+    workspace = Workspace.of(config)
+    recipe = Recipe.of(config, workspace)
+    _wanted({scene.name: SceneMap(recipe, workspace, scene) for scene in config.scenes}, keys)
 
 
 def _check_replaced(scene: SceneMap, asked: Request) -> None:
@@ -387,7 +403,7 @@ def _publish(scene: SceneMap, work: MapInWork, run: str, fingerprint: str, lease
     item = _item(scene, [*assets, *picture], run, fingerprint)
     lease.check()
     storage.write_json(storage.join(scene.folder, ITEM), item)
-    storage.remove(work.url)
+    scene.remove_work()
 
 
 def _reader(work: MapInWork, product: Product) -> cog.Read:

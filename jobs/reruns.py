@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from jobs.config import Config
-from jobs.map import Request, map_scenes
+from jobs.map import Request, check_tiles, map_scenes
 from jobs.stages import Manifest, TilesFailedError, run_stage
 from jobs.status import SceneStatus, status
 
@@ -41,10 +41,11 @@ def rerun(config: Config, request: Request) -> Rerun:
         InputError, LeaseHeldError: as for the map stage.
     """
     manifest, done, failure = None, True, None
+    if request.tiles is not None:
+        check_tiles(config, request.tiles)  # also where the map is current
     try:
-        # Tiles that are named are looked at even where the map is current: a name may be mistaken.
-        keep = request.tiles is None
-        manifest, done = run_stage(config, "map", partial(map_scenes, request=request), keep_current=keep)
+        manifest, done = run_stage(config, "map", partial(map_scenes, request=request), keep_current=True)
+        done = done and bool(manifest.figures["tiles_mapped"] or manifest.figures["scenes_published"])
     except TilesFailedError as error:
         failure = error
     return Rerun(manifest, done, status(config), failure)

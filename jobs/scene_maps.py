@@ -268,6 +268,11 @@ class SceneMap:
         last = self.ledger.last()
         return [window for window in self.planned if _digest_in(work, self.recipe.products, window) != last[window].checksum]
 
+    def remove_work(self) -> None:
+        """Remove the map in work, if there is one: what is left where this is interrupted is no map in work any more."""
+        storage.remove(storage.join(self.work_url, "zarr.json"))
+        storage.remove(self.work_url)
+
     def _left(self, layout: str) -> MapInWork | None:
         if not storage.exists(storage.join(self.work_url, "zarr.json")):
             return None

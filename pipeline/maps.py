@@ -132,7 +132,7 @@ def check_coverage(
             if wrong:
                 raise IncompleteMapError(
                     f"{wrong} pixels of {product.name} in the tile at y {window.y}, x {window.x} are missing or "
-                    "should not be there; the map is not published. Run `mibf map` again."
+                    "should not be there; the map is not published. `mibf map --anew` maps every tile again."
                 )
         mapped += int(wanted.sum())
     return mapped

@@ -137,6 +137,22 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallScene, Any]
 
 
 @pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A scene with a trained model and no map (`tests.mapped.Mapped`), to be copied."""
+    from tests.mapped import Mapped
+
+    return Mapped.make(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def whole(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same with its map, made in one process without a fault, to be copied and compared with."""
+    made = trained.copy(tmp_path_factory.mktemp("whole") / "scene")
+    made.does("map")
+    return made
+
+
+@pytest.fixture(scope="session")
 def shared() -> Callable[[str], Path]:
     """Where real scenes lie, beside the repository or at MIBF_SHARED; a test without them is skipped."""
     root = Path(os.environ.get("MIBF_SHARED", Path(__file__).resolve().parents[2] / "shared"))
