@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 
 from jobs import cluster
 from pipeline.grid import Window
@@ -28,7 +29,8 @@ Rows = dict[str, np.ndarray[Any, Any]]
 TILES_A_TASK, TASKS_A_WORKER = 16, 32
 #: What a reader takes of a processor: it mostly waits for storage.
 READER_CPUS = 0.5
-#: How often Ray sends a task to another worker when one dies with it. Then it is given up, and so are its tiles.
+#: How often Ray sends a task to another worker when one dies with it; for ever, unless it is told. Then it is given up,
+#: and so are its tiles.
 RETRIES = 1
 _PLACE = ("y", "x", "height", "width")
 _TOLD = tuple(field.name for field in fields(Done) if field.name != "tile")
@@ -53,35 +55,32 @@ def map_on_ray(
     context.print_on_execution_start = False
     context.max_errored_blocks = -1  # blocks whose worker died; what a tile raises never leaves its worker
     rows = [{"scene": tile.scene, **{name: getattr(tile.window, name) for name in _PLACE}} for tile in tiles]
+    blocks = -(-len(rows) // at_a_time)
+    size = len(rows) // blocks  # of the smallest block: Ray wants a number for GPUs, and joins smaller ones
+    dataset = ray.data.from_items(rows, override_num_blocks=blocks)
+    deaths = {"max_restarts": -1, "max_task_retries": RETRIES}
     with warnings.catch_warnings():
-        # Ray 2.60 says so of all that could be said in its place, too; pyproject.toml keeps to those that have it.
-        warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
-        dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // at_a_time))
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # of what has no other name: of `deaths`
         if readers:
             dataset = dataset.map_batches(
                 _Reader,
                 fn_constructor_kwargs={"job": job},
-                batch_size=None,
+                batch_size=size,
                 compute=ray.data.ActorPoolStrategy(size=readers),
                 num_cpus=READER_CPUS,
-                ray_remote_args_fn=_remote_arguments,
+                **deaths,
             )
         dataset = dataset.map_batches(
             _Worker,
             fn_constructor_kwargs={"job": job, "threads": share.cpus},
-            batch_size=None,
+            batch_size=size,
             compute=ray.data.ActorPoolStrategy(size=share.workers),
             num_cpus=share.cpus,
             num_gpus=share.gpus or None,
-            ray_remote_args_fn=_remote_arguments,
+            **deaths,
         )
     for row in dataset.iter_rows():
         each(_from_row(row))
-
-
-def _remote_arguments() -> dict[str, Any]:
-    """How actors are made beyond what Ray Data names: without this it would send a task that kills them on for ever."""
-    return {"max_restarts": -1, "max_task_retries": RETRIES}
 
 
 def reading_cpus(readers: int) -> int:
