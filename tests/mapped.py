@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 import rasterio
 import torch
+import yaml
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
@@ -109,6 +110,13 @@ class Mapped:
         config = folder / self.config.name
         config.write_text(config.read_text().replace(str(self.folder), str(folder)))
         return Mapped(replace(self.scene, folder=folder))
+
+    @contextmanager
+    def changed(self) -> Iterator[dict[str, Any]]:
+        """The configuration, to be changed in the block."""
+        values = yaml.safe_load(self.config.read_text())
+        yield values
+        self.config.write_text(yaml.safe_dump(values, sort_keys=False))
 
     def arguments(self, command: str, *parts: str) -> list[str]:
         """The arguments of a command; parts with a `=` that are no options are keys changed."""

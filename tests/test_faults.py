@@ -294,7 +294,7 @@ def test_a_loss_that_is_not_finite_stops_training_at_once_and_keeps_what_was_goo
 
 @contextmanager
 def cluster_of(nodes: int, *, gpus: int = 0) -> Iterator[tuple[Cluster, list[Any]]]:
-    """A head without CPUs and nodes of one CPU each, and of GPUs as far as Ray knows, which RAY_ADDRESS names to commands."""
+    """A head without CPUs and nodes of one CPU each, and of GPUs as Ray counts them, which RAY_ADDRESS names to commands."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         yield cluster, [cluster.add_node(num_cpus=1, num_gpus=gpus) for _ in range(nodes)]
