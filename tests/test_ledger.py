@@ -25,7 +25,7 @@ from pipeline import ledger as module
 from pipeline import patience, storage
 from pipeline.due import classify, due
 from pipeline.grid import Window
-from pipeline.ledger import Entry, Ledger, LedgerTakenError, State, TileState
+from pipeline.ledger import Entry, Ledger, LedgerTakenError, Made, State, TileState
 from pipeline.patience import AwayError
 from pipeline.tiles import Tile
 from tests.object_store import ObjectStore, object_store, weed
@@ -110,6 +110,13 @@ def test_what_is_read_is_what_was_appended(segments: list[list[Entry]]) -> None:
         for name in ("state", "fingerprint", "model", "cause", "finished", "checksum", "pixels", "rows"):
             assert getattr(found, name) == getattr(event, name)
     assert set(opened.last()) == {event.tile.window for event in history}
+    made = {window: [e for e in history if e.tile.window == window and e.state == "done"] for window in opened.last()}
+    for ledger in (opened, written) if segments else (opened,):
+        assert ledger.made() == {
+            window: [Made(e.fingerprint, e.checksum, e.worker, e.rows) for e in events]
+            for window, events in made.items()
+            if events
+        }
 
 
 #: What befalls one tile, as a driver tells it: fingerprint, and the outcomes of its attempts with what lies between.

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from tests.conftest import SmallScene, make_scene, write_raster
+from tests.models import write_model
 from tests.object_store import SECRET, ObjectStore, object_store, weed, with_environment
 
 pytestmark = [
@@ -126,6 +127,34 @@ def test_killed_midway_it_goes_on_at_the_missing_shards(tmp_path: Path, bucket: 
     shards = json.loads(bucket.files.cat_file(f"{bucket.bucket}/killed/work/stores/small.shards.json"))["shards"]
     assert len(shards) == 64
     assert all(record in shards for record in first), "with the times that they took: they were not written again"
+
+
+def test_a_map_in_a_bucket_is_verified(scene: SmallScene, bucket: ObjectStore) -> None:
+    section = {"tile": 64, "workers": 0, "model": str(scene.folder / "model")}
+    config = in_bucket(scene, bucket, "mapped", map=section | {"model": "MODEL"})
+    config.write_text(config.read_text().replace("MODEL", section["model"]))
+    assert mibf(bucket, "prepare", str(config)).returncode == 0
+    local = scene.write_config(map=section)
+    assert mibf(bucket, "prepare", str(local)).returncode == 0
+    write_model(scene.folder)
+    done = mibf(bucket, "map", str(config))
+    assert done.returncode == 0, done.stderr
+    checked = mibf(bucket, "verify", str(config), "--sample", "1", "--json")
+    assert checked.returncode == 0, checked.stderr
+    (found,) = json.loads(checked.stdout)["maps"]
+    assert found["whole"]
+    assert (found["tiles"], found["sampled"]) == (9, 1)
+    key = f"{bucket.bucket}/mapped/work/maps/small/main/class.tif"
+    content = bucket.files.cat_file(key)
+    bucket.files.pipe_file(key, content[:1000])
+    broken = mibf(bucket, "verify", str(config), "--json")
+    assert broken.returncode == 3, broken.stderr
+    (found,) = json.loads(broken.stdout)["maps"]
+    assert found["broken"][0] == f"class.tif: has 1,000 bytes instead of {len(content):,}"
+    assert "Traceback" not in broken.stderr
+    assert SECRET not in checked.stdout + broken.stdout + broken.stderr
+    bucket.files.rm_file(key)
+    assert "class.tif: is missing" in mibf(bucket, "verify", str(config)).stdout
 
 
 def test_a_bucket_that_refuses_access(scene: SmallScene, bucket: ObjectStore) -> None:

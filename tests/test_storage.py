@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,18 @@ def test_bytes_come_back_from_any_kind_of_location(place: str, tmp_path: Path) -
     storage.remove(storage.join(root, "a"))
     storage.remove(storage.join(root, "a"))
     assert not storage.exists(url)
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+@pytest.mark.parametrize("size", [0, 5, 6, 7, 12])
+def test_a_file_is_hashed_piece_by_piece(place: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_PIECE", 6)
+    url = storage.join(str(tmp_path) if place == "local" else f"memory://{tmp_path.name}", "a.bin")
+    content = bytes(range(size))
+    storage.write_bytes(url, content)
+    assert storage.sha256(url) == (size, hashlib.sha256(content).hexdigest())
+    with pytest.raises(FileNotFoundError):
+        storage.sha256(f"{url}.other")
 
 
 @pytest.mark.parametrize("place", ["local", "file", "memory"])

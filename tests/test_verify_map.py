@@ -12,23 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-import torch
 import yaml
 from typer.testing import CliRunner, Result
 
 from jobs.cli import app
 from jobs.verify_sample import drawn
-from mibf.bundle import Bundle
-from mibf.network import MIBFNet
-from mibf.scaling import scaling_from_json
-from mibf.spec import NARROW, NetworkSpec, SourceSpec
-from pipeline import bundles, storage
+from pipeline import storage
 from pipeline.grid import Window
 from pipeline.ledger import Entry, Ledger
 from pipeline.predict import TilePredictor
-from pipeline.store import PatchStore
 from pipeline.tiles import Tile
 from tests.conftest import SmallScene, make_scene, write_raster
+from tests.models import write_model
 
 MAP = "work/maps/small/main"
 
@@ -69,15 +64,6 @@ def configure(scene: SmallScene, **section: Any) -> None:
     products = ["class", "confidence", "sources"]
     chosen = {"tile": 64, "workers": 0, "attempts": 1, "products": products, "model": str(scene.folder / "model")}
     scene.write_config(map=chosen | section)
-
-
-def write_model(folder: Path, *, seed: int = 0) -> None:
-    """An untrained model of the scene that was prepared in a folder."""
-    torch.manual_seed(seed)
-    spec = NetworkSpec((SourceSpec("optical", 3), SourceSpec("radar", 1, NARROW)), classes=3, patch=5)
-    scaling = scaling_from_json(storage.read_json(str(folder / "work/scaling.json")))
-    classes = PatchStore(str(folder / "work/stores/small.zarr")).classes
-    bundles.write_bundle(str(folder / "model"), Bundle(spec, MIBFNet(spec).state_dict(), scaling, classes))
 
 
 @pytest.fixture(scope="module")
