@@ -193,7 +193,7 @@ def ablate(
 
 @app.command()
 def plan(config: ConfigPath, set_: Overrides = None, as_json: Json = False) -> None:
-    """Tell what `prepare` would write, with its memory and time; writes nothing."""
+    """Tell what `prepare` and `map` would write, with memory and time; writes nothing."""
 
     def work() -> None:
         from jobs.config import load

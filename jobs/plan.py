@@ -1,4 +1,4 @@
-"""plan: what `prepare` would write, how much memory and time it would take. Reads headers, labels and a few shards."""
+"""plan: what `prepare` and `map` would write, how much memory and time they take. Reads headers, labels, a few shards."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import psutil
 
 from jobs.config import Config
+from jobs.plan_map import lines as map_lines
+from jobs.plan_map import plan_map
 from jobs.progress import bar
 from jobs.scenes import open_scenes
 from jobs.workspace import Workspace
@@ -38,6 +40,7 @@ def plan(config: Config) -> dict[str, Any]:
                 figures = asdict(estimate(scene, workers=workers.workers))
                 figures["sources"] = {s.declared.name: sorted({str(p.alignment) for p in s.parts}) for s in scene.sources}
                 figures["remarks"] = remarks_of(scene)
+                figures["map"] = asdict(plan_map(config, workspace, scene))
                 found[scene.name] = figures
                 advance(1)
     free = storage.free_bytes(workspace.url)
@@ -109,6 +112,7 @@ def lines(found: dict[str, Any]) -> list[str]:
             f"  about {f['memory_bytes'] / 1e9:,.1f} GB of memory and {_duration(f['seconds'])}, "
             f"{found['workers']} shards at a time",
             *(f"  note: {remark}" for remark in f["remarks"]),
+            *map_lines(f["map"], _duration(f["map"]["seconds"]) if f["map"]["pixels_due"] and f["map"]["seconds"] else ""),
         ]
     free = found["free_bytes"]
     told.append(f"workspace {found['workspace']}" + ("" if free is None else f": {free / 1e9:,.1f} GB free"))
