@@ -264,7 +264,7 @@ def test_a_chunk_that_changed_is_noticed_when_it_is_read(large: SmallScene) -> N
     content[1000] ^= 255
     path.write_bytes(content)
     store = PatchStore(str(large.folder / "work/stores/small.zarr"))
-    with pytest.raises(InputError, match="sources/optical: is damaged"):
+    with pytest.raises(InputError, match="sources/optical/c/0/0/0: is damaged"):
         store.read_source("optical", Window(0, 0, 64, 64))
 
 
@@ -272,7 +272,7 @@ def test_a_shard_that_was_lost_is_not_taken_as_ground_without_data(large: SmallS
     run(large, SHARDS)
     (large.folder / "work/stores/small.zarr/valid/optical/c/1/1").unlink()
     store = PatchStore(str(large.folder / "work/stores/small.zarr"))
-    with pytest.raises(InputError, match=r"valid/optical: is damaged \(shard .* is missing\)"):
+    with pytest.raises(InputError, match=r"valid/optical/c/1/1: is damaged \(shard .* is missing\)"):
         store.usable(Window(100, 100, 100, 100))
     assert store.usable(Window(0, 0, 100, 100)).all()
 

@@ -16,6 +16,7 @@ from jobs.stages import Manifest
 from jobs.workspace import Workspace
 from mibf.bundle import CARD
 from pipeline import storage
+from pipeline.lease import Lease
 from tests.conftest import SmallScene, make_scene, write_raster
 
 TRAIN = {"epochs": 1, "batch": 64, "rate": 3e-3, "workers": 0, "threads": 1}
@@ -56,7 +57,7 @@ def page_of(config: Config) -> str:
         place.mkdir(parents=True, exist_ok=True)
         kind = np.uint8 if product == "class" else np.float32
         write_raster(place / f"{product}.tif", np.ones((1, 150, 130), kind))
-    report(config, workspace, "fingerprint")
+    report(config, workspace, "fingerprint", Lease())
     return storage.read_bytes(workspace.report).decode()
 
 
