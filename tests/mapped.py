@@ -216,3 +216,11 @@ def workers_below(pid: int) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process is still at work; one whose end nobody has asked for is not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -1,0 +1,128 @@
+"""Maps under real faults: workers, nodes and drivers that are killed, tiles that take their worker along, a full disk.
+
+What is promised each time is the same: the map ends with the bytes that it would have had undisturbed, and no tile is
+mapped again but those that were in work.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mapped import TILES, Mapped, alive, disturbed, workers_below
+from tests.test_faults import await_, cluster_of
+
+pytestmark = pytest.mark.slow
+
+ON_RAY = ("map.workers=2",)
+
+
+@pytest.fixture
+def mapped(trained: Mapped, tmp_path: Path) -> Mapped:
+    """A trained scene of the test's own, without a map."""
+    return trained.copy(tmp_path / "scene")
+
+
+def await_tiles(mapped: Mapped, process: Any, tiles: int = 2) -> None:
+    """Wait until a map in the background has put some tiles down in its ledger."""
+    await_(lambda: process.poll() is not None or (mapped.map.exists() and len(mapped.events("done")) >= tiles))
+    assert process.poll() is None, mapped.errors()
+
+
+def test_a_worker_of_ray_makes_the_bytes_that_the_command_itself_makes(mapped: Mapped, whole: Mapped) -> None:
+    """One worker on all cores here, two with a core each below."""
+    done = mapped.mibf_apart("map", "map.workers=1")
+    assert done.status == 0, done.stderr
+    assert "Warning" not in done.stderr, "none of Ray's own"
+    assert mapped.published() == whole.published()
+    assert len({event["worker"] for event in mapped.events("done")}) == 1
+
+
+def test_a_worker_that_is_killed_is_replaced_without_a_hand(mapped: Mapped, whole: Mapped) -> None:
+    with mapped.running("map", *ON_RAY, environment=disturbed(mapped.folder / "site", sleep=1)) as process:
+        await_tiles(mapped, process)
+        workers = workers_below(process.pid)
+        assert len(workers) == 2
+        workers[0].kill()
+        assert process.wait(timeout=200) == 0, mapped.errors()
+    assert mapped.count("done") == dict.fromkeys(TILES, 1)
+    assert not mapped.count("failed")
+    assert mapped.published() == whole.published()
+
+
+def test_a_node_that_dies_takes_no_tile_along(mapped: Mapped, whole: Mapped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes with a GPU each, as Ray counts them: its workers then are given them."""
+    environment = disturbed(mapped.folder / "site", sleep=1)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)  # the nodes' workers have it of them
+    with cluster_of(2, gpus=1) as (cluster, nodes):
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        with mapped.running("map", *ON_RAY, "map.attempts=3", environment={}) as process:
+            await_tiles(mapped, process)
+            cluster.remove_node(nodes[1], allow_graceful=False)
+            assert process.wait(timeout=300) == 0, mapped.errors()
+    assert "with a GPU each" in mapped.errors()
+    assert mapped.count("done") == dict.fromkeys(TILES, 1)
+    assert mapped.published() == whole.published()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_command_that_is_killed_goes_on_at_the_missing_tiles(mapped: Mapped, whole: Mapped, workers: int) -> None:
+    with mapped.running(
+        "map", f"map.workers={workers}", environment=disturbed(mapped.folder / "site", sleep=0.7)
+    ) as process:
+        await_tiles(mapped, process, 3)
+        workers = workers_below(process.pid)
+        process.kill()
+    before = mapped.events("done")
+    first = {event["tile"] for event in before}
+    assert 3 <= len(first) < 9
+    assert mapped.states() == {"done": len(first), "pending": 9 - len(first)}
+    assert not mapped.published(), "nothing half-made is taken for a map"
+    again = mapped.does("rerun")
+    assert f"{9 - len(first)} tiles, " in again.stdout
+    assert mapped.events("done")[: len(before)] == before
+    assert mapped.count("done") == dict.fromkeys(TILES, 1), "what the ledger had as done was not done again"
+    assert mapped.published() == whole.published()
+    await_(lambda: not any(alive(worker) for worker in workers), 60)
+
+
+def test_a_tile_that_takes_its_worker_along_is_put_aside_and_all_others_are_mapped(mapped: Mapped, whole: Mapped) -> None:
+    fatal = disturbed(mapped.folder / "site", fatal="small/y64_x64")
+    failed = mapped.mibf_apart("map", *ON_RAY, environment=fatal)
+    assert failed.status == 3, failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "small: 1 of 9 tiles failed; nothing was published" in failed.stderr
+    assert "small/y64_x64: its worker died (out of memory, or killed)" in failed.stderr
+    assert mapped.count("failed")["y64_x64"] == 1
+    assert mapped.count("done") == dict.fromkeys([tile for tile in TILES if tile != "y64_x64"], 1)
+    (scene,) = mapped.does("status", "--json").json
+    assert [cause["tiles"] for cause in scene["causes"]] == [["small/y64_x64"]]
+    assert "its worker died" in scene["causes"][0]["cause"]
+    mapped.does("rerun")
+    assert mapped.published() == whole.published()
+
+
+# --- publishing on a full disk
+
+
+def test_a_disk_that_is_full_leaves_nothing_half_published(
+    mapped: Mapped, whole: Mapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.cog.build", full)
+        failed = mapped.does("map", status=1)
+    assert "the disk is full" in failed.stderr
+    assert not mapped.published()
+    assert not (mapped.map / "item.json").exists()
+    assert not (mapped.map / ".staging").exists()
+    mapped.does("rerun")
+    assert mapped.count("done") == dict.fromkeys(TILES, 1), "no tile was mapped again"
+    assert mapped.published() == whole.published()
