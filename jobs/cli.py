@@ -474,6 +474,72 @@ def bench_train(
     _guarded(work)
 
 
+@bench.command(name="map")
+def bench_map(
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="Take this configuration's trained model and first scene.")
+    ] = None,
+    bands: Annotated[
+        str, typer.Option(metavar="B1+B2", help="Without CONFIG: bands of each source of a random scene.")
+    ] = "64+2",
+    size: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            help="Side of the scenes in pixels; with --memory it may be given again. [default: 2048; with --memory 2048, "
+            "4096, 8192 and 16384]",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the network: float32 or bf16. [default: the configuration's, float32]")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often all is timed; medians are told.")] = 3,
+    memory: Annotated[
+        bool,
+        typer.Option("--memory", help="Instead: peak memory over the scene's size, with next to no network."),
+    ] = False,
+    tiles: Annotated[
+        int | None,
+        typer.Option(min=100, metavar="N", help="Instead: what scheduling so many tiles takes, with nothing to do in them."),
+    ] = None,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """The map of a scene against the bare network; its memory over the scene's size; its scheduling of many tiles."""
+
+    def work() -> None:
+        from jobs.config import load
+        from mibf.errors import InputError
+
+        if memory and tiles is not None:
+            raise InputError("--memory and --tiles are two measurements; give one.")
+        if config is not None and (memory or tiles is not None or size):
+            raise InputError("--size, --memory and --tiles are of scenes made for it; leave CONFIG out.")
+        if memory:
+            from jobs.bench import map_memory
+
+            peaks = map_memory.bench_memory(size or map_memory.SIDES)
+            typer.echo(_json(map_memory.as_json(peaks)) if as_json else map_memory.table(peaks))
+            return
+        if tiles is not None:
+            from jobs.bench import map_tiles
+
+            runs = map_tiles.bench_tiles(tiles)
+            typer.echo(_json(map_tiles.as_json(runs)) if as_json else map_tiles.table(runs))
+            return
+        from jobs.bench.map import as_json as json_of
+        from jobs.bench.map import bench_map as work
+        from jobs.bench.map import table
+
+        if size and len(size) > 1:
+            raise InputError("--size may be given again with --memory alone.")
+        loaded = None if config is None else load(config, overrides=set_ or ())
+        result = work(loaded, bands=_bands(bands), side=(size or [2048])[0], rounds=rounds, precision=precision)
+        typer.echo(_json(json_of(result)) if as_json else table(result))
+
+    _guarded(work)
+
+
 def _bands(text: str) -> list[int]:
     """The bands of each source from `64+2`."""
     from mibf.errors import InputError

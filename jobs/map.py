@@ -36,7 +36,7 @@ from pipeline.grid import Window
 from pipeline.item import Asset, ModelLink, check_item, map_item
 from pipeline.lease import Lease
 from pipeline.ledger import Entry, State
-from pipeline.mapper import Done, Mapper
+from pipeline.mapper import Done, Job, Mapper, Predictor
 from pipeline.maps import MapInWork, check_coverage
 from pipeline.products import CLASS_PRODUCTS, Product
 from pipeline.publish import ITEM, Published, publish
@@ -110,16 +110,24 @@ class Spent:
 
 
 def map_scenes(
-    config: Config, workspace: Workspace, fingerprint: str, lease: Lease, *, request: Request | None = None
+    config: Config,
+    workspace: Workspace,
+    fingerprint: str,
+    lease: Lease,
+    *,
+    request: Request | None = None,
+    predictor: Callable[[Job], Predictor] | None = None,
 ) -> Outcome:
     """Map what is due of every scene of a configuration, and publish the scenes that are complete.
+
+    `predictor` is as of `Job`.
 
     Raises:
         InputError: a scene and the model do not fit, or another model's map would be replaced.
         TilesFailedError: tiles failed, or were not asked for; scenes without such tiles are published.
     """
     asked = request or Request()
-    recipe = Recipe.of(config, workspace)
+    recipe = Recipe.of(config, workspace, predictor=predictor)
     maps = {scene.name: SceneMap(recipe, workspace, scene) for scene in config.scenes}
     for scene in maps.values():
         _check_replaced(scene, asked)

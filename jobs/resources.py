@@ -29,10 +29,14 @@ def memory_in_use() -> int:
 
 
 class PeakMemory:
-    """Watches `memory_in_use` from a thread while the block runs; `bytes` is the most that was seen."""
+    """Watches `memory_in_use` from a thread while the block runs; `bytes` is the most that was seen.
 
-    def __init__(self) -> None:
+    `interval` is in seconds from one look to the next.
+    """
+
+    def __init__(self, *, interval: float = INTERVAL) -> None:
         self.bytes = 0
+        self._interval = interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
 
@@ -48,5 +52,5 @@ class PeakMemory:
     def _watch(self) -> None:
         while True:
             self.bytes = max(self.bytes, memory_in_use())
-            if self._stop.wait(INTERVAL):
+            if self._stop.wait(self._interval):
                 return

@@ -27,7 +27,7 @@ from pipeline.due import classify
 from pipeline.fill import Records
 from pipeline.grid import Window, grid_to_json
 from pipeline.ledger import Ledger, State, TileState
-from pipeline.mapper import Job
+from pipeline.mapper import Job, Predictor
 from pipeline.maps import MapInWork, digest
 from pipeline.predict import TileResult, check_sources
 from pipeline.products import Product, of_network, product
@@ -51,10 +51,11 @@ class Recipe:
     bundle: Bundle
     digest: str  #: of the bundle
     products: tuple[Product, ...]
+    predictor: Callable[[Job], Predictor] | None = None  #: in the network's place, as of `Job`
 
     @classmethod
-    def of(cls, config: Config, workspace: Workspace) -> Recipe:
-        """The recipe of a configuration.
+    def of(cls, config: Config, workspace: Workspace, *, predictor: Callable[[Job], Predictor] | None = None) -> Recipe:
+        """The recipe of a configuration; `predictor` is as of `Job`.
 
         Raises:
             InputError: there is no model, it is damaged, or it cannot do what is asked of it.
@@ -75,7 +76,7 @@ class Recipe:
                 "says where one has no data is worth nothing. Train with `train.source_dropout`, or take `nodata` or "
                 "`declared`."
             )
-        return cls(config, model, bundle, bundle.digest, products)
+        return cls(config, model, bundle, bundle.digest, products, predictor)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -96,6 +97,7 @@ class Recipe:
             draws=section.draws,
             seed=section.seed,
             missing=section.missing,
+            predictor=self.predictor,
         )
 
     def settings(self, store: PatchStore) -> str:

@@ -5,22 +5,33 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import threading
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import rasterio
 import torch
 from typer.testing import CliRunner
 
-from jobs.bench import batches, timing, train
+from jobs.bench import batches, map_memory, map_tiles, timing, train
+from jobs.bench import map as bench_map
+from jobs.bench.bare_scene import bare_scene
 from jobs.bench.network import as_json, bench_network, table
 from jobs.bench.plain import PlainNetwork
 from jobs.bench.timing import Case, Timing, measure
 from jobs.cli import app
+from jobs.map import map_scenes
+from jobs.workspace import Workspace
 from mibf.cell import CELL
 from mibf.network import MIBFNet
 from mibf.spec import NARROW, WIDE, NetworkSpec, SourceSpec
+from pipeline.grid import Window
+from pipeline.lease import Lease
+from pipeline.store import PatchStore
 from tests.conftest import SmallScene
 
 
@@ -188,3 +199,73 @@ def test_the_networks_table_has_every_way_with_its_ratios() -> None:
     text = table([result])
     assert all(what in text for what, _ in ways)
     json.dumps(as_json([result]))
+
+
+@pytest.mark.slow
+def test_the_maps_table_has_every_way_with_its_ratio_and_its_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_map, "HELD_BYTES", 4 * 4 * 64 * 64)
+    result = bench_map.bench_map(None, bands=[3, 1], side=128, rounds=1)
+    assert [row.what for row in result.rows] == ["bare dense", "in this process", "one worker", "two workers"]
+    assert (result.pixels, result.held) == (128 * 128, 64 * 64)
+    assert result.rows[0].ratio == 1.0
+    assert all(row.rate > 0 for row in result.rows)
+    assert [set(row.shares) for row in result.rows] == [set(), *[set(bench_map.SHARES)] * 3]
+    text = bench_map.table(result)
+    assert all(row.what in text for row in result.rows)
+    json.dumps(bench_map.as_json(result))
+
+
+def test_a_map_is_measured_without_a_trace_in_its_workspace(tmp_path: Path) -> None:
+    config = bare_scene(tmp_path, shape_yx=(100, 130), tile=64, filled=True)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    workspace = Workspace.of(config)
+    with tempfile.TemporaryDirectory() as folder:
+        elsewhere = bench_map.MapsElsewhere(workspace.url, workspace.run, folder)
+        config = config.model_copy(update={"map": config.map.model_copy(update={"workers": 0})})
+        figures = map_scenes(config, elsewhere, "", Lease(), predictor=map_memory.Larger).figures
+        with rasterio.open(Path(folder) / "maps" / "bare" / "class.tif") as dataset:
+            ids = dataset.read(1)
+    assert figures["pixels_mapped"] == 13000
+    store = PatchStore(workspace.store("bare"))
+    one, two = (store.read_source(name, Window(0, 0, 100, 130))[0][0] for name in ("one", "two"))
+    np.testing.assert_array_equal(ids, np.where(two > one, 2, 1))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_peaks_are_compared_with_the_first_scene_of_as_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(map_memory, "WORKERS", (0,))
+    peaks = map_memory.bench_memory([64, 128])
+    assert [(peak.side, peak.workers) for peak in peaks] == [(64, 0), (128, 0)]
+    assert peaks[0].ratio == 1.0
+    assert peaks[1].ratio == peaks[1].bytes / peaks[0].bytes > 0
+    assert "128 x 128" in map_memory.table(peaks)
+    json.dumps(map_memory.as_json(peaks))
+
+
+@pytest.mark.slow
+def test_tiles_with_nothing_in_them_go_through_the_driver_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(map_tiles, "WORKERS", (0,))
+    runs = map_tiles.bench_tiles(100)
+    assert [(run.tiles, run.workers) for run in runs] == [(9, 0), (100, 0)]
+    assert runs[0].ratio == 1.0
+    assert all(run.ledger_bytes > 0 and run.segments > 0 and run.nothing_due > 0 for run in runs)
+    assert "ms a tile" in map_tiles.table(runs)
+    json.dumps(map_tiles.as_json(runs))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size", "100"], "--size 100: give the scene's side in pixels, a multiple of 64"),
+        (["--size", "64", "--size", "128"], "with --memory alone"),
+        (["--memory", "--size", "100"], "a multiple of 64"),
+        (["--memory", "--tiles", "100"], "give one"),
+        (["any.yaml", "--memory"], "leave CONFIG out"),
+        (["--precision", "fp16"], "--precision fp16: there are float32, bf16"),
+    ],
+)
+def test_options_of_the_maps_benchmark_that_cannot_be_are_refused(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["bench", "map", *options])
+    assert result.exit_code == 2
+    assert message in result.output

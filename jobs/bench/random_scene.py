@@ -1,4 +1,4 @@
-"""A scene of random values, prepared in a folder: what batches are measured on where no scene is given."""
+"""A scene of random values, prepared in a folder, and a model for it: what is measured where no scene is given."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+import torch
 import yaml
 from affine import Affine
 from numpy.typing import NDArray
@@ -14,6 +15,13 @@ from numpy.typing import NDArray
 from jobs.config import Config, load
 from jobs.prepare import prepare
 from jobs.stages import run_stage
+from jobs.train import network_spec
+from jobs.workspace import Workspace
+from mibf.bundle import Bundle
+from mibf.network import MIBFNet
+from mibf.scaling import scaling_from_json
+from pipeline import storage
+from pipeline.store import PatchStore
 
 CLASSES = 11
 #: Side of the squares of one class, in pixels.
@@ -50,6 +58,16 @@ def random_scene(folder: Path, *, bands: Sequence[int], side: int) -> Config:
     config = load(str(path))
     run_stage(config, "prepare", prepare, keep_current=False)
     return config
+
+
+def random_model(config: Config) -> None:
+    """Write a model of random weights, untrained, as that of a prepared configuration's run."""
+    workspace = Workspace.of(config)
+    store = PatchStore(workspace.store(config.scenes[0].name))
+    spec = network_spec(config, store)
+    torch.manual_seed(0)
+    scaling = scaling_from_json(storage.read_json(workspace.scaling))
+    workspace.write_bundle(Bundle(spec, MIBFNet(spec).state_dict(), scaling, store.classes))
 
 
 def _write(path: Path, values: NDArray[np.generic]) -> str:
