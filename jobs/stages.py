@@ -117,7 +117,8 @@ def check_needs(config: Config, stage: StageName) -> None:
                 f"{workspace.url}: no model was trained here, and no scene has `labels` to train one; `mibf map` maps with "
                 "a model from elsewhere (map.model) and draws quicklook.png."
             )
-        raise InputError(f"{workspace.url}: `{needed}` is not finished; run `mibf {needed}` or `mibf run` first.")
+        of = "" if needed == "prepare" else f" for run {config.run!r}"
+        raise InputError(f"{workspace.url}: `{needed}` is not finished{of}; run `mibf {needed}` or `mibf run` first.")
 
 
 def read_manifest(workspace: Workspace, stage: StageName) -> Manifest | None:
