@@ -528,7 +528,7 @@ def _shortfall(scene: SceneMap, asked: Request) -> list[str]:
     counts = Counter(states.values())
     failed = [f"{counts['failed']:,} of {counted(len(states), 'tiles')} failed"] if counts["failed"] else []
     others = [f"{counts[state]:,} of {len(states):,} are {state}" for state in ("pending", "stale") if counts[state]]
-    kept = "the map of before is still there" if scene.item() is not None else "nothing was published"
+    kept = "the earlier map is still there" if scene.item() is not None else "nothing was published"
     left = due(
         scene.planned, scene.ledger.last(), max_attempts=asked.max_attempts, backoff_seconds=asked.backoff, now=time.time()
     )

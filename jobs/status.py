@@ -77,5 +77,5 @@ def _published(scene: SceneStatus) -> str:
     if scene.current:
         return f"published {when}"
     if scene.tiles["done"] < sum(scene.tiles.values()):
-        return f"the map published {when} is of before"
-    return f"the map published {when} is not of these tiles, or not in the files asked for; `mibf rerun` publishes it anew"
+        return f"the earlier map, of {when}, is still there"
+    return f"the map of {when} is not of these tiles, or not in the files asked for; `mibf rerun` publishes it anew"
