@@ -78,10 +78,11 @@ class Spent:
     publish: float = 0.0
 
     def add(self, done: Done) -> None:
-        """Count a tile."""
+        """Count a tile; of one that failed the time alone."""
         self.read, self.compute = self.read + done.read_seconds, self.compute + done.compute_seconds
-        self.write, self.pixels = self.write + done.write_seconds, self.pixels + done.pixels
-        self.tiles += 1
+        self.write = self.write + done.write_seconds
+        if not done.cause:
+            self.pixels, self.tiles = self.pixels + done.pixels, self.tiles + 1
         self.rows |= {done.rows} - {0}
         self.first, self.last = min(self.first, done.started), max(self.last, done.finished)
 
@@ -172,8 +173,10 @@ def map_scenes(
                 complete.append(scene)
                 outputs += _files(scene)
     figures = spent.figures(config.map.workers)
-    lines += [_line(scene) for scene in complete] + _stalls(figures, config.map.workers, published=bool(works))
     left = [scene for scene in maps.values() if scene not in complete]
+    lines += [_line(scene) for scene in complete]
+    if spent.tiles or not left:
+        lines += _stalls(figures, config.map.workers, published=bool(works))
     if left:
         raise TilesFailedError("\n".join([*(line for scene in left for line in _shortfall(scene, asked)), *lines, _REMEDY]))
     planned = sum(len(scene.planned) for scene in maps.values())
