@@ -91,6 +91,7 @@ def publish(
         PublishError: a disk is full.
         CogError: a file is not valid, or does not hold what was written.
     """
+    storage.set_gdal_up()  # its cache would grow to a share of the machine's memory
     staging = storage.join(folder, STAGING)
     with storage.folder_in_use(folder), _aside(staging) as place:
         published: list[Published] = []
