@@ -141,7 +141,7 @@ def test_a_scene_without_labels_is_mapped_by_a_model_from_elsewhere(whole: Mappe
     shutil.rmtree(other.folder / "work")
     with other.changed() as values:
         del values["scenes"][0]["labels"]
-    model = f"map.model={trained.folder}/work/models/main"
+    model = f"map.model={trained.folder / 'work' / 'models' / 'main'}"
     done = other.does("run", model, "--json")
     assert [stage["stage"] for stage in done.json["stages"]] == ["prepare", "map"]
     assert not (other.folder / "work/models").exists()
