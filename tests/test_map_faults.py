@@ -33,9 +33,10 @@ def await_tiles(mapped: Mapped, process: Any, tiles: int = 2) -> None:
     assert process.poll() is None, mapped.errors()
 
 
-def test_a_worker_of_ray_makes_the_bytes_that_the_command_itself_makes(mapped: Mapped, whole: Mapped) -> None:
-    """One worker on all cores here, two with a core each below."""
-    done = mapped.mibf_apart("map", "map.workers=1")
+@pytest.mark.parametrize("readers", [0, 1])
+def test_a_worker_of_ray_makes_the_bytes_that_the_command_itself_makes(mapped: Mapped, whole: Mapped, readers: int) -> None:
+    """One worker on all cores here, by itself and with a reader; two with a core each below."""
+    done = mapped.mibf_apart("map", "map.workers=1", f"map.readers={readers}")
     assert done.status == 0, done.stderr
     assert "Warning" not in done.stderr, "none of Ray's own"
     assert mapped.published() == whole.published()
