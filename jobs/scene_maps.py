@@ -175,8 +175,18 @@ class SceneMap:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """Its ledger as it was when it was first asked for, and with what was appended since."""
-        return Ledger.open(self.ledger_url)
+        """Its ledger as it was when it was first asked for, and with what was appended since.
+
+        Raises:
+            InputError: it is damaged, or a file is in the place of its folder.
+        """
+        try:
+            return Ledger.open(self.ledger_url)
+        except NotADirectoryError as error:
+            raise InputError(
+                f"{self.ledger_url}: is no folder, or in none; move away what is there, or give another name to this run "
+                "(`run`)."
+            ) from error
 
     def states(self) -> dict[Window, State]:
         """The state of every planned tile."""
