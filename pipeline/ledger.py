@@ -36,6 +36,9 @@ State = Literal["pending", "done", "failed", "stale"]
 
 #: Events that are written at the latest together, and seconds between two writes at the least: on a disk, elsewhere.
 FLUSH_ROWS, FLUSH_SECONDS, FLUSH_SECONDS_FAR = 5000, 1.0, 5.0
+#: Later this share of the time since the ledger was opened, if that is more: hours of work make hundreds of segments, not
+#: tens of thousands, and a driver that is killed loses no larger share of its work.
+FLUSH_SHARE = 0.01
 #: Segments that are read at a time.
 _AT_A_TIME = 16
 
@@ -139,7 +142,7 @@ class Ledger:
         self._buffer: list[Entry] = []
         self._next = 1  # number of the segment to be written
         self._token = uuid.uuid4().hex  # tells our segments from another writer's
-        self._written_at = time.monotonic()
+        self._opened_at = self._written_at = time.monotonic()
         self._given_up = False
 
     @classmethod
@@ -166,7 +169,7 @@ class Ledger:
         """Take up events, in the order in which they happened.
 
         They are written when `FLUSH_ROWS` have gathered, or when a write is `FLUSH_SECONDS` ago (`FLUSH_SECONDS_FAR`
-        where the ledger is not on a disk); what is not yet written is lost with its process.
+        where the ledger is not on a disk, and more after hours); what is not yet written is lost with its process.
 
         Raises:
             ValueError: an event is of another scene than those before.
@@ -179,7 +182,8 @@ class Ledger:
             if len(self._buffer) >= FLUSH_ROWS:
                 self.flush()
         pause = FLUSH_SECONDS if storage.is_local(self.url) else FLUSH_SECONDS_FAR
-        if time.monotonic() - self._written_at >= pause:
+        now = time.monotonic()
+        if now - self._written_at >= max(pause, FLUSH_SHARE * (now - self._opened_at)):
             self.flush()
 
     def flush(self) -> None:

@@ -34,9 +34,9 @@ _MEASURES: Mapping[str, tuple[Bands, str, float, float | None]] = {
     "probabilities": ("classes", "", 1e-4, 0.004),
     "entropy": ("one", "nat", 1e-4, 0.025),
     "information": ("one", "nat", 1e-4, 0.025),
-    # Has no upper bound: beyond 655.34 nats, far from all that training has seen, uint16 says no more than that. What
+    # Has no upper bound: beyond 6553.4 nats, far from all that training has seen, uint16 says no more than that. What
     # matters of it is the range below 10 as well as that of hundreds, and 254 even steps cannot show both.
-    "rate": ("one", "nat", 0.01, None),
+    "rate": ("one", "nat", 0.1, None),
     "gate": ("sources", "", 1e-4, 0.004),
 }
 

@@ -72,7 +72,7 @@ def test_larger_values_are_never_stored_as_smaller_and_none_as_nodata(shown: Pro
 
 
 def test_halves_are_rounded_to_even_and_the_forms_are_those_told() -> None:
-    np.testing.assert_array_equal(product("rate").encode([0.005, 0.015, 0.025, np.inf, -1.0]), [0, 2, 2, 65534, 0])
+    np.testing.assert_array_equal(product("rate").encode([0.05, 0.15, 0.25, np.inf, -1.0]), [0, 2, 2, 65534, 0])
     for name, dtype, wanted in [
         ("confidence", "uint16", ("uint16", 65535, 1e-4, "")),
         ("gate", "uint8", ("uint8", 255, 0.004, "")),

@@ -323,7 +323,7 @@ def test_a_tile_that_is_lost_from_a_map_in_work_is_not_published_and_mapped_agai
             mapped.mibf("map")
     (mapped.map / "map.zarr/class/c/0/1/1").unlink()
     lost = mapped.does("rerun", status=3)
-    assert f"1 of {len(TILES)} tiles is pending" in lost.stderr
+    assert f"1 of {len(TILES)} are pending" in lost.stderr
     mapped.does("rerun")
     assert mapped.published() == whole.published()
     assert sorted(mapped.count("done").values()) == [1] * (len(TILES) - 1) + [2]
