@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -91,6 +92,20 @@ def test_a_published_map_is_its_files_with_their_sizes_and_checksums(folder: str
         assert each.url == storage.join(folder, each.name)
         assert (each.bytes, each.sha256) == (len(found[each.name]), hashlib.sha256(found[each.name]).hexdigest())
     assert told == ["class.tif", "confidence.tif"]
+
+
+def test_how_much_gdal_keeps_in_memory_is_settled_before_it_has_a_pixel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GDAL_CACHEMAX", raising=False)
+    seen = []
+
+    def names_of(shown: Product) -> list[str]:  # asked for before a file is opened
+        seen.append(os.environ.get("GDAL_CACHEMAX"))
+        return [shown.name]
+
+    put(str(tmp_path / "one"), "class", names_of=names_of)
+    assert seen == ["128"]
 
 
 def test_blocks_come_with_a_vrt_and_what_an_earlier_map_had_goes(folder: str) -> None:
