@@ -50,12 +50,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallScene, str]:
 
 
 def page_of(config: Config) -> str:
-    """The report, with maps of nothing in place of Ray's."""
+    """The report, with maps of nothing in place of those that are due."""
     workspace = Workspace.of(config)
     for product in config.map.products:
         place = Path(workspace.map_folder(config.scenes[0].name))
         place.mkdir(parents=True, exist_ok=True)
-        kind = np.uint8 if product == "class" else np.float32
+        kind = np.uint8 if product == "class" else np.uint16
         write_raster(place / f"{product}.tif", np.ones((1, 150, 130), kind))
     report(config, workspace, "fingerprint", Lease())
     return storage.read_bytes(workspace.report).decode()
