@@ -47,7 +47,8 @@ def map_on_ray(
 ) -> None:
     """Map tiles on Ray's workers; `each` is told of a tile when it is done, in any order, at times twice.
 
-    A tile whose workers died is not told of: with `alone` each has a task of its own, so that it takes no other along.
+    A tile whose workers died is not told of. What waits for the same worker may go with it: with `alone` each tile has a
+    task of its own, and none waits for a worker that has one.
     """
     at_a_time = 1 if alone or readers else max(1, min(TILES_A_TASK, len(tiles) // (TASKS_A_WORKER * share.workers)))
     context = ray.data.DataContext.get_current()
@@ -74,7 +75,7 @@ def map_on_ray(
             _Worker,
             fn_constructor_kwargs={"job": job, "threads": share.cpus},
             batch_size=size,
-            compute=ray.data.ActorPoolStrategy(size=share.workers),
+            compute=ray.data.ActorPoolStrategy(size=share.workers, max_tasks_in_flight_per_actor=1 if alone else None),
             num_cpus=share.cpus,
             num_gpus=share.gpus or None,
             **deaths,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,11 +108,21 @@ def weed() -> str | None:
     return str(beside) if beside.exists() else shutil.which("weed")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        # The server takes each port plus 10000 for its own calls too.
-        return int(probe.getsockname()[1]) % 20000 + 20000
+def _free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens at, nor at those 10000 above, which the server takes for its own calls.
+
+    Each process of the tests has a range of its own: of two servers at one port each would get half of the calls.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw") or 0) % 4
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(12000 + 2000 * worker, 14000 + 2000 * worker), 2000):
+        if len(found) == count:
+            break
+        with socket.socket() as low, socket.socket() as high, suppress(OSError):
+            low.bind(("127.0.0.1", port))
+            high.bind(("127.0.0.1", port + 10000))
+            found.append(port)
+    return found
 
 
 @contextmanager
@@ -128,7 +139,7 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     data = folder / "data"
     data.mkdir()
-    master, volume, filer, s3 = (_free_port() for _ in range(4))
+    master, volume, filer, s3 = _free_ports(4)
     arguments = [
         program, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}",
         f"-volume.port={volume}", "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}",

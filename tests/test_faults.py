@@ -315,8 +315,8 @@ def works_on(node: Any) -> bool:
 def test_a_node_that_dies(
     run: Run, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, nodes: int, wanted: list[str], left: str
 ) -> None:
-    with cluster_of(nodes) as (cluster, there):
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    with cluster_of(nodes) as (cluster, there), monkeypatch.context() as here:
+        here.setenv("RAY_ADDRESS", cluster.address)
         with run.training(*wanted) as process:
             run.await_checkpoint(process)
             *_, doomed = (node for node in there if works_on(node))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from jobs.progress import counted
 from tests.mapped import TILES, Mapped, alive, disturbed, workers_below
 from tests.test_faults import await_, cluster_of
 
@@ -85,7 +86,7 @@ def test_a_command_that_is_killed_goes_on_at_the_missing_tiles(mapped: Mapped, w
     assert mapped.states() == {"done": len(first), "pending": 9 - len(first)}
     assert not mapped.published(), "nothing half-made is taken for a map"
     again = mapped.does("rerun")
-    assert f"{9 - len(first)} tiles, " in again.stdout
+    assert f"{counted(9 - len(first), 'tiles')} mapped in" in again.stdout
     assert mapped.events("done")[: len(before)] == before
     assert mapped.count("done") == dict.fromkeys(TILES, 1), "what the ledger had as done was not done again"
     assert mapped.published() == whole.published()
@@ -94,12 +95,12 @@ def test_a_command_that_is_killed_goes_on_at_the_missing_tiles(mapped: Mapped, w
 
 def test_a_tile_that_takes_its_worker_along_is_put_aside_and_all_others_are_mapped(mapped: Mapped, whole: Mapped) -> None:
     fatal = disturbed(mapped.folder / "site", fatal="small/y64_x64")
-    failed = mapped.mibf_apart("map", *ON_RAY, environment=fatal)
+    failed = mapped.mibf_apart("map", *ON_RAY, "map.attempts=2", environment=fatal)
     assert failed.status == 3, failed.stderr
     assert "Traceback" not in failed.stderr
     assert "small: 1 of 9 tiles failed; nothing was published" in failed.stderr
     assert "small/y64_x64: its worker died (out of memory, or killed)" in failed.stderr
-    assert mapped.count("failed")["y64_x64"] == 1
+    assert mapped.count("failed")["y64_x64"] == 2
     assert mapped.count("done") == dict.fromkeys([tile for tile in TILES if tile != "y64_x64"], 1)
     (scene,) = mapped.does("status", "--json").json
     assert [cause["tiles"] for cause in scene["causes"]] == [["small/y64_x64"]]

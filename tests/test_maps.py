@@ -72,13 +72,13 @@ def test_larger_values_are_never_stored_as_smaller_and_none_as_nodata(shown: Pro
 
 
 def test_halves_are_rounded_to_even_and_the_forms_are_those_told() -> None:
-    np.testing.assert_array_equal(product("rate").encode([0.05, 0.15, 0.25, np.inf, -1.0]), [0, 2, 2, 65534, 0])
+    np.testing.assert_array_equal(product("rate").encode([0.25, 0.75, 1.25, np.inf, -1.0]), [2, 8, 12, 65534, 0])
     for name, dtype, wanted in [
         ("confidence", "uint16", ("uint16", 65535, 1e-4, "")),
         ("gate", "uint8", ("uint8", 255, 0.004, "")),
         ("entropy", "uint8", ("uint8", 255, 0.025, "nat")),
         ("information", "uint16", ("uint16", 65535, 1e-4, "nat")),
-        ("rate", "uint16", ("uint16", 65535, 0.01, "nat")),
+        ("rate", "uint16", ("uint16", 65535, 0.1, "nat")),
         ("class", "float32", ("uint8", 255, 1.0, "")),
         ("second", "uint16", ("uint8", 255, 1.0, "")),
     ]:
