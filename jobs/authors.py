@@ -10,8 +10,8 @@ import posixpath
 from dataclasses import dataclass
 
 import torch
-import yaml
 
+from jobs.as_run import keep_training
 from jobs.config import Config
 from jobs.progress import say
 from jobs.stages import Manifest, Outcome, begin, run_stage, stale_needs
@@ -86,8 +86,7 @@ class _Checkpoint:
         if config.model.patch != PATCH:
             say(f"warning: the paper's patches are of {PATCH} pixels; weights do not tell, {config.model.patch} are taken")
         begin(workspace, "train", lease)
-        as_run = storage.without_queries(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        storage.write_bytes(storage.join(workspace.run_folder, "config.yaml"), as_run.encode())
+        keep_training(config, workspace)
         workspace.write_bundle(bundle)
         parameters = sum(p.numel() for p in network.parameters())
         lines = [

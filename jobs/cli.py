@@ -18,6 +18,7 @@ import typer
 
 if TYPE_CHECKING:
     from jobs.config import Config
+    from jobs.map import Request
     from jobs.stages import Manifest, StageName, Work
 
 ALL_STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "map", "report")
@@ -106,7 +107,15 @@ def map_(
 
 @app.command()
 def rerun(
-    config: ConfigPath,
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="The YAML configuration file; none with --all.")
+    ] = None,
+    all_: Annotated[
+        str | None,
+        typer.Option(
+            "--all", metavar="URL", help="Every run below this URL, by the configuration that its map was made with."
+        ),
+    ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only tiles that failed.")] = False,
     stale: Annotated[bool, typer.Option("--stale", help="Only tiles whose input, model or settings have changed.")] = False,
     missing: Annotated[bool, typer.Option("--missing", help="Only tiles that were never finished.")] = False,
@@ -132,7 +141,15 @@ def rerun(
         from jobs.config import load
         from jobs.map import Request
         from jobs.reruns import rerun as work
+        from mibf.errors import InputError
 
+        if (config is None) == (all_ is None):
+            raise InputError("give a CONFIG, or --all URL for every run below it.")
+        if config is None or all_ is not None:
+            if tiles or set_:
+                raise InputError("--tiles and --set are for one run; give its CONFIG in place of --all.")
+            _rerun_all(all_ or "", Request(**options), as_json)
+            return
         found = work(load(config, overrides=set_ or ()), Request(**options))
         if as_json:
             typer.echo(_json(found.to_json()))
@@ -141,6 +158,104 @@ def rerun(
                 typer.echo(line)
         if found.failure is not None:
             raise found.failure
+
+    _guarded(work)
+
+
+def _rerun_all(url: str, request: Request, as_json: bool) -> None:
+    from jobs.runs import rerun_all
+
+    found = rerun_all(url, request)
+    if as_json:
+        typer.echo(_json(found.to_json()))
+    else:
+        for line in found.lines:
+            typer.echo(line)
+    if found.status:
+        raise typer.Exit(found.status)
+
+
+@app.command()
+def runs(
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="A workspace, or a folder above some: a path or URL.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> None:
+    """List every run below a URL with its state; writes nothing."""
+
+    def work() -> None:
+        from jobs.runs import lines
+        from jobs.runs import runs as work
+
+        found = work(url)
+        typer.echo(_json([run.to_json() for run in found]) if as_json else "\n".join(lines(found)))
+
+    _guarded(work)
+
+
+@app.command()
+def submit(
+    stage: Annotated[
+        str,
+        typer.Argument(
+            metavar="STAGE", help="prepare, train, evaluate, map, report, run, rerun or verify.", show_default=False
+        ),
+    ],
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="The YAML configuration: a file here, or a URL.")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="The cluster's job server. [default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265]"
+        ),
+    ] = None,
+    cpus: Annotated[
+        float, typer.Option(min=0, help="CPUs for the driver, on any node that has them; 0 has it on the head.")
+    ] = 1.0,
+    memory: Annotated[int | None, typer.Option(min=1, metavar="BYTES", help="Memory for the driver.")] = None,
+    attempts: Annotated[int, typer.Option(min=1, help="How often it is submitted where the node of its driver dies.")] = 3,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the log, wait for the end.")] = True,
+    again: Annotated[bool, typer.Option("--again", help="Also where a job has done the very same before.")] = False,
+    all_: Annotated[str | None, typer.Option("--all", metavar="URL", help="Of rerun: every run below this URL.")] = None,
+    max_attempts: Annotated[int | None, typer.Option(min=1, help="Of rerun: as there.")] = None,
+    backoff: Annotated[float | None, typer.Option(min=0, help="Of rerun: as there.")] = None,
+    set_: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Run a stage as a job of a Ray cluster: its log goes to standard error, its exit status is this command's."""
+
+    def work() -> None:
+        from jobs.submit import Asked
+        from jobs.submit import submit as work
+        from mibf.errors import InputError
+
+        given = {"--max-attempts": max_attempts, "--backoff": backoff}
+        options = tuple(text for name, value in given.items() if value is not None for text in (name, f"{value:g}"))
+        if options and stage != "rerun":
+            raise InputError(f"{options[0]} is of rerun alone.")
+        asked = Asked(
+            stage,
+            config,
+            tuple(set_ or ()),
+            everything=all_,
+            options=options,
+            address=address,
+            cpus=cpus,
+            memory=memory,
+            attempts=attempts,
+            follow=follow,
+            again=again,
+        )
+        found = work(asked)
+        if as_json:
+            typer.echo(_json(found.to_json()))
+        else:
+            ended = "" if found.exit_status is None else f", exit status {found.exit_status}"
+            typer.echo(f"{found.id}: {found.status}{ended}{f': {found.message}' if found.message else ''}")
+        if found.exit_status:
+            raise typer.Exit(found.exit_status)
 
     _guarded(work)
 
@@ -598,17 +713,21 @@ def _carry_out(
 
 def _guarded(work: Callable[[], None]) -> None:
     """Do a command's work and end the process with the status that says how it went."""
+    from jobs.logs import check_format
+    from jobs.version import check_version
     from mibf.errors import InputError
 
     # Scenes without a CRS are taken as they are: no cause for GDAL's warnings about them.
     warnings.filterwarnings("ignore", message="Dataset has no geotransform|The given matrix is equal to Affine.identity")
     try:
+        check_format()
+        check_version()
         work()
     except InputError as error:
-        typer.echo(f"mibf: {error}", err=True)
+        _tell(error)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("mibf: interrupted; run the same command again to go on.", err=True)
+        _tell("interrupted; run the same command again to go on.")
         raise typer.Exit(130) from None
     except Exception as error:
         from jobs.stages import BrokenError, StageError, TilesFailedError
@@ -622,13 +741,23 @@ def _guarded(work: Callable[[], None]) -> None:
         status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
         if status is None:
             raise
-        typer.echo(f"mibf: {error}", err=True)
+        _tell(error)
         raise typer.Exit(status) from None
     finally:
         if "ray" in sys.modules:
             from jobs import cluster
 
             cluster.close()
+
+
+def _tell(failure: object) -> None:
+    """Tell why a command ends otherwise than it should."""
+    from jobs.logs import event, in_json
+
+    if in_json():
+        event(str(failure), level="error")
+    else:
+        typer.echo(f"mibf: {failure}", err=True)
 
 
 def _stage(config: Config, stage: StageName, *, keep_current: bool, **options: Any) -> tuple[Manifest, bool]:

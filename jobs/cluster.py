@@ -7,9 +7,9 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from dask.system import CPU_COUNT
@@ -17,6 +17,8 @@ from dask.system import CPU_COUNT
 from jobs.progress import say
 from mibf.errors import InputError
 
+#: A variable of the environment that drivers of submitted jobs have.
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 #: Object store of a Ray that we start: tiles and samples do not pass through it, only small rows do.
 OBJECT_STORE_BYTES = 128 << 20
 
@@ -116,11 +118,54 @@ def share(workers: int, *, fewest: int | None = None, beside: int = 0) -> Share:
 
     `fewest` are enough to begin with, where their number is elastic. `beside` CPUs are left to others.
     """
-    resources = ray.cluster_resources()
-    cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    nodes, places = _nodes()
+    cpus, gpus = sum(node.cpus for node in nodes) - bool(places), sum(node.gpus for node in nodes)
     if 0 < gpus < workers:
         say(f"warning: {gpus} GPU for {workers} workers, so that none is used; set workers to {gpus} to use it")
     if cpus < (fewest or workers) + beside:
         others = f" and {beside} CPU beside them" if beside else ""
         say(f"warning: the cluster has {cpus} CPU for {workers} workers{others}; waiting for it to grow")
-    return Share(workers, max(1, (cpus - beside) // workers), int(gpus >= workers))
+    each = cpus_each(nodes, workers, driver=places, beside=beside, on_gpus=gpus >= workers)
+    return Share(workers, each, int(gpus >= workers))
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node of the cluster has for workers."""
+
+    cpus: int
+    gpus: int = 0
+
+
+def cpus_each(
+    nodes: Sequence[Node], workers: int, *, driver: Sequence[int] = (), beside: int = 0, on_gpus: bool = False
+) -> int:
+    """The most whole CPUs that each of some workers may take, each of them being on one node; 1 where there is no room.
+
+    Args:
+        nodes: of the cluster.
+        workers: their number.
+        driver: positions of the nodes on one of which the driver takes a CPU; none where it takes none.
+        beside: CPUs that are left to others.
+        on_gpus: whether each worker takes a GPU, too.
+    """
+    if driver:
+        left = [[replace(node, cpus=node.cpus - (p == taken)) for p, node in enumerate(nodes)] for taken in driver]
+        return min(cpus_each(rest, workers, beside=beside, on_gpus=on_gpus) for rest in left)
+    for each in range(max((node.cpus for node in nodes), default=1), 1, -1):
+        room = sum(min(node.cpus // each, node.gpus) if on_gpus else node.cpus // each for node in nodes)
+        if room >= workers and sum(node.cpus for node in nodes) - each * workers >= beside:
+            return each
+    return 1
+
+
+def _nodes() -> tuple[list[Node], list[int]]:
+    """The nodes that are there, and the positions of those on one of which this process takes a CPU as a job's driver."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [Node(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in alive]
+    if _JOB not in os.environ:
+        return nodes, []
+    here = ray.get_runtime_context().get_node_id()
+    able = [position for position, node in enumerate(nodes) if node.cpus]
+    # On a machine with several nodes a driver belongs to the head's, wherever its CPU is.
+    return nodes, [position for position in able if alive[position]["NodeID"] == here] or able

@@ -568,12 +568,16 @@ class Config(Section):
 def load(url: str, *, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file, put environment variables in, apply `key.path=value` overrides, check it.
 
+    Args:
+        url: its path or URL.
+        overrides: values in place of the file's.
+
     Raises:
         InputError: the file is missing or not YAML, a `${VARIABLE}` is not set, a key is unknown, a
             value is not allowed. All mistakes of the last two kinds are told at once.
     """
     try:
-        text = Path(url).read_text(encoding="utf-8")
+        text = _content(url).decode()
     except OSError as error:
         raise InputError(f"{url}: cannot be read ({error.strerror}); give the path of a YAML configuration.") from error
     except UnicodeDecodeError as error:
@@ -595,6 +599,18 @@ def load(url: str, *, overrides: Sequence[str] = ()) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{url}:\n" + "\n".join(f"  {line}" for line in _explained(error))) from error
+
+
+def _content(url: str) -> bytes:
+    if "://" not in url:
+        return Path(url).read_bytes()
+    from pipeline import storage  # fsspec takes its time, which a configuration on a disk does without
+
+    with storage.reached(url):
+        try:
+            return storage.read_bytes(url)
+        except FileNotFoundError as error:
+            raise InputError(f"{storage.shown(url)}: cannot be read (no such file); mend the URL.") from error
 
 
 class _StrictLoader(yaml.SafeLoader):

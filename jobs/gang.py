@@ -113,6 +113,9 @@ class _Told:
     def seen(self, samples: int, waiting: float) -> None:
         self.board.seen.remote(samples, waiting)
 
+    def loss(self, value: float) -> None:
+        self.board.loss.remote(value)
+
     def epoch(self, line: str) -> None:
         self.board.tell.remote("epoch", line)
 
@@ -126,6 +129,7 @@ class _Board:
 
     def __init__(self) -> None:
         self._seen: tuple[int, float] = (0, 0.0)
+        self._loss: float | None = None
         self._lines: list[tuple[str, str]] = []
         self._given_up: tuple[str, str] | None = None
         self._gathered = 0
@@ -143,6 +147,9 @@ class _Board:
     def seen(self, samples: int, waiting: float) -> None:
         self._seen = samples, waiting
 
+    def loss(self, value: float) -> None:
+        self._loss = value
+
     def tell(self, kind: str, line: str) -> None:
         if (kind, line) not in self._lines:  # all workers may warn of the same at once
             self._lines.append((kind, line))
@@ -154,10 +161,11 @@ class _Board:
     def given_up(self) -> tuple[str, str] | None:
         return self._given_up
 
-    def read(self) -> tuple[tuple[int, float], list[tuple[str, str]]]:
-        """How far they are, and the lines since the last call."""
+    def read(self) -> tuple[tuple[int, float], float | None, list[tuple[str, str]]]:
+        """How far they are, the loss and the lines since the last call."""
         lines, self._lines = self._lines, []
-        return self._seen, lines
+        loss, self._loss = self._loss, None
+        return self._seen, loss, lines
 
 
 @contextmanager
@@ -168,9 +176,11 @@ def _board(listener: Listener) -> Iterator[Any]:
     stop = threading.Event()
 
     def read() -> None:
-        (samples, waiting), lines = ray.get(board.read.remote())
+        (samples, waiting), loss, lines = ray.get(board.read.remote())
         if samples:
             listener.seen(samples, waiting)
+        if loss is not None:
+            listener.loss(loss)
         for kind, line in lines:
             (listener.warn if kind == "warn" else listener.epoch)(line)
 

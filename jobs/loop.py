@@ -54,6 +54,9 @@ class Listener(Protocol):
     def seen(self, samples: int, waiting: float) -> None:
         """All samples that training and validation have seen so far, and the share of the time that waited for data."""
 
+    def loss(self, value: float) -> None:
+        """The training loss of the epoch so far."""
+
     def epoch(self, line: str) -> None:
         """A line on an epoch that has ended."""
 
@@ -248,6 +251,7 @@ class _Training:
             self._write_metrics()
             self.tracker.epoch(line["step"], {key: value for key, value in line.items() if key not in _PLACES})
             self._tell_seen(epoch, self.steps * wanted.batch)
+            self.listener.loss(line["train_loss"])
             self.listener.epoch(_told(line, wanted))
 
     def _after_step(self, epoch: int, step: Step) -> None:
@@ -272,6 +276,8 @@ class _Training:
             }
             self.history.append(line)
             self.tracker.step(done, {key: value for key, value in line.items() if key not in _PLACES})
+            if self.place.rank == 0:
+                self.listener.loss(loss)
         if done % wanted.checkpoint_steps == 0 and step.number < self.steps:
             step.check()  # what is not finite is in no checkpoint, however late the device is asked otherwise
             self.learner.agree()

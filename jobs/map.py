@@ -20,8 +20,11 @@ from typing import Any
 import numpy as np
 from dask.system import CPU_COUNT
 
+from jobs.as_run import keep_map
 from jobs.config import Config
 from jobs.declared import scene_urls
+from jobs.logs import event
+from jobs.meters import map_meters
 from jobs.progress import bar, counted, say, warn
 from jobs.scene_maps import Recipe, SceneMap, told_causes
 from jobs.stages import Outcome, TilesFailedError, begin
@@ -134,6 +137,8 @@ def map_scenes(
         _check_replaced(scene, asked)
         _check_drift(scene)
     wanted = _wanted(maps, asked.tiles)
+    lease.check()
+    keep_map(config, workspace)
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     lines: list[str] = []
     spent = Spent()
@@ -314,6 +319,7 @@ def _attempt(
     attempts = {tile: state.attempts if (state := last[tile.scene].get(tile.window)) else 0 for tile in tiles}
     open_ = set(tiles)
     crew = _crew(recipe, maps, alone=alone)
+    meters = map_meters(recipe.config)
     with bar("map", len(tiles), unit="tiles") as advance:
 
         def take(done: Done) -> None:
@@ -324,6 +330,8 @@ def _attempt(
             scene = maps[done.tile.scene]
             lease.check()
             scene.ledger.append([_entry(done, scene, run, attempts[done.tile] + 1)])
+            _log(done, attempts[done.tile] + 1)
+            meters.tile(done, attempts[done.tile] + 1)
             advance(1)
 
         crew(tiles, take)
@@ -331,6 +339,8 @@ def _attempt(
         scene = maps[tile.scene]
         lost = Done(tile, cause=DIED, finished=time.time())
         scene.ledger.append([_entry(lost, scene, run, attempts[tile] + 1)])
+        _log(lost, attempts[tile] + 1)
+        meters.tile(lost, attempts[tile] + 1)
     for scene in maps.values():
         scene.ledger.flush()
 
@@ -364,6 +374,16 @@ def _crew(
     if not alone:  # else it was said before
         say(f"mapping {who}, {section.precision}")
     return crew
+
+
+def _log(done: Done, attempt: int) -> None:
+    """Tell machines of a tile."""
+    values: dict[str, Any] = {"scene": done.tile.scene, "tile": done.tile.key, "attempt": attempt, "pixels": done.pixels}
+    values |= {name: round(getattr(done, name), 4) for name in ("read_seconds", "compute_seconds", "write_seconds")}
+    if done.cause:
+        event("tile failed", level="error", cause=done.cause, **values)
+    else:
+        event("tile done", **values)
 
 
 def _entry(done: Done, scene: SceneMap, run: str, attempt: int) -> Entry:

@@ -1,6 +1,7 @@
 """Progress bars on standard error: one for each piece of long work. rich draws them.
 
 Where standard error is not a terminal a line is printed when a piece of work begins, and one for each epoch of a training.
+For machines all of that are JSON lines (`jobs.logs`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from jobs.logs import event, in_json
+
 console = Console(stderr=True)
 
 
@@ -24,8 +27,8 @@ def counted(number: int, things: str) -> str:
 @contextmanager
 def bar(title: str, total: int, *, unit: str = "") -> Iterator[Callable[[int], None]]:
     """A bar that ends at `total`; the value is a function to advance it by some units."""
-    if not console.is_terminal:
-        console.print(f"{title} ({counted(total, unit)}) ...", highlight=False)
+    if in_json() or not console.is_terminal:
+        say(f"{title} ({counted(total, unit)}) ...")
         yield lambda count: None
         return
     columns = (
@@ -47,7 +50,10 @@ _warned: list[str] = []
 def warn(line: str) -> None:
     """A warning to the person, kept for the record of the stage."""
     _warned.append(line)
-    say(f"warning: {line}")
+    if in_json():
+        event(line, level="warning")
+    else:
+        say(f"warning: {line}")
 
 
 def taken_warnings() -> list[str]:
@@ -59,6 +65,9 @@ def taken_warnings() -> list[str]:
 
 def say(line: str) -> None:
     """A line to the person, on standard error."""
+    if in_json():
+        event(line)
+        return
     console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -127,8 +136,8 @@ class _TrainingProgress(Progress):
 @contextmanager
 def training_bar(title: str, total: int) -> Iterator[TrainingBar]:
     """A bar of a training that ends at `total` samples over all its epochs."""
-    if not console.is_terminal:
-        console.print(f"{title} ({total:,} samples) ...", highlight=False)
+    if in_json() or not console.is_terminal:
+        say(f"{title} ({total:,} samples) ...")
         yield TrainingBar(None, total)
         return
     columns = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from jobs.config import Config
 from jobs.declared import input_urls
+from jobs.logs import about
 from jobs.progress import taken_warnings
 from jobs.resources import PeakMemory
 from jobs.workspace import Workspace
@@ -87,6 +88,7 @@ class Manifest:
     figures: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    workspace: str = ""  #: where it was when the stage was done
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -122,11 +124,19 @@ def check_needs(config: Config, stage: StageName) -> None:
 
 
 def read_manifest(workspace: Workspace, stage: StageName) -> Manifest | None:
-    """A stage's manifest, if the stage was ever finished."""
+    """A stage's manifest, if the stage was ever finished; in a workspace that was moved, with its outputs there."""
     try:
-        return Manifest(**storage.read_json(workspace.manifest(stage)))
+        found = Manifest(**storage.read_json(workspace.manifest(stage)))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError):
         return None
+    if not found.workspace:  # of a version that did not say
+        return found
+    before = found.workspace.rstrip("/") + "/"
+    moved = [
+        storage.join(workspace.url, output.removeprefix(before)) if output.startswith(before) else output
+        for output in found.outputs
+    ]
+    return replace(found, outputs=moved, workspace=workspace.url)
 
 
 def imported(workspace: Workspace) -> str | None:
@@ -220,7 +230,8 @@ def run_stage(
     check_needs(config, stage)
     current = fingerprint(config, stage, checkpoint=checkpoint)
     storage.check_writable(workspace.url)
-    with held(workspace.url, what=f"mibf {stage} of {config.name}, run {config.run}") as lease:
+    subject = {"workspace": storage.shown(workspace.url), "name": config.name, "run": config.run, "stage": stage}
+    with about(**subject), held(workspace.url, what=f"mibf {stage} of {config.name}, run {config.run}") as lease:
         manifest = read_manifest(workspace, stage)
         if keep_current and manifest is not None and manifest.fingerprint == current and _is_whole(manifest):
             return manifest, False
@@ -232,6 +243,7 @@ def run_stage(
             stage=stage,
             fingerprint=current,
             finished=datetime.now(UTC).isoformat(),
+            workspace=workspace.url,
             seconds=round(time.monotonic() - started, 1),
             peak_memory_bytes=peak.bytes,
             warnings=taken_warnings(),

@@ -15,13 +15,14 @@ from functools import partial
 from typing import Any
 
 import torch
-import yaml
 from dask.system import CPU_COUNT
 
 from jobs import cluster
+from jobs.as_run import keep_training
 from jobs.config import Config, Select
 from jobs.environment import environment, versions
 from jobs.loop import Place, Settings, run, steps_of
+from jobs.meters import TrainMeters, train_meters
 from jobs.progress import TrainingBar, counted, say, training_bar, warn
 from jobs.seeds import spread, told
 from jobs.stages import Outcome, StageError, begin, imported, read_manifest
@@ -97,10 +98,11 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
     say(f"training on {share}, {config.train.precision}")
     steps = config.train.epochs * steps_of(config.train, config.sampling.rate, training.samples())
     total = len(config.train.every_seed) * steps * config.train.batch
+    meters = train_meters(config)
     if config.train.workers == 0:
-        _alone(settings, total)
+        _alone(settings, total, meters)
     else:
-        _on_ray(settings, share, total)
+        _on_ray(settings, share, total, meters)
     waited = partial(patiently, tell=warn)  # an object store may be away at the end too
     results = {}
     for seed in config.train.every_seed:
@@ -325,8 +327,7 @@ def _begin_run(
         storage.remove(workspace.metrics)
         storage.remove(workspace.step_metrics)
     storage.write_json(workspace.started, {"fingerprint": fingerprint, "identity": identity, "seeds": wanted})
-    as_run = storage.without_queries(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    storage.write_bytes(storage.join(workspace.run_folder, "config.yaml"), as_run.encode())
+    keep_training(config, workspace)
     storage.write_json(workspace.environment, environment(config, workspace))
     return resumable and storage.exists(workspace.all_checkpoints)
 
@@ -336,9 +337,14 @@ class _Here:
     """The listener in this process."""
 
     bar: TrainingBar
+    meters: TrainMeters
 
     def seen(self, samples: int, waiting: float) -> None:
         self.bar.seen(samples, waiting=waiting)
+        self.meters.seen(samples, waiting)
+
+    def loss(self, value: float) -> None:
+        self.meters.loss(value)
 
     def epoch(self, line: str) -> None:
         self.bar.epoch(line)
@@ -347,21 +353,21 @@ class _Here:
         warn(line)
 
 
-def _alone(settings: Settings, total: int) -> None:
+def _alone(settings: Settings, total: int, meters: TrainMeters) -> None:
     """Train in this process."""
     with training_bar("train", total) as shown:
         try:
-            run(settings, Place(0, 1, best_device()), _Here(shown))
+            run(settings, Place(0, 1, best_device()), _Here(shown, meters))
         except (NonFiniteError, ReadError, AwayError) as error:
             raise StageError(f"training stopped: {error}") from error
 
 
-def _on_ray(settings: Settings, share: cluster.Share, total: int) -> None:
+def _on_ray(settings: Settings, share: cluster.Share, total: int, meters: TrainMeters) -> None:
     """Train on Ray Train, which is imported only here."""
     from jobs.gang import train_on_ray
 
     with training_bar("train", total) as shown:
-        train_on_ray(settings, share, _Here(shown))
+        train_on_ray(settings, share, _Here(shown, meters))
 
 
 def _best(config: Config, results: Mapping[int, dict[str, Any]]) -> int:

@@ -52,6 +52,16 @@ class Workspace:
         return storage.join(self.url, "runs", self.run)
 
     @property
+    def configuration(self) -> str:
+        """The configuration that the run's training was begun with."""
+        return storage.join(self.run_folder, "config.yaml")
+
+    @property
+    def map_configuration(self) -> str:
+        """The configuration that the run's map was begun with last: what reruns go by."""
+        return storage.join(self.run_folder, "map.yaml")
+
+    @property
     def started(self) -> str:
         """What says that `mibf train` began the run, and for which fingerprint."""
         return storage.join(self.run_folder, "started.json")

@@ -107,6 +107,31 @@ def held(workspace: str, *, what: str = "mibf") -> Iterator[Lease]:
                 os.close(lock)
 
 
+def apparent_holder(workspace: str) -> str | None:
+    """Who seems to be at work in a workspace, by what is written there; None where nobody is.
+
+    For the eye alone: it writes nothing, and takes the clock of this machine for the store's.
+    """
+    if storage.is_local(workspace):
+        path = Path(storage.join(storage.local_path(workspace), LEASE_FILE))
+        try:
+            record = path.read_bytes()
+        except OSError:
+            return None
+        return _described(record)  # it goes with its holder's end, but for a killed one's
+    folder = storage.join(workspace, LEASE_FOLDER)
+    try:
+        url = storage.join(folder, f"{_highest(folder):06d}.json")
+        content = storage.read_bytes(url)
+        age = (datetime.now(UTC) - storage.modified(url)).total_seconds()
+    except FileNotFoundError:
+        return None
+    record_ = _read(content)
+    if record_.get("released") or age > float(record_.get("seconds", EXPIRY)) + GRAIN:
+        return None
+    return _described(content)
+
+
 def _locked(path: str, workspace: str) -> int:
     """The descriptor of the lease's file, locked and empty."""
     while True:
@@ -135,7 +160,7 @@ class _StoreLease(Lease):
     def __init__(self, workspace: str, what: str) -> None:
         self._workspace = workspace
         self._folder = storage.join(workspace, LEASE_FOLDER)
-        self._expiry = _expiry()
+        self._expiry = expiry()
         self._record = _record(what) | {"seconds": self._expiry, "id": uuid.uuid4().hex}
         self._number = 0
         self._renewed = 0.0
@@ -282,8 +307,12 @@ def _holds(url: str, content: bytes) -> bool:
         return False
 
 
-def _expiry() -> float:
-    """Seconds after which a lease that was not renewed ends."""
+def expiry() -> float:
+    """Seconds after which a lease that was not renewed ends, as the environment has it.
+
+    Raises:
+        InputError: it has no such time.
+    """
     value = os.environ.get(EXPIRY_VARIABLE, str(EXPIRY))
     try:
         seconds = float(value)

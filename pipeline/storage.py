@@ -514,3 +514,15 @@ def names(url: str) -> list[str]:
         return [posixpath.basename(entry.rstrip("/")) for entry in filesystem.ls(path, detail=False)]
     except FileNotFoundError:
         return []
+
+
+def folders(url: str) -> list[str]:
+    """The names of the folders in a folder, in order; none where there is no folder."""
+    filesystem, path = open_url(url)
+    filesystem.invalidate_cache(path)
+    try:
+        entries = filesystem.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = {posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory"}
+    return sorted(found - {""})

@@ -180,6 +180,9 @@ class _Listener:
     def seen(self, samples: int, waiting: float) -> None:
         """Nothing."""
 
+    def loss(self, value: float) -> None:
+        """Nothing."""
+
     def epoch(self, line: str) -> None:
         """Nothing."""
 

@@ -1,0 +1,179 @@
+"""A real Ray cluster for tests: a head that runs no work and nodes beside it, on 127.0.0.1, with a token.
+
+Each node is a process group of its own, so that one can be killed whole, as a machine dies.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+#: What Ray shares of memory between the processes of a node.
+OBJECT_STORE = 80 << 20
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens at, all different."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def await_(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Wait until a condition holds; what it raises meanwhile counts as not yet."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with suppress(Exception):
+            if condition():
+                return
+        time.sleep(0.5)
+    raise AssertionError(f"{what}: not within {seconds:g} s")
+
+
+class Node:
+    """A node: Ray's own processes and the workers that they start."""
+
+    def __init__(
+        self, arguments: list[str], *, folder: Path, environment: Mapping[str, str], metrics: int, agent: int
+    ) -> None:
+        self.metrics_port, self.agent_port = metrics, agent
+        with (folder / f"node-{metrics}.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+
+    def metrics(self) -> str:
+        """What it offers to Prometheus; nothing while it is not there."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
+                return str(answer.read().decode())
+        except (OSError, urllib.error.URLError):
+            return ""
+
+    def processes(self) -> list[psutil.Process]:
+        """All its processes that live; some make groups of their own."""
+        try:
+            root = psutil.Process(self.process.pid)
+            return [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self) -> None:
+        """Kill all its processes at once, as when a machine is switched off."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+class Cluster:
+    """A head and nodes, which come and go."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.token = folder / "token"
+        self.token.write_text(secrets.token_hex(32))
+        self.token.chmod(0o600)
+        self.port, self.dashboard_port, client = free_ports(3)
+        self.client_environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environment = {
+            **os.environ,
+            **environment,
+            **self.client_environment,
+            "PATH": path,
+            "OMP_NUM_THREADS": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_failure_threshold": "3",
+            "RAY_metrics_report_interval_ms": "1000",
+        }
+        self._temporary = tempfile.mkdtemp(prefix="ray-")  # sockets of much longer paths cannot be made
+        self.nodes: list[Node] = []
+        self.head = self._start(
+            "--head",
+            f"--port={self.port}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.dashboard_port}",
+            f"--ray-client-server-port={client}",
+            f"--temp-dir={self._temporary}",
+            cpus=0,
+        )
+
+    def await_head(self) -> None:
+        """Wait until its job server answers."""
+        await_(self._answers, seconds=90, what="the cluster's dashboard")
+
+    @property
+    def address(self) -> str:
+        """Of its job server."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def add(self, *, cpus: int) -> Node:
+        """Start a node."""
+        self.nodes.append(self._start(f"--address=127.0.0.1:{self.port}", cpus=cpus))
+        return self.nodes[-1]
+
+    def kill(self, node: Node) -> None:
+        """Have a node die."""
+        node.kill()
+        self.nodes.remove(node)
+
+    def end(self) -> None:
+        """End all processes of all nodes."""
+        for node in [*self.nodes, self.head]:
+            node.kill()
+        self.nodes = []
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _start(self, *arguments: str, cpus: int) -> Node:
+        metrics, agent, agent_grpc, environments = free_ports(4)
+        ray = str(Path(sys.executable).parent / "ray")
+        started = [
+            ray, "start", *arguments, "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--num-gpus=0",
+            f"--object-store-memory={OBJECT_STORE}", f"--metrics-export-port={metrics}",
+            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
+            f"--runtime-env-agent-port={environments}", "--min-worker-port=0", "--max-worker-port=0",
+            "--disable-usage-stats", "--block",
+        ]  # fmt: skip
+        return Node(started, folder=self.folder, environment=self.environment, metrics=metrics, agent=agent)
+
+    def _answers(self) -> bool:
+        request = urllib.request.Request(
+            f"{self.address}/api/version", headers={"Authorization": f"Bearer {self.token.read_text()}"}
+        )
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return bool(answer.status == 200)
+
+
+@contextmanager
+def cluster(folder: Path, *, nodes: int, cpus: int, environment: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+    """A cluster whose processes end with the block; `folder` is made, for its logs and its token."""
+    made = Cluster(folder, environment or {})
+    try:
+        made.await_head()
+        for _ in range(nodes):
+            made.add(cpus=cpus)
+        yield made
+    finally:
+        made.end()
