@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import structlog
 
+from mibf.discreet import told
 from mibf.errors import InputError
 
 #: The variable of the environment, and what it may say.
@@ -43,7 +44,7 @@ def about(**subject: str) -> AbstractContextManager[None]:
 def event(words: str, *, level: Literal["info", "warning", "error"] = "info", **values: Any) -> None:
     """Write a line on standard error, where lines are for machines; nothing otherwise."""
     if in_json():
-        getattr(_logger(), level)(words, **values)
+        getattr(_logger(), level)(told(words), **{k: told(v) if isinstance(v, str) else v for k, v in values.items()})
 
 
 def _logger() -> Any:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from jobs.logs import event, in_json
+from mibf.discreet import told
 
 console = Console(stderr=True)
 
@@ -49,6 +50,7 @@ _warned: list[str] = []
 
 def warn(line: str) -> None:
     """A warning to the person, kept for the record of the stage."""
+    line = told(line)
     _warned.append(line)
     if in_json():
         event(line, level="warning")
@@ -64,11 +66,11 @@ def taken_warnings() -> list[str]:
 
 
 def say(line: str) -> None:
-    """A line to the person, on standard error."""
+    """A line to the person, on standard error; words of a stranger's file cannot move the cursor."""
     if in_json():
         event(line)
         return
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(told(line), highlight=False, soft_wrap=True, markup=False)
 
 
 class TrainingBar:

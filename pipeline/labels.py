@@ -215,7 +215,7 @@ def _open_vector(labels: Labels, attribute: str, grid: GeoBox, classes: tuple[Cl
     rank = {ids[v]: position for position, v in reversed(list(enumerate(labels.priority)))}
     order = np.argsort([-rank.get(int(i), len(labels.priority)) for i in burnt], kind="stable")
     geometries = frame.geometry.to_numpy()[declared]
-    told = tuple(f"{labels.url}: features {note}" for note in notes)
+    told = tuple(f"{storage.shown(labels.url)}: features {note}" for note in notes)
     return VectorLabels(geometries[order], burnt[order], grid, all_touched=labels.all_touched, notes=told)
 
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import posixpath
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -28,6 +27,8 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
+from mibf.discreet import without_queries as without_queries
+from mibf.discreet import without_user
 from mibf.errors import InputError
 from mibf.jsonable import without_nan as without_nan
 
@@ -309,18 +310,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-#: A user and password before a URL's host. abfs:// has a container there, without a colon, that is no secret.
-_USER = re.compile(r"(https?://)[^/?#\s'\"]*@|([\w+.-]+://)[^/?#\s'\":@]*:[^/?#\s'\"]*@")
-
-
 def shown(url: str) -> str:
     """A URL as it may be shown and kept: without a user and password, and without what follows `?`, which may sign it."""
-    return url if is_local(url) else _USER.sub(r"\1\2", url.partition("?")[0])
-
-
-def without_queries(text: str) -> str:
-    """A text in which no URL has what follows its `?`, nor a user and password."""
-    return _USER.sub(r"\1\2", re.sub(r"(\w+://[^\s?'\"]+)\?[^\s'\"),]*", r"\1", text))
+    return url if is_local(url) else without_user(url.partition("?")[0])
 
 
 def absolute(url: str) -> str:
