@@ -7,21 +7,31 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from jobs.texts import odd_texts, with_environment
+from jobs.yaml_text import parse, read_text
+from mibf.discreet import without_queries
 from mibf.errors import InputError
 from pipeline.period import period
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+def _names_a_folder(value: str) -> str:
+    """A name that every disk can have a folder of; refused where Windows or a Zarr group means something else by it."""
+    reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?|zarr\.json", value, re.IGNORECASE)
+    if reserved or value.endswith("."):
+        raise ValueError("is a name that not every disk can have a folder of; choose another")
+    return value
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100), AfterValidator(_names_a_folder)]
 #: What torch takes for one.
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode", "min", "max", "med", "lanczos"]
@@ -489,6 +499,10 @@ class Config(Section):
     def _lasts(cls, value: str) -> str:
         if value.startswith("memory:"):
             raise ValueError("a workspace in memory would be gone with the process; give a folder or an object store's URL")
+        if without_queries(value) != value:
+            raise ValueError(
+                "a workspace's URL holds a password or a signature, and is told everywhere; the environment has both"
+            )
         return value
 
     @field_validator("split", mode="before")
@@ -516,6 +530,7 @@ class Config(Section):
             twice = [str(name) for name, count in Counter(names).items() if count > 1]
             if twice:
                 raise ValueError(f"{what} given twice: {', '.join(twice)}")
+        self._apart_on_every_disk()
         first = list(self.scenes[0].sources)
         for scene in self.scenes[1:]:
             if list(scene.sources) != first:
@@ -541,6 +556,16 @@ class Config(Section):
                 "out, or give the split some (`split.validation`)"
             )
         return self
+
+    def _apart_on_every_disk(self) -> None:
+        """See that no two scenes or sources would share a folder on a disk that takes `A` and `a` for one name."""
+        for what, names in (("scenes", [s.name for s in self.scenes]), ("sources", list(self.scenes[0].sources))):
+            alike = Counter(name.casefold() for name in names)
+            same = [name for name in names if alike[name.casefold()] > 1]
+            if same:
+                raise ValueError(
+                    f"{what} {', '.join(same)} differ by case alone, which not every disk keeps apart; rename one"
+                )
 
     def _model_fits(self) -> None:
         """See that the model takes sources that there are, enough of them, and weighs classes that there are."""
@@ -576,16 +601,9 @@ def load(url: str, *, overrides: Sequence[str] = ()) -> Config:
         InputError: the file is missing or not YAML, a `${VARIABLE}` is not set, a key is unknown, a
             value is not allowed. All mistakes of the last two kinds are told at once.
     """
+    text = read_text(url)
     try:
-        text = _content(url).decode()
-    except OSError as error:
-        raise InputError(f"{url}: cannot be read ({error.strerror}); give the path of a YAML configuration.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{url}: is not a text file; give the path of a YAML configuration.") from error
-    try:
-        loader = _StrictLoader(text)
-        loader.name = url
-        values = loader.get_single_data()
+        values = parse(text, name=url)
     except yaml.YAMLError as error:
         raise InputError(
             f"{url}: is not valid YAML ({error}). Check the indentation, and put values with # or : in quotes."
@@ -594,34 +612,14 @@ def load(url: str, *, overrides: Sequence[str] = ()) -> Config:
         raise InputError(f"{url}: holds no configuration; see examples/ for complete ones.")
     for override in overrides:
         _override(values, override)
-    values = _with_environment(values, url)
+    values = with_environment(values, url)
+    odd = list(odd_texts(values))
+    if odd:
+        raise InputError(f"{url}:\n" + "\n".join(f"  {line}" for line in odd))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{url}:\n" + "\n".join(f"  {line}" for line in _explained(error))) from error
-
-
-def _content(url: str) -> bytes:
-    if "://" not in url:
-        return Path(url).read_bytes()
-    from pipeline import storage  # fsspec takes its time, which a configuration on a disk does without
-
-    with storage.reached(url):
-        try:
-            return storage.read_bytes(url)
-        except FileNotFoundError as error:
-            raise InputError(f"{storage.shown(url)}: cannot be read (no such file); mend the URL.") from error
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key that is given twice instead of taking the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        twice = [key for key, count in Counter(keys).items() if count > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep=deep)
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -633,7 +631,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     for key in parents:
         place = _child(place, key, override)
     try:
-        parsed = yaml.safe_load(value)
+        parsed = parse(value, name="--set")
     except yaml.YAMLError as error:
         raise InputError(f"--set {override}: the value is not valid YAML.") from error
     if isinstance(place, list):
@@ -657,23 +655,6 @@ def _index(place: list[Any], key: str, override: str) -> int:
     if not key.isdecimal() or int(key) >= len(place):
         raise InputError(f"--set {override}: {key!r} is not a position in a list of {len(place)}, counted from 0.")
     return int(key)
-
-
-def _with_environment(value: Any, url: str) -> Any:
-    if isinstance(value, dict):
-        return {k: _with_environment(v, url) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_with_environment(v, url) for v in value]
-    if not isinstance(value, str):
-        return value
-
-    def lookup(match: re.Match[str]) -> str:
-        found = os.environ.get(match[1])
-        if found is None:
-            raise InputError(f"{url}: ${{{match[1]}}} is used but not set; set it, as in `{match[1]}=... mibf run {url}`.")
-        return found
-
-    return re.sub(r"\$\{(\w+)\}", lookup, value)
 
 
 def _explained(error: ValidationError) -> list[str]:

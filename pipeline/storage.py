@@ -72,14 +72,14 @@ def exists(url: str) -> bool:
     return bool(filesystem.exists(path))
 
 
-def read_bytes(url: str) -> bytes:
-    """A file's content.
+def read_bytes(url: str, *, most: int | None = None) -> bytes:
+    """A file's content, or its first bytes, `most` of them.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     filesystem, path = open_url(url)
-    return bytes(filesystem.cat_file(path))
+    return bytes(filesystem.cat_file(path, end=most))
 
 
 def _make_folder(filesystem: AbstractFileSystem, path: str) -> None:
