@@ -25,6 +25,7 @@ from pipeline import storage
 from pipeline.align import Alignment, align, read_aligned
 from pipeline.grid import Window
 from pipeline.raster import Axis, RasterFile, header, open_raster
+from pipeline.strangers import check_vector_driver
 
 #: The id of a pixel without a label, in stores and maps alike.
 UNLABELLED = 255
@@ -261,7 +262,9 @@ def _read_vector(url: str, layer: str | None, grid: GeoBox) -> geopandas.GeoData
             else:
                 layer = layer or _only_layer(url, path)
                 near = None
-                if grid.crs is not None and pyogrio.read_info(path, layer=layer)["crs"] is not None:
+                info = pyogrio.read_info(path, layer=layer)
+                check_vector_driver(url, info["driver"])
+                if grid.crs is not None and info["crs"] is not None:
                     near = geopandas.GeoSeries([box], crs=grid.crs.to_wkt())
                 frame = geopandas.read_file(path, layer=layer, bbox=near)
     except (OSError, ValueError, RuntimeError) as error:

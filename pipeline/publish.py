@@ -29,6 +29,7 @@ from mibf.errors import InputError
 from pipeline import cog, storage
 from pipeline.grid import Window
 from pipeline.products import MAP_PRODUCTS, Product
+from pipeline.strangers import open_published
 
 #: The folder aside, and the item, in the map's own folder.
 STAGING, ITEM = ".staging", "item.json"
@@ -219,7 +220,7 @@ class PublishedMap:
         """
         place = self._place(product)
         # What GDAL keeps of files that it once read would be that of an earlier map of the same name.
-        with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=storage.gdal_path(self.folder)), rasterio.open(place) as dataset:
+        with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=storage.gdal_path(self.folder)), open_published(place) as dataset:
             if set(dataset.dtypes) != {product.dtype}:
                 raise InputError(
                     f"{storage.shown(self.folder)}: {product.name} is stored as {dataset.dtypes[0]}, "
@@ -229,7 +230,7 @@ class PublishedMap:
             return np.asarray(dataset.read(window=cog.rasterio_window(window), out_shape=shape))
 
     def _place(self, product: Product) -> str:
-        """The raster of a product as GDAL takes it: its one file, or the VRT over its pieces."""
+        """The URL of a product's raster: its one file, or the VRT over its pieces."""
         if product.name not in self._places:
             urls = [storage.join(self.folder, f"{product.name}.{suffix}") for suffix in ("tif", "vrt")]
             found = next((url for url in urls if storage.exists(url)), None)
@@ -237,5 +238,5 @@ class PublishedMap:
                 raise InputError(
                     f"{storage.shown(self.folder)}: no {product.name} of a published map; run `mibf map` first."
                 )
-            self._places[product.name] = storage.gdal_path(found)
+            self._places[product.name] = found
         return self._places[product.name]

@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from mibf.bundle import ClassName
 from pipeline import storage
+from pipeline.strangers import open_published
 
 #: Its longest side in pixels at most.
 SIDE = 1024
@@ -39,7 +39,7 @@ def quicklook(url: str, classes: Sequence[ClassName]) -> bytes:
     storage.set_gdal_up()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # a picture lies nowhere, and some scenes
-        with rasterio.open(storage.gdal_path(url)) as dataset:
+        with open_published(url) as dataset:
             rows, columns = quicklook_shape(dataset.shape)
             ids = dataset.read(1, out_shape=(rows, columns))
         with MemoryFile() as file:

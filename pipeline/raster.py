@@ -15,7 +15,6 @@ from typing import Any, Literal, Protocol
 
 import h5py
 import numpy as np
-import rasterio
 import rioxarray  # noqa: F401  # gives arrays of xarray their `rio`
 import scipy.io
 import xarray as xr
@@ -31,6 +30,7 @@ from scipy.io.matlab import MatReadError
 from mibf.errors import InputError
 from pipeline import storage
 from pipeline.grid import Window, grid_from_json
+from pipeline.strangers import check_contained, check_hdf5, open_dataset
 from pipeline.whole import check_whole
 
 # Images without a CRS are taken as they are: no cause for warnings about them.
@@ -151,7 +151,7 @@ def header(file: RasterFile) -> Header:
 def _gdal(file: RasterFile) -> Iterator[_GdalRaster]:
     storage.set_gdal_up()
     try:
-        dataset = rasterio.open(_gdal_name(file))
+        dataset = open_dataset(file.url, _gdal_name(file))
     except RasterioIOError as error:
         if storage.is_local(file.url) and not storage.exists(file.url):
             raise InputError(f"{file.url}: no such file; check the path in the configuration.") from error
@@ -212,7 +212,8 @@ class _GdalRaster:
                 raise InputError(f"{self.file}: holds complex numbers; take their amplitude or intensity first.")
 
     def check_whole(self) -> None:
-        """See that the file is as long as it says; refused where it is not."""
+        """See that the file is as long as it says, and holds its pixels itself; refused where it is not or does not."""
+        check_contained(self.file.url, self._dataset.driver)
         if self.file.variable is None:
             check_whole(self.file.url, self._dataset)
 
@@ -450,14 +451,21 @@ def _zarr(file: RasterFile) -> _ArrayRaster:
         return GeoBox((rows, columns), placed.rio.transform(recalc=True), crs and crs.to_wkt())
 
     nodata = attributes.get("_FillValue", attributes.get("missing_value"))
+
+    def number(name: str, value: Any) -> float:
+        try:
+            return float(np.asarray(value).ravel()[0])
+        except (TypeError, ValueError, IndexError) as error:
+            raise InputError(f"{file}: its attribute {name} is {value!r}, no number; mend the array.") from error
+
     return _array(
         file,
         array.variable,
         axes,
         grid=grid,
-        nodata=None if nodata is None else float(np.asarray(nodata).ravel()[0]),
-        gain=float(attributes.get("scale_factor", 1.0)),
-        offset=float(attributes.get("add_offset", 0.0)),
+        nodata=None if nodata is None else number("_FillValue", nodata),
+        gain=number("scale_factor", attributes.get("scale_factor", 1.0)),
+        offset=number("add_offset", attributes.get("add_offset", 0.0)),
         block=tuple(int(c) for c in array.encoding.get("shards") or array.encoding.get("chunks") or ()),
     )
 
@@ -490,6 +498,7 @@ def _matlab_file(url: str, stamp: str) -> dict[str, Any]:
             found = scipy.io.loadmat(handle)
         except NotImplementedError:  # what scipy says of version 7.3
             file = h5py.File(handle)
+            check_hdf5(url, file)
             return {name: file[name] for name in file if isinstance(file[name], h5py.Dataset)}
         handle.close()
     except FileNotFoundError as error:

@@ -82,6 +82,25 @@ def read_bytes(url: str, *, most: int | None = None) -> bytes:
     return bytes(filesystem.cat_file(path, end=most))
 
 
+def read_at_most(url: str, most: int) -> bytes:
+    """A file's content, which is not read beyond a bound, whatever its server says of its size.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is larger.
+    """
+    filesystem, path = open_url(url)
+    parts: list[bytes] = []
+    left = most + 1
+    with filesystem.open(path, "rb") as file:
+        while left > 0 and (part := file.read(min(left, _PIECE))):
+            parts.append(part)
+            left -= len(part)
+    if left <= 0:
+        raise InputError(f"{url}: is larger than {most // 2**20} MiB, which nothing of its kind is; look at what it is.")
+    return b"".join(parts)
+
+
 def _make_folder(filesystem: AbstractFileSystem, path: str) -> None:
     """Make a folder on a disk. Object stores have none: asked for one, s3fs would make a bucket of a mistyped name."""
     if isinstance(filesystem, LocalFileSystem):
@@ -390,6 +409,8 @@ def set_gdal_up() -> None:
     os.environ.setdefault("GDAL_HTTP_RETRY_DELAY", "1")
     os.environ.setdefault("GDAL_DISABLE_READDIR_ON_OPEN", "TRUE")  # it would list the folder of each file it opens
     os.environ.setdefault("RAW_CHECK_FILE_SIZE", "YES")  # it would take what a file cut short lacks as zeros
+    os.environ["GDAL_VRT_ENABLE_PYTHON"] = "NO"  # whatever was said before: a virtual raster's code would run as ours
+    os.environ["GML_DOWNLOAD_SCHEMA"] = "NO"  # a file of labels does not send us to servers
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint and "AWS_S3_ENDPOINT" not in os.environ:
         scheme, _, host = endpoint.rpartition("://")

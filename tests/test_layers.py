@@ -15,8 +15,8 @@ OURS = {"mibf", "pipeline", "jobs", "infra"}
 ALLOWED = {
     "mibf": {"torch", "numpy", "safetensors"},
     "pipeline": {
-        "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "numpy", "odc", "pyarrow", "pyogrio", "pystac",
-        "rasterio", "rio_cogeo", "rioxarray", "scipy", "shapely", "skimage", "torch", "xarray", "zarr",
+        "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "numcodecs", "numpy", "odc", "pyarrow", "pyogrio",
+        "pystac", "rasterio", "rio_cogeo", "rioxarray", "scipy", "shapely", "skimage", "torch", "xarray", "zarr",
     },
 }  # fmt: skip
 BELOW = {"mibf": {"mibf"}, "pipeline": {"mibf", "pipeline"}, "jobs": {"mibf", "pipeline", "jobs"}}
