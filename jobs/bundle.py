@@ -8,6 +8,7 @@ from typing import Any
 
 from mibf.bundle import CARD, MODEL, WEIGHTS, Bundle
 from mibf.card import figures, limits_of, trained_on
+from mibf.discreet import told as fit
 from mibf.spec import SourceSpec
 from pipeline import bundles, storage
 
@@ -57,7 +58,7 @@ def lines(shown: Shown) -> list[str]:
     ]
     for source in bundle.spec.sources:
         told += _source(source, bundle)
-    return [*told, "", *_classes(bundle), "", *_origin(bundle)]
+    return [fit(line) for line in (*told, "", *_classes(bundle), "", *_origin(bundle))]
 
 
 def _size(url: str) -> int | None:

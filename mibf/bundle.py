@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from mibf import mlm
 from mibf.card import card
+from mibf.discreet import control_character
 from mibf.errors import InputError
 from mibf.jsonable import without_nan
 from mibf.network import MIBFNet
@@ -33,6 +35,7 @@ WEIGHTS, MODEL, CARD = "weights.safetensors", "model.json", "README.md"
 FORMAT = 3
 #: Format 2 has no priors, and no digest of its weights.
 READ = (2, 3)
+_COLOR = re.compile("#[0-9a-fA-F]{6}")
 #: What can be done about a bundle that is not whole.
 REMEDY = "copy the bundle again from where it was made, all files together, or train again"
 
@@ -172,6 +175,8 @@ class Bundle:
                 priors=None if model.get("priors") is None else Priors.from_json(model["priors"]),
             )
             _check(bundle)
+        except RecursionError as error:
+            raise InputError(f"the model bundle is damaged ({MODEL} is nested without end); {REMEDY}.") from error
         except (KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:
             raise InputError(f"the model bundle is damaged ({error!r}); {REMEDY}.") from error
         return bundle
@@ -225,6 +230,8 @@ def _check(bundle: Bundle) -> None:
     classes = bundle.spec.classes
     if len(bundle.classes) != classes:
         raise InputError(f"{MODEL} names {len(bundle.classes)} classes, its network has {classes}; {REMEDY}.")
+    for c in bundle.classes:
+        _check_class(c)
     if bundle.priors is not None and len(bundle.priors.natural) != classes:
         raise InputError(f"{MODEL} has priors of {len(bundle.priors.natural)} classes, its network has {classes}; {REMEDY}.")
     for source in bundle.spec.sources:
@@ -241,3 +248,14 @@ def _check(bundle: Bundle) -> None:
     temperature = bundle.temperature
     if not isinstance(temperature, int | float) or not (math.isfinite(temperature) and temperature > 0):
         raise InputError(f"{MODEL} has temperature {temperature!r}; it must be a positive number; {REMEDY}.")
+
+
+def _check_class(c: ClassName) -> None:
+    """See that a class is fit for rasters, messages and pages: id, name and colour may come from a stranger."""
+    fit = type(c.id) is int and 0 <= c.id <= 254
+    fit = fit and isinstance(c.name, str) and bool(c.name) and control_character(c.name) is None
+    if not (fit and isinstance(c.color, str) and _COLOR.fullmatch(c.color)):
+        raise InputError(
+            f"{MODEL} has the class {vars(c)!r}; a class has an id from 0 to 254, a name without control characters and a "
+            f"colour #rrggbb; {REMEDY}."
+        )
