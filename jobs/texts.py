@@ -17,6 +17,10 @@ _ENDS = tuple(f"{word}{s}" for word in ("SECRET", "PASSWORD", "PASSWD", "TOKEN",
 _SECRET_URL = re.compile(r"\b(?:s3a?|gcs|gs|az|abfss?|adl)://[^/?#\s:]*:[^/?#\s]*@", re.IGNORECASE)
 
 
+#: The beginning of a web address whose port is none: a password was cut at a letter that ends the host.
+_NO_PORT = re.compile(r"https?://[^/?#@\[\]]*:(?!\d*([/?#]|$))[^@/?#]*([/?#]|$)|https?://[^/?#]*\s[^/?#]*@", re.IGNORECASE)
+
+
 def is_credential(variable: str) -> bool:
     """Whether an environment variable is named like one that holds a credential.
 
@@ -78,4 +82,9 @@ def odd_texts(value: Any, where: str = "") -> Iterator[str]:
             yield (
                 f"{where}: has a user and password in its URL. Object stores take credentials from the environment "
                 "(docs/security.md); take them out."
+            )
+        elif _NO_PORT.search(value):
+            yield (
+                f"{where}: is a URL whose host has no port after its colon. If that is a password, percent-encode its `/`, "
+                "`?`, `#` and spaces."
             )

@@ -11,7 +11,12 @@ import re
 #: A user and password before a URL's host. abfs:// has a container there, without a colon, that is no secret.
 _USER = re.compile(r"(https?://)[^/?#\s\"<>]*@|([\w+.-]+://)[^/?#\s\":@<>]*:[^/?#\s\"<>]*@")
 #: What follows a URL's `?`, up to the end of the word; the marks that end a sentence or a bracket around it stay.
-_QUERY = re.compile(r"(\w://[^\s?\"<>]+)\?[^\s\"<>]*?(?=[)\]}>,.;:'\"]*(?:[\s\"<>]|$))")
+_REST = r"[^\s\"<>]*?(?=[)\]}>,.;:'\"]*(?:[\s\"<>]|$))"
+_QUERY = re.compile(rf"(\w://[^\s?\"<>]+)\?{_REST}")
+#: The same after a path with spaces, where it is plainly a query.
+_SPACED_QUERY = re.compile(rf"(\w://[^\n?\"<>]+)\?(?=[\w.~%+-]+=){_REST}")
+#: How YAML breaks a long text of odd letters within a word.
+_FOLD = re.compile(r"\\\n *\\?")
 #: All that is no letter, sign or space: C0 and C1 but for tab and newline, marks that turn the direction of text, halves of
 #: characters, which no file can hold.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -23,8 +28,9 @@ def without_user(url: str) -> str:
 
 
 def without_queries(text: str) -> str:
-    """A text in which no URL has what follows its `?`, nor a user and password."""
-    return without_user(_QUERY.sub(r"\1", text))
+    """A text in which no URL has what follows its `?`, nor a user and password; lines that YAML has folded are joined."""
+    whole = _FOLD.sub("", text) if "://" in text else text
+    return without_user(_SPACED_QUERY.sub(r"\1", _QUERY.sub(r"\1", whole)))
 
 
 def control_character(text: str) -> str | None:

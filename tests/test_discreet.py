@@ -22,6 +22,7 @@ SECRET = "pa'ss,w)rd"
         f"https://me:{SECRET}@host/a.tif",
         f"https://host/a.tif?X-Sig={SECRET}&more={SECRET}",
         f"https://{SECRET}@host/a.tif?{SECRET}",
+        f"https://host/my folder/a file.tif?sig={SECRET}",
         f"s3://KEY:{SECRET}@bucket/a.tif",
         f"postgresql+psycopg2://me:{SECRET}@host/runs",
     ],

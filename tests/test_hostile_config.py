@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.config import load
-from jobs.texts import is_credential
+from jobs.texts import is_credential, odd_texts
 from jobs.yaml_text import MOST_BYTES, parse
 from mibf.errors import InputError
 from tests.conftest import SmallScene
@@ -219,9 +219,29 @@ def test_mistaken_values_are_told_without_their_credentials(scene: SmallScene) -
         "classes.0.color=x://a:planted@b",
     ):
         assert "planted" not in refused(scene, [override])
+    for password in ("plan/planted", "plan?planted", "plan#planted", "plan ted/planted", "a planted"):
+        for place in ("scenes.0.sources.optical.url", "train.mlflow"):
+            message = refused(scene, [f"{place}='https://me:{password}@host/a.tif'"])
+            assert f"{place}: is a URL whose host has no port" in message
+            assert "plan" not in message.partition("If that")[0].partition("percent")[0]
     message = refused(scene, ["scenes.0.sources.optical.url=s3://KEY:planted@bucket/a.tif"])
     assert "scenes.0.sources.optical.url: has a user and password in its URL" in message
     assert "planted" not in message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://host:80/a",
+        "https://[::1]:8080/a",
+        "https://me:word@host:80/a",
+        "https://host",
+        "https://host:",
+        "https://h/a:b@c",
+    ],
+)
+def test_urls_that_are_ones_are_taken(url: str) -> None:
+    assert list(odd_texts({"url": url})) == []
 
 
 def test_nothing_of_the_environment_gets_in_unasked(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,8 @@ def test_no_module_runs_what_it_reads(path: Path) -> None:
     [
         "import dill", "import joblib.numpy_pickle", "from pickle import loads", "from ray import cloudpickle",
         "import pickle\npickle.loads(b)", "import pickle\nf = pickle.Unpickler", "torch.load(f)",
-        "torch.load(f, weights_only=False)", "torch.load(f, weights_only=x)", "np.load(f)", "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=x)",
+        "torch.load(f, weights_only=False)", "torch.load(f, weights_only=x)", "np.load(f)",
+        "np.load(f, allow_pickle=True)", "np.load(f, allow_pickle=x)",
         "yaml.load(t, Loader=yaml.SafeLoader)", "yaml.load(t, yaml.Loader)", "from yaml import unsafe_load", "eval('1')",
         "exec(code)", "subprocess.run(c, shell=True)", "subprocess.run(c, shell=flag)", "os.system(c)",
         "jinja2.Environment()", "jinja2.Environment(autoescape=False)", "requests.get(u, verify=False)",
