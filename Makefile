@@ -2,9 +2,10 @@
 
 PYTHON ?= python3
 VENV := .venv
+TOOLS := .venv-tools
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test sbom audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mibf demo
@@ -14,6 +15,14 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+# What is installed, as a bill of materials (CycloneDX): sbom.json.
+sbom: $(VENV)/.installed $(TOOLS)/.installed
+	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --short-PURLs --output-reproducible -o sbom.json
+
+# The same against the known vulnerabilities; wants a network.
+audit:
+	PYTHON=$(PYTHON) .ci/audit
 
 # torch first and by exact version: an index that has a CPU build of it then gives that one, any other
 # gives the usual build. The constraints keep it in place afterwards.
@@ -30,5 +39,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/stac-schemas 'eopf==2.8.1'
 	touch $@
 
+# The tools have a place of their own, so that they are not listed.
+$(TOOLS)/.installed: Makefile
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check 'cyclonedx-bom==7.5.0' 'pip-audit==2.10.1'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(TOOLS) build *.egg-info
