@@ -194,8 +194,8 @@ def _some(texts: Iterable[str]) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value that cannot break a line, a table or a code span."""
-    return " ".join(str(value).replace("|", "\\|").replace("`", "'").split())
+    """A value that cannot break a line, a table or a code span, and is no HTML, which Markdown lets through."""
+    return " ".join(str(value).replace("|", "\\|").replace("`", "'").replace("<", "\\<").split())
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import geopandas
 import pyarrow.parquet as pq
@@ -29,6 +30,8 @@ ENVIRONMENT = {
     )
 }  # fmt: skip
 PASSWORD, SIGNATURE = "planted-pass'word", "planted-sig,na)ture"
+#: The name of a class that would run, if a page or a template took it for more than text.
+HTML = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> {{ 7 * 191 }} {% raw %} $(id)"
 #: In parts too: what a message or a line break cuts.
 PLANTED = (
     *ENVIRONMENT.values(),
@@ -116,7 +119,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             "workspace": str(workspace / "work"),
             "train": {"epochs": 1, "batch": 64, "workers": 0, "threads": 1, "mlflow": str(workspace / "mlflow")},
             "map": {"tile": 64, "workers": 0, "attempts": 1, "backoff": 0, "products": ["class", "confidence", "sources"]},
-            "classes": CLASSES,
+            "classes": [{"id": c["id"], "name": f"{HTML} {c['name']}"} for c in CLASSES],
         }
         config = scene.folder / "sown.yaml"
         config.write_text(yaml.safe_dump(values, allow_unicode=True))
@@ -170,6 +173,19 @@ def test_no_file_holds_a_secret(run: Run) -> None:
 
 def test_nothing_that_was_said_holds_a_secret(run: Run) -> None:
     assert {command: words for command, said in run.said.items() if (words := leaks(said.encode()))} == {}
+
+
+def test_names_are_text_in_every_page(run: Run) -> None:
+    page = (run.workspace / "work/report/index.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "{{ 7 * 191 }}" in page
+    for text in (page, (run.workspace / "work/models/main/README.md").read_text().replace("\\<", "&lt;")):
+        assert "<script" not in text
+        assert "<img src=x" not in text
+        assert "1337" not in text
+    for path in (run.workspace / "work/maps/small/main").glob("*.xml"):
+        names = [element.text or "" for element in ElementTree.parse(path).iter("Category")]
+        assert any(HTML in name for name in names)
 
 
 def test_urls_are_kept_without_what_is_secret(run: Run) -> None:
