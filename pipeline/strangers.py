@@ -75,12 +75,13 @@ def open_dataset(url: str, name: str) -> DatasetReader:
                 "`urls`, or look at it and put it on a disk."
             ) from error
         raise
-    if dataset.driver == "VRT":
-        try:
+    try:
+        if dataset.driver == "VRT":
             _check_vrt(url)
-        except BaseException:
-            dataset.close()
-            raise
+        _check_overviews(url, dataset)
+    except BaseException:
+        dataset.close()
+        raise
     return dataset
 
 
@@ -129,6 +130,13 @@ def _check_vrt(url: str) -> None:
                 )
 
 
+def _check_overviews(url: str, dataset: DatasetReader) -> None:
+    """See that the smaller copies of a raster are its own: the file of notes beside it, `.aux.xml`, may name others."""
+    name = dataset.tags(ns="OVERVIEWS").get("OVERVIEW_FILE", "").removeprefix(":::BASE:::")
+    if name and not _below(name):
+        raise InputError(f"{storage.shown(url)}: its .aux.xml names overviews in another folder, {name}; remove that file.")
+
+
 def _below(name: str) -> bool:
     """Whether a name is one of a file in the same folder or below."""
     return not (posixpath.isabs(name) or ".." in name.split("/") or ":" in name or "\\" in name)
@@ -149,7 +157,13 @@ def open_published(url: str) -> DatasetReader:
             raise InputError(
                 f"{storage.shown(url)}: names {strange[0]}, which is no piece of {product}; run `mibf map` again."
             )
-    return rasterio.open(storage.gdal_path(url), driver="VRT" if url.endswith(".vrt") else "GTiff")
+    dataset = rasterio.open(storage.gdal_path(url), driver="VRT" if url.endswith(".vrt") else "GTiff")
+    try:
+        _check_overviews(url, dataset)
+    except BaseException:
+        dataset.close()
+        raise
+    return dataset
 
 
 def check_vector_driver(url: str, driver: str) -> None:

@@ -167,6 +167,20 @@ def test_a_published_map_is_its_own_pieces_alone(tmp_path: Path, private: Path) 
         PublishedMap(str(tmp_path)).read(shown, Window(0, 0, 8, 8))
 
 
+@pytest.mark.parametrize(
+    "name", ["{private}/elsewhere.tif", ":::BASE:::../private/elsewhere.tif", "/vsicurl/http://127.0.0.1:1/a.tif"]
+)
+def test_overviews_of_other_folders_are_refused(tmp_path: Path, private: Path, name: str) -> None:
+    write_raster(private.parent / "elsewhere.tif", VALUES)
+    write_raster(tmp_path / "class.tif", VALUES)
+    named = name.format(private=private.parent)
+    notes = f'<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">{named}</MDI></Metadata></PAMDataset>'
+    (tmp_path / "class.tif.aux.xml").write_text(notes)
+    assert "its .aux.xml names overviews in another folder" in message_of(str(tmp_path / "class.tif"))
+    with pytest.raises(InputError, match="names overviews in another folder"):
+        PublishedMap(str(tmp_path)).read(product("class"), Window(0, 0, 8, 8), shape_yx=(4, 4))
+
+
 # --- formats that ask servers or gather files
 
 
