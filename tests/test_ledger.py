@@ -181,7 +181,7 @@ def test_a_cause_keeps_no_secret_and_any_bytes() -> None:
     failed = entry(state="failed", cause="https://user:word@host/x.tif?signature=1: not found: \udcff.tif")
     url = in_memory()
     write(url, [failed])
-    assert Ledger.open(url).last()[WINDOWS[0]].cause == failed.cause == "https://host/x.tif not found: ?.tif"
+    assert Ledger.open(url).last()[WINDOWS[0]].cause == failed.cause == "https://host/x.tif: not found: ?.tif"
 
 
 # When it is written
