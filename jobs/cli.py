@@ -655,6 +655,36 @@ def bench_map(
     _guarded(work)
 
 
+@bench.command(name="fleet")
+def bench_fleet(
+    scenes: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 10_000,
+    pixels: Annotated[float, typer.Option(min=1, help="Pixels of each.")] = 1e8,
+    workers: Annotated[int, typer.Option(min=1, help="Workers, each a GPU or some CPUs, of all drivers together.")] = 100,
+    side_by_side: Annotated[int, typer.Option(min=1, help="Scenes that are mapped at a time.")] = 1,
+    rate: Annotated[float, typer.Option(min=1, help="Pixels a second of one worker, as `mibf bench map` tells.")] = 50_000.0,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a worker's hour, in any currency.")] = None,
+    simulate: Annotated[
+        int | None,
+        typer.Option("--simulate", min=100, metavar="N", help="Also so many tiles through planning, ledger and reruns."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What a fleet of scenes takes: time, cost, objects and requests on paper; many tiles simulated."""
+
+    def work() -> None:
+        from jobs.bench import fleet
+
+        asked = fleet.Fleet(scenes, pixels, workers, side_by_side, rate, price=price)
+        simulated = None if simulate is None else fleet.simulate(simulate)
+        if as_json:
+            typer.echo(_json(fleet.as_json(asked, simulated)))
+            return
+        told = fleet.paper_lines(asked, fleet.on_paper(asked))
+        typer.echo("\n".join([*told, *([] if simulated is None else ["", *fleet.simulated_lines(simulated)])]))
+
+    _guarded(work)
+
+
 def _bands(text: str) -> list[int]:
     """The bands of each source from `64+2`."""
     from mibf.errors import InputError
