@@ -1,0 +1,135 @@
+"""Every `mibf` command line that infra/ shows or runs is one that the command line takes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from jobs.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+INFRA = ROOT / "infra"
+FILES = sorted(path for path in INFRA.rglob("*") if path.is_file())
+#: Commands that run the one which they are given.
+CARRIERS = {"docker", "exec", "flock", "ray", "tini"}
+
+
+def is_mibf(word: str) -> bool:
+    return word == "mibf" or word.endswith("/bin/mibf")
+
+
+def in_line(line: str) -> Iterator[list[str]]:
+    """The arguments of the mibf commands in one line of shell."""
+    for simple in re.split(r"&&|\|\||[;|]", line):
+        try:
+            words = shlex.split(simple.rstrip().removesuffix("&"), comments=True)
+        except ValueError:  # a quote that goes on in the next line: no command of ours
+            continue
+        while words and re.match(r"[A-Za-z_]\w*=", words[0]):
+            words = words[1:]
+        while words and words[0] in CARRIERS and not is_mibf(words[0]):
+            at = next((i for i, word in enumerate(words) if is_mibf(word)), None)
+            words = [] if at is None else words[at:]
+        if words and is_mibf(words[0]):
+            yield words[1:]
+
+
+def in_values(value: Any) -> Iterator[list[str]]:
+    """Those in a manifest: an entrypoint, or a container's command with its arguments."""
+    if isinstance(value, dict):
+        if isinstance(value.get("entrypoint"), str):
+            yield from in_line(value["entrypoint"])
+        words = [*(value.get("command") or ()), *(value.get("args") or ())]
+        yield from in_line(shlex.join(map(str, words)))
+        for inner in value.values():
+            yield from in_values(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from in_values(inner)
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """Those that a file of infra/ runs, or shows in a code block, in `backticks` or below `#   `."""
+    text = path.read_text()
+    for quoted in re.findall(r"(?<!`)`(mibf [^`]+)`(?!`)", re.sub(r"\n\s*", " ", text)):
+        for words in in_line(quoted):  # a name alone stands for the command as such
+            yield words if len(words) > 1 else [*words, "--help"]
+    lines = text.splitlines()
+    for line in lines:
+        if line.startswith("#   "):
+            yield from in_line(line[1:])
+    if path.suffix == ".md":
+        lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    elif path.suffix in (".yaml", ".yml"):
+        for document in yaml.safe_load_all(text):
+            yield from in_values(document)
+        lines = []
+    elif path.suffix == ".service":
+        lines = [line.removeprefix("ExecStart=") for line in lines if line.startswith("ExecStart=")]
+    elif path.name == "crontab":
+        lines = [re.sub(r"^(\S+\s+){5}\S+\s", "", line) for line in lines if re.match(r"[\d*]", line)]
+    elif path.name == "Dockerfile":
+        lines = re.sub(r"\\\n", " ", text).splitlines()
+        listed = [json.loads(line.partition(" ")[2]) for line in lines if re.match(r"(CMD|ENTRYPOINT) ", line)]
+        lines = [re.sub(r"^RUN (--mount=\S+\s+)*", "", line) for line in lines if line.startswith("RUN ")]
+        lines += [shlex.join(words) for words in listed]
+    elif path.suffix != ".sh":
+        lines = []
+    for line in lines:
+        yield from in_line(line)
+
+
+FOUND = sorted({(shlex.join(words), str(path.relative_to(INFRA))) for path in FILES for words in commands(path)})
+
+
+def parse(words: list[str]) -> None:
+    """Have the command line parse arguments, through its groups, without doing anything."""
+    command: Any = typer.main.get_command(app)
+    context = None
+    while True:
+        context = command.make_context(command.name, list(words), parent=context)
+        if not hasattr(command, "resolve_command"):
+            return
+        words = [*context._protected_args, *context.args]
+        if not words:
+            return
+        _, command, words = command.resolve_command(context, words)
+
+
+@pytest.mark.parametrize(("line", "where"), FOUND, ids=[f"{where}: {line}" for line, where in FOUND])
+def test_the_command_line_takes_what_infra_shows(line: str, where: str) -> None:
+    try:
+        parse(shlex.split(line))
+    except Exception as error:
+        if type(error).__name__ == "Exit":  # --help
+            return
+        pytest.fail(f"infra/{where}: mibf {line}: {getattr(error, 'message', error)}")
+
+
+@pytest.mark.parametrize("line", ["mapp valley.yaml", "map valley.yaml --wrokers 2", "rerun valley.yaml --backoff soon"])
+def test_a_command_that_is_misspelt_is_found(line: str) -> None:
+    with pytest.raises(Exception, match=r"No such|valid number"):
+        parse(shlex.split(line))
+
+
+def test_commands_are_found_where_they_stand() -> None:
+    def found(name: str) -> list[str]:
+        return [line for line, where in FOUND if where == name]
+
+    nightly = "rerun --all s3://example-bucket/valley --max-attempts 5 --backoff 600 --json"
+    for name in ("kuberay/cronjob-rerun.yaml", "schedule/mibf-rerun.service", "schedule/crontab"):
+        assert found(name) == [nightly], name
+    assert "prepare s3://example-bucket/valley/valley.yaml --json" in found("kuberay/rayjob-prepare.yaml")
+    assert "run valley.yaml" in found("README.md")
+    assert "--help" in found("docker/Dockerfile")
+    assert "--version" in found("docker/Dockerfile")
+    assert "rerun CONFIG" in found("prometheus/alerts.yaml")
+    assert "run CONFIG --set workspace=s3://mibf/work" in found("local/up.sh")
