@@ -409,6 +409,25 @@ def test_scripts_are_sound(script: Path) -> None:
     assert "0.0.0.0" not in text
 
 
+#: What is advice for images alone, by hadolint's own numbers.
+OF_IMAGES = ["DL3001", "DL3003", "DL4006"]
+
+
+def shellcheck(text: str) -> subprocess.CompletedProcess[str]:
+    """What ShellCheck, which hadolint holds, says of a script: put into an image's recipe."""
+    recipe = f'FROM image:1\nSHELL ["/bin/bash", "-c"]\nRUN <<\'END_OF_SCRIPT\'\n{text}\nEND_OF_SCRIPT\n'
+    ignored = [word for rule in OF_IMAGES for word in ("--ignore", rule)]
+    arguments = [program("hadolint"), "--no-color", "--failure-threshold", "style", *ignored, "-"]
+    return subprocess.run(arguments, input=recipe, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_shellcheck_finds_nothing_in_scripts(script: Path) -> None:
+    done = shellcheck(script.read_text())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SC2086" in shellcheck(script.read_text() + "\nrm $folder\n").stdout
+
+
 def test_what_is_started_on_this_machine_listens_on_it_alone() -> None:
     text = (INFRA / "local/up.sh").read_text()
     for option in ("-ip.bind=127.0.0.1", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"):
