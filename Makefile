@@ -5,7 +5,7 @@ VENV := .venv
 TOOLS := .venv-tools
 BIN := $(VENV)/bin
 
-.PHONY: demo test sbom audit clean
+.PHONY: demo test rehearsal sbom audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mibf demo
@@ -15,6 +15,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+# A night and a morning of operations with real parts: an S3 server, a Ray cluster whose nodes die, the scheduled rerun.
+rehearsal: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m rehearsal -q tests/test_rehearsal.py
 
 # What is installed, as a bill of materials (CycloneDX): sbom.json.
 sbom: $(VENV)/.installed $(TOOLS)/.installed

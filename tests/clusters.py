@@ -1,4 +1,4 @@
-"""A real Ray cluster for tests: a head that runs no work and nodes beside it, on 127.0.0.1, with a token.
+"""A real Ray cluster for tests: a head that runs no work and nodes beside it, on addresses of the loopback, with a token.
 
 Each node is a process group of its own, so that one can be killed whole, as a machine dies.
 """
@@ -53,18 +53,23 @@ class Node:
     """A node: Ray's own processes and the workers that they start."""
 
     def __init__(
-        self, arguments: list[str], *, folder: Path, environment: Mapping[str, str], metrics: int, agent: int
+        self, arguments: list[str], *, log: Path, environment: Mapping[str, str], address: str, metrics: int
     ) -> None:
-        self.metrics_port, self.agent_port = metrics, agent
-        with (folder / f"node-{metrics}.log").open("ab") as log:
+        self.address, self.metrics_port, self.log = address, metrics, log
+        with log.open("ab") as to:
             self.process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                arguments, stdin=subprocess.DEVNULL, stdout=to, stderr=to, env=environment, start_new_session=True
             )
+
+    def await_start(self) -> None:
+        """Wait until it is up. One that ends meanwhile is told of at once."""
+        await_(lambda: self.process.poll() is not None or "started." in self.log.read_text(), seconds=90, what="a node")
+        assert self.process.poll() is None, self.log.read_text()[-3000:]
 
     def metrics(self) -> str:
         """What it offers to Prometheus; nothing while it is not there."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{self.address}:{self.metrics_port}/metrics", timeout=5) as answer:
                 return str(answer.read().decode())
         except (OSError, urllib.error.URLError):
             return ""
@@ -110,6 +115,7 @@ class Cluster:
         }
         self._temporary = tempfile.mkdtemp(prefix="ray-")  # sockets of much longer paths cannot be made
         self.nodes: list[Node] = []
+        self._started = 0
         self.head = self._start(
             "--head",
             f"--port={self.port}",
@@ -122,6 +128,7 @@ class Cluster:
 
     def await_head(self) -> None:
         """Wait until its job server answers."""
+        self.head.await_start()
         await_(self._answers, seconds=90, what="the cluster's dashboard")
 
     @property
@@ -131,7 +138,8 @@ class Cluster:
 
     def add(self, *, cpus: int) -> Node:
         """Start a node."""
-        self.nodes.append(self._start(f"--address=127.0.0.1:{self.port}", cpus=cpus))
+        self.nodes.append(self._start(f"--address={self.head.address}:{self.port}", cpus=cpus))
+        self.nodes[-1].await_start()
         return self.nodes[-1]
 
     def kill(self, node: Node) -> None:
@@ -147,16 +155,20 @@ class Cluster:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _start(self, *arguments: str, cpus: int) -> Node:
+        self._started += 1
+        # An address for each, as machines have; of 127.0.0.1 itself Ray would make the one that is seen from outside.
+        address = f"127.0.0.{self._started + 1}"
         metrics, agent, agent_grpc, environments = free_ports(4)
         ray = str(Path(sys.executable).parent / "ray")
         started = [
-            ray, "start", *arguments, "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--num-gpus=0",
+            ray, "start", *arguments, f"--node-ip-address={address}", f"--num-cpus={cpus}", "--num-gpus=0",
             f"--object-store-memory={OBJECT_STORE}", f"--metrics-export-port={metrics}",
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
             f"--runtime-env-agent-port={environments}", "--min-worker-port=0", "--max-worker-port=0",
             "--disable-usage-stats", "--block",
         ]  # fmt: skip
-        return Node(started, folder=self.folder, environment=self.environment, metrics=metrics, agent=agent)
+        log = self.folder / f"node-{self._started}.log"
+        return Node(started, log=log, environment=self.environment, address=address, metrics=metrics)
 
     def _answers(self) -> bool:
         request = urllib.request.Request(

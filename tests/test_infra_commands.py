@@ -125,8 +125,10 @@ def test_commands_are_found_where_they_stand() -> None:
         return [line for line, where in FOUND if where == name]
 
     nightly = "rerun --all s3://example-bucket/valley --max-attempts 5 --backoff 600 --json"
-    for name in ("kuberay/cronjob-rerun.yaml", "schedule/mibf-rerun.service", "schedule/crontab"):
+    for name in ("schedule/mibf-rerun.service", "schedule/crontab"):
         assert found(name) == [nightly], name
+    (submitted,) = found("kuberay/cronjob-rerun.yaml")
+    assert submitted.startswith("submit rerun --all=s3://example-bucket/valley --address=http://mibf-head-svc:8265")
     assert "prepare s3://example-bucket/valley/valley.yaml --json" in found("kuberay/rayjob-prepare.yaml")
     assert "run valley.yaml" in found("README.md")
     assert "--help" in found("docker/Dockerfile")

@@ -7,6 +7,7 @@ with tiles that take no time and of which some fail.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import tempfile
@@ -214,7 +215,7 @@ def _entry(window: Window, fingerprint: str, attempt: int, *, failed: bool) -> E
         0.1,
         SIDE * SIDE,
         SIDE,
-        "" if failed else f"{hash((window, attempt)) & (2**64 - 1):064x}",
+        "" if failed else hashlib.sha256(repr((window, attempt)).encode()).hexdigest(),
     )
 
 
