@@ -655,6 +655,28 @@ def bench_map(
     _guarded(work)
 
 
+@bench.command(name="submit")
+def bench_submit(
+    config: ConfigPath,
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="The cluster's job server, as of `mibf submit`.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often both are timed; medians are told.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """What a job of a cluster takes beyond the same command run directly; CONFIG is prepared already."""
+
+    def work() -> None:
+        from jobs.bench.submit import as_json as json_of
+        from jobs.bench.submit import bench_submit as work
+        from jobs.bench.submit import table
+
+        result = work(config, address, rounds=rounds)
+        typer.echo(_json(json_of(result)) if as_json else table(result))
+
+    _guarded(work)
+
+
 @bench.command(name="fleet")
 def bench_fleet(
     scenes: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 10_000,

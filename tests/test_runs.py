@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
+import os
 import shutil
+import subprocess
+import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -179,6 +184,48 @@ def test_a_folder_without_runs_has_none(tmp_path: Path) -> None:
     (tmp_path / "some/folders").mkdir(parents=True)
     found = mibf("runs", str(tmp_path))
     assert (found.status, found.stdout) == (0, "0 runs\n")
+
+
+class _Busy(http.server.BaseHTTPRequestHandler):
+    """A bucket that has no time."""
+
+    def do_GET(self) -> None:
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("credentials", "why"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}, "Service Unavailable"),
+        ({"AWS_CONFIG_FILE": "/none", "AWS_SHARED_CREDENTIALS_FILE": "/none"}, "Unable to locate credentials"),
+    ],
+    ids=["throttled", "without credentials"],
+)
+def test_a_bucket_that_throttles_or_does_not_know_us_is_told(credentials: dict[str, str], why: str) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}", "AWS_EC2_METADATA_DISABLED": "true"}
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.cli", "runs", "s3://bucket/areas"],
+            capture_output=True,
+            text=True,
+            env=plain | endpoint | credentials,
+            timeout=200,
+            check=False,
+        )
+        server.shutdown()
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("mibf: s3://bucket/areas: cannot be reached (")
+    assert why in done.stderr
 
 
 def test_a_bucket_that_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
