@@ -5,7 +5,7 @@ VENV := .venv
 TOOLS := .venv-tools
 BIN := $(VENV)/bin
 
-.PHONY: demo test rehearsal sbom audit clean
+.PHONY: demo test faults rehearsal sbom audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mibf demo
@@ -15,6 +15,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+# Whole commands whose workers, nodes and drivers die under them.
+faults: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m faults -q
 
 # A night and a morning of operations with real parts: an S3 server, a Ray cluster whose nodes die, the scheduled rerun.
 rehearsal: $(VENV)/.installed-test

@@ -137,6 +137,8 @@ def map_scenes(
         _check_replaced(scene, asked)
         _check_drift(scene)
     wanted = _wanted(maps, asked.tiles)
+    for scene in maps.values():
+        _ = scene.planned  # what cannot be planned is refused before anything is written
     lease.check()
     keep_map(config, workspace)
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"

@@ -129,7 +129,7 @@ class Cluster:
     def await_head(self) -> None:
         """Wait until its job server answers."""
         self.head.await_start()
-        await_(self._answers, seconds=90, what="the cluster's dashboard")
+        await_(lambda: bool(self.asked("/api/version")), seconds=90, what="the cluster's dashboard")
 
     @property
     def address(self) -> str:
@@ -170,12 +170,15 @@ class Cluster:
         log = self.folder / f"node-{self._started}.log"
         return Node(started, log=log, environment=self.environment, address=address, metrics=metrics)
 
-    def _answers(self) -> bool:
-        request = urllib.request.Request(
-            f"{self.address}/api/version", headers={"Authorization": f"Bearer {self.token.read_text()}"}
-        )
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return bool(answer.status == 200)
+    def asked(self, path: str) -> str:
+        """What its job server answers to a question."""
+        headers = {"Authorization": f"Bearer {self.token.read_text()}"}
+        with urllib.request.urlopen(urllib.request.Request(self.address + path, headers=headers), timeout=10) as answer:
+            return str(answer.read().decode())
+
+    def logs(self) -> list[Path]:
+        """All that its processes have written."""
+        return [path for folder in (self.folder, Path(self._temporary)) for path in folder.rglob("*.*") if path.is_file()]
 
 
 @contextmanager

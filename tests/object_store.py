@@ -149,11 +149,14 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
     server = Server(arguments, folder)
     store = ObjectStore(f"http://127.0.0.1:{s3}", bucket, server)
     server.start()
+    # fsspec keeps file systems by what they were asked for, of which the server in the environment is no part.
+    s3fs.S3FileSystem.clear_instance_cache()
     try:
         server.await_(store.make_bucket)
         yield store
     finally:
         server.kill()
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def with_environment(store: ObjectStore) -> dict[str, str]:

@@ -29,7 +29,7 @@ from mibf.checkpoint import Checkpoint
 from tests.conftest import SmallScene, make_scene
 from tests.object_store import object_store, weed, with_environment
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 #: Three epochs of 73 steps; a checkpoint every 5. The last epoch is taken, so that the weights tell of all the steps.
 TRAIN = {

@@ -17,7 +17,7 @@ from jobs.progress import counted
 from tests.mapped import TILES, Mapped, alive, disturbed, workers_below
 from tests.test_faults import await_, cluster_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 ON_RAY = ("map.workers=2",)
 

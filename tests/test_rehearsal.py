@@ -168,6 +168,7 @@ def test_a_night_and_a_morning(tmp_path: Path, undisturbed: dict[str, bytes]) ->
             nothing_is_left_to_do(site, morning)
             the_same_job_again_is_the_job_that_is_there(site, morning)
             wrong_tokens_are_refused(site, morning)
+            no_secret_is_in_what_ray_keeps(morning)
             watched.clear()
     wanted = {name for name in asked_for() if name.startswith("ray_")} - ON_GPUS
     assert not wanted - metrics, "dashboards and alerts name what nobody measures"
@@ -266,6 +267,16 @@ def the_same_job_again_is_the_job_that_is_there(site: Site, morning: Cluster) ->
     assert second["id"] == first["id"]
     assert second["attached"]
     assert "attached to" in log
+
+
+def no_secret_is_in_what_ray_keeps(morning: Cluster) -> None:
+    jobs = morning.asked("/api/jobs/")
+    assert "mibf_fingerprint" in jobs, "the metadata of jobs are among it"
+    token = morning.token.read_text()
+    for secret in (SECRET, token):
+        assert secret not in jobs
+        held = [path for path in morning.logs() if secret.encode() in path.read_bytes()]
+        assert not held
 
 
 def wrong_tokens_are_refused(site: Site, morning: Cluster) -> None:
