@@ -48,7 +48,7 @@ class Fleet:
     input_bytes: float = 6.0  #: stored, of a pixel's sources
     output_bytes: float = 1.0  #: published, of a pixel's products
     products: int = 2
-    tile_milliseconds: float = 10.0  #: that a driver takes to have a tile done: schedule it, take its answer, put it down
+    tile_milliseconds: float = 0.7  #: that a driver takes to have a tile done: schedule it, take its answer, put it down
     publish_seconds: float = 0.8e-6  #: that a driver takes to publish a pixel
     start_seconds: float = 30.0  #: for a job of a scene: Ray's actors, reading the plan and the ledger
     ledger_bytes: float = 60.0  #: of a tile
