@@ -782,15 +782,9 @@ def _guarded(work: Callable[[], None]) -> None:
         _tell("interrupted; run the same command again to go on.")
         raise typer.Exit(130) from None
     except Exception as error:
-        from jobs.stages import BrokenError, StageError, TilesFailedError
-        from pipeline.lease import LeaseHeldError, LeaseLostError
-        from pipeline.maps import IncompleteMapError
-        from pipeline.patience import AwayError
-        from pipeline.publish import PublishError
+        from jobs.exits import exit_status
 
-        statuses = {TilesFailedError: 3, BrokenError: 3, LeaseHeldError: 4}
-        statuses |= dict.fromkeys((StageError, AwayError, PublishError, IncompleteMapError, LeaseLostError), 1)
-        status = next((status for kind, status in statuses.items() if isinstance(error, kind)), None)
+        status = exit_status(error)
         if status is None:
             raise
         _tell(error)

@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jobs.config import Config, load
+from jobs.exits import exit_status
 from jobs.logs import about
 from jobs.map import Request
 from jobs.progress import counted, say
 from jobs.reruns import rerun
 from jobs.scene_maps import told_causes
-from jobs.stages import StageError, StageName, fingerprint, read_manifest
+from jobs.stages import StageName, fingerprint, read_manifest
 from jobs.status import SceneStatus, status
 from jobs.workspace import Workspace
 from mibf.errors import InputError
 from pipeline import storage
-from pipeline.lease import LeaseHeldError, LeaseLostError, apparent_holder
-from pipeline.patience import AwayError
+from pipeline.lease import apparent_holder
 
 #: Folders below the URL that are looked into for workspaces, one below the other.
 DEPTH = 4
@@ -128,7 +128,8 @@ def _config(workspace: Workspace) -> Config:
 
 
 def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {storage.without_queries(str(error))}"
+    words = storage.without_queries(str(error))
+    return words if exit_status(error) is not None else f"{type(error).__name__}: {words}"
 
 
 def lines(found: Sequence[RunState]) -> list[str]:
@@ -227,14 +228,10 @@ def rerun_all(url: str, request: Request) -> RerunAll:
 def _rerun(workspace: Workspace, request: Request) -> RunRerun:
     say(f"== rerun {storage.shown(workspace.url)} {workspace.run}")
 
-    statuses: dict[type[Exception], int] = {InputError: 2, LeaseHeldError: 4}
-    statuses |= dict.fromkeys((LeaseLostError, StageError, AwayError), 1)
     try:
         found = rerun(_config(workspace), request)
-    except tuple(statuses) as error:
-        ended = next(status_ for kind, status_ in statuses.items() if isinstance(error, kind))
-        return RunRerun(workspace.url, workspace.run, ended, False, str(error).splitlines(), {})
-    except Exception as error:  # a bug, or a storage's own kind: told, and the others are gone on with
-        return RunRerun(workspace.url, workspace.run, 1, False, [_told(error)], {})
+    except Exception as error:  # whatever it is, a bug too: told, and the others are gone on with
+        ended = exit_status(error)
+        return RunRerun(workspace.url, workspace.run, ended or 1, False, _told(error).splitlines(), {})
     lines_ = found.lines if found.failure is None else str(found.failure).splitlines()
     return RunRerun(workspace.url, workspace.run, 0 if found.failure is None else 3, found.done, lines_, found.to_json())

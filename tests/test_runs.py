@@ -22,6 +22,7 @@ from jobs.map import Request
 from jobs.runs import find_runs, rerun_all, runs
 from mibf.errors import InputError
 from pipeline import storage
+from pipeline.lease import held
 from tests.mapped import Mapped, Result
 
 pytestmark = pytest.mark.slow
@@ -122,6 +123,21 @@ def test_what_becomes_of_one_run_keeps_no_other_back(whole: Mapped, tmp_path: Pa
     ended = {Path(rerun["workspace"]).name: rerun["status"] for rerun in done.json["reruns"]}
     assert ended == {"a-unreadable": 2, "b-lasting": 3, "c-due": 0}
     assert {path.name for path in (fleet / "c-due/maps/small/main").glob("*.tif")} >= {"class.tif", "entropy.tif"}
+
+
+def test_a_workspace_that_another_run_holds_is_left_to_it(whole: Mapped, tmp_path: Path) -> None:
+    mapped = whole.copy(tmp_path / "scene")
+    age(mapped.folder / "work")
+    before = mapped.published()
+    with held(str(mapped.folder / "work"), what="mibf map of elsewhere"):
+        (run,) = runs(str(mapped.folder))
+        assert (run.state, run.holder is not None and "mibf map of elsewhere" in run.holder) == ("due", True)
+        done = mibf("rerun", "--all", str(mapped.folder), "--json")
+    assert done.status == 4
+    (rerun,) = done.json["reruns"]
+    assert (rerun["status"], "another run holds the workspace" in rerun["lines"][0]) == (4, True)
+    assert mapped.published() == before
+    assert mibf("rerun", "--all", str(mapped.folder)).status == 0
 
 
 def test_tiles_that_failed_too_often_are_left_alone_and_listed(whole: Mapped, tmp_path: Path) -> None:
