@@ -51,7 +51,7 @@ def _begin_of(path: str) -> bytes:
 
     with storage.reached(path):
         try:
-            return storage.read_bytes(path, most=MOST_BYTES + 1)
+            return storage.read_at_most(path, MOST_BYTES)
         except FileNotFoundError as error:
             raise InputError(f"{storage.shown(path)}: cannot be read (no such file); mend the URL.") from error
 

@@ -72,14 +72,14 @@ def exists(url: str) -> bool:
     return bool(filesystem.exists(path))
 
 
-def read_bytes(url: str, *, most: int | None = None) -> bytes:
-    """A file's content, or its first bytes, `most` of them.
+def read_bytes(url: str) -> bytes:
+    """A file's content.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     filesystem, path = open_url(url)
-    return bytes(filesystem.cat_file(path, end=most))
+    return bytes(filesystem.cat_file(path))
 
 
 def read_at_most(url: str, most: int) -> bytes:

@@ -11,6 +11,7 @@ import yaml
 from jobs.config import load
 from jobs.stages import fingerprint
 from mibf.errors import InputError
+from pipeline import storage
 from tests.conftest import SmallScene
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,3 +208,14 @@ def test_when_a_scene_was_taken_makes_the_map_stale_alone(scene: SmallScene, tol
     assert fingerprint(before, "map") != fingerprint(after, "map")
     for stage in ("prepare", "train", "evaluate"):
         assert fingerprint(before, stage) == fingerprint(after, stage)
+
+
+def test_a_configuration_is_read_from_any_url(scene: SmallScene) -> None:
+    path, url = scene.write_config(), "memory://configurations/small.yaml"
+    storage.write_bytes(url, path.read_bytes())
+    assert load(url, overrides=["model.patch=9"]) == load(str(path), overrides=["model.patch=9"])
+    with pytest.raises(InputError, match=r"memory://configurations/none\.yaml: cannot be read \(no such file\)"):
+        load("memory://configurations/none.yaml")
+    storage.write_bytes(url, b"# \n" * 3 * 2**20)
+    with pytest.raises(InputError, match="is larger than 8 MiB"):
+        load(url)
