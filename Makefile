@@ -1,39 +1,65 @@
-# Two commands: `make demo` and `make test`. Each makes .venv and installs what it needs, once.
+# Main targets: `make demo` and `make test`. Each creates .venv and installs what it needs, once.
 
 PYTHON ?= python3
 VENV := .venv
 TOOLS := .venv-tools
+DOCS := .venv-docs
 BIN := $(VENV)/bin
 
-.PHONY: demo test faults rehearsal sbom audit clean
+.PHONY: demo test lint prose typecheck format docs metrics faults rehearsal sbom audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mibf demo
 
-test: $(VENV)/.installed-test
+# All checks and tests except fault injection and the end-to-end operations test. `lint` has run the prose checks.
+test: lint typecheck
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not faults and not rehearsal and not prose' -q
+
+# Check the rules of ruff, the formatting, and the wording of texts.
+lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	$(MAKE) --no-print-directory prose
 
-# Whole commands whose workers, nodes and drivers die under them.
+# Check the wording of texts: the tests marked `prose`, if there are any (pytest fails if it selects none).
+prose: $(VENV)/.installed-test
+	@! grep -rq --include='*.py' 'mark\.prose' tests || $(BIN)/python -m pytest -m prose -q
+
+typecheck: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+# Fix what ruff can fix, and format the code.
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Build the documentation into site/; warnings, dead links and undocumented public names are errors. The variable is
+# Material's switch for an announcement that it prints on every build.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+# Print the sizes of modules, functions and folders, and tests per source line.
+metrics:
+	$(PYTHON) .ci/metrics.py
+
+# Fault injection: run complete commands while their workers, nodes and drivers are killed.
 faults: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m faults -q
 
-# A night and a morning of operations with real parts: an S3 server, a Ray cluster whose nodes die, the scheduled rerun.
+# End-to-end operations test: a real S3 server, a Ray cluster whose nodes are killed, the scheduled rerun.
 rehearsal: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m rehearsal -q tests/test_rehearsal.py
+	$(BIN)/python -m pytest -m rehearsal -q tests/fault_injection/test_operations.py
 
-# What is installed, as a bill of materials (CycloneDX): sbom.json.
+# Write a bill of materials (CycloneDX) of the installed packages: sbom.json.
 sbom: $(VENV)/.installed $(TOOLS)/.installed
 	$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --short-PURLs --output-reproducible -o sbom.json
 
-# The same against the known vulnerabilities; wants a network.
+# Check the installed packages for known vulnerabilities; needs a network.
 audit:
 	PYTHON=$(PYTHON) .ci/audit
 
-# torch first and by exact version: an index that has a CPU build of it then gives that one, any other
-# gives the usual build. The constraints keep it in place afterwards.
+# Install torch first, by exact version: an index with a CPU build then provides that one, any other index the default
+# build. The constraints keep it in place afterwards.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mibf needs Python 3.11 or newer; run make PYTHON=python3.x")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,17 +67,24 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	touch $@
 
-# Of eopf just its files are wanted, among them the schemas of STAC's extensions: what it needs does not go with ours.
+# Only the files of eopf are needed, including the STAC extension schemas; its dependencies conflict with those of mibf.
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/stac-schemas 'eopf==2.8.1'
 	touch $@
 
-# The tools have a place of their own, so that they are not listed.
+# The tools have a separate environment, so that they do not appear in the bill of materials.
 $(TOOLS)/.installed: Makefile
 	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check 'cyclonedx-bom==7.5.0' 'pip-audit==2.10.1'
 	touch $@
 
+# The documentation tools read the sources without importing them: this environment does not contain mibf.
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $(DOCS)/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TOOLS) build *.egg-info
+	rm -rf $(VENV) $(TOOLS) $(DOCS) site build *.egg-info

@@ -1,1 +1,1 @@
-"""Command line, configuration, Ray Train and Ray Data drivers, reports: the only package that imports Ray."""
+"""Command line, configuration, Ray Train and Ray Data drivers, reports. The only package that imports Ray."""

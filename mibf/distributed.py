@@ -1,4 +1,4 @@
-"""What the workers of one training share. Torch alone; where there is one worker, nothing happens."""
+"""Collective operations among the workers of a training run. Torch only; with one worker they do nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def workers() -> int:
-    """How many workers train together."""
+    """Return the number of workers that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several workers."""
+    """Return whether this process is one of several workers."""
     return workers() > 1
 
 
@@ -34,14 +34,14 @@ def sum_over_workers(*sums: Tensor) -> None:
             dist.all_reduce(each)
 
 
-def meet() -> None:
-    """Wait until all workers have come here."""
+def barrier() -> None:
+    """Wait until all workers have reached this point."""
     if is_distributed():
         dist.barrier()
 
 
 def gather_on_first(*sums: Tensor) -> None:
-    """Replace sums by their total on the first worker and by zero on the others, in place: their sum stays what it is."""
+    """Replace sums by their total on the first worker and by zero on the others, in place: their sum is unchanged."""
     sum_over_workers(*sums)
     if is_distributed() and dist.get_rank() > 0:
         for each in sums:

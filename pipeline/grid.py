@@ -1,6 +1,6 @@
-"""Grids and windows: which pixel of the reference grid is where. odc-geo's GeoBox carries CRS, affine and shape.
+"""Grids and windows of the reference grid. odc-geo's GeoBox holds CRS, affine and shape.
 
-Axis order is (y, x) throughout; names say so where two numbers meet.
+Axis order is (y, x) throughout; names state it where two numbers occur together.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Window:
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """The rows and columns to index an array (..., y, x) with."""
+        """Row and column slices for indexing an array (..., y, x)."""
         return slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
 
 
 def windows(shape_yx: tuple[int, int], side: int) -> list[Window]:
-    """Squares of `side` pixels anchored at the grid's origin that cover it, row by row; cut at its far edges."""
+    """Squares of `side` pixels, anchored at the grid's origin, that cover the grid row by row; cropped at its far edges."""
     rows, columns = shape_yx
     return [
         Window(y, x, min(side, rows - y), min(side, columns - x))
@@ -42,8 +42,9 @@ def windows(shape_yx: tuple[int, int], side: int) -> list[Window]:
 def reflected(start: int, stop: int, size: int, *, scale: int = 1) -> NDArray[np.int64]:
     """Indices start..stop of an axis of `size` pixels, those beyond its ends mirrored at the end pixels.
 
-    The paper pads a scene by reflection; here it holds at any distance beyond the edge. With `scale` pixels of a finer
-    source in each, theirs: the mirror is the same, the middle of the grid's end pixel, so that sources stay in register.
+    The paper pads a scene by reflection; this works at any distance beyond the edge. With `scale`, the indices are those of
+    a finer source with `scale` pixels per grid pixel. The mirror stays the centre of the grid's end pixel, which keeps
+    sources co-registered.
 
     >>> reflected(-2, 6, 4).tolist()
     [2, 1, 0, 1, 2, 3, 2, 1]
@@ -66,7 +67,7 @@ def reflected(start: int, stop: int, size: int, *, scale: int = 1) -> NDArray[np
 
 
 def crs_to_json(grid: GeoBox) -> dict[str, Any]:
-    """A grid's CRS as `proj:` attributes, which GeoZarr and STAC share; none where it has no CRS."""
+    """A grid's CRS as `proj:` attributes, which GeoZarr and STAC share; empty if it has no CRS."""
     if grid.crs is None:
         return {}
     return {"proj:code": grid.crs.to_epsg() and f"EPSG:{grid.crs.to_epsg()}", "proj:wkt2": grid.crs.to_wkt()}
@@ -82,6 +83,29 @@ def grid_to_json(grid: GeoBox) -> dict[str, Any]:
 
 
 def grid_from_json(value: dict[str, Any]) -> GeoBox:
-    """The grid that `grid_to_json` wrote."""
+    """The grid from the attributes of `grid_to_json`."""
     rows, columns = value["spatial:shape"]
     return GeoBox((rows, columns), Affine(*value["spatial:transform"]), value.get("proj:wkt2"))
+
+
+def finer(grid: GeoBox, scale: int) -> GeoBox:
+    """A grid with scale x scale pixels in each pixel of the given grid."""
+    return GeoBox((grid.shape[0] * scale, grid.shape[1] * scale), grid.affine * Affine.scale(1 / scale), grid.crs)
+
+
+@dataclass(frozen=True, order=True)
+class Tile:
+    """A tile's identity: equal across retries and machines."""
+
+    scene: str
+    window: Window
+
+    @property
+    def key(self) -> str:
+        """The tile's name in messages and records."""
+        return f"{self.scene}/y{self.window.y}_x{self.window.x}"
+
+
+def tile_grid(scene: str, shape_yx: tuple[int, int], side: int) -> list[Tile]:
+    """The tiles of a scene, row by row."""
+    return [Tile(scene, window) for window in windows(shape_yx, side)]

@@ -1,1 +1,1 @@
-"""Laws, golden values, fault injection, and whole runs on small scenes."""
+"""Unit tests, golden values, fault injection, and complete runs on small scenes."""

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# End what up.sh started, and nothing else: by the numbers that it noted, last started first. The object store's files stay
-# in the folder; delete it to be rid of them.
+# Stop only the processes that up.sh started, by the process ids that it recorded, in reverse order. The object store's
+# files stay in the folder; delete the folder to remove them.
 set -euo pipefail
 
 folder=${MIBF_LOCAL:-.mibf-local}
 
-# A process and all that descends from it: Ray's processes leave the group that they were started in.
+# Print a process id and those of all its descendants: Ray's processes leave the process group that they were started in.
 descendants() {
   local child
   echo "$1"
@@ -26,7 +26,7 @@ end() {
   local file=$1 pid started family
   read -r pid started <"$file"
   if [ "$(ps -o lstart= -p "$pid" | xargs)" = "$(xargs <<<"$started")" ]; then
-    # shellcheck disable=SC2207  # numbers hold no blanks
+    # shellcheck disable=SC2207  # process ids contain no spaces
     family=($(descendants "$pid"))
     kill -TERM "$pid" 2>/dev/null || true
     for _ in $(seq 80); do
@@ -34,7 +34,7 @@ end() {
       sleep 0.5
     done
     if alive "${family[@]}"; then kill -KILL "${family[@]}" 2>/dev/null || true; fi
-    echo "ended $(basename "$file" .pid)"
+    echo "stopped $(basename "$file" .pid)"
   fi
   rm -f "$file"
 }

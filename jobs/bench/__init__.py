@@ -1,1 +1,1 @@
-"""Benchmarks that users can run: rates of one run, as ratios against a baseline that is named."""
+"""Benchmarks for users: rates measured in one run, as ratios to a named baseline."""

@@ -1,8 +1,8 @@
-"""mibf bench map: a scene mapped as `mibf map` does it, beside the bare network on the same pixels in memory, in one run.
+"""mibf bench map: the map stage compared with the bare network on the same pixels in memory, in one run.
 
-The bare network (`mibf.dense.Dense`) has the scene's pixels scaled in memory, as many of them as `HELD_BYTES` hold, and
-takes them in one call. The stage reads its store, writes its map in work, checks that it covers the scene, publishes it
-and describes it; its rate is over all that, from the first tile's beginning on: Ray's start and the model's loading apart.
+The bare network (`mibf.inference.dense.Dense`) gets the scene's normalized pixels in memory, up to `DENSE_BYTES`, in one
+call. The stage reads its store, writes the intermediate map, checks that it covers the scene, publishes it and writes
+its STAC item. Its rate covers all of that from the start of the first tile, without starting Ray and loading the model.
 """
 
 from __future__ import annotations
@@ -20,100 +20,107 @@ from typing import Any
 
 import torch
 
+from jobs.bench.harness.random_workspace import random_model, random_workspace
+from jobs.bench.harness.timing import Timing
 from jobs.bench.network import machine
-from jobs.bench.random_scene import random_model, random_scene
-from jobs.bench.timing import Timing
-from jobs.config import Config
-from jobs.map import map_scenes
-from jobs.progress import say
-from jobs.scene_maps import Recipe
-from jobs.workspace import Workspace
-from mibf.cell import CELL
-from mibf.dense import Dense
+from jobs.config.config import Config
+from jobs.map.spec import MapSpec
+from jobs.map.stage import map_scenes
+from jobs.runtime.progress import info
+from jobs.workflow.workspace import Workspace
+from mibf.device import DTYPES, best_device, to_device
 from mibf.errors import InputError
-from mibf.precision import DTYPES, best_device, place
-from pipeline import storage
-from pipeline.batches import scaled_window
+from mibf.inference.cell import CELL
+from mibf.inference.dense import Dense
 from pipeline.grid import Window
-from pipeline.lease import Lease
-from pipeline.predict import check_sources, to_map
-from pipeline.products import of_network
-from pipeline.store import PatchStore
+from pipeline.io import storage
+from pipeline.io.lease import Lease
+from pipeline.maps.predictor import check_sources, mappable_pixels
+from pipeline.maps.products import products_of_network
+from pipeline.store.patch_store import PatchStore, scaled_window
 
-BARE = "bare dense"
-#: The ways to map, and `map.workers` of each: they share out all cores.
+BARE = "bare network"
+#: Ways to map, with the `map.workers` of each: the workers share all cores.
 WAYS = {"in this process": 0, "one worker": 1, "two workers": 2}
-#: Bytes of scaled pixels that the bare network is given at the most.
-HELD_BYTES = 2 << 30
-#: Where a stage's time goes, as shares: publishing of all, the others of the workers' time before it.
+#: Maximum bytes of normalized pixels given to the bare network.
+DENSE_BYTES = 2 << 30
+#: Shares of the stage's time: publishing relative to the total, the others relative to the workers' time before it.
 SHARES = ("publishing", "reading", "computing", "writing", "waiting")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; rates in mapped pixels a second, the median and the range over rounds."""
+    """One row of the table; rates in mapped pixels per second, median and range over rounds."""
 
     what: str
     rate: float
     slowest: float
     fastest: float
-    ratio: float  #: against the bare network of the same round
-    shares: dict[str, float] = field(default_factory=dict)  #: medians of `SHARES`; none of the bare network
+    ratio: float  #: to the bare network, within each round
+    shares: dict[str, float] = field(default_factory=dict)  #: medians of `SHARES`; empty for the bare network
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the benchmark found of one scene."""
+    """Result of the benchmark for one scene."""
 
     name: str
     tile: int
     precision: str
-    pixels: int  #: that the stage maps
-    held: int  #: pixels that the bare network is given
+    pixels: int  #: pixels mapped by the stage
+    held: int  #: pixels given to the bare network
     rows: list[Row]
+
+    def lines(self) -> list[str]:
+        """Format the results as lines of text."""
+        return table(self).split("\n")
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to JSON values."""
+        return {"machine": machine(), "result": asdict(self)}
 
 
 @dataclass(frozen=True)
 class MapsElsewhere(Workspace):
-    """The stores and the model of a workspace; what `map` writes goes to another folder."""
+    """A workspace's stores and model; the output of `map` goes to another folder."""
 
     folder: str = ""
 
     @property
     def run_folder(self) -> str:
-        """What says how the stage went."""
+        """Folder of the run's records."""
         return storage.join(self.folder, "runs")
 
     def map_folder(self, scene: str) -> str:
-        """A scene's products."""
+        """Return the folder of a scene's products."""
         return storage.join(self.folder, "maps", scene)
 
 
 def bench_map(
     config: Config | None, *, bands: Sequence[int], side: int, rounds: int, precision: str | None = None
 ) -> Result:
-    """Measure the map of a configuration's first scene by its model; without one, of a random scene by a random network.
+    """Benchmark mapping a configuration's first scene with its model or, without one, a random scene with a random network.
 
-    Nothing is written but temporary files.
+    Only temporary files are written.
 
     Args:
-        config: prepared and trained.
-        bands: of the random scene's sources.
-        side: of the random scene in pixels, a multiple of 64.
-        rounds: how often each way is timed; every other round in the reverse order.
-        precision: of the network, in the place of the configuration's.
+        config: prepared and trained configuration.
+        bands: band counts of the random scene's sources.
+        side: side of the random scene in pixels, a multiple of 64.
+        rounds: number of timings of each way; every other round runs in reverse order.
+        precision: network precision; overrides the configuration's.
 
     Raises:
-        InputError: there is no store or no model, `side` or `precision` cannot be, or workers would be on other machines.
+        InputError: store or model not found, `side` or `precision` invalid, or `RAY_ADDRESS` names a cluster.
     """
-    say("leave the machine alone meanwhile: its other work is measured too")
+    info("keep the machine idle during the benchmark: other load affects the measurements")
     check_one_machine()
     check_side(side)
     if precision not in (None, *DTYPES):
-        raise InputError(f"--precision {precision}: there are {', '.join(DTYPES)}.")
+        raise InputError(f"--precision {precision}: must be one of {', '.join(DTYPES)}.")
     with tempfile.TemporaryDirectory(prefix="mibf-bench-") as folder:
         if config is None:
-            config = random_scene(Path(folder), bands=bands, side=side)
+            config = random_workspace(Path(folder), bands=bands, side=side)
             random_model(config)
             name = f"{side} x {side} pixels of random values"
         else:
@@ -126,20 +133,20 @@ def bench_map(
 
 
 def check_one_machine() -> None:
-    """See that workers are on this machine.
+    """Check that workers would run on this machine.
 
     Raises:
-        InputError: they are not.
+        InputError: `RAY_ADDRESS` names a cluster.
     """
     if os.environ.get("RAY_ADDRESS", "local") != "local":
-        raise InputError("RAY_ADDRESS names a cluster, and this measures one machine; unset it.")
+        raise InputError("RAY_ADDRESS names a cluster; this benchmark measures one machine: unset it.")
 
 
 def check_side(side: int) -> None:
-    """See that a scene of so many pixels a side can be made.
+    """Check the side of a generated scene, in pixels.
 
     Raises:
-        InputError: it cannot.
+        InputError: it is not a positive multiple of the cell side.
     """
     if side < CELL or side % CELL:
         raise InputError(f"--size {side}: give the scene's side in pixels, a multiple of {CELL}.")
@@ -150,16 +157,16 @@ def _measured(config: Config, name: str, folder: str, *, rounds: int) -> Result:
     ways: dict[str, Callable[[], dict[str, Any]]] = {BARE: bare}
     ways |= {what: _Stage(config, folder, workers) for what, workers in WAYS.items()}
     seen: dict[str, list[dict[str, Any]]] = {what: [] for what in ways}
-    with ray_at_hand(workers=max(WAYS.values())):
+    with ray_running(workers=max(WAYS.values())):
         for number in range(rounds):
-            say(f"round {number + 1} of {rounds}")
+            info(f"round {number + 1} of {rounds}")
             for what in list(ways) if number % 2 == 0 else reversed(ways):
                 seen[what].append(ways[what]())
     timings = {what: Timing(what, tuple(one["rate"] for one in found)) for what, found in seen.items()}
     bands = "+".join(str(source.bands) for source in bare.dense.spec.sources)
     return Result(
         name=f"{name}, {bands} bands",
-        tile=config.map.tile,
+        tile=config.map.tile_size,
         precision=config.map.precision,
         pixels=seen["in this process"][0]["pixels_mapped"],
         held=bare.pixels,
@@ -168,45 +175,45 @@ def _measured(config: Config, name: str, folder: str, *, rounds: int) -> Result:
 
 
 @contextmanager
-def ray_at_hand(*, workers: int) -> Iterator[None]:
-    """Ray on this machine; closed in the end, unless it was there before."""
+def ray_running(*, workers: int) -> Iterator[None]:
+    """Start Ray on this machine; shut it down at the end unless it was already running."""
     import ray
 
-    from jobs import cluster
+    from jobs.runtime import ray_cluster
 
-    was_there = ray.is_initialized()
-    cluster.ensure(workers=workers)
+    was_running = ray.is_initialized()
+    ray_cluster.ensure(workers=workers)
     try:
         yield
     finally:
-        if not was_there:
-            cluster.close()
+        if not was_running:
+            ray_cluster.close()
 
 
 class _Bare:
-    """The network alone, on the middle of the scene."""
+    """The network without the stage, on the middle of the scene."""
 
     def __init__(self, config: Config) -> None:
         workspace = Workspace.of(config)
-        recipe = Recipe.of(config, workspace)
-        section, bundle = config.map, recipe.bundle
+        spec = MapSpec.of(config, workspace)
+        section, bundle = config.map, spec.bundle
         store = PatchStore(workspace.store(config.scenes[0].name))
         check_sources(store, bundle)
         window = _middle(store.shape, bytes_per_pixel=4 * sum(s.bands * s.scale**2 for s in bundle.spec.sources))
         self.sources = [torch.from_numpy(x) for x in scaled_window(store, window, bundle.scaling, halo=bundle.spec.halo)]
-        wanted, _ = to_map(store, window, sources=recipe.sources, missing=section.missing)
+        wanted, _ = mappable_pixels(store, window, sources=spec.sources, missing=section.missing)
         self.wanted, self.pixels = torch.from_numpy(wanted), int(wanted.sum())
-        self.products = of_network(recipe.products)
+        self.products = products_of_network(spec.products)
         self.dense = Dense(
-            place(bundle.network(config.prediction.priors), best_device()),
+            to_device(bundle.network(config.prediction.priors), best_device()),
             precision=section.precision,
             temperature=bundle.temperature,
-            draws=section.draws,
+            mc_samples=section.mc_samples,
             seed=section.seed,
         )
         reach = CELL + 2 * bundle.spec.halo
         cell = [x[:, : reach * s.scale, : reach * s.scale] for x, s in zip(self.sources, bundle.spec.sources, strict=True)]
-        self.dense(cell, products=self.products)  # the first call takes longer
+        self.dense(cell, products=self.products)  # warm-up: the first call takes longer
 
     def __call__(self) -> dict[str, Any]:
         started = time.perf_counter()
@@ -217,14 +224,14 @@ class _Bare:
 
 
 def _middle(shape_yx: tuple[int, int], *, bytes_per_pixel: int) -> Window:
-    """The middle of a scene, as much of it as may be held."""
-    most = max(CELL, math.isqrt(HELD_BYTES // bytes_per_pixel) // CELL * CELL)
+    """Return the middle window of a scene, as large as `DENSE_BYTES` allows."""
+    most = max(CELL, math.isqrt(DENSE_BYTES // bytes_per_pixel) // CELL * CELL)
     height, width = (min(size, most) for size in shape_yx)
     return Window((shape_yx[0] - height) // 2, (shape_yx[1] - width) // 2, height, width)
 
 
 class _Stage:
-    """The stage as the product does it, each time into a folder of its own that is removed afterwards."""
+    """The real map stage; each call writes to a temporary folder."""
 
     def __init__(self, config: Config, folder: str, workers: int) -> None:
         self.config = config.model_copy(update={"map": config.map.model_copy(update={"workers": workers})})
@@ -243,22 +250,17 @@ def _row(timing: Timing, bare: Timing, seen: Sequence[dict[str, Any]]) -> Row:
 
 
 def table(result: Result) -> str:
-    """The result as text; columns are told in `Row`."""
-    held = "" if result.held >= result.pixels else f", of which {BARE} is given {result.held:,}"
+    """Format the result as text; see `Row` for the columns."""
+    by_network = "" if result.held >= result.pixels else f", {result.held:,} of them by the {BARE}"
     text = [
         machine(),
         "",
-        f"{result.name}, {result.precision}, tiles of {result.tile}; {result.pixels:,} pixels mapped{held}",
+        f"{result.name}, {result.precision}, tiles of {result.tile}; {result.pixels:,} pixels mapped{by_network}",
         f"{'':<18}{'per second':>11} {'range':>17}  {'ratio':<6}" + "".join(f"{name:>12}" for name in SHARES),
     ]
     for row in result.rows:
         shares = "".join(f"{share:>12.1%}" for share in row.shares.values())
         spread = f"{row.slowest:>8,.0f}-{row.fastest:<8,.0f}"
         text.append(f"{row.what:<18}{row.rate:>11,.0f} {spread}  {row.ratio:<6.2f}{shares}".rstrip())
-    text.append(f"ratios are against {BARE}; publishing is a share of all, the others of the workers' time before it")
+    text.append(f"ratios are to the {BARE}; publishing is a share of the total, the rest of the workers' time before it")
     return "\n".join(text)
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    """The result for machines."""
-    return {"machine": machine(), "result": asdict(result)}

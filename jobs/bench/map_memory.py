@@ -1,7 +1,7 @@
-"""mibf bench map --memory: the mapping stage's peak memory over the scene's size.
+"""mibf bench map --memory: peak memory of the map stage against scene size.
 
-In the network's place is one that is next to none, so that large scenes end in minutes; all around it is the
-product's own: stores are read and scaled, products encoded and written, the map is checked, published and described.
+A trivial predictor replaces the network, so that large scenes finish in minutes. Everything else is the real stage:
+stores are read and normalized, products encoded and written, the map is checked, published and described.
 """
 
 from __future__ import annotations
@@ -17,47 +17,61 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jobs.bench.bare_scene import bare_scene
+from jobs.bench.harness.stub_workspace import stub_workspace
 from jobs.bench.map import MapsElsewhere, check_one_machine, check_side
 from jobs.bench.network import machine
-from jobs.config import Config
-from jobs.map import map_scenes
-from jobs.progress import say
-from jobs.resources import PeakMemory
-from jobs.workspace import Workspace
-from pipeline.labels import UNLABELLED
-from pipeline.lease import Lease
-from pipeline.mapper import Job, Predictor
-from pipeline.predict import TileInput, TileResult
-from pipeline.store import PatchStore
-from pipeline.tiles import Tile
+from jobs.config.config import Config
+from jobs.map.stage import map_scenes
+from jobs.runtime.memory import PeakMemory
+from jobs.runtime.progress import info
+from jobs.workflow.workspace import Workspace
+from pipeline.codes import UNLABELLED
+from pipeline.grid import Tile
+from pipeline.io.lease import Lease
+from pipeline.maps.predictor import TileInput, TileResult
+from pipeline.maps.tile_mapper import MapJob, Predictor
+from pipeline.store.patch_store import PatchStore
 
-#: Sides of the scenes in pixels, and `map.workers`, that are measured; side of the tiles.
+#: Scene sides in pixels and values of `map.workers` to measure; tile side in pixels.
 SIDES, WORKERS, TILE = (2048, 4096, 8192, 16384), (0, 1), 512
-#: Seconds between two looks: the smallest scene is mapped in a few.
+#: Seconds between memory samples: the smallest scene is mapped in a few seconds.
 INTERVAL = 0.25
-
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The stage's memory for one scene."""
+    """Memory of the stage for one scene."""
 
     side: int  #: of the scene, in pixels
     workers: int
-    bytes: int  #: at the most, of all its processes, Ray's included
-    ratio: float  #: to that of the first scene with as many workers
-    seconds: float  #: of the whole stage
-    publishing: float  #: share of publishing, Ray's start apart
-    stored_bytes: int  #: of the store
+    bytes: int  #: peak of all its processes, including Ray's
+    ratio: float  #: to the first scene with the same number of workers
+    seconds: float  #: of the complete stage
+    publishing: float  #: share of time spent publishing, without starting Ray
+    stored_bytes: int  #: size of the store
 
 
-def bench_memory(sides: Sequence[int]) -> list[Peak]:
-    """Measure scenes of these sides, multiples of 64 pixels, each mapping in a process of its own; in temporary files.
+@dataclass(frozen=True)
+class MemoryBench:
+    """The peak memory of all scenes."""
+
+    peaks: list[Peak]
+
+    def lines(self) -> list[str]:
+        """Format the results as lines of text."""
+        return table(self.peaks).split("\n")
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to JSON values."""
+        return {"machine": machine(), "peaks": [asdict(peak) for peak in self.peaks]}
+
+
+def bench_memory(sides: Sequence[int]) -> MemoryBench:
+    """Measure scenes of these sides (multiples of 64 pixels), each mapped in a separate process; uses temporary files.
 
     Raises:
-        InputError: a side cannot be, or workers would be on other machines.
+        InputError: a side is invalid, or `RAY_ADDRESS` names a cluster.
     """
     check_one_machine()
     for side in sides:
@@ -65,17 +79,17 @@ def bench_memory(sides: Sequence[int]) -> list[Peak]:
     peaks: list[Peak] = []
     for side in sides:
         with tempfile.TemporaryDirectory(prefix="mibf-bench-") as folder:
-            say(f"{side} x {side} pixels")
-            config = bare_scene(Path(folder), shape_yx=(side, side), tile=TILE, filled=True)
-            peaks += [alone(_measured, config, workers) for workers in WORKERS]
+            info(f"{side} x {side} pixels")
+            config = stub_workspace(Path(folder), shape_yx=(side, side), tile=TILE, filled=True)
+            peaks += [run_in_subprocess(_measured, config, workers) for workers in WORKERS]
     first = {peak.workers: peak.bytes for peak in reversed(peaks)}
-    return [replace(peak, ratio=peak.bytes / first[peak.workers]) for peak in peaks]
+    return MemoryBench([replace(peak, ratio=peak.bytes / first[peak.workers]) for peak in peaks])
 
 
-def alone(work: Callable[..., Found], *given: Any) -> Found:
-    """What a piece of work gives, in a process of its own."""
+def run_in_subprocess(work: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a separate process and return its result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *given).result()
+        return pool.submit(work, *arguments).result()
 
 
 def _measured(config: Config, workers: int) -> Peak:
@@ -95,30 +109,30 @@ def _measured(config: Config, workers: int) -> Peak:
 
 
 def leave_ray() -> None:
-    """End the Ray that this process has started, if it has."""
-    from jobs import cluster
+    """Shut down Ray if this process started it."""
+    from jobs.runtime import ray_cluster
 
-    cluster.close()
+    ray_cluster.close()
 
 
 class Larger:
-    """Takes each pixel for the class of the source whose first band is the larger one, for as sure as that band is large.
+    """Predictor that picks the source with the larger first band as class, and that band's value as confidence.
 
-    It holds the network and reads as it does.
+    It holds the network and reads tiles as the network does.
     """
 
     rows = 1
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: MapJob) -> None:
         self.products = job.products
         self.network: Predictor = replace(job, predictor=None).make_predictor()
 
     def read(self, store: PatchStore, tile: Tile) -> TileInput:
-        """As for the network."""
+        """Read a tile as for the network."""
         return self.network.read(store, tile)
 
     def compute(self, tile: TileInput) -> TileResult:
-        """The products `class` and `confidence`."""
+        """Compute the products `class` and `confidence`."""
         height, width = tile.wanted.shape
         bands = []
         for source in tile.sources:
@@ -133,17 +147,12 @@ class Larger:
 
 
 def table(peaks: Sequence[Peak]) -> str:
-    """The peaks as text; columns are told in `Peak`."""
+    """Format the peaks as text; see `Peak` for the columns."""
     lines = [machine(), "", f"{'pixels':<16}{'workers':>8}{'peak memory':>14}{'ratio':>8}{'seconds':>10}{'publishing':>12}"]
     lines += [
         f"{f'{p.side} x {p.side}':<16}{p.workers:>8}{p.bytes / 1e6:>11,.0f} MB{p.ratio:>8.2f}{p.seconds:>10,.0f}"
         f"{p.publishing:>12.0%}"
         for p in peaks
     ]
-    lines.append("ratios are to the first scene with as many workers; the time is that of everything but a network")
+    lines.append("ratios are to the first scene with the same number of workers; times exclude a real network")
     return "\n".join(lines)
-
-
-def as_json(peaks: Sequence[Peak]) -> dict[str, Any]:
-    """The peaks for machines."""
-    return {"machine": machine(), "peaks": [asdict(peak) for peak in peaks]}

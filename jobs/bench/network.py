@@ -15,39 +15,38 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from jobs.bench.plain import PLAIN_BATCH, Patches, PlainSteps
-from jobs.bench.timing import Case, Timing, measure
-from jobs.bench.working_set import working_set
-from jobs.config import Config
-from jobs.progress import bar, say
-from jobs.workspace import Workspace
-from mibf.cell import CELL
-from mibf.dense import Dense
+from jobs.bench.harness.baseline import PLAIN_BATCH, Patches, PlainSteps
+from jobs.bench.harness.timing import Case, Timing, measure
+from jobs.bench.harness.working_set import working_set
+from jobs.config.config import Config
+from jobs.runtime.progress import info, progress_bar
+from jobs.workflow.workspace import Workspace
+from mibf.device import DTYPES, Precision, best_device, ieee_float32, to_device
 from mibf.errors import InputError
-from mibf.network import MIBFNet
-from mibf.optim import make_optimiser
-from mibf.precision import DTYPES, Precision, best_device, ieee_float32, place
-from mibf.spec import NARROW, WIDE, NetworkSpec, SourceSpec
-from mibf.training import Batch, Learner, train_epoch
-from pipeline.batches import scaled_window
+from mibf.inference.cell import CELL
+from mibf.inference.dense import Dense
+from mibf.network.mibfnet import MIBFNet
+from mibf.network.spec import NARROW, WIDE, NetworkSpec, SourceSpec
+from mibf.training.epoch import Batch, TrainState, train_epoch
+from mibf.training.optimizer import make_optimizer
 from pipeline.grid import Window
-from pipeline.predict import check_sources
-from pipeline.store import PatchStore
+from pipeline.maps.predictor import check_sources
+from pipeline.store.patch_store import PatchStore, scaled_window
 
 PATCHES, LOADED, TILE = "patch by patch", "loader loop", "dense"
-PLAIN, TRAINING = "training, plain", "training"
+PLAIN, TRAINING = "plain training", "training"
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
-#: Patches a batch, in inference and training.
+#: Patches per batch, in inference and training.
 BATCH = 256
-#: What is timed: by name and precision, the pixels or samples of a call, and the call.
-Works = dict[tuple[str, Precision], tuple[int, Callable[[], object]]]
+#: Timed functions by name and precision: pixels or samples per call, and the function.
+Workloads = dict[tuple[str, Precision], tuple[int, Callable[[], object]]]
 #: Sides of the tiles whose working sets are compared, in pixels.
 SIDES = (4 * CELL, 8 * CELL)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network and a tile (with halo) that it is run on."""
+    """A network and the tile (with halo) that it runs on."""
 
     name: str
     network: MIBFNet
@@ -57,50 +56,65 @@ class Subject:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; rates in pixels (samples) a second, the median and the range over rounds."""
+    """One row of the table; rates in pixels (samples) per second, median and range over rounds."""
 
     what: str
     precision: str
     rate: float
     slowest: float
     fastest: float
-    ratios: dict[str, float]  #: against named baselines of the same run
-    multiply_adds: float  #: of convolutions and matrix products, for a pixel or sample
-    gemm_share: float  #: their rate, as a share of the machine's fastest matrix product of that precision
+    ratios: dict[str, float]  #: to named baselines of the same run
+    multiply_adds: float  #: of convolutions and matrix products, per pixel or sample
+    gemm_share: float  #: multiply-add rate relative to the fastest measured matrix product in that precision
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the benchmark found of one subject."""
+    """Result of the benchmark for one subject."""
 
     name: str
     rows: list[Row]
-    gemm: dict[str, float]  #: multiply-adds a second, by precision
-    largest_difference: float  #: of logits, dense float32 against patch by patch
-    labels_equal: dict[str, float]  #: share of pixels with the label of float32: patch by patch, and in bf16
+    gemm: dict[str, float]  #: multiply-adds per second, by precision
+    largest_difference: float  #: in logits, between dense float32 and patch by patch
+    labels_equal: dict[str, float]  #: share of pixels with the same label as dense float32: patch by patch, and in bf16
     sides: tuple[int, int]  #: of the tiles whose working sets are compared, in pixels
-    working_set: dict[str, list[int]]  #: bytes, by precision, for each
+    working_set: dict[str, list[int]]  #: bytes by precision, one per side
+
+
+@dataclass(frozen=True)
+class NetworkBench:
+    """The results of all subjects."""
+
+    results: list[Result]
+
+    def lines(self) -> list[str]:
+        """Format the results as lines of text."""
+        return table(self.results).split("\n")
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to JSON values."""
+        return {"machine": machine(), "results": [asdict(result) for result in self.results]}
 
 
 def bench_network(
     config: Config | None, *, bands: Sequence[Sequence[int]], rounds: int, sides: tuple[int, int] = SIDES
-) -> list[Result]:
-    """Measure networks of random weights with these bands a source; with a configuration, its trained model on its scene.
+) -> NetworkBench:
+    """Benchmark networks with random weights for these band counts or, with a configuration, its trained model on its scene.
 
-    The first of `sides` is the tile that is timed; their working sets are compared.
+    The first of `sides` is the side of the timed tile; the working sets of both sides are compared.
 
     Raises:
-        InputError: the configuration's run has no model, or its stores are not the model's.
+        InputError: the configuration's run has no model, or its stores do not match the model.
     """
-    say("leave the machine alone meanwhile: its other work is measured too")
+    info("keep the machine idle during the benchmark: other load affects the measurements")
     device = best_device()
     subjects = [_random(each, sides[0]) for each in bands] if config is None else [_trained(config, sides[1])]
     results = []
     for subject in subjects:
-        place(subject.network, device)
-        with bar(f"bench {subject.name}", rounds + 1, unit="rounds") as advance:
+        to_device(subject.network, device)
+        with progress_bar(f"bench {subject.name}", rounds + 1, unit="rounds") as advance:
             results.append(_measured(subject, rounds=rounds, sides=sides, each=lambda: advance(1)))
-    return results
+    return NetworkBench(results)
 
 
 def _random(bands: Sequence[int], side: int) -> Subject:
@@ -112,14 +126,16 @@ def _random(bands: Sequence[int], side: int) -> Subject:
 
 
 def _trained(config: Config, side: int) -> Subject:
-    """A run's model and the middle of its first scene."""
+    """Return a run's model and the middle of its first scene."""
     workspace = Workspace.of(config)
     bundle = workspace.read_bundle()
     store = PatchStore(workspace.store(config.scenes[0].name))
     check_sources(store, bundle)
     side = min(side, *(size // CELL * CELL for size in store.shape))
     if not side:
-        raise InputError(f"{store.url}: is {store.shape[0]} x {store.shape[1]} pixels; the benchmark wants {CELL} x {CELL}.")
+        raise InputError(
+            f"{store.url}: is {store.shape[0]} x {store.shape[1]} pixels; the benchmark needs at least {CELL} x {CELL}."
+        )
     y, x = ((size - side) // 2 for size in store.shape)
     halo = bundle.spec.halo
     windows = scaled_window(store, Window(y, x, side, side), bundle.scaling, halo=halo)
@@ -136,22 +152,22 @@ def _measured(subject: Subject, *, rounds: int, sides: tuple[int, int], each: Ca
         [x.to(device, memory_format=torch.channels_last) for x in sources]
         for sources, _ in DataLoader(patches, batch_size=BATCH)
     ]
-    works = _inference(subject, sides[0], dense, patches, batches) | _training(network.spec, batches[:4])
-    cases = [Case(f"{what}, {precision}", units, work) for (what, precision), (units, work) in works.items()]
+    workloads = _inference(subject, sides[0], dense, patches, batches) | _training(network.spec, batches[:4])
+    cases = [Case(f"{what}, {precision}", units, work) for (what, precision), (units, work) in workloads.items()]
     gemms = {precision: list(_gemms(precision, device)) for precision in PRECISIONS}
     timings = measure([*cases, *gemms["float32"], *gemms["bf16"]], rounds=rounds, each=each)
     gemm = {str(precision): max(timings[case.name].rate for case in gemms[precision]) for precision in PRECISIONS}
     exact = dense["float32"](subject.tile, products=["class", "logits"])
     same = exact["logits"][:, : CELL // 2, :CELL].flatten(1).T
-    alone = torch.cat([_logits(network, batch) for batch in batches])
+    by_patch = torch.cat([_logits(network, batch) for batch in batches])
     fast = dense["bf16"](subject.tile, products=["class"])
     return Result(
         name=subject.name,
-        rows=[_row(what, precision, *work, timings, gemm) for (what, precision), work in works.items()],
+        rows=[_row(what, precision, *work, timings, gemm) for (what, precision), work in workloads.items()],
         gemm=gemm,
-        largest_difference=float((alone - same).abs().max()),
+        largest_difference=float((by_patch - same).abs().max()),
         labels_equal={
-            PATCHES: float((alone.argmax(dim=1) == same.argmax(dim=1)).float().mean()),
+            PATCHES: float((by_patch.argmax(dim=1) == same.argmax(dim=1)).float().mean()),
             "bf16": float((fast["class"] == exact["class"]).float().mean()),
         },
         sides=sides,
@@ -161,35 +177,35 @@ def _measured(subject: Subject, *, rounds: int, sides: tuple[int, int], each: Ca
 
 def _inference(
     subject: Subject, side: int, dense: dict[Precision, Dense], patches: Patches, batches: Sequence[Sequence[Tensor]]
-) -> Works:
-    """Every way to classify pixels."""
+) -> Workloads:
+    """Return every way to classify pixels."""
     network = subject.network
     side = min(subject.side, side)
     reach = side + 2 * network.spec.halo
     small = [x[:, : reach * s.scale, : reach * s.scale] for x, s in zip(subject.tile, network.spec.sources, strict=True)]
-    plain = MIBFNet(network.spec).eval().to(dense["float32"].device)  # in torch's own layout
+    plain = MIBFNet(network.spec).eval().to(dense["float32"].device)  # in torch's default layout
     plain.load_state_dict(network.state_dict())
 
     def loop() -> None:
         for sources, _ in DataLoader(patches, batch_size=PLAIN_BATCH):
             _labels(plain, [x.to(dense["float32"].device) for x in sources])
 
-    works: Works = {
+    workloads: Workloads = {
         (PATCHES, "float32"): (len(patches), lambda: [_labels(network, batch) for batch in batches]),
         (LOADED, "float32"): (len(patches), loop),
     }
     for precision in PRECISIONS:
-        works[TILE, precision] = (side**2, partial(dense[precision], small))
-    return works
+        workloads[TILE, precision] = (side**2, partial(dense[precision], small))
+    return workloads
 
 
-def _training(spec: NetworkSpec, batches: Sequence[Sequence[Tensor]]) -> Works:
-    """Every way to make the same training steps."""
+def _training(spec: NetworkSpec, batches: Sequence[Sequence[Tensor]]) -> Workloads:
+    """Return every way to run the same training steps."""
     labels = torch.randint(0, spec.classes, (BATCH,))
-    works: Works = {(PLAIN, "float32"): (len(batches) * BATCH, _plain_steps(spec, batches, labels))}
+    workloads: Workloads = {(PLAIN, "float32"): (len(batches) * BATCH, _plain_steps(spec, batches, labels))}
     for precision in PRECISIONS:
-        works[TRAINING, precision] = (len(batches) * BATCH, _our_steps(spec, batches, labels, precision))
-    return works
+        workloads[TRAINING, precision] = (len(batches) * BATCH, _our_steps(spec, batches, labels, precision))
+    return workloads
 
 
 def _row(
@@ -216,7 +232,7 @@ def _row(
 
 
 def _patches(subject: Subject, rows: int, columns: int) -> Patches:
-    """The patches of the tile's first pixels, of no particular class."""
+    """Return the patches of the tile's first pixels, all labelled 0."""
     pixels = np.argwhere(np.ones((rows, columns), bool))
     spec = subject.network.spec
     arrays = [x.permute(1, 2, 0).contiguous().numpy() for x in subject.tile]
@@ -234,12 +250,12 @@ def _labels(network: MIBFNet, batch: Sequence[Tensor]) -> Tensor:
 
 
 def _plain_steps(spec: NetworkSpec, batches: Sequence[Sequence[Tensor]], labels: Tensor) -> Callable[[], None]:
-    """Steps as one writes them first: float32, torch's own layout, Adam, the loss read at every step."""
+    """Return plain training steps: float32, torch's default layout, Adam, the loss read at every step."""
     plain = PlainSteps(MIBFNet(spec), batches[0][0].device)
-    given = [[x.contiguous() for x in batch] for batch in batches]
+    contiguous = [[x.contiguous() for x in batch] for batch in batches]
 
     def steps() -> None:
-        for batch in given:
+        for batch in contiguous:
             plain.step(batch, labels)
 
     return steps
@@ -248,15 +264,15 @@ def _plain_steps(spec: NetworkSpec, batches: Sequence[Sequence[Tensor]], labels:
 def _our_steps(
     spec: NetworkSpec, batches: Sequence[Sequence[Tensor]], labels: Tensor, precision: Precision
 ) -> Callable[[], object]:
-    """Steps as `mibf train` makes them."""
-    network = place(MIBFNet(spec), batches[0][0].device)
+    """Return training steps as `mibf train` runs them."""
+    network = to_device(MIBFNet(spec), batches[0][0].device)
     data = [Batch(tuple(x.cpu().numpy() for x in batch), labels.numpy()) for batch in batches]
-    optimiser, schedule = make_optimiser(network.parameters(), rate=1e-3, weight_decay=5e-4, steps=10_000, warmup=100)
-    return partial(train_epoch, Learner(network, optimiser, schedule, beta=1e-4, precision=precision), data)
+    optimiser, schedule = make_optimizer(network.parameters(), rate=1e-3, weight_decay=5e-4, steps=10_000, warmup=100)
+    return partial(train_epoch, TrainState(network, optimiser, schedule, beta=1e-4, precision=precision), data)
 
 
 def _gemms(precision: Precision, device: torch.device) -> Iterator[Case]:
-    """Large matrix products by both ways that torch has to them; which is faster depends on the machine."""
+    """Yield large matrix products in both forms that torch offers; which one is faster depends on the machine."""
     dtype = DTYPES[precision]
     size = 2048
     left, right = (torch.rand(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -273,7 +289,7 @@ def _pointwise(image: Tensor, kernel: Tensor) -> Tensor:
 
 def _multiply_adds(work: Callable[[], object]) -> float:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the counter sees this thread alone
+    torch.set_num_threads(1)  # the counter sees only this thread
     try:
         with FlopCounterMode(display=False) as counter:
             work()
@@ -283,14 +299,14 @@ def _multiply_adds(work: Callable[[], object]) -> float:
 
 
 def machine() -> str:
-    """The machine in words, for what is written of the figures."""
+    """Describe the machine, to print with the measurements."""
     device = best_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     return f"{platform.machine()}, {platform.system()}, {name}, torch {torch.__version__}"
 
 
 def table(results: Sequence[Result]) -> str:
-    """The results as text; columns are told in `Row`."""
+    """Format the results as text; see `Row` for the columns."""
     lines = [machine()]
     for result in results:
         lines += ["", result.name, f"{'':<18}{'':<9}{'per second':>11} {'range':>17} {'M mul-add':>9} {'of GEMM':>8}  ratio"]
@@ -303,8 +319,8 @@ def table(results: Sequence[Result]) -> str:
         gemms = ", ".join(f"{precision} {2 * rate / 1e9:,.0f} GFLOP/s" for precision, rate in result.gemm.items())
         lines.append(f"fastest matrix product: {gemms}")
         lines.append(
-            f"dense float32 against patch by patch: logits differ by {result.largest_difference:.1e} at most, "
-            f"{result.labels_equal[PATCHES]:.4%} of labels equal; bf16 against float32: {result.labels_equal['bf16']:.3%}"
+            f"dense float32 and patch by patch: logits differ by at most {result.largest_difference:.1e}, "
+            f"{result.labels_equal[PATCHES]:.4%} of labels equal; bf16 and float32: {result.labels_equal['bf16']:.3%}"
         )
         sets = "; ".join(
             f"{precision} {', '.join(f'{size / 1e6:.0f} MB' for size in sizes)}"
@@ -312,8 +328,3 @@ def table(results: Sequence[Result]) -> str:
         )
         lines.append(f"working set for tiles of {' and '.join(f'{side} x {side}' for side in result.sides)} pixels: {sets}")
     return "\n".join(lines)
-
-
-def as_json(results: Sequence[Result]) -> dict[str, Any]:
-    """The results for machines."""
-    return {"machine": machine(), "results": [asdict(result) for result in results]}

@@ -1,4 +1,4 @@
-"""mibf bench prepare: prepare against a plain Dask copy of the same pixels into the same shards; speed, memory, size."""
+"""mibf bench prepare: speed, memory and stored bytes against a plain Dask copy of the same pixels into the same shards."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ import rioxarray
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from jobs.bench.memory import peak
-from jobs.config import Config, load
-from jobs.progress import bar
-from jobs.scenes import open_scenes
-from jobs.synth import synth
+from jobs.bench.harness.working_set import peak
+from jobs.config.config import Config
+from jobs.config.loader import load
+from jobs.prepare.scenes import open_scenes
+from jobs.runtime.progress import progress_bar
+from jobs.sample.synthetic import synth
 from mibf.errors import InputError
-from pipeline.engine import Threads
-from pipeline.estimate import SAMPLED
-from pipeline.fill import OpenScene, fill, shard_arrays
 from pipeline.grid import windows
-from pipeline.store import CHUNK, COMPRESSOR, SHARDS
-from pipeline.survey import survey
+from pipeline.parallel.executor import ThreadExecutor
+from pipeline.store.build import PreparedScene, build_store, shard_arrays
+from pipeline.store.estimate import SAMPLED
+from pipeline.store.sample_statistics import collect_statistics
+from pipeline.store.template import CHUNK, COMPRESSOR, SHARDS
 
-#: What is compared.
+#: The two ways that are compared.
 COPY, PREPARE = "plain Dask copy", "prepare"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One piece of work in a process of its own."""
+    """Measurements of one run in a separate process."""
 
     seconds: float
-    peak_bytes: int  #: of the whole process, imports included
-    stored_bytes: int  #: of the sources' pixels alone
+    peak_bytes: int  #: of the complete process, including imports
+    stored_bytes: int  #: source pixels only
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was seen of one scene."""
+    """Result of the benchmark for one scene."""
 
     scene: str
     shape: tuple[int, int]
@@ -58,47 +59,62 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """How fast prepare is beside the copy: the median over rounds, each in itself."""
+        """Speed of prepare relative to the copy: the median over rounds of the ratio within each round."""
         return statistics.median(c.seconds / p.seconds for c, p in zip(self.copies, self.prepares, strict=True))
 
     def to_json(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """Return the result as JSON values."""
         return asdict(self) | {"ratio": self.ratio}
 
 
-def bench_prepare(config: Config | None, *, sizes: Sequence[str], bands: str, rounds: int) -> list[Result]:
-    """Measure a configuration's scenes, or synthetic ones of some sizes."""
+@dataclass(frozen=True)
+class PrepareBench:
+    """The results of all scenes."""
+
+    results: list[Result]
+
+    def lines(self) -> list[str]:
+        """Format the results as lines of text."""
+        return table(self.results).split("\n")
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Convert to JSON values."""
+        return [result.to_json() for result in self.results]
+
+
+def bench_prepare(config: Config | None, *, sizes: Sequence[str], bands: str, rounds: int) -> PrepareBench:
+    """Benchmark a configuration's scenes or, without one, synthetic scenes of these sizes."""
     if config is not None:
-        return [_measured(scene, rounds) for scene in _opened(config)]
+        return PrepareBench([_measured(scene, rounds) for scene in _opened(config)])
     results = []
     with tempfile.TemporaryDirectory(prefix="mibf-bench-") as folder:
         for size in sizes:
             results += [_measured(scene, rounds) for scene in _opened(synthetic(folder, size=size, bands=bands))]
-    return results
+    return PrepareBench(results)
 
 
 def synthetic(folder: str, *, size: str, bands: str) -> Config:
-    """The configuration of a synthetic scene that is made in a folder."""
-    made = synth(
+    """Generate a synthetic scene in a folder and return its configuration."""
+    scene = synth(
         str(Path(folder) / f"{size}_{bands}"),
         size=size, bands=bands, labelled=0.05, nodata=0.0, blob=None, crs="EPSG:32633", seed=0, overwrite=False,
     )  # fmt: skip
-    return load(str(made.config))
+    return load(str(scene.config))
 
 
-def _opened(config: Config) -> list[OpenScene]:
-    return open_scenes(config, Threads())
+def _opened(config: Config) -> list[PreparedScene]:
+    return open_scenes(config, ThreadExecutor())
 
 
-def _measured(scene: OpenScene, rounds: int) -> Result:
-    """Copy and prepare in turn, each time in a process of its own, after a round that is not counted."""
+def _measured(scene: PreparedScene, rounds: int) -> Result:
+    """Run copy and prepare alternately, each in a separate process, after one warm-up round."""
     _check_plain(scene)
     copies, prepares = [], []
     template = scene.template
-    with bar(f"{scene.name}: {template.shape[0]} x {template.shape[1]}", rounds + 1, unit="rounds") as advance:
+    with progress_bar(f"{scene.name}: {template.shape[0]} x {template.shape[1]}", rounds + 1, unit="rounds") as advance:
         for number in range(rounds + 1):
             with tempfile.TemporaryDirectory(prefix="mibf-bench-") as folder:
-                pair = _alone(_copy, scene, folder), _alone(_prepare, scene, folder)
+                pair = _run_in_subprocess(_copy, scene, folder), _run_in_subprocess(_prepare, scene, folder)
             if number:
                 copies.append(pair[0])
                 prepares.append(pair[1])
@@ -108,8 +124,8 @@ def _measured(scene: OpenScene, rounds: int) -> Result:
     return Result(scene.name, template.shape, template.shard, size, copies, prepares)
 
 
-def _check_plain(scene: OpenScene) -> None:
-    """See that a plain copy of the scene's files holds the same pixels."""
+def _check_plain(scene: PreparedScene) -> None:
+    """Check that a plain copy of the scene's files would hold the same pixels."""
     for source in scene.sources:
         declared = source.declared
         changed = declared.mask is not None or declared.gain != 1 or declared.offset != 0 or declared.scale != 1
@@ -118,19 +134,19 @@ def _check_plain(scene: OpenScene) -> None:
             chosen = part.file.bands is not None or part.file.variable is not None or len(layer) > 1
             if changed or chosen or part.alignment.kind != "exact" or part.alignment.coarser != 1:
                 raise InputError(
-                    f"{part.file}: is not taken whole and pixel for pixel on the grid, so that no plain copy compares; give "
-                    "a configuration whose sources are on one grid, or none for a synthetic scene."
+                    f"{part.file}: is not read completely and pixel by pixel on the grid; a plain copy is not comparable; "
+                    "use a configuration whose sources share one grid, or omit CONFIG to use a synthetic scene."
                 )
 
 
-def _alone(work: Any, scene: OpenScene, folder: str) -> Run:
+def _run_in_subprocess(work: Any, scene: PreparedScene, folder: str) -> Run:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         run: Run = pool.apply(work, (scene, folder))
     return run
 
 
-def _copy(scene: OpenScene, folder: str) -> Run:
-    """What a person would write with rioxarray, Dask and Zarr: each source, chunk for shard, on as many threads."""
+def _copy(scene: PreparedScene, folder: str) -> Run:
+    """Run the straightforward rioxarray, Dask and Zarr script: each source, one Dask chunk per shard, as many threads."""
     os.environ.setdefault("GDAL_CACHEMAX", "128")
     started = time.monotonic()
     url = Path(folder) / "copy.zarr"
@@ -149,17 +165,17 @@ def _copy(scene: OpenScene, folder: str) -> Run:
             shards=(len(values), wide, wide), compressors=[COMPRESSOR, Crc32cCodec()],
         )  # fmt: skip
         stores.append(da.store(values, target, lock=False, compute=False))
-    dask.compute(*stores, scheduler="threads", num_workers=Threads().workers)
+    dask.compute(*stores, scheduler="threads", num_workers=ThreadExecutor().workers)
     return Run(time.monotonic() - started, peak(), _bytes_below(url))
 
 
-def _prepare(scene: OpenScene, folder: str) -> Run:
-    """All that prepare does once the split is decided: the store with validity, labels and split, and the look over it."""
+def _prepare(scene: PreparedScene, folder: str) -> Run:
+    """Run prepare after the split is known: write the store with validity, labels and split, and collect its statistics."""
     os.environ.setdefault("GDAL_CACHEMAX", "128")
     started = time.monotonic()
     url = Path(folder) / "prepare.zarr"
-    records = fill(Threads(), scene, str(url), fingerprint="")
-    survey(Threads(), str(url), patch=7, sketched=records.sketched)
+    records = build_store(ThreadExecutor(), scene, str(url), fingerprint="")
+    collect_statistics(ThreadExecutor(), str(url), patch=7, sketched=records.sketched)
     return Run(time.monotonic() - started, peak(), _bytes_below(url / "sources"))
 
 
@@ -169,13 +185,13 @@ def _bytes_below(folder: Path) -> int:
 
 @dataclass(frozen=True)
 class CodecRow:
-    """A compressor and a shard's side, on some shards of a scene."""
+    """Measurements of one compressor and shard side on a few shards of a scene."""
 
     name: str
     shard: int
-    ratio: float  #: stored bytes to uncompressed ones
-    write: float  #: MB of pixels a second, compressed and put to disk
-    read: float  #: MB of pixels a second, chunk by chunk
+    ratio: float  #: stored bytes relative to uncompressed bytes
+    write: float  #: MB of pixels per second, including compression
+    read: float  #: MB of pixels per second, chunk by chunk
 
 
 CODECS: dict[str, Any] = {
@@ -190,20 +206,35 @@ CODECS: dict[str, Any] = {
 }
 
 
-def bench_codecs(config: Config) -> list[CodecRow]:
-    """Write and read a few shards of a first scene by every compressor, then with the chosen one by every side."""
+@dataclass(frozen=True)
+class CodecBench:
+    """The results of all compressors and shard sizes."""
+
+    rows: list[CodecRow]
+
+    def lines(self) -> list[str]:
+        """Format the results as lines of text."""
+        return codec_table(self.rows).split("\n")
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Convert to JSON values."""
+        return [asdict(row) for row in self.rows]
+
+
+def bench_codecs(config: Config) -> CodecBench:
+    """Write and read a few shards of the first scene with every compressor, then the default one with every shard side."""
     scene = _opened(config)[0]
     rows = [_codec(scene, name, codecs, scene.template.shard) for name, codecs in CODECS.items()]
     chosen = next(name for name, codecs in CODECS.items() if codecs == (COMPRESSOR,))
-    return rows + [_codec(scene, chosen, (COMPRESSOR,), side) for side in SHARDS]
+    return CodecBench(rows + [_codec(scene, chosen, (COMPRESSOR,), side) for side in SHARDS])
 
 
-def _codec(scene: OpenScene, name: str, codecs: tuple[Any, ...], side: int) -> CodecRow:
+def _codec(scene: PreparedScene, name: str, codecs: tuple[Any, ...], side: int) -> CodecRow:
     places = windows(scene.template.shape, side)
     count = min(SAMPLED, len(places))
-    held = [shard_arrays(scene, places[(2 * i + 1) * len(places) // (2 * count)])[0] for i in range(count)]
-    arrays = [{k: v for k, v in part.items() if k.startswith("sources/")} for part in held]
-    # A shard at the scene's edge is stored filled up to whole chunks.
+    shards = [shard_arrays(scene, places[(2 * i + 1) * len(places) // (2 * count)])[0] for i in range(count)]
+    arrays = [{k: v for k, v in part.items() if k.startswith("sources/")} for part in shards]
+    # A shard at the scene's edge is stored padded to complete chunks.
     size = sum(
         len(v) * math.prod(-(-n // CHUNK) * CHUNK for n in v.shape[1:]) * v.itemsize for a in arrays for v in a.values()
     )
@@ -231,7 +262,7 @@ def _codec(scene: OpenScene, name: str, codecs: tuple[Any, ...], side: int) -> C
 
 
 def table(results: Sequence[Result]) -> str:
-    """Results for a terminal."""
+    """Format the results as text."""
     lines = []
     for r in results:
         lines.append(f"{r.scene}: {r.shape[0]} x {r.shape[1]} pixels, {r.source_bytes / 1e9:.2f} GB, shards of {r.shard}")
@@ -240,15 +271,15 @@ def table(results: Sequence[Result]) -> str:
             lines.append(
                 f"  {name:<16} {seconds:7.1f} s {r.source_bytes / 1e6 / seconds:7.0f} MB/s, "
                 f"peak memory {max(run.peak_bytes for run in runs) / 1e9:.2f} GB, "
-                f"sources stored in {runs[0].stored_bytes / 1e6:,.1f} MB"
+                f"sources stored: {runs[0].stored_bytes / 1e6:,.1f} MB"
             )
         stored = r.prepares[0].stored_bytes / r.copies[0].stored_bytes
-        lines.append(f"  {r.ratio:.2f} times as fast as the copy; sources take {stored:.3f} times its bytes")
+        lines.append(f"  {r.ratio:.2f} times as fast as the copy; sources take {stored:.3f} times the bytes of the copy")
     return "\n".join(lines)
 
 
 def codec_table(rows: Sequence[CodecRow]) -> str:
-    """Compressors for a terminal."""
+    """Format the comparison of compressors as text."""
     lines = [f"{'compressor':<26} {'shard':>6} {'size':>7} {'write MB/s':>11} {'read MB/s':>10}"]
     lines += [f"{r.name:<26} {r.shard:>6} {r.ratio:>7.1%} {r.write:>11,.0f} {r.read:>10,.0f}" for r in rows]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""mibf bench submit: what a job of a cluster takes beyond the same command run directly.
+"""mibf bench submit: overhead of a cluster job over the same command run directly.
 
-The command is `mibf verify`, which reads what is there and changes nothing, so that it can be done again and again.
+The command is `mibf verify`, which only reads, so it can be repeated.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from statistics import median
 from typing import Any
 
 from jobs.bench.network import machine
-from jobs.progress import say
+from jobs.runtime.progress import info
 from mibf.errors import InputError
 
 
 @dataclass(frozen=True)
 class Overhead:
-    """Seconds of a command in two ways, medians."""
+    """Median times of a command in seconds, run directly and submitted as a job."""
 
     rounds: int
     direct: float
@@ -27,45 +27,48 @@ class Overhead:
 
     @property
     def seconds(self) -> float:
-        """What submitting adds."""
+        """Time added by submitting."""
         return self.submitted - self.direct
+
+    def lines(self) -> list[str]:
+        """Format the overhead as lines of text."""
+        return table(self).split("\n")
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to JSON values."""
+        return {"machine": machine(), **asdict(self), "overhead": self.seconds}
 
 
 def bench_submit(config: str, address: str | None, *, rounds: int) -> Overhead:
-    """Do `mibf verify` of a configuration by turns directly and as a job of the cluster at an address.
+    """Run `mibf verify` of a configuration alternately directly and as a job on the cluster at an address.
 
     Raises:
-        InputError: it does not end well in one of the ways; its own words are told.
+        InputError: the command failed in one of the two ways; the message quotes its last line.
     """
     where = [] if address is None else ["--address", address]
     direct, submitted = [], []
     for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
+        info(f"round {number + 1} of {rounds}")
         direct.append(_seconds("verify", config))
         submitted.append(_seconds("submit", "verify", config, *where))
     return Overhead(rounds, median(direct), median(submitted))
 
 
 def _seconds(*arguments: str) -> float:
-    begun = time.monotonic()
+    started = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-        raise InputError(f"mibf {' '.join(arguments)}: ended with status {done.returncode} ({''.join(last)}).")
-    return time.monotonic() - begun
+        raise InputError(f"mibf {' '.join(arguments)}: exit status {done.returncode} ({''.join(last)}).")
+    return time.monotonic() - started
 
 
 def table(found: Overhead) -> str:
-    """It for a person."""
+    """Format the result as text."""
     return "\n".join(
         [
             machine(),
-            f"mibf verify directly {found.direct:.1f} s, submitted {found.submitted:.1f} s: {found.seconds:.1f} s more "
-            f"(medians of {found.rounds})",
+            f"mibf verify: {found.direct:.1f} s directly, {found.submitted:.1f} s submitted, overhead {found.seconds:.1f} s "
+            f"(medians of {found.rounds} rounds)",
         ]
     )
-
-
-def as_json(found: Overhead) -> dict[str, Any]:
-    """It for machines."""
-    return {"machine": machine(), **asdict(found), "overhead": found.seconds}

@@ -1,4 +1,4 @@
-"""The sample that comes with mibf: a real Sentinel-2 scene and OpenStreetMap polygons (see NOTICE.md)."""
+"""The sample data included in mibf: a real Sentinel-2 scene and OpenStreetMap polygons (see NOTICE.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def demo_config() -> str:
-    """The path of the demonstration's configuration, with `${MIBF_SAMPLE}` set to where the sample lies."""
+    """Set `MIBF_SAMPLE` to the sample folder and return the path of the demo configuration, which refers to it."""
     folder = Path(__file__).resolve().parent
     os.environ["MIBF_SAMPLE"] = str(folder)
     return str(folder / "demo.yaml")

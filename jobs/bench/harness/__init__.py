@@ -1,0 +1,1 @@
+"""Shared by the benchmarks: baselines, synthetic workspaces, timing and tables."""

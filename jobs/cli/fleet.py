@@ -1,0 +1,143 @@
+"""Commands for scheduled reruns and cluster jobs: rerun, submit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from jobs.cli.common import Failed, OldRestart, Overrides, Replace, command, complete_config, complete_stage
+from jobs.workflow.result import Result
+
+
+@command("Operate")
+def rerun(
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[CONFIG]",
+            help="The YAML configuration file; omit it with --all.",
+            autocompletion=complete_config,
+        ),
+    ] = None,
+    all_: Annotated[
+        str | None,
+        typer.Option(
+            "--all", metavar="URL", help="Rerun every run below this URL, each with the configuration of its last map."
+        ),
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only tiles that failed.")] = False,
+    stale: Annotated[bool, typer.Option("--stale", help="Only tiles whose input, model or settings have changed.")] = False,
+    missing: Annotated[bool, typer.Option("--missing", help="Only tiles that have never finished.")] = False,
+    tiles: Annotated[list[str] | None, typer.Option(metavar="[SCENE/]yN_xN", help="Only this tile; repeatable.")] = None,
+    max_attempts: Annotated[int, typer.Option(min=1, help="Failed attempts after which a tile is skipped and listed.")] = 10,
+    backoff: Annotated[
+        float, typer.Option(min=0, help="Seconds between a tile's failure and its next attempt; doubles with each failure.")
+    ] = 0.0,
+    replace: Replace = False,
+    set_: Overrides = None,
+) -> Result | Failed:
+    """Map only missing, failed or stale tiles. For schedules: prints nothing if there is nothing to map."""
+    from mibf.errors import InputError
+
+    chosen = [state for state, requested in (("failed", failed), ("stale", stale), ("pending", missing)) if requested]
+    options: dict[str, Any] = {"max_attempts": max_attempts, "backoff": backoff, "replace": replace}
+    options |= ({"states": tuple(chosen)} if chosen else {}) | ({"tiles": tuple(tiles)} if tiles else {})
+    if (config is None) == (all_ is None):
+        raise InputError("give a CONFIG, or --all URL to rerun every run below that URL.")
+    if all_ is not None:
+        if tiles or set_:
+            raise InputError("--tiles and --set apply to a single run; give its CONFIG instead of --all.")
+        return _rerun_all(all_, options)
+    return _rerun_one(config or "", set_, options)
+
+
+def _rerun_all(url: str, options: dict[str, Any]) -> Result | Failed:
+    from jobs.fleet.runs import rerun_all
+    from jobs.map.request import TileRequest
+
+    found = rerun_all(url, TileRequest(**options))
+    return Failed(found, typer.Exit(found.status)) if found.status else found
+
+
+def _rerun_one(config: str, overrides: list[str] | None, options: dict[str, Any]) -> Result | Failed:
+    from jobs.config.loader import load
+    from jobs.map.request import TileRequest
+    from jobs.map.rerun import rerun as rerun_tiles
+
+    found = rerun_tiles(load(config, overrides=overrides or ()), TileRequest(**options))
+    return found if found.failure is None else Failed(found, found.failure)
+
+
+Stage = Annotated[
+    str,
+    typer.Argument(
+        metavar="STAGE",
+        help="prepare, train, evaluate, map, report, run, rerun or verify.",
+        show_default=False,
+        autocompletion=complete_stage,
+    ),
+]
+OptionalConfig = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[CONFIG]", help="The YAML configuration: a local file or a URL.", autocompletion=complete_config
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="The cluster's job server. [default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265]"
+    ),
+]
+Cpus = Annotated[
+    float, typer.Option(min=0, help="CPUs for the driver, on any node that has them; 0 runs it on the head node.")
+]
+Memory = Annotated[int | None, typer.Option(min=1, metavar="BYTES", help="Memory for the driver.")]
+
+
+@command("Operate")
+def submit(
+    stage: Stage,
+    config: OptionalConfig = None,
+    address: Address = None,
+    cpus: Cpus = 1.0,
+    memory: Memory = None,
+    attempts: Annotated[int, typer.Option(min=1, help="Maximum number of submissions if the driver's node dies.")] = 3,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Stream the log and wait for the job to end.")] = True,
+    again: Annotated[bool, typer.Option("--again", help="Submit even if an identical job has already succeeded.")] = False,
+    all_: Annotated[str | None, typer.Option("--all", metavar="URL", help="For rerun: every run below this URL.")] = None,
+    max_attempts: Annotated[int | None, typer.Option(min=1, help="For rerun: see `mibf rerun --help`.")] = None,
+    backoff: Annotated[float | None, typer.Option(min=0, help="For rerun: see `mibf rerun --help`.")] = None,
+    set_: Overrides = None,
+    _old_restart: OldRestart = False,
+) -> Result | Failed:
+    """Run a stage as a job on a Ray cluster. Streams its log to standard error and returns its exit status."""
+    from jobs.fleet.submit import SubmitOptions
+    from jobs.fleet.submit import submit as submit_job
+
+    options = SubmitOptions(
+        stage,
+        config,
+        tuple(set_ or ()),
+        everything=all_,
+        options=_rerun_options(stage, {"--max-attempts": max_attempts, "--backoff": backoff}),
+        address=address,
+        cpus=cpus,
+        memory=memory,
+        attempts=attempts,
+        follow=follow,
+        again=again,
+    )
+    submitted = submit_job(options)
+    return Failed(submitted, typer.Exit(submitted.exit_status)) if submitted.exit_status else submitted
+
+
+def _rerun_options(stage: str, values: dict[str, float | None]) -> tuple[str, ...]:
+    """The options of `mibf rerun` as command-line arguments."""
+    from mibf.errors import InputError
+
+    options = tuple(text for name, value in values.items() if value is not None for text in (name, f"{value:g}"))
+    if options and stage != "rerun":
+        raise InputError(f"{options[0]} applies to rerun only.")
+    return options

@@ -1,0 +1,83 @@
+"""Commands for models: bundle show, ablate, import-checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.cli.common import ConfigPath, Overrides, command, complete_config, renamed_command
+from jobs.cli.stage_runner import RunSummary, run_one_stage
+from jobs.workflow.result import Result
+
+if TYPE_CHECKING:
+    from jobs.config.config import Config
+    from jobs.workflow.manifest import Manifest, StageName
+
+
+@command("Models")
+def ablate(
+    config: ConfigPath,
+    test: Annotated[
+        bool,
+        typer.Option(
+            "--test", help="Also evaluate each trained variant on the test pixels; never select a variant by these scores."
+        ),
+    ] = False,
+    set_: Overrides = None,
+) -> Result:
+    """Ablation: train without each part of the method and on each source alone, and compare."""
+    from jobs.config.loader import load
+    from jobs.evaluate.ablation import ablate as run_ablation
+
+    def stage(changed: Config, name: StageName) -> Manifest:
+        return run_one_stage(changed, name, keep_current=True)[0]
+
+    return run_ablation(load(config, overrides=set_ or ()), stage, test=test)
+
+
+@command("Models")
+def import_checkpoint(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A checkpoint saved by the authors' released code: a path or URL.", show_default=False
+        ),
+    ],
+    config: Annotated[
+        str,
+        typer.Option(
+            metavar="CONFIG", help="The YAML configuration file.", show_default=False, autocompletion=complete_config
+        ),
+    ],
+    set_: Overrides = None,
+) -> Result:
+    """Import a reference checkpoint (written by the authors' released code) as the run's model, instead of training."""
+    from jobs.config.loader import load
+    from jobs.train.import_checkpoint import import_checkpoint as import_model
+
+    loaded = load(config, overrides=set_ or ())
+    return RunSummary(loaded, [(import_model(loaded, checkpoint), True)])
+
+
+renamed_command("authors-to-bundle", "import-checkpoint")
+
+bundle = typer.Typer(help="Inspect trained models.", no_args_is_help=True)
+
+
+@bundle.callback()
+def _bundle() -> None:
+    """Inspect trained models."""
+
+
+@command(name="show", group=bundle)
+def bundle_show(
+    url: Annotated[
+        str,
+        typer.Argument(metavar="URL", help="The model's folder or model.json: a path or URL.", show_default=False),
+    ],
+) -> Result:
+    """Show the contents of a model and check that it is intact."""
+    from jobs.inspection.show_bundle import summarize
+
+    return summarize(url)

@@ -1,0 +1,1 @@
+"""The YAML configuration: sections, loading and validation."""

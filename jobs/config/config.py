@@ -1,0 +1,138 @@
+"""Schema of the configuration file: its keys, defaults and error messages.
+
+Validated by pydantic; an unknown key is refused with the nearest known one as a hint.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from jobs.config.base import Name, Section
+from jobs.config.map import MapSection, PredictionSection
+from jobs.config.scene import ClassSection, PrepareSection, SceneSection
+from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection
+from jobs.config.train import ModelSection, SamplingSection, TrainSection
+from mibf.redaction import without_queries
+
+
+class Config(Section):
+    """The complete configuration file."""
+
+    name: Name
+    workspace: str = Field(min_length=1)
+    run: Name = "main"
+    scenes: tuple[SceneSection, ...] = Field(min_length=1)
+    classes: tuple[ClassSection, ...] = Field(min_length=2)
+    prepare: PrepareSection = PrepareSection()
+    split: Annotated[BlocksSection | RasterSplitSection | RandomSplitSection, Field(discriminator="method")] = (
+        BlocksSection()
+    )
+    sampling: SamplingSection = SamplingSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    prediction: PredictionSection = PredictionSection()
+    map: MapSection = MapSection()
+
+    @field_validator("workspace")
+    @classmethod
+    def _lasts(cls, value: str) -> str:
+        if value.startswith("memory:"):
+            raise ValueError("an in-memory workspace is lost when the process ends; give a folder or an object store URL")
+        if without_queries(value) != value:
+            raise ValueError(
+                "the workspace URL contains credentials, which would appear in logs and metadata; pass them through "
+                "environment variables"
+            )
+        return value
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _blocks_by_default(cls, value: Any) -> Any:
+        return {"method": "blocks", **value} if isinstance(value, dict) else value
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any scene has labels to train on."""
+        return any(scene.labels is not None for scene in self.scenes)
+
+    @property
+    def validated(self) -> bool:
+        """Whether the split includes validation pixels."""
+        return self.split.method != "random" or self.split.validation > 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for what, names in (
+            ("scene name", [s.name for s in self.scenes]),
+            ("class id", [c.id for c in self.classes]),
+            ("class name", [c.name for c in self.classes]),
+        ):
+            duplicates = [str(name) for name, count in Counter(names).items() if count > 1]
+            if duplicates:
+                raise ValueError(f"duplicate {what}: {', '.join(duplicates)}")
+        self._names_are_distinct()
+        first = list(self.scenes[0].sources)
+        for scene in self.scenes[1:]:
+            if list(scene.sources) != first:
+                raise ValueError(
+                    f"scene {scene.name!r} has the sources {', '.join(scene.sources)}; scene {self.scenes[0].name!r} has "
+                    f"{', '.join(first)}. All scenes of a run must have the same sources in the same order"
+                )
+        self._model_fits()
+        for c in self.classes:
+            if any(c.name == str(other.id) and other.id != c.id for other in self.classes):
+                raise ValueError(
+                    f"the name of class {c.id}, {c.name!r}, is the id of another class, so labels are ambiguous; rename it"
+                )
+        declared = {c.id for c in self.classes} | {c.name for c in self.classes}
+        for scene in self.scenes:
+            both = declared & set(scene.labels.ignore if scene.labels else ())
+            if both:
+                listed = ", ".join(map(str, both))
+                raise ValueError(f"labels.ignore of scene {scene.name!r} contains declared classes: {listed}")
+        if self.split.method == "raster" and len(self.scenes) > 1:
+            raise ValueError("a split raster covers one scene only; use `method: blocks` with several scenes")
+        if self.train.early_stopping_patience is not None and not self.validated:
+            raise ValueError(
+                "`train.early_stopping_patience` needs validation pixels, and the split has none; remove "
+                "`train.early_stopping_patience`, or set "
+                "`split.validation` above 0"
+            )
+        return self
+
+    def _names_are_distinct(self) -> None:
+        """Check that no two scenes or sources would share a folder on a case-insensitive file system."""
+        for what, names in (("scenes", [s.name for s in self.scenes]), ("sources", list(self.scenes[0].sources))):
+            alike = Counter(name.casefold() for name in names)
+            same = [name for name in names if alike[name.casefold()] > 1]
+            if same:
+                raise ValueError(
+                    f"{what} {', '.join(same)} differ only in case and collide on some file systems; rename one"
+                )
+
+    def _model_fits(self) -> None:
+        """Check that the model's sources and class weights refer to declared names, and that there are enough sources."""
+        declared = list(self.scenes[0].sources)
+        unknown = [name for name in self.model.sources or () if name not in declared]
+        if unknown:
+            raise ValueError(f"model.sources contains {', '.join(unknown)}; the sources are {', '.join(declared)}")
+        if self.model.sources and len(set(self.model.sources)) < len(self.model.sources):
+            raise ValueError("model.sources contains a duplicate")
+        if len(self.model.sources or declared) == 1 and not {"noise", "relation"} <= set(self.model.without):
+            raise ValueError(
+                "the noise and relation parts need two sources; with one, add `without: [noise, relation]` to `model`"
+            )
+        if len(self.model.sources or declared) == 1 and self.train.source_dropout:
+            raise ValueError(
+                f"train.source_dropout is {self.train.source_dropout:g}, but model.sources has only one source: a sample "
+                "that drops it would have no input; set train.source_dropout to 0, or use two sources"
+            )
+        weights = self.train.class_weights
+        if isinstance(weights, dict):
+            names = [c.name for c in self.classes]
+            unknown = [name for name in weights if name not in names]
+            if unknown:
+                raise ValueError(f"train.class_weights contains {', '.join(unknown)}; the classes are {', '.join(names)}")

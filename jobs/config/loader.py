@@ -1,0 +1,167 @@
+"""Read a configuration file, apply overrides, and explain errors in it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from jobs.config.config import Config
+from jobs.config.renamed import RENAMED_KEYS, translate
+from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection
+from jobs.config.variables import check_texts, expand_variables
+from jobs.config.yaml_loader import parse, read_text
+from mibf.errors import InputError
+from pipeline.codes import RENAMED_PRODUCTS
+
+#: Plain messages for the most common pydantic errors.
+ERROR_MESSAGES = {
+    "string_pattern_mismatch": "may contain only letters, digits, `_`, `-` and `.`; a colour is written #rrggbb",
+    "string_type": "must be text; put it in quotes",
+    "int_parsing": "must be an integer",
+    "float_parsing": "must be a number",
+    "too_short": "has too few entries: at least two sources per scene, two classes, one entry in any other list",
+    "tuple_type": "must be a list in brackets, such as [a, b]",
+    "model_type": "must be a mapping of keys to values",
+    "model_attributes_type": "must be a mapping of keys to values",
+}
+#: Hints for missing keys whose value is not obvious.
+MISSING = {
+    "grid": "; give the reference grid as {like: SOURCE} or {crs: EPSG:..., resolution: ..., bounds: [...]}",
+    "sources": "; name two or more, each with the `url` of its file",
+}
+
+
+def load(url: str, *, overrides: Sequence[str] = (), saved: bool = False) -> Config:
+    """Read a configuration file, apply `key.path=value` overrides, substitute environment variables and validate it.
+
+    Args:
+        url: its path or URL.
+        overrides: values that replace those of the file.
+        saved: whether the file was saved by a run: old names of keys and products are then accepted.
+
+    Raises:
+        InputError: the file is missing or not YAML, a `${VARIABLE}` is not set, a key is unknown, or a
+            value is not allowed. All errors of the last two kinds are reported together.
+    """
+    text = read_text(url)
+    try:
+        values = parse(text, name=url)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"{url}: is not valid YAML ({error}). Check the indentation, and quote values that contain # or :."
+        ) from error
+    if not isinstance(values, dict):
+        raise InputError(f"{url}: is not a configuration (a YAML mapping); see examples/ for complete ones.")
+    if saved:
+        values = translate(values)
+    for override in overrides:
+        _override(values, override)
+    values = expand_variables(values, url)
+    refused = list(check_texts(values))
+    if refused:
+        raise InputError(f"{url}:\n" + "\n".join(f"  {line}" for line in refused))
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{url}:\n" + "\n".join(f"  {line}" for line in _explained(error))) from error
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise InputError(f"--set {override}: must be key.path=value, for example train.epochs=5.")
+    *parents, last = path.split(".")
+    container: Any = values
+    for key in parents:
+        container = _child(container, key, override)
+    try:
+        parsed = parse(value, name="--set")
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: the value is not valid YAML.") from error
+    if isinstance(container, list):
+        container[_index(container, last, override)] = parsed
+    else:
+        container[last] = parsed
+
+
+def _child(container: Any, key: str, override: str) -> Any:
+    if isinstance(container, list):
+        return container[_index(container, key, override)]
+    child = container.setdefault(key, {})
+    if child is None:
+        child = container[key] = {}
+    if not isinstance(child, dict | list):
+        raise InputError(f"--set {override}: {key!r} is a scalar and has no keys below it.")
+    return child
+
+
+def _index(container: list[Any], key: str, override: str) -> int:
+    if not key.isdecimal() or int(key) >= len(container):
+        raise InputError(
+            f"--set {override}: {key!r} is not a valid index into a list of length {len(container)}; indices start at 0."
+        )
+    return int(key)
+
+
+def _explained(error: ValidationError) -> list[str]:
+    """Format one line per error: location, problem, and for an unknown key the nearest known one."""
+    lines = []
+    mistakes = error.errors()
+    for mistake in mistakes:
+        below = [m for m in mistakes if m["loc"][: len(mistake["loc"])] == mistake["loc"] and m is not mistake]
+        if mistake["type"] == "too_short" and below:
+            continue  # too few only because the entries themselves are invalid
+        where = ".".join(str(part) for part in mistake["loc"] if part not in ("blocks", "raster", "random"))
+        if mistake["type"] == "extra_forbidden":
+            lines.append(_unknown_key(where, mistake["loc"]))
+        elif mistake["type"] == "missing":
+            hint = MISSING.get(str(mistake["loc"][-1]), "")
+            lines.append(f"{where}: is missing{hint}.")
+        else:
+            message = ERROR_MESSAGES.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
+            renamed = RENAMED_PRODUCTS.get(str(mistake["input"]))
+            if mistake["loc"][:2] == ("map", "products") and renamed is not None:
+                message = f"this product is now called `{renamed}`"
+            value = "" if isinstance(mistake["input"], dict | list) else f" (found {mistake['input']!r})"
+            lines.append(f"{where + ': ' if where else ''}{message}{value}.")
+    return lines
+
+
+def _unknown_key(where: str, location: tuple[int | str, ...]) -> str:
+    if where in RENAMED_KEYS:
+        return f"{where}: this key is now called `{RENAMED_KEYS[where]}`; rename it."
+    section: Any = Config
+    for part in location[:-1]:
+        section = _section_below(section, part) or section
+    known = list(section.model_fields)
+    near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}."
+    return f"{where}: unknown key; {hint}"
+
+
+def _section_below(section: type[BaseModel], part: int | str) -> type[BaseModel] | None:
+    """Return the section type under a key, looking through lists, mappings and the split methods."""
+    kinds: dict[int | str, type[BaseModel]] = {
+        "blocks": BlocksSection,
+        "raster": RasterSplitSection,
+        "random": RandomSplitSection,
+    }
+    if part in kinds:
+        return kinds[part]
+    found = section.model_fields.get(str(part))
+    return None if found is None else _model_in(found.annotation)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        below = _model_in(argument)
+        if below is not None:
+            return below
+    return None

@@ -1,0 +1,76 @@
+"""Configuration of predictions and maps."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from jobs.config.base import Section, Seed
+
+
+class PredictionSection(Section):
+    """Class priors of evaluation and map: as sampled in training, as in the training pixels, or uniform."""
+
+    priors: Literal["trained", "natural", "uniform"] = "trained"
+
+
+class MapSection(Section):
+    """The map: tiles, products and storage. `mc_samples` and `seed` apply to the samples of `mutual_information`.
+
+    `model` is the URL of an external bundle; default: the run's own. A failing tile is tried `attempts` times; the first
+    retry waits `backoff` seconds, and the wait doubles each time. With `workers` 0 everything runs in this process.
+    `readers` read tiles for the workers; without them workers read their own tiles.
+    A scene with a band farther than `drift_distance` from the training data, in units of the training range, causes a
+    warning or is refused (see `pipeline.maps.drift`).
+    """
+
+    model: str | None = None
+    tile_size: int = 512
+    products: tuple[
+        Literal[
+            "class", "second_class", "confidence", "probabilities", "entropy", "mutual_information", "kl", "gate", "sources"
+        ],
+        ...,
+    ] = Field(default=("class", "confidence"), min_length=1)
+    dtype: Literal["uint16", "uint8", "float32"] = "uint16"
+    missing: Literal["declared", "nodata", "map"] = "declared"
+    block: int = 32768
+    mc_samples: int = Field(default=16, ge=2, le=1000)
+    seed: Seed = 0
+    workers: int = Field(default=1, ge=0)
+    readers: int = Field(default=0, ge=0)
+    precision: Literal["float32", "bf16"] = "float32"
+    attempts: int = Field(default=3, ge=1)
+    backoff: float = Field(default=1.0, ge=0)
+    drift: Literal["warn", "refuse", "ignore"] = "warn"
+    drift_distance: float = Field(default=0.3, gt=0)
+
+    @field_validator("products")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{', '.join(value)}: the same product is listed twice")
+        return value
+
+    @model_validator(mode="after")
+    def _readers_need_workers(self) -> MapSection:
+        if self.readers and not self.workers:
+            raise ValueError(
+                f"`readers` is {self.readers} but `workers` is 0; readers need workers to read for: set `workers`"
+            )
+        return self
+
+    @field_validator("tile_size")
+    @classmethod
+    def _whole_cells(cls, value: int) -> int:
+        if value < 64 or value % 64:
+            raise ValueError("the tile side must be a multiple of 64 pixels (the cell side)")
+        return value
+
+    @field_validator("block")
+    @classmethod
+    def _whole_squares(cls, value: int) -> int:
+        if value < 512 or value % 512:
+            raise ValueError("the block side must be a multiple of 512 pixels (the internal tile side of the output files)")
+        return value

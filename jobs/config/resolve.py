@@ -1,0 +1,107 @@
+"""Resolve configuration sections to pipeline objects: files, masks, labels. Reads STAC items but no pixels."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+from jobs.config.config import Config
+from jobs.config.scene import PALETTE, SceneSection, SourceSection
+from mibf.bundle.classes import ClassName
+from pipeline.io import checksums, storage
+from pipeline.rasters.header import RasterFile
+from pipeline.scenes.labels import Labels
+from pipeline.scenes.source import Mask, Source
+from pipeline.scenes.stac_assets import asset_urls
+
+
+def class_names(config: Config) -> tuple[ClassName, ...]:
+    """Return the declared classes with their colours."""
+    return tuple(
+        ClassName(c.id, c.name, (c.color or PALETTE[position % len(PALETTE)]).lower())
+        for position, c in enumerate(config.classes)
+    )
+
+
+def sources(scene: SceneSection) -> dict[str, Source]:
+    """Return a scene's sources by name, in order.
+
+    Raises:
+        InputError: a STAC item cannot be read or lacks a requested asset.
+    """
+    return {name: _source(name, section) for name, section in scene.sources.items()}
+
+
+def _source(name: str, section: SourceSection) -> Source:
+    def file(url: str) -> RasterFile:
+        return RasterFile(
+            storage.absolute(url), section.variable, section.axes, section.bands, section.nodata, section.unscale
+        )
+
+    mask = None
+    if section.mask is not None:
+        mask_section = section.mask
+        # The mask's own rule interprets every value, so none is treated as nodata.
+        mask_file = RasterFile(
+            storage.absolute(mask_section.url),
+            mask_section.variable,
+            mask_section.axes,
+            (mask_section.band,),
+            nodata=math.nan,
+        )
+        mask = Mask(mask_file, mask_section.valid, mask_section.invalid, mask_section.bits)
+    return Source(
+        name,
+        tuple(tuple(file(url) for url in layer) for layer in _layers(section)),
+        resampling=section.resampling,
+        scale=section.scale,
+        gain=section.gain,
+        offset=section.offset,
+        mask=mask,
+        missing=section.missing,
+    )
+
+
+def _layers(section: SourceSection) -> tuple[tuple[str, ...], ...]:
+    """Return the files of each layer of a source; the files of one layer are mosaicked."""
+    if section.stac is not None:
+        return _assets(section.stac.url, section.stac.assets, checksums.input_fingerprint(section.stac.url))
+    if section.tiles:
+        return (section.tiles,)
+    return tuple((url,) for url in section.urls or (section.url or "",))
+
+
+@cache
+def _assets(url: str, assets: tuple[str, ...], stamp: str) -> tuple[tuple[str, ...], ...]:
+    del stamp  # cache key only: a changed item is read again
+    return asset_urls(url, assets)
+
+
+def labels(scene: SceneSection) -> Labels | None:
+    """Return a scene's labels, or None."""
+    if scene.labels is None:
+        return None
+    return Labels(**scene.labels.model_dump() | {"url": storage.absolute(scene.labels.url)})
+
+
+def scene_urls(scene: SceneSection) -> list[str]:
+    """Return the URLs of all files that a scene's sources are read from.
+
+    Raises:
+        InputError: as for `sources`.
+    """
+    items = [section.stac.url for section in scene.sources.values() if section.stac is not None]
+    return [*items, *(file.url for source in sources(scene).values() for file in source.files)]
+
+
+def input_urls(config: Config) -> list[str]:
+    """Return the URLs of all files that a configuration reads.
+
+    Raises:
+        InputError: as for `sources`.
+    """
+    urls = [url for scene in config.scenes for url in scene_urls(scene)]
+    urls += [scene.labels.url for scene in config.scenes if scene.labels is not None]
+    if config.split.method == "raster":
+        urls.append(config.split.url)
+    return list(dict.fromkeys(urls))

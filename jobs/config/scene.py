@@ -1,0 +1,180 @@
+"""Configuration of scenes: grid, sources, labels, classes and the patch store."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from jobs.config.base import Name, Section
+from pipeline.scenes.acquisition_time import period
+
+Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode", "min", "max", "med", "lanczos"]
+#: Default class colours, distinguishable with most colour vision deficiencies (after Okabe & Ito 2008, extended).
+PALETTE = (
+    "#0072b2", "#e69f00", "#009e73", "#d55e00", "#f0e442", "#56b4e9", "#cc79a7", "#7f7f7f",
+    "#8c564b", "#17becf", "#bcbd22", "#1b4f72", "#7d6608", "#145a32", "#641e16", "#4a235a",
+)  # fmt: skip
+
+
+class GridSection(Section):
+    """The reference grid: the grid of a source's first file, or an explicit CRS, resolution and bounds."""
+
+    like: str | None = None
+    crs: str | None = None
+    resolution: float | None = Field(default=None, gt=0)
+    bounds: tuple[float, float, float, float] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> GridSection:
+        given = (self.crs, self.resolution, self.bounds)
+        if (self.like is None) == all(v is None for v in given) or (self.like is None and None in given):
+            raise ValueError("give either `like` (a source name) or all of `crs`, `resolution` and `bounds`")
+        if self.bounds and (self.bounds[0] >= self.bounds[2] or self.bounds[1] >= self.bounds[3]):
+            raise ValueError(
+                "`bounds` must be [left, bottom, right, top] in the grid's CRS, with left < right and bottom < top"
+            )
+        return self
+
+
+Axes = tuple[Literal["band", "y", "x"], ...]
+
+
+class StacSection(Section):
+    """A STAC item or item collection, and the assets that hold the bands, in order."""
+
+    url: str
+    assets: tuple[str, ...] = Field(min_length=1)
+
+
+class MaskSection(Section):
+    """A validity mask raster: valid or invalid values, or bits that must not be set."""
+
+    url: str
+    variable: str | None = None
+    axes: Axes | None = None
+    band: int = Field(default=1, ge=1)
+    valid: tuple[int, ...] = ()
+    invalid: tuple[int, ...] = ()
+    bits: tuple[Annotated[int, Field(ge=0, le=31)], ...] = ()
+
+    @model_validator(mode="after")
+    def _says_something(self) -> MaskSection:
+        if not (self.valid or self.invalid or self.bits):
+            raise ValueError("give `valid` values, `invalid` values or `bits` that must not be set")
+        if self.valid and self.invalid:
+            raise ValueError("give either `valid` or `invalid` values")
+        return self
+
+
+class SourceSection(Section):
+    """One source: its files and how it is resampled to the reference grid."""
+
+    url: str | None = None
+    urls: tuple[str, ...] = ()
+    tiles: tuple[str, ...] = ()
+    stac: StacSection | None = None
+    variable: str | None = None
+    axes: Axes | None = None
+    bands: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None
+    scale: Literal[1, 2, 4] = 1
+    resampling: Resampling | None = None
+    gain: float = 1.0
+    offset: float = 0.0
+    unscale: bool = False
+    nodata: float | None = None
+    mask: MaskSection | None = None
+    missing: Literal["exclude", "fill"] = "exclude"
+    branch: Literal["wide", "narrow"] | None = None
+
+    @field_validator("bands", mode="before")
+    @classmethod
+    def _ranges(cls, value: Any) -> Any:
+        return _numbers(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _files(self) -> SourceSection:
+        if sum(bool(given) for given in (self.url, self.urls, self.tiles, self.stac)) != 1:
+            raise ValueError(
+                "give exactly one of `url` (one file), `urls` (files whose bands are stacked), `tiles` (files mosaicked) "
+                "or `stac` (an item or item collection)"
+            )
+        if self.gain == 0:
+            raise ValueError("`gain` is 0, which would set every value to `offset`; give another factor")
+        return self
+
+
+def _numbers(text: str) -> list[int]:
+    """Expand a band list such as `1-3, 8` to [1, 2, 3, 8]."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()) or not 0 < int(first) <= int(last or first) < 100_000:
+            raise ValueError("`bands` must be band numbers from 1, as a list or as text such as 1-3, 8")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+class LabelsSection(Section):
+    """The labels: a raster of class ids, or a vector file with its class column in `attribute`."""
+
+    url: str
+    attribute: str | None = None
+    layer: str | None = None
+    variable: str | None = None
+    axes: Axes | None = None
+    nodata: float | None = None
+    ignore: tuple[int | str, ...] = ()
+    all_touched: bool = False
+    priority: tuple[int | str, ...] = ()
+
+
+class SceneSection(Section):
+    """One area and its sources."""
+
+    name: Name
+    datetime: str | None = None
+    grid: GridSection
+    sources: dict[Name, SourceSection] = Field(min_length=2)
+    labels: LabelsSection | None = None
+
+    @field_validator("datetime", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return value.isoformat() if isinstance(value, date) else value  # YAML parses timestamps itself
+
+    @field_validator("datetime")
+    @classmethod
+    def _check_datetime(cls, value: str | None) -> str | None:
+        if value is not None:
+            period(value)
+        return value
+
+    @model_validator(mode="after")
+    def _like_is_a_source(self) -> SceneSection:
+        if self.grid.like is not None and self.grid.like not in self.sources:
+            raise ValueError(f"`grid.like` is {self.grid.like!r}; the sources are {', '.join(self.sources)}")
+        return self
+
+
+class ClassSection(Section):
+    """One class: its raster id (0 to 254), name and colour."""
+
+    id: int = Field(ge=0, le=254)
+    name: str = Field(min_length=1)
+    color: str | None = Field(default=None, pattern="^#[0-9a-fA-F]{6}$")
+
+
+class PrepareSection(Section):
+    """How patch stores are written: Dask scheduler (None: threads of this process) and shard side in pixels."""
+
+    scheduler: str | None = None
+    shard: int | None = None
+
+    @field_validator("shard")
+    @classmethod
+    def _whole_chunks(cls, value: int | None) -> int | None:
+        if value is not None and not (128 <= value <= 4096 and value % 128 == 0):
+            raise ValueError("the shard side must be a multiple of 128 pixels (the chunk side), from 128 to 4096")
+        return value

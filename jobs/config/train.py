@@ -1,0 +1,150 @@
+"""Configuration of the model, of sampling and of training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from jobs.config.base import Name, Section, Seed
+
+
+class SamplingSection(Section):
+    """Class sampling frequencies in training, and the epoch length as a fraction of the training pixels."""
+
+    frequencies: Literal["natural", "balanced", "sqrt"] = "natural"
+    epoch_fraction: float = Field(default=1.0, gt=0, le=1)
+
+
+class ModelSection(Section):
+    """The network and its loss."""
+
+    patch: int = 7
+    beta: float = Field(default=1e-4, ge=0)
+    sources: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    without: tuple[Literal["noise", "relation", "bottleneck"], ...] = ()
+
+    @field_validator("patch")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0 or not 5 <= value <= 15:
+            raise ValueError("the patch side must be an odd number of pixels from 5 to 15")
+        return value
+
+    @field_validator("without")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{', '.join(value)}: the same part is listed twice")
+        return value
+
+
+#: Presets of `train` by name. Keys that a recipe omits keep their defaults; keys given in the file override the recipe.
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    # Geng et al. 2023, released code: peak rate 1e-3 * batch / 256, 10 of 300 epochs warm-up, the last epoch is the model.
+    "paper": {
+        "optimizer": "adam",
+        "epochs": 300,
+        "batch_size": 64,
+        "learning_rate": 1e-3 * 64 / 256,
+        "weight_decay": 5e-4,
+        "warmup": 10 / 300,
+        "ema": None,
+        "augment": False,
+        "select": "last",
+    },
+}
+Select = Literal["overall_accuracy", "average_accuracy", "macro_f1", "kappa", "loss", "last"]
+
+
+class TrainSection(Section):
+    """Training. `batch_size` is the global batch size: samples over all workers."""
+
+    recipe: Literal["default", "paper"] = "default"
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=256, ge=2)
+    accumulate_steps: int = Field(default=1, ge=1)
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    clip_grad_norm: float | None = Field(default=None, gt=0)
+    ema: float | None = Field(default=0.05, gt=0, le=0.5)
+    class_weights: Literal["balanced", "sqrt"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    workers: int = Field(default=1, ge=0)
+    max_workers: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    max_failures: int = Field(default=3, ge=0)
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    sync_batch_norm: bool = False
+    compile: bool = False
+    augment: bool = False
+    source_dropout: float = Field(default=0.0, ge=0, lt=1)
+    select: Select = "overall_accuracy"
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    validate_every: int = Field(default=1, ge=1)
+    checkpoint_steps: int = Field(default=1000, ge=1)
+    log_steps: int = Field(default=100, ge=1)
+    mlflow: str | None = None
+    seed: Seed = 0
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if value is not None and value not in ("balanced", "sqrt") and not isinstance(value, dict):
+            raise ValueError("must be `balanced`, `sqrt` or weights by class, {NAME: WEIGHT}")
+        for name, weight in value.items() if isinstance(value, dict) else ():
+            if not isinstance(name, str):
+                raise ValueError(f"has the key {name}; use class names here, not ids")
+            try:
+                positive = float(weight) > 0
+            except (TypeError, ValueError):
+                positive = False
+            if not positive:
+                raise ValueError(f"gives class {name!r} the weight {weight!r}; a weight must be a number above 0")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_recipe(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return RECIPES.get(str(values.get("recipe", "default")), {}) | values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSection:
+        most = self.most_workers
+        if self.max_workers is not None and (self.workers < 1 or self.max_workers < self.workers):
+            raise ValueError(
+                f"`max_workers` is {self.max_workers} and `workers` is {self.workers}; use 1 <= workers <= max_workers"
+            )
+        if self.batch_size < 2 * most:
+            raise ValueError(
+                f"`batch_size` {self.batch_size} is too small for {most} workers: each needs at least 2 samples"
+            )
+        if self.batch_size < 2 * max(1, most) * self.accumulate_steps:
+            raise ValueError(
+                f"`batch_size` {self.batch_size} is too small for {self.accumulate_steps} micro-batches on each of "
+                f"{max(1, most)} workers: "
+                "each micro-batch needs at least 2 samples"
+            )
+        if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("`seeds` contains a duplicate")
+        if self.early_stopping_patience is not None and self.select == "last":
+            raise ValueError(
+                "`early_stopping_patience` stops when the score no longer improves, but `select: last` uses no "
+                "score; change one of them"
+            )
+        return self
+
+    @property
+    def most_workers(self) -> int:
+        """Maximum number of workers; 0 trains in the command's own process."""
+        return self.max_workers or self.workers
+
+    @property
+    def every_seed(self) -> tuple[int, ...]:
+        """Seeds of all training runs."""
+        return self.seeds or (self.seed,)

@@ -1,0 +1,1 @@
+"""The evaluate stage, ablations and seed summaries."""

@@ -1,0 +1,206 @@
+"""Stage `evaluate`: metrics on the held-out test subset, which no other stage reads.
+
+If several seeds were trained, each seed's model is evaluated; the metrics are those of the selected one, together with the
+spread over all. Accuracies are reported for each setting of the class priors, to show the trade-off between overall and
+average accuracy; the map uses `prediction.priors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from dask.system import CPU_COUNT
+
+from jobs.config.config import Config
+from jobs.runtime.progress import progress_bar
+from jobs.workflow.fingerprint import fingerprint as compute_fingerprint
+from jobs.workflow.fingerprint import imported_checkpoint
+from jobs.workflow.manifest import StageResult, read_manifest
+from jobs.workflow.runner import invalidate
+from jobs.workflow.seed_summary import REPORTED, format_accuracies, mean_and_deviation
+from jobs.workflow.workspace import Workspace
+from mibf.bundle.bundle import Bundle
+from mibf.class_priors import CHOICES, PriorSetting
+from mibf.device import best_device, to_device
+from mibf.errors import InputError
+from mibf.metrics.calibration import Reliability
+from mibf.metrics.confusion import ConfusionMatrix
+from mibf.training.epoch import validate
+from pipeline.io import storage
+from pipeline.io.lease import Lease
+from pipeline.maps.predictor import check_sources
+from pipeline.sampling.sampler import Sampler
+from pipeline.store.patch_store import PatchStore
+
+BATCH = 1024
+#: Caveat on the metrics of a model that was trained elsewhere.
+UNKNOWN_TRAINING = (
+    "the model was imported from a reference checkpoint, and its training data are unknown: they may include test pixels, "
+    "so these metrics may be too high"
+)
+
+
+def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> StageResult:
+    """Classify every test sample and write the metrics."""
+    bundle = workspace.read_bundle()
+    bundle.network(config.prediction.priors)  # refused before anything is written
+    stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
+    for store in stores:
+        check_sources(store, bundle)
+    _check_trained_on(config, workspace)
+    others = [workspace.read_bundle(seed) for seed in _others(bundle)]
+    invalidate(workspace, "evaluate", lease)
+    torch.set_num_threads(CPU_COUNT)
+    sampler = Sampler(stores, bundle.scaling, bundle.spec.patch, "test")
+    with progress_bar("evaluate", sampler.samples() * (1 + len(others)), unit="samples") as advance:
+        predictions = [_predict(each, sampler, config.model.beta, advance) for each in (bundle, *others)]
+    split = storage.read_json(workspace.split)
+    priors = config.prediction.priors
+    measured = predictions[0].by_priors[priors]
+    confusion = measured.confusion()
+    evaluation: dict[str, Any] = measured.figures() | {
+        "fingerprint": fingerprint,
+        "priors": priors,
+        "by_priors": {choice: _accuracies(judge) for choice, judge in predictions[0].by_priors.items()},
+        "temperature": bundle.temperature,
+        "ece_uncalibrated": predictions[0].uncalibrated.figures()["ece"],
+        "seeds": [
+            {"seed": seed, **_accuracies(each.by_priors[priors])}
+            for seed, each in zip([bundle.provenance.get("seed"), *_others(bundle)], predictions, strict=True)
+        ],
+        "split": split["method"],
+        "buffer": split["buffer"],
+        "overlap": split["overlap"],
+        "caveat": _caveat(bundle, split),
+        "classes": per_class(confusion, [c.name for c in bundle.classes]),
+        "confusion": confusion.counts.tolist(),
+    }
+    storage.write_json(workspace.evaluation, evaluation)
+    return StageResult(evaluation, summary(evaluation), [workspace.evaluation])
+
+
+class _Predictions(NamedTuple):
+    """The reliability of one model on the test samples, uncalibrated and calibrated for each setting of the priors."""
+
+    uncalibrated: Reliability
+    by_priors: dict[PriorSetting, Reliability]
+
+
+def _predict(bundle: Bundle, sampler: Sampler, beta: float, advance: Callable[[int], None]) -> _Predictions:
+    """Classify the test samples once, for every setting of the class priors that the model supports."""
+    device = best_device()
+    classes = bundle.spec.classes
+    known: tuple[PriorSetting, ...] = ("trained",) if bundle.priors is None else CHOICES
+    corrections = {choice: None if bundle.priors is None else bundle.priors.correction(choice) for choice in known}
+    by_priors = {
+        choice: Reliability(
+            classes,
+            device,
+            temperature=bundle.temperature,
+            correction=None if correction is None else torch.tensor(correction),
+        )
+        for choice, correction in corrections.items()
+    }
+    predictions = _Predictions(Reliability(classes, device), by_priors)
+    validate(
+        to_device(bundle.network(), device),
+        sampler.in_order(batch=BATCH),
+        beta=beta,
+        precision="float32",
+        judges=[predictions.uncalibrated, *by_priors.values()],
+        after_step=advance,
+    )
+    return predictions
+
+
+def _others(bundle: Bundle) -> list[int]:
+    """The trained seeds other than the selected one."""
+    return [seed for seed in bundle.provenance.get("seeds", []) if seed != bundle.provenance.get("seed")]
+
+
+def _accuracies(judge: Reliability) -> dict[str, float]:
+    figures = judge.figures()
+    return {key: figures[key] for key in (*(key for key, _ in REPORTED), "ece", "brier", "log_loss")}
+
+
+def _caveat(bundle: Bundle, split: dict[str, Any]) -> str | None:
+    """The caveats that must accompany the metrics; None if there are none."""
+    caveats = [UNKNOWN_TRAINING] if "authors" in bundle.provenance else []
+    if split["method"] == "random":
+        share = max((s for s in split["overlap"].values() if s is not None), default=0.0)
+        caveats.append(
+            f"the split is random and leaks: up to {share:.0%} of a scene's test patches overlap a training patch, so "
+            "these metrics can compare methods but do not measure map accuracy"
+        )
+    return "; ".join(caveats) or None
+
+
+def _check_trained_on(config: Config, workspace: Workspace) -> None:
+    """Check that the model was trained on the current split: otherwise its training may have included test pixels."""
+    trained = read_manifest(workspace, "train")
+    if trained is None or trained.fingerprint == compute_fingerprint(config, "train"):
+        return
+    if imported_checkpoint(workspace):
+        raise InputError(
+            f"{workspace.bundle}: was imported from its checkpoint for other stores or another configuration; "
+            "run `mibf import-checkpoint` again."
+        )
+    raise InputError(
+        f"{workspace.bundle}: was not trained on the current stores and split, or not with this configuration, so its "
+        "training may have included test pixels; run `mibf train` first, or `mibf run`."
+    )
+
+
+def per_class(confusion: ConfusionMatrix, names: list[str]) -> list[dict[str, Any]]:
+    """Samples, precision, recall and F1 of each class."""
+    rows = zip(names, confusion.support, confusion.precision, confusion.recall, confusion.f1, strict=True)
+    return [
+        {"name": name, "samples": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
+        for name, n, p, r, f in rows
+    ]
+
+
+def summary(evaluation: dict[str, Any]) -> list[str]:
+    """Format the metrics as lines for a terminal."""
+    lines = [f"note: {evaluation['caveat']}"] if evaluation["caveat"] else []
+    lines += [
+        f"overall accuracy {evaluation['overall_accuracy']:.3f} on {evaluation['samples']:,} test samples "
+        f"({evaluation['split']} split; the majority class alone gives {evaluation['majority_share']:.3f})",
+        f"average accuracy {evaluation['average_accuracy']:.3f}, macro-F1 {evaluation['macro_f1']:.3f}, "
+        f"kappa {evaluation['kappa']:.3f}",
+        f"temperature {evaluation['temperature']:.2f}: expected calibration error {evaluation['ece']:.3f} "
+        f"({evaluation['ece_uncalibrated']:.3f} without temperature), Brier score {evaluation['brier']:.3f}",
+    ]
+    if len(evaluation["by_priors"]) > 1:
+        lines.append("by class priors (prediction.priors; the map uses those marked *):")
+        lines += [
+            f"  {choice + (' *' if choice == evaluation['priors'] else ''):<10} {format_accuracies(row)}"
+            for choice, row in evaluation["by_priors"].items()
+        ]
+    if len(evaluation["seeds"]) > 1:
+        lines.append(
+            f"{len(evaluation['seeds'])} seeds, mean ± standard deviation: {mean_and_deviation(evaluation['seeds'])}"
+        )
+    if evaluation["classes_measured"] < len(evaluation["classes"]):
+        measured, classes = evaluation["classes_measured"], len(evaluation["classes"])
+        lines.append(f"averages over {measured} of {classes} classes: {_unmeasured(evaluation)}")
+    width = max(len(row["name"]) for row in evaluation["classes"])
+    lines.append(f"{'class':<{width}}  {'samples':>9}  {'precision':>9}  {'recall':>6}  {'F1':>5}")
+    for row in evaluation["classes"]:
+        lines.append(
+            f"{row['name']:<{width}}  {row['samples']:>9,}  {_share(row['precision']):>9}  "
+            f"{_share(row['recall']):>6}  {_share(row['f1']):>5}"
+        )
+    return lines
+
+
+def _unmeasured(evaluation: dict[str, Any]) -> str:
+    names = [row["name"] for row in evaluation["classes"] if row["samples"] == 0]
+    return f"no test sample of {', '.join(names)}"
+
+
+def _share(value: float) -> str:
+    return "-" if not np.isfinite(value) else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""List and rerun many runs, and submit jobs to a cluster."""

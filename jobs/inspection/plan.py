@@ -1,0 +1,90 @@
+"""Estimate what `prepare` and `map` would write, and their memory and time. Reads headers, labels and a few shards."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jobs.config.config import Config
+from jobs.inspection.plan_map import MapPlan, format_duration, plan_map
+from jobs.prepare.preflight import check_free_space, check_memory, file_remarks
+from jobs.prepare.scenes import open_scenes
+from jobs.runtime.progress import pluralize, progress_bar
+from jobs.workflow.workspace import Workspace
+from pipeline.io import storage
+from pipeline.parallel.executor import make_executor
+from pipeline.store.estimate import Estimate, estimate
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """Estimated cost of preparing and mapping one scene."""
+
+    store: Estimate
+    sources: dict[str, list[str]]  #: how the files of each source are aligned to the reference grid
+    remarks: list[str]  #: about the scene's files
+    map: MapPlan
+
+    def lines(self, name: str, workers: int) -> list[str]:
+        """Format the plan of the scene with this name as text lines."""
+        store, (rows, columns) = self.store, self.store.shape
+        return [
+            f"{name}: {rows:,} x {columns:,} pixels",
+            *(f"  {source}: {' and '.join(how)}" for source, how in self.sources.items()),
+            f"  {pluralize(store.shards, 'shards')} of {store.shard} x {store.shard} pixels, {store.objects:,} objects",
+            f"  {store.uncompressed_bytes / 1e9:,.2f} GB uncompressed, about {store.stored_bytes / 1e9:,.2f} GB stored",
+            f"  about {store.memory_bytes / 1e9:,.1f} GB of memory and {format_duration(store.seconds)}, "
+            f"{workers} concurrent shards",
+            *(f"  note: {remark}" for remark in self.remarks),
+            *self.map.lines(),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to JSON values."""
+        return asdict(self.store) | {"sources": self.sources, "remarks": self.remarks, "map": asdict(self.map)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Estimates and file remarks of all scenes."""
+
+    scenes: dict[str, ScenePlan]
+    workers: int  #: shards that are written concurrently
+    free_bytes: int | None  #: at the workspace; None if unknown
+    workspace: str
+
+    def lines(self) -> list[str]:
+        """Format the plan as text lines."""
+        lines = [line for name, scene in self.scenes.items() for line in scene.lines(name, self.workers)]
+        free = "" if self.free_bytes is None else f": {self.free_bytes / 1e9:,.1f} GB free"
+        return [*lines, f"workspace {self.workspace}{free}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to JSON values."""
+        return vars(self) | {"scenes": {name: scene.to_json() for name, scene in self.scenes.items()}}
+
+
+def plan(config: Config) -> Plan:
+    """Return the estimates and file remarks of every scene.
+
+    Raises:
+        InputError: the scenes cannot be prepared as configured, or they do not fit on the disk.
+    """
+    workspace = Workspace.of(config)
+    with make_executor(config.prepare.scheduler) as workers:
+        scenes = open_scenes(config, workers)
+        if config.prepare.scheduler is None:
+            check_memory(scenes, workers.workers)
+        found = {}
+        with progress_bar("write sample shards to memory", len(scenes), unit="scenes") as advance:
+            for scene in scenes:
+                found[scene.name] = ScenePlan(
+                    estimate(scene, workers=workers.workers),
+                    {s.declared.name: sorted({str(p.alignment) for p in s.parts}) for s in scene.sources},
+                    file_remarks(scene),
+                    plan_map(config, workspace, scene),
+                )
+                advance(1)
+    free = storage.free_bytes(workspace.url)
+    check_free_space(workspace.url, sum(planned.store.stored_bytes for planned in found.values()), free)
+    return Plan(found, workers.workers, free, workspace.url)

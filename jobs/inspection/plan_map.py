@@ -1,0 +1,104 @@
+"""Plan of a map: tiles, bytes, memory and time, from the grid and, if available, the prepared store and previous map.
+
+Tile counts and uncompressed sizes are exact; everything else is an estimate.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from jobs.config.config import Config
+from jobs.map.scene_map import SceneMap
+from jobs.map.spec import MapSpec
+from jobs.runtime.progress import pluralize
+from jobs.workflow.manifest import dependencies, read_manifest
+from jobs.workflow.workspace import Workspace
+from mibf.errors import InputError
+from pipeline.grid import tile_grid
+from pipeline.maps.products import product
+from pipeline.maps.tile_mapper import PREFETCH_DEPTH
+from pipeline.store.build import PreparedScene
+
+#: Bytes per input value of the network (float32).
+_FLOAT = 4
+#: Tile results in memory at once: the one being computed and the previous one being written.
+_RESULTS = 2
+
+
+@dataclass(frozen=True)
+class MapPlan:
+    """Estimated cost of mapping one scene."""
+
+    tiles: int
+    states: dict[str, int] | None  #: tile counts by state; None without a prepared store or a model
+    product_bytes: dict[str, int]  #: uncompressed size of each product
+    worker_bytes: int  #: approximate tile memory per worker, excluding the network's own memory
+    pixels_due: int
+    seconds: float | None  #: for the tiles to map, at the throughput of the last map with its workers; None if unknown
+
+    def lines(self) -> list[str]:
+        """Format the plan as text lines."""
+        states = "" if self.states is None else ": " + ", ".join(f"{n:,} {state}" for state, n in self.states.items())
+        products = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in self.product_bytes.items())
+        lines = [
+            f"  map: {pluralize(self.tiles, 'tiles')}{states}",
+            f"    {products} uncompressed",
+            f"    about {self.worker_bytes / 1e9:,.2f} GB of tiles in memory per worker, in addition to the network",
+        ]
+        if self.pixels_due and self.seconds:
+            lines.append(
+                f"    about {format_duration(self.seconds)} for the tiles to map, at the throughput of the last map"
+            )
+        return lines
+
+
+def plan_map(config: Config, workspace: Workspace, scene: PreparedScene) -> MapPlan:
+    """Plan a scene's map. Does not check what the map stage itself would refuse."""
+    section, template = config.map, scene.template
+    rows, columns = template.shape
+    chosen = None if section.model is not None else config.model.sources
+    taken = [source for source in template.sources if chosen is None or source.name in chosen]
+    names = [source.name for source in taken]
+    cut = tile_grid(scene.name, template.shape, section.tile_size)
+    products = [product(name, section.dtype, sources=len(taken)) for name in section.products]
+    pixel = {p.name: len(p.band_names(template.classes, names)) * np.dtype(p.dtype).itemsize for p in products}
+    side = min(section.tile_size, max(rows, columns))
+    read = sum(s.bands * ((side + 2 * (config.model.patch // 2)) * s.scale) ** 2 for s in taken) * _FLOAT
+    found = _states(config, workspace, scene)
+    due = [t.window for t in cut if found is None or found.get((t.window.y, t.window.x)) != "done"]
+    pixels = sum(window.height * window.width for window in due)
+    manifest = read_manifest(workspace, "map")
+    rate = None if manifest is None else manifest.figures.get("pixels_per_second")
+    return MapPlan(
+        tiles=len(cut),
+        states=None if found is None else dict(Counter(found.values())),
+        product_bytes={name: size * rows * columns for name, size in pixel.items()},
+        worker_bytes=read * (1 + PREFETCH_DEPTH) + sum(pixel.values()) * side * side * _RESULTS,
+        pixels_due=pixels,
+        seconds=pixels / rate if rate else None,
+    )
+
+
+def _states(config: Config, workspace: Workspace, scene: PreparedScene) -> dict[tuple[int, int], str] | None:
+    """Return tile states by upper-left corner (y, x); None if the scene cannot be mapped yet."""
+    if any(read_manifest(workspace, needed) is None for needed in dependencies(config, "map")):
+        return None
+    try:
+        section = next(section for section in config.scenes if section.name == scene.name)
+        prepared = SceneMap(MapSpec.of(config, workspace), workspace, section)
+        states = prepared.states()
+    except InputError:  # `mibf map` reports the cause, and `prepare` may resolve it
+        return None
+    if prepared.store.shape != scene.template.shape:  # the store has a different grid than the configuration
+        return None
+    return {(window.y, window.x): state for window, state in states.items()}
+
+
+def format_duration(seconds: float) -> str:
+    """Format an estimated time in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

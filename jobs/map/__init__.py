@@ -1,0 +1,1 @@
+"""The map stage, its status and reruns."""

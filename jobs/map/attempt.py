@@ -1,0 +1,178 @@
+"""One attempt at a set of tiles: run the workers, record every outcome in the ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from dask.system import CPU_COUNT
+
+from jobs.map.scene_map import SceneMap
+from jobs.map.spec import MapSpec
+from jobs.runtime.logs import event
+from jobs.runtime.progress import info, pluralize, progress_bar
+from jobs.runtime.prometheus import map_metrics
+from pipeline.grid import Tile
+from pipeline.io.lease import Lease
+from pipeline.maps.ledger import LedgerEvent
+from pipeline.maps.outcome import TileOutcome
+from pipeline.maps.tile_mapper import MapJob, TileMapper
+
+#: Cause recorded for a tile whose worker died.
+WORKER_DIED = "worker died (out of memory or killed) on every attempt"
+
+
+@dataclass
+class MapTimings:
+    """Time spent by a map's workers, in seconds, and the work done."""
+
+    read: float = 0.0
+    compute: float = 0.0
+    write: float = 0.0
+    pixels: int = 0
+    tiles: int = 0
+    rows: set[int] = field(default_factory=set)
+    first: float = np.inf
+    last: float = -np.inf
+    publish: float = 0.0
+
+    def add(self, done: TileOutcome) -> None:
+        """Add a tile; for a failed one only its time."""
+        self.read, self.compute = self.read + done.read_seconds, self.compute + done.compute_seconds
+        self.write = self.write + done.write_seconds
+        if not done.cause:
+            self.pixels, self.tiles = self.pixels + done.pixels, self.tiles + 1
+        self.rows |= {done.rows} - {0}
+        if done.started is not None and done.finished is not None:
+            self.first, self.last = min(self.first, done.started), max(self.last, done.finished)
+
+    def figures(self, workers: int) -> dict[str, Any]:
+        """Compute shares of the time from the first tile's start to the last one's end, and of publishing after that.
+
+        Reading, computing and writing overlap, so the shares may add up to more than one.
+        """
+        span = max(self.last - self.first, 1e-9)
+        if not self.tiles:
+            return {"tiles_mapped": 0, "publish_seconds": round(self.publish, 2)}
+        whole = span * max(1, workers)
+        return {
+            "tiles_mapped": self.tiles,
+            "pixels_mapped": self.pixels,
+            "tiles_seconds": round(span, 2),
+            "pixels_per_second": round(self.pixels / span, 1),
+            "reading": round(self.read / whole, 4),
+            "computing": round(self.compute / whole, 4),
+            "writing": round(self.write / whole, 4),
+            "waiting": round(max(0.0, 1 - (self.read + self.compute + self.write) / whole), 4),
+            "publish_seconds": round(self.publish, 2),
+            "publishing": round(self.publish / (span + self.publish), 4),
+            "rows_in_work": sorted(self.rows),
+        }
+
+
+class Attempt:
+    """One attempt at tiles of any scenes: every outcome goes to the ledger, the log, the metrics and the timings."""
+
+    def __init__(self, spec: MapSpec, maps: Mapping[str, SceneMap], run: str, lease: Lease, timings: MapTimings) -> None:
+        self._spec, self._maps, self._run, self._lease, self._timings = spec, maps, run, lease, timings
+        self._metrics = map_metrics(spec.config)
+        self._open: set[Tile] = set()
+        self._before: dict[Tile, int] = {}
+
+    def run(self, tiles: Sequence[Tile], *, isolated: bool) -> None:
+        """Map tiles once and record the outcomes; `isolated` as for `map_on_ray`.
+
+        Raises:
+            LeaseLostError: the workspace lease was lost.
+        """
+        last = {name: scene.ledger.last() for name, scene in self._maps.items()}
+        self._before = {t: state.attempts if (state := last[t.scene].get(t.window)) else 0 for t in tiles}
+        self._open = set(tiles)
+        map_tiles = _executor(self._spec, self._maps, isolated=isolated)
+        with progress_bar("map", len(tiles), unit="tiles") as advance:
+
+            def take(outcome: TileOutcome) -> None:
+                if outcome.tile not in self._open:
+                    return  # reported before: its worker died before Ray had recorded its result
+                self._timings.add(outcome)
+                self._lease.check()
+                self._record(outcome)
+                advance(1)
+
+            map_tiles(tiles, take)
+        for tile in [tile for tile in tiles if tile in self._open]:
+            self._record(TileOutcome(tile=tile, cause=WORKER_DIED, finished=time.time()))
+        for scene in self._maps.values():
+            scene.ledger.flush()
+
+    def _record(self, outcome: TileOutcome) -> None:
+        tile = outcome.tile
+        self._open.remove(tile)
+        scene, attempt = self._maps[tile.scene], self._before[tile] + 1
+        fingerprint, model = scene.planned[tile.window], self._spec.digest
+        scene.ledger.append([LedgerEvent.of(outcome, fingerprint=fingerprint, model=model, run=self._run, attempt=attempt)])
+        _log(outcome, attempt)
+        self._metrics.tile(outcome, attempt)
+
+
+def make_job(spec: MapSpec, maps: Mapping[str, SceneMap]) -> MapJob:
+    """What the workers of a map need to know."""
+    section = spec.config.map
+    return MapJob(
+        model=spec.model,
+        digest=spec.digest,
+        stores={name: scene.store.url for name, scene in maps.items()},
+        map_stores={name: scene.work_url for name, scene in maps.items()},
+        products=spec.products,
+        precision=section.precision,
+        priors=spec.config.prediction.priors,
+        mc_samples=section.mc_samples,
+        seed=section.seed,
+        missing=section.missing,
+        predictor=spec.predictor,
+    )
+
+
+def _executor(
+    spec: MapSpec, maps: Mapping[str, SceneMap], *, isolated: bool
+) -> Callable[[Sequence[Tile], Callable[[TileOutcome], None]], None]:
+    """Return a function that maps tiles and reports each: in this process, or on Ray workers."""
+    section, job = spec.config.map, make_job(spec, maps)
+    if section.workers == 0:
+
+        def in_process(tiles: Sequence[Tile], take: Callable[[TileOutcome], None]) -> None:
+            for outcome in TileMapper(job, threads=CPU_COUNT).map(tiles):
+                take(outcome)
+
+        where, map_tiles = f"in this process on {pluralize(CPU_COUNT, 'cores')}", in_process
+    else:
+        from jobs.map.ray_workers import map_on_ray, object_store, reading_cpus
+        from jobs.runtime import ray_cluster  # import Ray only where it is used
+
+        readers = reading_cpus(section.readers)
+        memory = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
+        ray_cluster.ensure(workers=section.workers + readers, object_store=memory)
+        resources = ray_cluster.share_cluster(section.workers, reserved_cpus=readers)
+
+        def on_ray(tiles: Sequence[Tile], take: Callable[[TileOutcome], None]) -> None:
+            map_on_ray(job, tiles, resources, each=take, isolated=isolated, readers=section.readers)
+
+        read_by = f", {pluralize(section.readers, 'readers')}" if section.readers else ""
+        where, map_tiles = f"on {resources}{read_by}", on_ray
+    if not isolated:  # on a retry it has been printed already
+        info(f"mapping {where}, {section.precision}")
+    return map_tiles
+
+
+def _log(outcome: TileOutcome, attempt: int) -> None:
+    """Log a tile's outcome as an event."""
+    tile = outcome.tile
+    values: dict[str, Any] = {"scene": tile.scene, "tile": tile.key, "attempt": attempt, "pixels": outcome.pixels}
+    values |= {name: round(getattr(outcome, name), 4) for name in ("read_seconds", "compute_seconds", "write_seconds")}
+    if outcome.cause:
+        event("tile failed", level="error", cause=outcome.cause, **values)
+    else:
+        event("tile done", **values)

@@ -1,0 +1,303 @@
+"""The map of each scene of a configuration: planned tiles, ledger, map store and published files.
+
+`map` fills these maps, `status` reports on them, `verify` checks them. Only `SceneMap` methods that say so write anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from jobs.config.scene import SceneSection
+from jobs.map.request import TileRequest
+from jobs.map.spec import MapSpec
+from jobs.runtime.progress import info, pluralize
+from jobs.workflow.workspace import Workspace
+from mibf.errors import InputError
+from pipeline.grid import Tile, Window, grid_to_json, tile_grid
+from pipeline.io import checksums, storage
+from pipeline.io.lease import Lease
+from pipeline.maps.fingerprints import difference, fingerprints
+from pipeline.maps.ledger import Ledger, LedgerEvent, State, TileState
+from pipeline.maps.map_store import MapStore, result_digest
+from pipeline.maps.predictor import TileResult, check_sources
+from pipeline.maps.products import Product
+from pipeline.maps.tile_selection import TileSelection, classify, select_tiles
+from pipeline.publishing.publish import ITEM, PublishedMap
+from pipeline.store.patch_store import PatchStore
+from pipeline.store.records import StoreRecords
+
+#: Attributes of a map store: digest of its layout; and that the tiles of an earlier map have all been restored.
+LAYOUT, RESTORED = "mibf:layout", "mibf:restored"
+
+
+class SceneMap:
+    """The map of one scene."""
+
+    def __init__(self, spec: MapSpec, workspace: Workspace, scene: SceneSection) -> None:
+        """Open a scene.
+
+        Raises:
+            InputError: the scene is not prepared, or does not have the model's sources.
+        """
+        self.spec, self.scene, self.name = spec, scene, scene.name
+        self.folder = workspace.map_folder(scene.name)
+        self.work_url = storage.join(self.folder, "map.zarr")
+        self.ledger_url = storage.join(self.folder, "ledger")
+        self.store = PatchStore(workspace.store(scene.name))
+        check_sources(self.store, spec.bundle)
+        self._records = workspace.records(scene.name)
+
+    @property
+    def tile_size(self) -> int:
+        """Side of its tiles, in pixels."""
+        return self.spec.config.map.tile_size
+
+    @cached_property
+    def planned(self) -> dict[Window, str]:
+        """The tiles, row by row, each with its current fingerprint.
+
+        Raises:
+            InputError: the records of the scene's store are missing.
+        """
+        spec = self.spec
+        try:
+            records = StoreRecords.read(self._records)
+        except FileNotFoundError as error:
+            raise InputError(f"{self._records}: is missing; run `mibf prepare` again.") from error
+        declared = {s.name for s in self.store.sources}
+        return fingerprints(
+            [tile.window for tile in self.tiles],
+            records,
+            model=spec.digest,
+            settings=spec.settings(self.store),
+            sources=declared if spec.config.map.missing == "declared" else spec.sources,
+            halo=spec.bundle.spec.halo,
+            side=self.store.shard,
+        )
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of a full tile's input, in bytes."""
+        spec = self.spec.bundle.spec
+        side = self.tile_size + 2 * spec.halo
+        return sum(4 * source.bands * (side * source.scale) ** 2 for source in spec.sources) + 3 * self.tile_size**2
+
+    @property
+    def tiles(self) -> list[Tile]:
+        """The tiles, row by row."""
+        return tile_grid(self.name, self.store.shape, self.tile_size)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger as it was at first access, plus the events appended since.
+
+        Raises:
+            InputError: it is damaged, or a file exists in place of its folder.
+        """
+        try:
+            return Ledger.open(self.ledger_url)
+        except NotADirectoryError as error:
+            raise InputError(
+                f"{self.ledger_url}: a file is in place of this folder or its parent; move it away, or choose another run "
+                "name (`run`)."
+            ) from error
+
+    def states(self) -> dict[Window, State]:
+        """The state of every planned tile."""
+        return classify(self.planned, self.ledger.last())
+
+    def causes(self) -> list[tuple[str, list[str]]]:
+        """Why tiles failed or are stale: each cause with its tile keys, most tiles first."""
+        last, found = self.ledger.last(), dict[str, list[str]]()
+        for window, state in self.states().items():
+            if state not in ("failed", "stale"):
+                continue
+            before, now = last[window], self.planned[window]
+            changed = state == "stale" and before.fingerprint != now
+            cause = f"{difference(before.fingerprint, now)} changed" if changed else before.cause
+            found.setdefault(cause, []).append(Tile(self.name, window).key)
+        return sorted(found.items(), key=lambda pair: -len(pair[1]))
+
+    def tiles_of_other_models(self) -> list[TileState]:
+        """Tiles mapped by another model; empty if the published map was made by this one."""
+        if self.spec.digest in [link.get("mibf:digest") for link in (self.item() or {}).get("links", [])]:
+            return []  # the ledger may still have tiles of another size
+        return [s for s in self.ledger.last().values() if s.state == "done" and s.model != self.spec.digest]
+
+    def content(self) -> str:
+        """Digest of the map that the finished tiles form; while tiles are missing it matches no map."""
+        last = self.ledger.last()
+        return checksums.digest(
+            [[asdict(window), last[window].checksum if window in last else None] for window in self.planned]
+        )
+
+    def item(self) -> dict[str, Any] | None:
+        """The item of the published map; None if no map is published."""
+        try:
+            found = storage.read_json(storage.join(self.folder, ITEM))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def is_published(self) -> bool:
+        """Whether the published map consists of the ledger's tiles, in the configured files."""
+        item = self.item()
+        if item is None or item.get("properties", {}).get("mibf:content") != self.published_content():
+            return False
+        hrefs = [str(asset["href"]) for asset in item.get("assets", {}).values() if "file:size" in asset]
+        return all(storage.exists(storage.join(self.folder, href.removeprefix("./"))) for href in hrefs)
+
+    def published_content(self) -> str:
+        """Digest of the map to publish: its tiles, block size and acquisition time."""
+        return checksums.digest([self.content(), self.spec.config.map.block, self.scene.datetime])
+
+    def pixels(self) -> int:
+        """Number of mapped pixels."""
+        last = self.ledger.last()
+        return sum(last[window].pixels for window in self.planned)
+
+    def published_files(self) -> list[str]:
+        """URLs of the files of the published map, the item last."""
+        item = self.item() or {}
+        hrefs = [str(asset["href"]) for asset in item.get("assets", {}).values() if "file:size" in asset]
+        return [storage.join(self.folder, name.removeprefix("./")) for name in [*hrefs, ITEM]]
+
+    def check_replaced(self, request: TileRequest) -> None:
+        """Check that no other model's map would be replaced unless that is requested.
+
+        Raises:
+            InputError: it would be.
+        """
+        others = self.tiles_of_other_models()
+        if others and not request.replace:
+            raise InputError(
+                f"{self.folder}: contains a map made by another model ({pluralize(len(others), 'tiles')}). Pass `--replace` "
+                "to replace it, or choose another run name (`run`)."
+            )
+
+    def record_pending(self, run: str, *, restart: bool) -> None:
+        """Record in the ledger which tiles are pending or stale now, and why."""
+        last = self.ledger.last()
+        for window, state in self.states().items():
+            if restart or (state == "pending" and window not in last):
+                self._record(window, "pending", run, cause="requested again" if window in last else "")
+            elif state == "stale" and last[window].fingerprint != self.planned[window]:
+                cause = f"{difference(last[window].fingerprint, self.planned[window])} changed"
+                self._record(window, "stale", run, cause=cause)
+
+    def select(self, request: TileRequest, only: dict[str, list[Window]] | None) -> TileSelection:
+        """Select the tiles to map now; `only` holds the requested tiles by scene, None for all."""
+        return select_tiles(
+            self.planned,
+            self.ledger.last(),
+            states=request.states,
+            only=None if only is None else only[self.name],
+            max_attempts=request.max_attempts,
+            backoff_seconds=request.backoff,
+            now=time.time(),
+        )
+
+    def retry_selection(self, tiles: Sequence[Tile]) -> TileSelection:
+        """Select those of the tried tiles that are not done."""
+        only = [tile.window for tile in tiles if tile.scene == self.name]
+        return select_tiles(self.planned, self.ledger.last(), only=only, now=time.time())
+
+    def open_work(self, run: str, lease: Lease) -> MapStore:
+        """Open or create the map store; tiles that cannot be restored into it become pending.
+
+        Raises:
+            LeaseLostError: the workspace lease was lost.
+        """
+        lease.check()
+        unrestored: list[Window] = []
+        work, kept = self.work(unrestored=unrestored.append)
+        if kept:
+            info(f"{self.name}: {pluralize(kept, 'tiles')} restored from the published map")
+        for window in unrestored:
+            self._record(window, "pending", run, cause="pixels could not be restored from the published map")
+        return work
+
+    def requeue_corrupt(self, work: MapStore, run: str) -> list[Window]:
+        """Mark tiles as pending whose stored pixels differ from those written, for example after a disk error."""
+        corrupt = self.corrupt_tiles(work)
+        for window in corrupt:
+            self._record(window, "pending", run, cause="stored pixels differ from those written")
+        return corrupt
+
+    def _record(self, window: Window, state: State, run: str, *, cause: str) -> None:
+        """Append an event without an attempt to the ledger."""
+        tile, fingerprint = Tile(self.name, window), self.planned[window]
+        event = LedgerEvent(tile=tile, state=state, fingerprint=fingerprint, model=self.spec.digest, run=run, cause=cause)
+        self.ledger.append([event])
+
+    def work(self, *, unrestored: Callable[[Window], None]) -> tuple[MapStore, int]:
+        """Open the map store that an interrupted run left, or create one with the finished tiles of the published map.
+
+        Args:
+            unrestored: called with each finished tile whose pixels cannot be restored; it must be mapped again.
+
+        Returns:
+            The map store, and the number of tiles restored from the published map.
+        """
+        layout = checksums.digest([asdict(p) for p in self.spec.products] + [self.tile_size, grid_to_json(self.store.grid)])
+        reusable = self._reusable_store(layout)
+        if reusable is not None:
+            return reusable, 0
+        work = MapStore.create(
+            self.work_url,
+            store=self.store,
+            products=self.spec.products,
+            tile=self.tile_size,
+            sources=self.spec.sources,
+        )
+        last = self.ledger.last()
+        finished = [window for window, state in self.states().items() if state == "done"]
+        published = None if self.item() is None else PublishedMap(self.folder)
+        kept = 0
+        for window in finished:
+            try:
+                if published is None:
+                    raise InputError(f"{self.folder}: no map is published")
+                result: TileResult = {p.name: published.read(p, window) for p in self.spec.products}
+                if result_digest(result) != last[window].checksum:
+                    raise InputError(f"{self.folder}: the published map does not match the ledger")
+                work.write(Tile(self.name, window), result)
+            except Exception:  # GDAL and the storage libraries have their own; in any case the tile is mapped again
+                unrestored(window)
+            else:
+                kept += 1
+        work.group.attrs.update({LAYOUT: layout, RESTORED: True})
+        return work, kept
+
+    def corrupt_tiles(self, work: MapStore) -> list[Window]:
+        """The finished tiles whose pixels in the map store do not match the ledger's checksums or cannot be read."""
+        last = self.ledger.last()
+        return [window for window in self.planned if _digest_in(work, self.spec.products, window) != last[window].checksum]
+
+    def remove_work(self) -> None:
+        """Remove the map store if it exists. If interrupted, what is left is no longer recognised as a map store."""
+        storage.remove(storage.join(self.work_url, "zarr.json"))
+        storage.remove(self.work_url)
+
+    def _reusable_store(self, layout: str) -> MapStore | None:
+        if not storage.exists(storage.join(self.work_url, "zarr.json")):
+            return None
+        try:
+            work = MapStore(self.work_url)
+            attributes = dict(work.group.attrs)
+        except Exception:  # an interrupted run may have left anything
+            return None
+        return work if attributes.get(LAYOUT) == layout and attributes.get(RESTORED) else None
+
+
+def _digest_in(work: MapStore, products: Sequence[Product], window: Window) -> str | None:
+    try:
+        return result_digest({p.name: np.asarray(work.array(p)[:, *window.slices]) for p in products})
+    except (ValueError, RuntimeError, OSError):  # a truncated shard
+        return None

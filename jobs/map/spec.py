@@ -1,0 +1,88 @@
+"""Inputs of the maps of a configuration: model, products, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from jobs.config.config import Config
+from jobs.config.resolve import class_names
+from jobs.workflow.workspace import Workspace
+from mibf.bundle.bundle import Bundle
+from mibf.errors import InputError
+from mibf.inference.outputs import check_products
+from pipeline.grid import grid_to_json
+from pipeline.io import checksums, model_bundle, storage
+from pipeline.maps import ALGORITHM_VERSION
+from pipeline.maps.products import Product, product, products_of_network
+from pipeline.maps.tile_mapper import MapJob, Predictor
+from pipeline.store.patch_store import PatchStore
+
+
+@dataclass(frozen=True)
+class MapSpec:
+    """What the maps of all scenes of a configuration are made with."""
+
+    config: Config
+    model: str  #: URL of the bundle
+    bundle: Bundle
+    digest: str  #: digest of the bundle
+    products: tuple[Product, ...]
+    predictor: Callable[[MapJob], Predictor] | None = None  #: replaces the network, as for `MapJob`
+
+    @classmethod
+    def of(cls, config: Config, workspace: Workspace, *, predictor: Callable[[MapJob], Predictor] | None = None) -> MapSpec:
+        """Load the model and products of a configuration; `predictor` is as for `MapJob`.
+
+        Raises:
+            InputError: the model is missing or damaged, or cannot do what the configuration asks for.
+        """
+        if config.map.model is None:
+            model, bundle = workspace.bundle, workspace.read_bundle()
+        else:
+            model = storage.absolute(config.map.model)
+            bundle = model_bundle.read_bundle(model)
+        bundle.network(config.prediction.priors)
+        sources = len(bundle.spec.sources)
+        products = tuple(product(name, config.map.dtype, sources=sources) for name in config.map.products)
+        check_products(products_of_network(products), without=bundle.spec.without)
+        _check_classes(config, bundle, model)
+        if config.map.missing == "map" and not bundle.source_dropout:
+            raise InputError(
+                f"map.missing is `map`, but {storage.redact_url(model)} was trained without source dropout; its predictions "
+                "where a source is missing are unreliable. Train with `train.source_dropout`, or use `nodata` or "
+                "`declared`."
+            )
+        return cls(config, model, bundle, bundle.digest, products, predictor)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the model's sources."""
+        return tuple(source.name for source in self.bundle.spec.sources)
+
+    def settings(self, store: PatchStore) -> str:
+        """Digest of everything that a tile's pixels depend on except model and input; includes the tile layout."""
+        section = self.config.map
+        grid = grid_to_json(store.grid)
+        rules = [[s.name, s.missing] for s in store.sources]
+        options = [
+            section.precision,
+            section.mc_samples,
+            section.seed,
+            section.missing,
+            section.tile_size,
+            self.config.prediction.priors,
+        ]
+        return checksums.digest([ALGORITHM_VERSION, grid, rules, options, [asdict(p) for p in self.products]])
+
+
+def _check_classes(config: Config, bundle: Bundle, model: str) -> None:
+    """Check that the configuration declares the model's classes."""
+    declared, known = ([(c.id, c.name) for c in classes] for classes in (class_names(config), bundle.classes))
+    if declared != known:
+        listed = [", ".join(f"{i} {name}" for i, name in classes) for classes in (declared, known)]
+        raise InputError(
+            f"{storage.redact_url(model)}: predicts the classes {listed[1]}; the configuration declares {listed[0]}. "
+            "Declare the "
+            "model's classes in the same order, or map with another model (map.model)."
+        )

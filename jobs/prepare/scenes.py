@@ -1,0 +1,272 @@
+"""Open and check the scenes of a configuration and assign the split. Reads headers and labels; writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from odc.geo.crs import CRS, CRSError
+from odc.geo.geobox import GeoBox
+
+from jobs.config.config import Config
+from jobs.config.resolve import class_names, labels, sources
+from jobs.config.scene import SceneSection
+from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection
+from jobs.runtime.progress import progress_bar, warn
+from mibf.bundle.classes import ClassName
+from mibf.errors import InputError
+from pipeline.codes import CODES, SUBSETS, Subset
+from pipeline.io import storage
+from pipeline.parallel.executor import Executor
+from pipeline.scenes.label_counts import LabelGrid, count_labels, count_subsets, random_splits
+from pipeline.scenes.labels import NoLabels, OpenLabels, open_labels, refuse_unknown
+from pipeline.scenes.source import AlignedSource, Source, open_source, reference_grid, stored_dtype
+from pipeline.scenes.split import Blocks, NoSplit, Split, assign_blocks, check_blocks, open_split_raster
+from pipeline.store.build import PreparedScene
+
+#: Maximum side of a grid in pixels; a larger one is probably an error in units.
+LARGEST_SIDE = 1_000_000
+
+
+@dataclass(frozen=True)
+class SceneDraft:
+    """An opened scene before its split is assigned."""
+
+    declared: SceneSection
+    grid: GeoBox
+    sources: list[AlignedSource]
+    labels: OpenLabels
+
+    @property
+    def labelled(self) -> LabelGrid:
+        """The labels on the scene's grid."""
+        rows, columns = self.grid.shape
+        return LabelGrid(self.labels, (rows, columns))
+
+
+def open_scenes(config: Config, executor: Executor) -> list[PreparedScene]:
+    """Open and check all scenes, count their labels and decide the split.
+
+    Raises:
+        InputError: a source or the labels are unusable, or the split leaves a class without training pixels.
+    """
+    classes = class_names(config)
+    if isinstance(config.split, BlocksSection):
+        check_blocks(block=config.split.block, buffer=buffer_pixels(config) or 0, patch=config.model.patch)
+    opened = [_open(scene, classes, patch=config.model.patch) for scene in config.scenes]
+    for position, first in enumerate(opened[0].sources):
+        bands = {scene.declared.name: scene.sources[position].bands for scene in opened}
+        if len(set(bands.values())) > 1:
+            raise InputError(f"source {first.declared.name!r} has different band counts in different scenes: {bands}.")
+        scales = {scene.declared.name: scene.sources[position].scale for scene in opened}
+        if len(set(scales.values())) > 1:
+            raise InputError(f"source {first.declared.name!r} has different scales in different scenes: {scales}.")
+        dtypes = {scene.sources[position].dtype for scene in opened}
+        if len(dtypes) > 1:  # one dtype per source: its normalization limits are fitted over all scenes
+            common = stored_dtype([str(dtype) for dtype in dtypes])
+            for scene in opened:
+                scene.sources[position] = replace(scene.sources[position], dtype=common)
+    _check_disjoint_ground([scene for scene in opened if scene.declared.labels is not None])
+    splits = _splits(config, classes, opened, executor)
+    return [
+        PreparedScene(
+            scene.declared.name, scene.grid, tuple(scene.sources), scene.labels, split, classes, config.prepare.shard
+        )
+        for scene, split in zip(opened, splits, strict=True)
+    ]
+
+
+def _open(scene: SceneSection, classes: tuple[ClassName, ...], *, patch: int) -> SceneDraft:
+    declared = sources(scene)
+    grid = _grid(scene, declared)
+    if min(grid.shape) < patch:
+        raise InputError(f"scene {scene.name!r} is {grid.shape[0]} x {grid.shape[1]} pixels, smaller than one patch.")
+    if max(grid.shape) > LARGEST_SIDE:
+        raise InputError(
+            f"scene {scene.name!r} would be {grid.shape[0]:,} x {grid.shape[1]:,} pixels; is `grid.resolution` "
+            "in the units of `grid.crs` (degrees or metres)?"
+        )
+    opened = [open_source(source, grid) for source in declared.values()]
+    wanted = labels(scene)
+    return SceneDraft(scene, grid, opened, NoLabels() if wanted is None else open_labels(wanted, grid, classes))
+
+
+def _check_disjoint_ground(scenes: Sequence[SceneDraft]) -> None:
+    """Check that no ground is labelled in two scenes: test pixels of one would be training pixels of the other."""
+    by_url: dict[str, str] = {}
+    for scene in scenes:
+        assert scene.declared.labels is not None
+        url = storage.absolute(scene.declared.labels.url)
+        if scene.grid.crs is None and by_url.setdefault(url, scene.declared.name) != scene.declared.name:
+            raise InputError(
+                f"scenes {by_url[url]!r} and {scene.declared.name!r} have the same labels, {url}: test pixels of one would "
+                "be training pixels of the other. Remove one of the scenes."
+            )
+    placed = [(scene.declared.name, scene.grid.geographic_extent) for scene in scenes if scene.grid.crs is not None]
+    for (one, ground), (other, its_ground) in combinations(placed, 2):
+        if ground.intersection(its_ground).area > 0:
+            raise InputError(
+                f"scenes {one!r} and {other!r} share labelled ground: test pixels of one would be training pixels of the "
+                "other. Clip one of them, remove the labels of one, or merge their rasters as sources of one scene."
+            )
+
+
+def _grid(scene: SceneSection, declared: dict[str, Source]) -> GeoBox:
+    section = scene.grid
+    if section.like is not None:
+        return reference_grid(declared[section.like])
+    assert section.crs is not None
+    assert section.bounds is not None
+    try:
+        crs = CRS(section.crs)
+    except CRSError as error:
+        raise InputError(f"scene {scene.name!r}: grid.crs {section.crs!r} is not a known CRS ({error}).") from error
+    return GeoBox.from_bbox(section.bounds, crs, resolution=section.resolution, tight=True)
+
+
+def buffer_pixels(config: Config) -> int | None:
+    """Return the buffer in pixels: split.buffer, default patch - 1; None for a raster split, 0 for a random one."""
+    if isinstance(config.split, BlocksSection):
+        return config.model.patch - 1 if config.split.buffer is None else config.split.buffer
+    return None if isinstance(config.split, RasterSplitSection) else 0
+
+
+def _splits(config: Config, classes: tuple[ClassName, ...], scenes: Sequence[SceneDraft], executor: Executor) -> list[Split]:
+    """Return each scene's split, checked for training pixels of every class; `NoSplit` if no scene has labels."""
+    if not config.labelled:
+        return [NoSplit() for _ in scenes]
+    ids = tuple(c.id for c in classes)
+    blocked = isinstance(config.split, BlocksSection)
+    tables = []
+    with progress_bar("count labels", len(scenes), unit="scenes") as advance:
+        for scene in scenes:
+            block = config.split.block if isinstance(config.split, BlocksSection) else max(scene.grid.shape)
+            unknown, table = count_labels(executor, scene.labelled, block=block, ids=ids)
+            url = "" if scene.declared.labels is None else scene.declared.labels.url
+            refuse_unknown(url, {f"{value:g}": count for value, count in unknown.items()}, classes)
+            tables.append(table)
+            advance(1)
+    flat = np.concatenate([table.reshape(-1, len(ids)) for table in tables])
+    check_classes(classes, flat.sum(axis=0))
+    splits = _decided(config, scenes, tables, executor, ids=ids)
+    counts = np.sum(
+        [count_subsets(executor, scene.labelled, split, ids) for scene, split in zip(scenes, splits, strict=True)], axis=0
+    )
+    labelled: dict[Subset, NDArray[np.int64]] = dict(zip(SUBSETS, counts, strict=True))
+    check_classes(classes, labelled["train"])
+    for subset in SUBSETS:
+        if subset != "validation" or config.validated:
+            check_subset(subset, int(labelled[subset].sum()))
+    if blocked:
+        _warn_about_shares(config, classes, labelled)
+    return splits
+
+
+def _decided(
+    config: Config,
+    scenes: Sequence[SceneDraft],
+    tables: Sequence[NDArray[np.int64]],
+    executor: Executor,
+    *,
+    ids: tuple[int, ...],
+) -> list[Split]:
+    """Assign each scene's split; `tables` are its labelled pixel counts (block row, block column, class)."""
+    declared = config.split
+    if isinstance(declared, RasterSplitSection):
+        return [open_split_raster(declared.url, scenes[0].grid)]
+    if isinstance(declared, RandomSplitSection):
+        total = np.sum([table.sum(axis=(0, 1)) for table in tables], axis=0)
+        drawn = random_splits(
+            executor,
+            [scene.labelled for scene in scenes],
+            total,
+            ids=ids,
+            train=declared.train,
+            validation=declared.validation,
+            seed=declared.seed,
+        )
+        return list(drawn)
+    buffer = buffer_pixels(config)
+    assert buffer is not None
+    flat = np.concatenate([table.reshape(-1, len(ids)) for table in tables])
+    codes = assign_blocks(flat, _fractions(config), seed=declared.seed)
+    splits: list[Split] = []
+    start = 0
+    for scene, table in zip(scenes, tables, strict=True):
+        stop = start + table.shape[0] * table.shape[1]
+        rows, columns = scene.grid.shape
+        own = codes[start:stop].reshape(table.shape[:2])
+        unlabelled = isinstance(scene.labels, NoLabels)
+        splits.append(NoSplit() if unlabelled else Blocks(own, declared.block, -(-buffer // 2), (rows, columns)))
+        start = stop
+    return splits
+
+
+def _fractions(config: Config) -> dict[Subset, float]:
+    assert isinstance(config.split, BlocksSection)
+    shares = config.split.fractions
+    return {"train": shares.train, "validation": shares.validation, "test": shares.test}
+
+
+def _warn_about_shares(config: Config, classes: tuple[ClassName, ...], labelled: dict[Subset, NDArray[np.int64]]) -> None:
+    """Warn of classes whose shares per subset are far below the requested fractions because of blocks and buffer."""
+    fractions = _fractions(config)
+    total = np.sum([labelled[s] for s in SUBSETS], axis=0)
+    for position, c in enumerate(classes):
+        shares = {s: labelled[s][position] / max(1, total[position]) for s in SUBSETS}
+        if any(shares[s] < fractions[s] / 2 for s in SUBSETS):
+            listed = ", ".join(f"{s} {labelled[s][position]:,}" for s in SUBSETS)
+            warn(
+                f"class {c.name} is unevenly split between subsets ({listed} pixels); smaller blocks (split.block) may help"
+            )
+
+
+def check_subset(subset: Subset, samples: int) -> None:
+    """Check that a subset has samples.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not samples:
+        raise InputError(
+            f"no samples in the {subset} subset; use smaller, and therefore more, blocks (split.block), or other fractions."
+        )
+
+
+def check_classes(classes: tuple[ClassName, ...], counts: NDArray[np.int64]) -> None:
+    """Check that every class has training pixels, given the pixel counts per class.
+
+    Raises:
+        InputError: some classes have none; the message lists them.
+    """
+    missing = [f"{c.id} ({c.name})" for c, count in zip(classes, counts, strict=True) if count == 0]
+    if missing:
+        raise InputError(
+            f"no training pixels for class {', '.join(missing)}. Label some in training blocks, change split.seed or "
+            "split.block so training blocks contain the class, or move it from `classes` to `labels.ignore`."
+        )
+
+
+def subset_counts(
+    classes: tuple[ClassName, ...], counts: NDArray[np.int64], *, validated: bool
+) -> dict[Subset, dict[str, int]]:
+    """Convert counts (subset, class) to a nested dict by name, after checking training classes and test samples.
+
+    Validation samples are also required unless `validated` is false.
+
+    Raises:
+        InputError: a class has no training samples, or a subset is empty.
+    """
+    check_classes(classes, counts[CODES["train"] - 1])
+    named = {s: {c.name: int(n) for c, n in zip(classes, row, strict=True)} for s, row in zip(SUBSETS, counts, strict=True)}
+    others: tuple[Subset, ...] = ("validation", "test") if validated else ("test",)
+    for subset in others:
+        found = named[subset]
+        check_subset(subset, sum(found.values()))
+        absent = [name for name, count in found.items() if count == 0]
+        if absent:
+            warn(f"no {subset} samples of {', '.join(absent)}; the metrics of these classes will be missing")
+    return named

@@ -1,0 +1,225 @@
+"""Prepare stage: build patch stores from scenes. Dask reads, aligns and writes whole shards, on local threads or a cluster.
+
+All checks that need no written data run before the first byte is written. An interrupted run is resumed. The stores of an
+earlier prepare are replaced only after everything has succeeded.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from jobs.config.config import Config
+from jobs.prepare.preflight import check_memory, check_room, file_remarks
+from jobs.prepare.scenes import buffer_pixels, open_scenes, subset_counts
+from jobs.runtime.progress import pluralize, progress_bar, warn
+from jobs.workflow.errors import StageError
+from jobs.workflow.manifest import StageResult, read_manifest
+from jobs.workflow.runner import invalidate
+from jobs.workflow.workspace import Workspace
+from mibf.errors import InputError
+from mibf.normalization import Scaling, scaling_to_json
+from pipeline.codes import SUBSETS, Subset
+from pipeline.io import checksums, storage
+from pipeline.io.lease import Lease
+from pipeline.parallel.executor import ClusterLostError, Executor, make_executor
+from pipeline.rasters.header import UnreadableError
+from pipeline.scenes.coregistration import TOO_FAR, Shift, describe_shift, measure_shifts
+from pipeline.store.build import PreparedScene, build_store, discard_partial, read_finished
+from pipeline.store.quantiles import QuantileSketch, fit_scaling, merge
+from pipeline.store.records import StoreRecords
+from pipeline.store.sample_statistics import StoreStatistics, collect_statistics
+
+#: Minimum share of valid pixels; the summary lists the coverage of sources below it.
+COVERED = 0.999
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A scene whose store is complete but possibly not yet moved to its final location."""
+
+    scene: PreparedScene
+    url: str
+    records: StoreRecords
+    found: StoreStatistics
+
+
+def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> StageResult:
+    """Write every scene's patch store, the sample counts of the split and the normalization limits."""
+    with make_executor(config.prepare.scheduler) as executor:
+        scenes = open_scenes(config, executor)
+        if config.prepare.scheduler is None:
+            check_memory(scenes, executor.workers)
+        reusable = sum(sum(checksums.object_sizes(_partial_store(workspace, scene)).values()) for scene in scenes)
+        check_room(scenes, workspace.url, written=reusable)
+        shifts = {scene.name: _measure_shifts(scene, executor) for scene in scenes}
+        for scene in scenes:
+            for note in [*scene.labels.notes, *file_remarks(scene)]:
+                warn(note)
+        with storage.folder_in_use(workspace.stores), _as_stage_errors(workspace):
+            try:
+                written = [_write(scene, workspace, config, executor, fingerprint) for scene in scenes]
+                counts, scaling = _fit_normalization(config, written) if config.labelled else ({}, {})
+            except InputError as error:
+                if isinstance(error, UnreadableError) and any(map(_is_remote, scenes)):
+                    raise  # the server may recover; the same command then resumes
+                for scene in scenes:  # refused input leaves no files behind
+                    discard_partial(_partial_store(workspace, scene))
+                raise
+            # Everything succeeded: only now replace the stores of an earlier prepare.
+            invalidate(workspace, "prepare", lease)
+            for w in written:
+                if w.url != workspace.store(w.scene.name):
+                    w.records.write(workspace.records(w.scene.name))
+                    storage.move(w.url, workspace.store(w.scene.name))
+                discard_partial(_partial_store(workspace, w.scene))
+    _warn_about_bands(scaling)
+    storage.write_json(workspace.scaling, scaling_to_json(scaling))
+    overlap = {w.scene.name: w.found.overlap for w in written}
+    figures = {"method": config.split.method, "counts": counts, "overlap": overlap, "buffer": buffer_pixels(config)}
+    storage.write_json(workspace.split, figures)
+    lines = [line for w in written for line in _store_lines(w, shifts[w.scene.name])]
+    lines += _split_lines(config, figures) if config.labelled else ["no labels: no training samples and no normalization"]
+    stores = [workspace.store(scene.name) for scene in scenes]
+    stored = {w.scene.name: _summary(w, shifts[w.scene.name]) for w in written}
+    return StageResult(figures | {"stores": stored}, lines, [*stores, workspace.split, workspace.scaling])
+
+
+@contextmanager
+def _as_stage_errors(workspace: Workspace) -> Iterator[None]:
+    """Convert a full disk or a lost cluster to `StageError`; finished shards are kept."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StageError(
+            f"{workspace.stores}: the disk is full ({error.strerror}). Free some space, or choose another workspace; the "
+            "same command resumes from the finished shards."
+        ) from error
+    except ClusterLostError as error:
+        raise StageError(f"{error}; the same command resumes from the finished shards.") from error
+
+
+def _is_remote(scene: PreparedScene) -> bool:
+    return not all(storage.is_local(file.url) for source in scene.sources for file in source.declared.files)
+
+
+def _partial_store(workspace: Workspace, scene: PreparedScene) -> str:
+    """Return the URL of a scene's store while it is being written."""
+    return f"{workspace.store(scene.name)}.new"
+
+
+def _measure_shifts(scene: PreparedScene, executor: Executor) -> dict[str, Shift]:
+    """Measure the coregistration shifts between sources; warn of large ones."""
+    found = measure_shifts(executor, scene.sources, scene.template.shape)
+    first = scene.sources[0].declared.name
+    for name, shift in found.items():
+        if shift.credible and shift.distance >= TOO_FAR:
+            warn(f"{scene.name}: {describe_shift(name, first, shift)}; check the georeferencing of the files")
+    return found
+
+
+def _write(scene: PreparedScene, workspace: Workspace, config: Config, executor: Executor, fingerprint: str) -> _Written:
+    url, final = _partial_store(workspace, scene), workspace.store(scene.name)
+    records = None
+    if read_manifest(workspace, "prepare") is None:  # the store may have been moved there just before an interruption
+        records = read_finished(final, workspace.records(scene.name), fingerprint=fingerprint)
+    if records is not None:
+        url = final
+    else:
+        with progress_bar(f"{scene.name}: write store", len(scene.shards), unit="shards") as advance:
+            records = build_store(executor, scene, url, fingerprint=fingerprint, each=advance)
+    for source in scene.sources:
+        if not records.valid(source.declared.name):
+            listed = ", ".join(str(file) for file in source.declared.files[:5])
+            raise InputError(
+                f"scene {scene.name!r}: source {source.declared.name!r} has no valid pixel ({listed}): all are nodata or "
+                "not finite in some band, or excluded by the mask. Check `nodata`, `mask` and the files."
+            )
+    with progress_bar(f"{scene.name}: count samples", len(scene.shards), unit="shards") as advance:
+        found = collect_statistics(executor, url, patch=config.model.patch, sketched=records.sketched, each=advance)
+        merge(found.sketches, records.sketches)
+    return _Written(scene, url, records.with_samples(url, found.samples), found)
+
+
+def _fit_normalization(config: Config, written: Sequence[_Written]) -> tuple[dict[Subset, dict[str, int]], Scaling]:
+    """Return the checked sample counts per subset and class over all scenes, and the limits fitted on training samples."""
+    samples = np.sum([w.found.samples.sum(axis=(2, 3)) for w in written], axis=0)
+    counts = subset_counts(written[0].scene.classes, samples, validated=config.validated)
+    total: dict[str, QuantileSketch] = {}
+    for w in written:
+        merge(total, w.found.sketches)
+    return counts, fit_scaling(total)
+
+
+def _warn_about_bands(scaling: Scaling) -> None:
+    for name, bands in scaling.items():
+        if bands.constant.any():
+            listed = ", ".join(str(b + 1) for b in np.nonzero(bands.constant)[0])
+            warn(f"source {name!r}: band {listed} is constant over the training pixels; the band is set to 0")
+
+
+def _coverage(w: _Written) -> dict[str, float]:
+    """Return the share of valid pixels of each source in a scene."""
+    return {s.declared.name: w.records.valid(s.declared.name) / s.grid.shape[0] / s.grid.shape[1] for s in w.scene.sources}
+
+
+def _summary(w: _Written, shifts: dict[str, Shift]) -> dict[str, object]:
+    template = w.scene.template
+    rows, columns = template.shape
+    return {
+        "shape": [rows, columns],
+        "shard": template.shard,
+        "shards": len(w.records.shards),
+        "objects": len(w.records.objects),
+        "bytes": w.records.stored_bytes,
+        "uncompressed_bytes": rows * columns * template.bytes_per_pixel,
+        "coverage": _coverage(w),
+        "shifts": {name: asdict(shift) | {"credible": shift.credible} for name, shift in shifts.items()},
+        "read_seconds": round(sum(s.read_seconds for s in w.records.shards), 1),
+        "write_seconds": round(sum(s.write_seconds for s in w.records.shards), 1),
+    }
+
+
+def _store_lines(w: _Written, shifts: dict[str, Shift]) -> list[str]:
+    template = w.scene.template
+    rows, columns = template.shape
+    covered = _coverage(w)
+    share = w.records.stored_bytes / (rows * columns * template.bytes_per_pixel)
+    lines = [
+        f"{w.scene.name}: {rows} x {columns} pixels in {pluralize(len(w.records.shards), 'shards')} of {template.shard}, "
+        f"{w.records.stored_bytes / 1e6:,.1f} MB ({share:.0%} of the uncompressed size)"
+    ]
+    for source in w.scene.sources:
+        name = source.declared.name
+        how = sorted({str(part.alignment) for part in source.parts})
+        at = "" if source.scale == 1 else f", at {source.scale} times the grid resolution"
+        coverage = "" if covered[name] >= COVERED else f"; valid in {covered[name]:.1%} of the pixels"
+        lines.append(f"  {name}: {pluralize(source.bands, 'bands')} of {source.dtype}, {' and '.join(how)}{at}{coverage}")
+    first = w.scene.sources[0].declared.name
+    lines += [f"  {describe_shift(name, first, shift)}" for name, shift in shifts.items()]
+    return lines
+
+
+def _split_lines(config: Config, figures: Mapping[str, object]) -> list[str]:
+    counts, overlap = figures["counts"], figures["overlap"]
+    assert isinstance(counts, dict)
+    assert isinstance(overlap, dict)
+    lines = [f"samples by {config.split.method} split: {', '.join(f'{s} {sum(counts[s].values()):,}' for s in SUBSETS)}"]
+    width = max(len(c.name) for c in config.classes)
+    lines += [f"  {c.name:<{width}}" + "".join(f"  {counts[s][c.name]:>11,}" for s in SUBSETS) for c in config.classes]
+    lines += [
+        f"{name}: {share:.2%} of test patches overlap a training patch"
+        for name, share in overlap.items()
+        if np.isfinite(share)
+    ]
+    if config.split.method == "random":
+        lines.append(
+            "note: a random split leaks: test patches contain training pixels; use its metrics only to compare methods"
+        )
+    return lines

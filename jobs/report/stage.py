@@ -1,0 +1,235 @@
+"""Stage `report`: one self-contained HTML page with inputs, outputs, accuracy, run time and memory.
+
+Rendered with Jinja2, plotted with matplotlib; images are embedded, so the file can be sent as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from jobs.config.config import Config
+from jobs.workflow.manifest import DEPENDENCIES, StageResult, read_manifest
+from jobs.workflow.runner import invalidate
+from jobs.workflow.seed_summary import REPORTED, mean_and_deviation
+from jobs.workflow.workspace import Workspace
+from mibf.bundle.bundle import Bundle
+from mibf.bundle.classes import ClassName
+from mibf.normalization import BandScaling, scaling_from_json
+from pipeline.codes import SUBSETS, UNLABELLED
+from pipeline.grid import Window
+from pipeline.io import storage
+from pipeline.io.lease import Lease
+from pipeline.maps.products import CLASS_PRODUCTS, Product, product
+from pipeline.publishing.publish import PublishedMap
+from pipeline.store.patch_store import PatchStore
+
+#: Maximum side of a picture in pixels; larger scenes are subsampled to it.
+PICTURE = 640
+SUBSET_COLORS = {"train": "#0072b2", "validation": "#e69f00", "test": "#cc79a7"}
+BACKGROUND = (238, 238, 238)
+Rgb = NDArray[np.uint8]
+
+
+def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> StageResult:
+    """Write the page."""
+    invalidate(workspace, "report", lease)
+    bundle = workspace.read_bundle()
+    evaluation = storage.read_json(workspace.evaluation)
+    authors = bundle.provenance.get("authors")
+    history = [] if authors else [json.loads(line) for line in storage.read_bytes(workspace.metrics).splitlines()]
+    history = [line for line in history if line["seed"] == bundle.provenance.get("seed")]
+    manifests = [m for stage in DEPENDENCIES["report"] if (m := read_manifest(workspace, stage)) is not None]
+    # The map may have been made separately, with other class priors than the evaluation.
+    mapped = next(
+        (m.figures["priors"] for m in manifests if m.stage == "map" and "priors" in m.figures), evaluation["priors"]
+    )
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"share": _share, "thousands": lambda n: f"{n:,}"}
+    template = environment.from_string(files("jobs.report").joinpath("report.html.jinja").read_text("utf-8"))
+    page = template.render(
+        name=config.name,
+        run=config.run,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        fingerprint=fingerprint,
+        evaluation=evaluation,
+        mapped=mapped,
+        other_model=None if config.map.model is None else storage.redact_url(config.map.model),
+        classes=bundle.classes,
+        shaded=_shaded(evaluation["confusion"]),
+        split=storage.read_json(workspace.split),
+        subsets=SUBSETS,
+        subset_colors=SUBSET_COLORS,
+        scenes=[_pictures(config, workspace, bundle, scene.name) for scene in config.scenes],
+        curve=_training_curve(history) if history else None,
+        reliability=_reliability(evaluation["bins"]),
+        accuracies=REPORTED,
+        spread=mean_and_deviation(evaluation["seeds"]) if len(evaluation["seeds"]) > 1 else None,
+        selected=bundle.provenance.get("hyperparameters", {}).get("select"),
+        chosen=bundle.provenance.get("chosen"),
+        calibrated="temperature" in bundle.provenance.get("chosen", {}),
+        authors=authors,
+        stages=manifests,
+        versions=bundle.provenance["versions"],
+    )
+    storage.write_bytes(workspace.report, page.encode())
+    return StageResult({"bytes": len(page)}, [f"{len(page) / 1e6:.1f} MB, self-contained"], [workspace.report])
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _shaded(counts: list[list[int]]) -> list[list[tuple[int, float]]]:
+    """Each count with its share of the row total, for shading."""
+    return [[(n, n / sum(row) if sum(row) else 0.0) for n in row] for row in counts]
+
+
+def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) -> dict[str, Any]:
+    """Render a scene's quicklooks as captions and data URLs."""
+    store = PatchStore(workspace.store(scene))
+    scaling = scaling_from_json(storage.read_json(workspace.scaling))  # of all sources: the model may use fewer
+    step = max(1, math.ceil(max(store.shape) / PICTURE))
+    thin = (slice(None, None, step), slice(None, None, step))
+    pictures = []
+    for source in store.sources:
+        bands = _display_bands(source.bands)
+        own = (slice(None, None, step * source.scale),) * 2
+        values = np.asarray(store.array(f"sources/{source.name}")[:, *own])[bands]
+        valid = np.asarray(store.array(f"valid/{source.name}")[own]).astype(bool)
+        listed = ", ".join(str(b + 1) for b in bands)
+        caption = f"{source.name}: band {listed} as red, green, blue" if len(bands) == 3 else f"{source.name}: band {listed}"
+        pictures.append((caption, _png(_stretched(values, valid, scaling[source.name], bands))))
+    labels = np.asarray(store.array("labels")[thin])
+    pictures.append(("labels", _png(_colored(labels, bundle.classes))))
+    split = np.asarray(store.array("split")[thin])
+    subset_codes = np.where(labels == UNLABELLED, 0, split)
+    subsets = tuple(ClassName(i + 1, s, SUBSET_COLORS[s]) for i, s in enumerate(SUBSETS))
+    pictures.append((f"split: {', '.join(SUBSETS)} (labelled pixels)", _png(_colored(subset_codes, subsets))))
+    published = PublishedMap(workspace.map_folder(scene))
+    for name in config.map.products:
+        map_product = product(name, config.map.dtype, sources=len(bundle.spec.sources))
+        pictures.append(_product_picture(published, map_product, store, bundle.classes, step))
+    return {"name": scene, "pictures": pictures, "rows": store.shape[0], "columns": store.shape[1]}
+
+
+def _product_picture(
+    published: PublishedMap, map_product: Product, store: PatchStore, classes: tuple[ClassName, ...], step: int
+) -> tuple[str, str]:
+    """Render a quicklook of a product's first band, subsampled to every `step`-th pixel: caption and data URL."""
+    rows, columns = store.shape
+    codes = published.read(map_product, Window(0, 0, rows, columns), shape_yx=(-(-rows // step), -(-columns // step)))[0]
+    if map_product.name in CLASS_PRODUCTS:
+        return "map" if map_product.name == "class" else "second class", _png(_colored(codes, classes))
+    if map_product.name == "sources":
+        counts = np.where(map_product.present(codes), np.bitwise_count(codes), np.nan)
+        most = max(int(np.nanmax(counts, initial=0)), 1)
+        return f"sources with data: 0 (dark) to {most} (bright)", _png(_shades(counts, 0.0, most))
+    values = map_product.decode(codes)
+    if map_product.name == "confidence":
+        low = 1 / len(classes)
+        return f"confidence: {low:.2f} (dark) to 1 (bright)", _png(_shades(values, low, 1.0))
+    high = float(np.nanmax(values, initial=0))
+    name = {"kl": "KL term"}.get(map_product.name, map_product.name.replace("_", " "))
+    band = "" if map_product.bands == "one" else ", band 1"
+    caption = f"{name}{band}: 0 (dark) to {high:.2f} {map_product.unit}".rstrip() + " (bright)"
+    return caption, _png(_shades(values, 0.0, high or 1.0))
+
+
+def _display_bands(bands: int) -> list[int]:
+    """The bands to show: 3, 2, 1 of three or four (true colour if they start with blue), or three spread over more."""
+    if bands < 3:
+        return [0]
+    if bands <= 4:
+        return [2, 1, 0]
+    return [round(f * (bands - 1)) for f in (0.75, 0.5, 0.25)]
+
+
+def _stretched(values: NDArray[Any], valid: NDArray[np.bool_], scaling: BandScaling, bands: list[int]) -> Rgb:
+    scaled = BandScaling(low=scaling.low[bands], high=scaling.high[bands], fill=scaling.fill[bands]).apply(values, valid)
+    if len(bands) == 1:
+        scaled = np.repeat(scaled, 3, axis=0)
+    picture = (scaled.transpose(1, 2, 0) * 255).astype(np.uint8)
+    picture[~valid] = BACKGROUND
+    return picture
+
+
+def _colored(ids: NDArray[Any], classes: tuple[ClassName, ...]) -> Rgb:
+    table = np.full((256, 3), BACKGROUND, np.uint8)
+    for c in classes:
+        table[c.id] = c.rgb
+    return np.asarray(table[ids])
+
+
+def _shades(values: NDArray[np.floating[Any]], low: float, high: float) -> Rgb:
+    scaled = np.clip((np.nan_to_num(values) - low) / (high - low), 0, 1)
+    picture = (matplotlib.colormaps["viridis"](scaled)[..., :3] * 255).astype(np.uint8)
+    picture[~np.isfinite(values)] = BACKGROUND
+    return np.asarray(picture)
+
+
+def _png(picture: Rgb) -> str:
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(buffer, picture, format="png")
+    return _data_url(buffer.getvalue(), "image/png")
+
+
+def _data_url(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _training_curve(history: list[dict[str, Any]]) -> str:
+    """Plot cross-entropy and overall accuracy by epoch for training and validation."""
+    figure = Figure(figsize=(8.5, 3), layout="constrained")
+    epochs = [line["epoch"] for line in history]
+    lines = {"train": history, "validation": [line for line in history if "validation_loss" in line]}
+    for axes, key, title in zip(
+        figure.subplots(1, 2),
+        ("cross_entropy", "overall_accuracy"),
+        ("cross-entropy (nats)", "overall accuracy"),
+        strict=True,
+    ):
+        for subset, own in lines.items():
+            points = [line["epoch"] for line in own], [line[f"{subset}_{key}"] for line in own]
+            if own:
+                axes.plot(*points, "o-" if len(own) <= 50 else "-", color=SUBSET_COLORS[subset], label=subset)
+        axes.set(xlabel="epoch", title=title)
+        axes.set_xticks(epochs if len(epochs) <= 12 else epochs[:: math.ceil(len(epochs) / 12)])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.axes[0].legend(frameon=False)
+    return _svg(figure)
+
+
+def _reliability(bins: list[dict[str, Any]]) -> str:
+    """Plot accuracy against confidence of the test samples by bin, and the number of samples per bin."""
+    figure = Figure(figsize=(8.5, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    known = [b for b in bins if b["samples"]]
+    left.plot([0, 1], [0, 1], color="#99a", linewidth=1, linestyle="--")
+    left.plot([b["confidence"] for b in known], [b["accuracy"] for b in known], "o-", color=SUBSET_COLORS["test"])
+    left.set(xlabel="confidence", title="accuracy", xlim=(0, 1), ylim=(0, 1))
+    edges = np.arange(len(bins)) / len(bins)
+    right.bar(edges, [b["samples"] for b in bins], width=1 / len(bins), align="edge", color=SUBSET_COLORS["test"])
+    right.set(xlabel="confidence", title="test samples", xlim=(0, 1))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    return _data_url(buffer.getvalue(), "image/svg+xml")

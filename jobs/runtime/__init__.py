@@ -1,0 +1,1 @@
+"""Ray clusters, logs, progress, metrics and memory."""

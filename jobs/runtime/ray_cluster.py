@@ -1,0 +1,171 @@
+"""Connect to Ray: the cluster at RAY_ADDRESS, or a local instance started on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import ray
+from dask.system import CPU_COUNT
+
+from jobs.runtime.progress import info
+from mibf.errors import InputError
+
+#: Environment variable that Ray sets in the drivers of submitted jobs.
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+#: Object store size of a local Ray instance. Only small rows pass through it, no tiles or samples.
+OBJECT_STORE_BYTES = 128 << 20
+
+
+def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
+    """Connect to Ray once per command; start it locally unless RAY_ADDRESS names a cluster.
+
+    Args:
+        workers: minimum number of CPUs.
+        object_store: object store size in bytes, if Ray is started locally.
+
+    Raises:
+        InputError: the cluster at RAY_ADDRESS cannot be reached.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # relevant failures arrive as exceptions
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # worker failures are reported by mibf
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address != "local":
+        try:
+            _check_listening(address)
+            with _suppressed_stderr():
+                ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+            raise InputError(
+                f"RAY_ADDRESS={address}: no Ray cluster can be reached there ({error}). Start one, correct the address, "
+                "set RAY_AUTH_MODE=token and its token if required, or unset RAY_ADDRESS to start Ray locally."
+            ) from error
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each epoch's report waits for the next health check
+    with _suppressed_stderr():
+        ray.init(
+            address="local",  # otherwise Ray would connect to any instance already running on this machine
+            num_cpus=max(workers, CPU_COUNT),  # Dask's count respects container limits and CPU affinity
+            include_dashboard=False,
+            object_store_memory=max(object_store, OBJECT_STORE_BYTES),
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+
+
+def _check_listening(address: str) -> None:
+    """Fail within seconds if nothing listens at HOST:PORT; Ray itself would retry for many minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" not in address and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+@contextmanager
+def _suppressed_stderr() -> Iterator[None]:
+    """Suppress what Ray's libraries write to standard error during startup; failures arrive as exceptions."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def close() -> None:
+    """Disconnect from Ray; a local instance is shut down."""
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """Resources per worker: whole CPUs, and a GPU if available.
+
+    With 0 workers, the resources of the command's own process.
+    """
+
+    workers: int
+    cpus: int
+    gpus: int
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """The resources as a Ray resource request."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
+    def __str__(self) -> str:
+        device = "a GPU" if self.gpus else f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}"
+        if self.workers == 0:
+            return f"{device} in this process"
+        return f"{'1 worker' if self.workers == 1 else f'{self.workers} workers'} with {device} each"
+
+
+def share_cluster(workers: int, *, fewest: int | None = None, reserved_cpus: int = 0) -> WorkerResources:
+    """Divide the cluster's current resources among workers. GPUs are used only if there is one per worker.
+
+    `fewest`: the workers required to start, if their number is elastic. `reserved_cpus`: CPUs reserved for other processes.
+    """
+    nodes, places = _nodes()
+    cpus, gpus = sum(node.cpus for node in nodes) - bool(places), sum(node.gpus for node in nodes)
+    if 0 < gpus < workers:
+        info(f"warning: only {gpus} GPU for {workers} workers, so no GPU is used; set workers to {gpus} to use GPUs")
+    if cpus < (fewest or workers) + reserved_cpus:
+        others = f" plus {reserved_cpus} reserved CPU" if reserved_cpus else ""
+        info(f"warning: the cluster has {cpus} CPU for {workers} workers{others}; waiting for more")
+    each = cpus_each(nodes, workers, driver=places, reserved_cpus=reserved_cpus, on_gpus=gpus >= workers)
+    return WorkerResources(workers, each, int(gpus >= workers))
+
+
+@dataclass(frozen=True)
+class Node:
+    """CPUs and GPUs of a cluster node that are available to workers."""
+
+    cpus: int
+    gpus: int = 0
+
+
+def cpus_each(
+    nodes: Sequence[Node], workers: int, *, driver: Sequence[int] = (), reserved_cpus: int = 0, on_gpus: bool = False
+) -> int:
+    """Return the most whole CPUs per worker, each worker fitting on one node; 1 if they do not fit.
+
+    Args:
+        nodes: the nodes of the cluster.
+        workers: number of workers.
+        driver: indices of the nodes on one of which the driver takes a CPU; empty if it takes none.
+        reserved_cpus: CPUs reserved for other processes.
+        on_gpus: whether each worker also takes a GPU.
+    """
+    if driver:
+        left = [[replace(node, cpus=node.cpus - (p == taken)) for p, node in enumerate(nodes)] for taken in driver]
+        return min(cpus_each(rest, workers, reserved_cpus=reserved_cpus, on_gpus=on_gpus) for rest in left)
+    for each in range(max((node.cpus for node in nodes), default=1), 1, -1):
+        room = sum(min(node.cpus // each, node.gpus) if on_gpus else node.cpus // each for node in nodes)
+        if room >= workers and sum(node.cpus for node in nodes) - each * workers >= reserved_cpus:
+            return each
+    return 1
+
+
+def _nodes() -> tuple[list[Node], list[int]]:
+    """Return the live nodes, and the indices of those on one of which this process, if a job's driver, takes a CPU."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [Node(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in alive]
+    if _JOB not in os.environ:
+        return nodes, []
+    own_node = ray.get_runtime_context().get_node_id()
+    able = [position for position, node in enumerate(nodes) if node.cpus]
+    # With several Ray nodes on one machine a driver reports the head node, wherever its CPU was taken.
+    return nodes, [position for position in able if alive[position]["NodeID"] == own_node] or able

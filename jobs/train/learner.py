@@ -1,0 +1,60 @@
+"""Build the network, optimizer and averaged weights of a seed before its first step."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from jobs.train.settings import Settings, WorkerContext
+from mibf.device import to_device
+from mibf.network.mibfnet import MIBFNet
+from mibf.training.ema import ExponentialMovingAverage
+from mibf.training.epoch import TrainState
+from mibf.training.optimizer import make_optimizer
+from mibf.training.sync_batchnorm import synchronize
+
+
+def make_train_state(settings: Settings, worker: WorkerContext, *, seed: int, steps: int) -> TrainState:
+    """Build a seed's network and optimiser for `steps` steps per epoch, in the same initial state on every worker."""
+    section = settings.train
+    torch.backends.cudnn.deterministic = True  # the same seed gives the same result
+    torch.manual_seed(seed)  # the same initial weights on every worker
+    network = to_device(MIBFNet(settings.spec), worker.device)
+    total = steps * section.epochs
+    average = None
+    if section.ema is not None:
+        average = ExponentialMovingAverage(network, decay=max(0.0, 1 - 1 / max(1.0, section.ema * total)))
+    if section.sync_batch_norm:
+        synchronize(network)
+    if section.compile:
+        network.compile()
+    model: nn.Module = network
+    if worker.workers > 1:
+        # Batch norm's running statistics are averaged once per epoch, not broadcast by worker 0 at every step.
+        model = DistributedDataParallel(
+            network,
+            device_ids=[worker.device] if worker.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+    optimiser, schedule = make_optimizer(
+        model.parameters(),
+        optimiser=section.optimizer,
+        rate=section.learning_rate,
+        weight_decay=section.weight_decay,
+        steps=total,
+        warmup=round(section.warmup * total),
+    )
+    weights = settings.class_weights
+    return TrainState(
+        model,
+        optimiser,
+        schedule,
+        beta=settings.beta,
+        precision=section.precision,
+        weights=None if weights is None else torch.tensor(weights, dtype=torch.float32, device=worker.device),
+        average=average,
+        clip_grad_norm=section.clip_grad_norm,
+        pieces=section.accumulate_steps,
+    )

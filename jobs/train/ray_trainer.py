@@ -1,0 +1,232 @@
+"""Start, monitor and restart the Ray Train (V2) workers of a run."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from jobs.runtime import ray_cluster
+from jobs.train.settings import ProgressCallback, Settings, WorkerContext
+from jobs.train.worker_loop import run
+from jobs.workflow.errors import StageError
+from mibf.device import Precision, best_device, check_precision
+from mibf.errors import InputError
+from mibf.training.epoch import NonFiniteError
+from pipeline.io.retry import StorageUnavailableError
+from pipeline.sampling.sampler import ReadError
+
+#: Seconds between two polls of the progress actor.
+POLL_SECONDS = 1.0
+
+
+def train_on_ray(settings: Settings, share: ray_cluster.WorkerResources, callback: ProgressCallback) -> None:
+    """Train on Ray workers until all seeds are complete; report progress to `callback`.
+
+    Raises:
+        InputError: a worker found an invalid input or setting.
+        StageError: the workers failed more often than `train.max_failures`, or with an error that would occur again.
+    """
+    section = settings.train
+    workers = section.workers if section.max_workers is None else (section.workers, section.max_workers)
+    with _start_progress_actor(callback) as actor, tempfile.TemporaryDirectory(prefix="mibf-ray-") as folder:
+        trainer = ray.train.torch.TorchTrainer(
+            _worker,
+            train_loop_config={"settings": settings, "actor": actor},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers, use_gpu=share.gpus > 0, resources_per_worker=share.resources
+            ),
+            # Only Ray's own state goes there; no checkpoint is handed to Ray.
+            run_config=ray.train.RunConfig(
+                name=f"mibf-{uuid.uuid4().hex[:8]}",
+                storage_path=folder,
+                failure_config=ray.train.FailureConfig(max_failures=section.max_failures),
+            ),
+        )
+        failure: BaseException | None = None
+        with _interruptible():
+            try:
+                trainer.fit()
+            except ray.train.TrainingFailedError as error:
+                failure = error
+        fatal_error = ray.get(actor.fatal_error.remote())
+        if fatal_error is not None:
+            kind, line = fatal_error
+            raise InputError(line) if kind == "input" else StageError(f"training stopped: {line}")
+        if failure is not None:
+            raise StageError(
+                f"training stopped: {_cause(failure)}. Workers failed more often than `train.max_failures` "
+                f"({section.max_failures}); "
+                "run the same command again to resume from the newest checkpoint."
+            ) from failure
+
+
+def check_gpu(precision: Precision) -> None:
+    """Check on the first free GPU of the cluster that it supports a precision.
+
+    Raises:
+        InputError: it does not.
+    """
+    ask = ray.remote(num_cpus=0, num_gpus=1)(_refusal)
+    refusal = ray.get(ask.remote(precision))
+    if refusal is not None:
+        raise InputError(refusal)
+
+
+def _refusal(precision: Precision) -> str | None:
+    try:
+        check_precision(best_device(), precision)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """The function that each worker runs; Ray Train has already joined the workers into one process group."""
+    context = ray.train.get_context()
+    actor, settings = config["actor"], config["settings"]
+    if ray.get(actor.fatal_error.remote()) is not None:
+        return  # Ray Train restarted the workers, but the same error would occur again
+    worker = WorkerContext(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    if worker.rank == 0:
+        actor.gathered.remote(worker.workers)
+    try:
+        run(settings, worker, RemoteProgress(actor))
+    except (InputError, NonFiniteError, ReadError, StorageUnavailableError) as error:
+        ray.get(actor.give_up.remote("input" if isinstance(error, InputError) else "stage", str(error)))
+        raise
+
+
+class RemoteProgress:
+    """Progress callback of a worker; forwards to the progress actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def seen(self, samples: int, waiting: float) -> None:
+        """See `ProgressCallback.seen`."""
+        self.actor.seen.remote(samples, waiting)
+
+    def loss(self, value: float) -> None:
+        """See `ProgressCallback.loss`."""
+        self.actor.loss.remote(value)
+
+    def epoch(self, line: str) -> None:
+        """See `ProgressCallback.epoch`."""
+        self.actor.report.remote("epoch", line)
+
+    def warn(self, line: str) -> None:
+        """See `ProgressCallback.warn`."""
+        self.actor.report.remote("warn", line)
+
+
+@ray.remote(num_cpus=0)
+class ProgressActor:
+    """Progress actor: collects the workers' progress, lines for a person and fatal errors for the driver."""
+
+    def __init__(self) -> None:
+        self._seen: tuple[int, float] = (0, 0.0)
+        self._loss: float | None = None
+        self._lines: list[tuple[str, str]] = []
+        self._fatal_error: tuple[str, str] | None = None
+        self._gathered = 0
+
+    def gathered(self, workers: int) -> None:
+        """Count a start of the worker group; warn if it is a restart."""
+        self._gathered += 1
+        if self._gathered > 1:
+            self.report(
+                "warn",
+                "workers died, or more became available: training resumes from the newest checkpoint with "
+                f"{workers} worker{'s' if workers > 1 else ''}",
+            )
+
+    def seen(self, samples: int, waiting: float) -> None:
+        """Keep the samples processed so far, and the share of the time spent waiting for data."""
+        self._seen = samples, waiting
+
+    def loss(self, value: float) -> None:
+        """Keep the training loss of the epoch so far."""
+        self._loss = value
+
+    def report(self, kind: str, line: str) -> None:
+        """Queue a line for the driver; `kind` is "epoch" or "warn"."""
+        if (kind, line) not in self._lines:  # all workers may send the same warning
+            self._lines.append((kind, line))
+
+    def give_up(self, kind: str, line: str) -> None:
+        """Keep the first fatal error; `kind` is "input" or "stage"."""
+        if self._fatal_error is None:
+            self._fatal_error = kind, line
+
+    def fatal_error(self) -> tuple[str, str] | None:
+        """The kind and message of the fatal error, if there was one."""
+        return self._fatal_error
+
+    def read(self) -> tuple[tuple[int, float], float | None, list[tuple[str, str]]]:
+        """The progress so far, and the loss and the lines since the last call."""
+        lines, self._lines = self._lines, []
+        loss, self._loss = self._loss, None
+        return self._seen, loss, lines
+
+
+@contextmanager
+def _start_progress_actor(callback: ProgressCallback) -> Iterator[Any]:
+    """Create a progress actor and a thread that polls it. The actor is on the driver's node, so it survives worker nodes."""
+    own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ProgressActor.options(scheduling_strategy=own_node).remote()  # type: ignore[attr-defined]  # added by ray.remote
+    stop = threading.Event()
+
+    def read() -> None:
+        (samples, waiting), loss, lines = ray.get(actor.read.remote())
+        if samples:
+            callback.seen(samples, waiting)
+        if loss is not None:
+            callback.loss(loss)
+        for kind, line in lines:
+            (callback.warn if kind == "warn" else callback.epoch)(line)
+
+    def watch() -> None:
+        while not stop.wait(POLL_SECONDS):
+            with suppress(ray.exceptions.RayError):  # the next poll makes up for a failed one
+                read()
+
+    thread = threading.Thread(target=watch, name="mibf-progress", daemon=True)
+    thread.start()
+    try:
+        yield actor
+    finally:
+        stop.set()
+        thread.join()
+        read()
+        ray.kill(actor)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Restore the Ctrl-C handler: Ray Train installs its own, which exits, and does not remove it."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of a worker's error, without the traceback through Ray's layers."""
+    failures = getattr(error, "worker_failures", {})
+    cause: BaseException = next(iter(failures.values()), error)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else repr(cause)

@@ -1,0 +1,1 @@
+"""Training metrics for TensorBoard and MLflow."""

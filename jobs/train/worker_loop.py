@@ -1,0 +1,381 @@
+"""The training loop that every worker runs, under Ray Train or in the command's own process. Does not import Ray.
+
+Training one seed is a sequence of steps; a worker reads its starting point from the newest checkpoint. Only worker 0
+writes: a checkpoint after each epoch and every `checkpoint_steps` steps, a line of metrics for each epoch, and finally the
+result, whose presence marks the seed as complete. Reported metrics are over all workers.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs.config.train import TrainSection
+from jobs.train.learner import make_train_state
+from jobs.train.model_selection import chosen_epoch, epoch_lines, should_stop_early
+from jobs.train.provenance import hardware
+from jobs.train.settings import ProgressCallback, Settings, WorkerContext, steps_per_epoch
+from jobs.train.tracking.tracker import Tracker
+from mibf.class_priors import CHOICES
+from mibf.device import check_precision
+from mibf.distributed import barrier
+from mibf.errors import InputError
+from mibf.metrics.calibration import Reliability, TemperatureFit
+from mibf.normalization import Scaling, scaling_from_json
+from mibf.training.checkpoint import Checkpoint, TrainingPosition
+from mibf.training.epoch import EpochMetrics, MetricAccumulator, Step, train_epoch, validate
+from pipeline.io import storage
+from pipeline.io.checkpoints import Checkpoints
+from pipeline.io.retry import call_with_retry
+from pipeline.sampling.sampler import Sampler
+from pipeline.store.patch_store import PatchStore
+
+#: Batch size of validation.
+VALIDATION_BATCH = 1024
+#: Keys of a line of metrics that say where it belongs; the others are metrics.
+_POSITION_KEYS = ("seed", "epoch", "step")
+
+
+def run(settings: Settings, worker: WorkerContext, callback: ProgressCallback) -> None:
+    """Train every seed that is not complete, one after the other."""
+    torch.set_num_threads(settings.threads)
+    check_precision(worker.device, settings.train.precision)
+    for seed in settings.train.every_seed:
+        result = settings.workspace.result(seed)
+        if not call_with_retry(result, partial(storage.exists, result), report=callback.warn):
+            SeedTrainer(settings, seed, worker, callback).run()
+
+
+class SeedTrainer:
+    """The training of one seed on one worker."""
+
+    def __init__(self, settings: Settings, seed: int, worker: WorkerContext, callback: ProgressCallback) -> None:
+        self.settings, self.seed, self.worker, self.callback = settings, seed, worker, callback
+        self.section = section = settings.train
+        self.checkpoints = Checkpoints(settings.workspace.checkpoints(seed))
+        stores, scaling = call_with_retry(settings.workspace.url, self._opened, report=callback.warn)
+        scaling = {source.name: scaling[source.name] for source in settings.spec.sources}
+        make_sampler = partial(
+            Sampler,
+            stores,
+            scaling,
+            settings.spec.patch,
+            rank=worker.rank,
+            workers=worker.workers,
+            report=callback.warn,
+        )
+        self.training = make_sampler(
+            "train", frequencies=settings.frequencies, augment=section.augment, source_dropout=section.source_dropout
+        )
+        self.validation = make_sampler("validation")
+        self.steps = steps_per_epoch(section, settings.epoch_fraction, self.training.samples())
+        self.learner = make_train_state(settings, worker, seed=seed, steps=self.steps)
+        self.history: list[dict[str, Any]] = []
+        self.clock = _Clock()
+        self.before = self._samples_of_earlier_seeds()
+
+    def run(self) -> None:
+        """Train to the end, starting from the newest checkpoint."""
+        start, sums = self._restored()
+        with self._tracker(start) as self.tracker:
+            self._report_samples(start.epoch, start.step * self.section.batch_size)
+            for epoch in range(start.epoch, self.section.epochs):
+                if self._should_stop_early():
+                    break
+                first = epoch == start.epoch
+                self._epoch(epoch, start=start.step if first else 0, sums=sums if first else None)
+            self._finish()
+
+    def _tracker(self, start: TrainingPosition) -> Tracker:
+        """The tracker that gets the metrics in addition to metrics.jsonl; on workers other than 0 it discards them."""
+        if self.worker.rank > 0:
+            return Tracker()
+        settings = self.settings
+        return Tracker.begin(
+            settings.folder(self.seed),
+            name=settings.name if len(self.section.every_seed) == 1 else f"{settings.name} seed {self.seed}",
+            parameters=settings.parameters,
+            mlflow=settings.mlflow,
+            resumed_at=start.epoch * self.steps + start.step,
+            report=self.callback.warn,
+        )
+
+    def _opened(self) -> tuple[list[PatchStore], Scaling]:
+        """Open the stores, with the test samples hidden, and read the scaling."""
+        workspace = self.settings.workspace
+        stores = [PatchStore(workspace.store(name), without=("test",)) for name in self.settings.scenes]
+        return stores, scaling_from_json(storage.read_json(workspace.scaling))
+
+    def _restored(self) -> tuple[TrainingPosition, MetricAccumulator | None]:
+        """Restore the newest checkpoint; return its position and the partial sums of the epoch."""
+        report = self.callback.warn if self.worker.rank == 0 else _no_output
+        checkpoint = call_with_retry(self.checkpoints.url, lambda: self.checkpoints.newest(report), report=report)
+        if checkpoint is None:
+            return TrainingPosition(0, 0), None
+        if checkpoint.identity != self.settings.identity:
+            raise InputError(
+                f"{self.checkpoints.url}: the checkpoints belong to another training run; restart it "
+                "(`mibf train --restart`)."
+            )
+        checkpoint.restore(self.learner)
+        self.history = list(checkpoint.history)
+        sums = None
+        if checkpoint.sums is not None:
+            sums = MetricAccumulator(self.settings.spec.classes, self.worker.device)
+            if self.worker.rank == 0:
+                sums.load(checkpoint.sums)
+        return TrainingPosition(checkpoint.epoch, checkpoint.step), sums
+
+    def _epoch(self, epoch: int, *, start: int, sums: MetricAccumulator | None) -> None:
+        section, learner = self.section, self.learner
+        self.clock.begin()
+        trained = train_epoch(
+            learner,
+            self.training.shuffled(
+                batch=self.worker.part(section.batch_size), seed=self.seed, epoch=epoch, start=start, steps=self.steps
+            ),
+            samples=section.batch_size,
+            start=start,
+            sums=sums,
+            seed=lambda step: _noise_seed(self.seed, epoch, step, self.worker.rank),
+            after_step=lambda step: self._after_step(epoch, step),
+        )
+        between = time.monotonic()
+        line: dict[str, Any] = {"seed": self.seed, "epoch": epoch + 1, "step": (epoch + 1) * self.steps}
+        line |= _named("train", trained)
+        if self._is_validated(epoch):
+            line |= self._validated()
+        ended = time.monotonic()
+        line |= {
+            "train_seconds": round(between - self.clock.started, 2),
+            "validation_seconds": round(ended - between, 2),
+            "samples_per_second": round(self.clock.rate, 1),
+            "waiting": round(self.clock.waiting, 4),
+        }
+        self.history.append(line)
+        if self.worker.rank == 0:
+            self._write(TrainingPosition(epoch + 1, 0), None, with_retry=True)
+            self._write_metrics()
+            self.tracker.epoch(line["step"], {key: value for key, value in line.items() if key not in _POSITION_KEYS})
+            self._report_samples(epoch, self.steps * section.batch_size)
+            self.callback.loss(line["train_loss"])
+            self.callback.epoch(_format_line(line, section))
+
+    def _after_step(self, epoch: int, step: Step) -> None:
+        section, clock = self.section, self.clock
+        done = epoch * self.steps + step.number
+        clock.add(step.samples * self.worker.workers, step.waited)
+        if clock.is_due():
+            self._report_samples(epoch, step.number * section.batch_size)
+        if done % section.log_steps == 0:
+            loss, cross_entropy, rate, samples = step.sums.recent_means()
+            line: dict[str, Any] = {
+                "seed": self.seed,
+                "epoch": epoch + 1,
+                "step": done,
+                "loss": loss,
+                "cross_entropy": cross_entropy,
+                "rate": rate,
+                "samples": samples,
+                "learning_rate": self.learner.schedule.get_last_lr()[0],
+                "samples_per_second": round(clock.rate, 1),
+                "waiting": round(clock.waiting, 4),
+            }
+            self.history.append(line)
+            self.tracker.step(done, {key: value for key, value in line.items() if key not in _POSITION_KEYS})
+            if self.worker.rank == 0:
+                self.callback.loss(loss)
+        if done % section.checkpoint_steps == 0 and step.number < self.steps:
+            step.check()  # no checkpoint may hold non-finite values, although the device is otherwise checked late
+            self.learner.average_buffers()
+            sums = step.sums.state()
+            if self.worker.rank == 0:
+                self._write(TrainingPosition(epoch, step.number), sums, with_retry=False)
+                self.tracker.flush()
+
+    def _is_validated(self, epoch: int) -> bool:
+        if not self.validation.samples():
+            return False
+        return (epoch + 1) % self.section.validate_every == 0 or epoch + 1 == self.section.epochs
+
+    def _validated(self) -> dict[str, Any]:
+        """The metrics of the current network on the validation subset."""
+        learner = self.learner
+        calibration = TemperatureFit(self.worker.device)
+        checked = validate(
+            learner.eval_network,
+            self.validation.in_order(batch=VALIDATION_BATCH),
+            beta=learner.beta,
+            precision=learner.precision,
+            judges=[calibration],
+        )
+        return _named("validation", checked) | {"temperature": calibration.temperature()}
+
+    def _should_stop_early(self) -> bool:
+        return should_stop_early(self.history, self.section.select, self.section.early_stopping_patience)
+
+    def _chosen(self) -> dict[str, Any]:
+        line = chosen_epoch(self.history, self.section.select) or chosen_epoch(self.history, "last")
+        assert line is not None
+        return line
+
+    def _write(self, position: TrainingPosition, sums: dict[str, torch.Tensor] | None, *, with_retry: bool) -> None:
+        """Write a checkpoint. If that fails, retry (`with_retry`), or continue training without this checkpoint."""
+        best = chosen_epoch(self.history, self.section.select)
+        checkpoint = Checkpoint.of(
+            self.learner,
+            epoch=position.epoch,
+            step=position.step,
+            sums=sums,
+            history=self.history,
+            identity=self.settings.identity,
+        )
+        write = partial(
+            self.checkpoints.write, checkpoint, best=None if best is None else TrainingPosition(best["epoch"], 0)
+        )
+        if with_retry:
+            call_with_retry(self.checkpoints.url, write, report=self.callback.warn)
+            return
+        try:
+            write()
+        except Exception as error:  # each file system raises its own errors when a server does not respond
+            url = storage.redact_url(self.checkpoints.checkpoint_url(position))
+            self.callback.warn(f"{url}: cannot be written ({type(error).__name__}: {error}); training continues without it")
+
+    def _write_metrics(self) -> None:
+        """Write the lines of epochs and of steps, after those of the other seeds."""
+        workspace = self.settings.workspace
+        epochs = epoch_lines(self.history)
+        steps = [line for line in self.history if "train_loss" not in line]
+        for url, lines in ((workspace.metrics, epochs), (workspace.step_metrics, steps)):
+            call_with_retry(url, partial(_write_lines, url, self.seed, lines), report=self.callback.warn)
+
+    def _finish(self) -> None:
+        """Validate the selected epoch's weights again, calibrated; write the result, which marks the seed complete."""
+        line = self._chosen()
+        position = TrainingPosition(line["epoch"], 0)
+        barrier()  # barrier: worker 0 may still be writing the checkpoint that all workers read
+        checkpoint = call_with_retry(
+            self.checkpoints.url, lambda: self.checkpoints.read(position), report=self.callback.warn
+        )
+        result: dict[str, Any] = {"seed": self.seed, "chosen": line, "epochs": len(epoch_lines(self.history))}
+        if self.validation.samples():
+            network = self.learner.eval_network
+            network.load_state_dict(checkpoint.eval_weights)
+            temperature = float(line.get("temperature", 1.0))
+            classes, device = self.settings.spec.classes, self.worker.device
+            raw = Reliability(classes, device)
+            calibrated = {
+                choice: Reliability(
+                    classes,
+                    device,
+                    temperature=temperature,
+                    correction=torch.tensor(self.settings.priors.correction(choice)),
+                )
+                for choice in CHOICES
+            }
+            validate(
+                network,
+                self.validation.in_order(batch=VALIDATION_BATCH),
+                beta=self.learner.beta,
+                precision=self.learner.precision,
+                judges=[raw, *calibrated.values()],
+            )
+            result["uncalibrated"] = raw.figures()
+            result["calibrated"] = {choice: reliability.figures() for choice, reliability in calibrated.items()}
+        if self.worker.rank == 0:
+            result["hardware"] = hardware()  # the worker's hardware: the driver may have no GPU
+            url = self.settings.workspace.result(self.seed)
+            call_with_retry(url, lambda: storage.write_json(url, result), report=self.callback.warn)
+
+    def _samples_of_earlier_seeds(self) -> int:
+        """The number of samples of the preceding seeds, as counted by the progress bar."""
+        return self.section.every_seed.index(self.seed) * self.section.epochs * self.steps * self.section.batch_size
+
+    def _report_samples(self, epoch: int, samples: int) -> None:
+        if self.worker.rank == 0:
+            self.callback.seen(self.before + epoch * self.steps * self.section.batch_size + samples, self.clock.waiting)
+
+
+class _Clock:
+    """Measures the throughput of an epoch and the share of its time spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Start timing an epoch."""
+        self.started = self.reported = self.now = time.monotonic()
+        self.samples, self.waited = 0, 0.0
+
+    def add(self, samples: int, waited: float) -> None:
+        """Add a step."""
+        self.now = time.monotonic()
+        self.samples += samples
+        self.waited += waited
+
+    def is_due(self) -> bool:
+        """Whether at least one second has passed since this last returned True."""
+        if self.now - self.reported < 1:
+            return False
+        self.reported = self.now
+        return True
+
+    @property
+    def rate(self) -> float:
+        """Samples per second."""
+        return self.samples / max(self.now - self.started, 1e-9)
+
+    @property
+    def waiting(self) -> float:
+        """The share of the time spent waiting for batches."""
+        return self.waited / max(self.now - self.started, 1e-9)
+
+
+def _noise_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """The seed of a step's random numbers."""
+    return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1)[0])
+
+
+def _no_output(line: str) -> None:
+    pass
+
+
+def _named(subset: str, figures: EpochMetrics) -> dict[str, float]:
+    confusion = figures.confusion.figures()
+    return {
+        f"{subset}_loss": figures.loss,
+        f"{subset}_cross_entropy": figures.cross_entropy,
+        f"{subset}_rate": figures.rate,
+        **{f"{subset}_{name}": confusion[name] for name in ("overall_accuracy", "average_accuracy", "macro_f1", "kappa")},
+    }
+
+
+def _format_line(line: dict[str, Any], section: TrainSection) -> str:
+    """A line about an epoch for a person."""
+    prefix = f"seed {line['seed']}, " if len(section.every_seed) > 1 else ""
+    subset = "validation" if "validation_loss" in line else "train"
+    return (
+        f"{prefix}epoch {line['epoch']} of {section.epochs}: {subset} overall accuracy "
+        f"{line[f'{subset}_overall_accuracy']:.3f}, average accuracy {line[f'{subset}_average_accuracy']:.3f}"
+    )
+
+
+def _write_lines(url: str, seed: int, lines: list[dict[str, Any]]) -> None:
+    """Write the lines of one seed to a metrics file, after those of the other seeds."""
+    text = "".join(json.dumps(storage.without_nan(line)) + "\n" for line in [*_other_seeds(url, seed), *lines])
+    storage.write_bytes(url, text.encode())
+
+
+def _other_seeds(url: str, seed: int) -> list[dict[str, Any]]:
+    """The lines of a metrics file that belong to other seeds."""
+    try:
+        lines = [json.loads(line) for line in storage.read_bytes(url).splitlines()]
+    except FileNotFoundError:
+        return []
+    return [line for line in lines if line["seed"] != seed]

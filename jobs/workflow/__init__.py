@@ -1,0 +1,1 @@
+"""Stages, their workspace, fingerprints and manifests."""

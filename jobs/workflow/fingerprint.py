@@ -1,0 +1,90 @@
+"""Fingerprints: hashes of everything that the result of a stage depends on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mibf.bundle
+import mibf.metrics
+import mibf.training
+import pipeline.maps
+import pipeline.store
+from jobs.config.config import Config
+from jobs.config.resolve import input_urls
+from jobs.workflow.manifest import StageName, dependencies, read_manifest
+from jobs.workflow.workspace import Workspace
+from mibf.bundle.bundle import MODEL
+from pipeline.io import checksums, model_bundle
+
+#: The algorithm version of each stage, kept next to the code that computes its values; of the report, its layout's.
+ALGORITHM_VERSIONS: dict[StageName, int] = {
+    "prepare": pipeline.store.ALGORITHM_VERSION,
+    "train": mibf.training.ALGORITHM_VERSION,
+    "evaluate": mibf.metrics.ALGORITHM_VERSION,
+    "map": pipeline.maps.ALGORITHM_VERSION,
+    "report": 1,
+}
+#: Keys of `map` that do not change the map.
+MAP_KEYS_WITHOUT_EFFECT = ("workers", "readers", "attempts", "backoff", "drift", "drift_distance")
+#: Keys of `train` that do not change the result.
+TRAIN_KEYS_WITHOUT_EFFECT = ("recipe", "max_failures", "checkpoint_steps", "log_steps", "mlflow")
+
+
+def imported_checkpoint(workspace: Workspace) -> str | None:
+    """Return the SHA-256 of the reference checkpoint that a run's model was imported from; None if it was trained."""
+    manifest = read_manifest(workspace, "train")
+    return None if manifest is None else manifest.figures.get("authors", {}).get("sha256")
+
+
+def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = None) -> str:
+    """Hash everything that a stage's result depends on: inputs, configuration, algorithm version, earlier results.
+
+    Earlier results are the existing ones, current or not: when one is remade, everything derived from the previous
+    one becomes stale. An imported model depends on its checkpoint instead of the training configuration: the
+    checkpoint with the SHA-256 `checkpoint`, or the one from which the run's model was imported.
+
+    Raises:
+        InputError: an input file is missing.
+    """
+    # Without defaults: a new key that changes nothing unless it is set leaves fingerprints as they are.
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    workspace = Workspace.of(config)
+    parts: dict[str, Any] = {"stage": stage, "algorithm": ALGORITHM_VERSIONS[stage]}
+    earlier = [read_manifest(workspace, needed) for needed in dependencies(config, stage)]
+    parts["needs"] = [manifest and manifest.identity for manifest in earlier]
+    if stage == "prepare":
+        parts["configuration"] = [
+            _as_stored(values["scenes"]),
+            values.get("classes"),
+            values.get("split"),
+            config.model.patch,
+            config.prepare.shard,
+        ]
+        parts["inputs"] = {url: checksums.input_fingerprint(url) for url in input_urls(config)}
+    elif stage == "train" and (checkpoint := checkpoint or imported_checkpoint(workspace)):
+        parts["algorithm"] = ["import", mibf.bundle.ALGORITHM_VERSION]
+        parts["configuration"] = [checkpoint, config.model.patch]
+    elif stage == "train":
+        branches = [source.branch for source in config.scenes[0].sources.values()]
+        wanted = {k: v for k, v in values.get("train", {}).items() if k not in TRAIN_KEYS_WITHOUT_EFFECT}
+        parts["configuration"] = [values.get("sampling"), values.get("model"), wanted, branches]
+    elif stage == "evaluate":
+        parts["configuration"] = values.get("prediction")
+    elif stage == "map":
+        changing = {k: v for k, v in values.get("map", {}).items() if k not in MAP_KEYS_WITHOUT_EFFECT}
+        parts["configuration"] = [changing, values.get("prediction"), [scene.datetime for scene in config.scenes]]
+        if config.map.model is not None:
+            model = model_bundle.bundle_file(model_bundle.bundle_folder(config.map.model), MODEL)
+            parts["model"] = checksums.input_fingerprint(model)
+    elif stage == "report":
+        parts["configuration"] = [config.name, config.run]  # one page for all runs; it shows the last run
+    return checksums.digest(parts)
+
+
+def _as_stored(scenes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop the keys that do not affect the store: those used only by the network or in the map's metadata."""
+    for scene in scenes:
+        scene.pop("datetime", None)
+        for source in scene["sources"].values():
+            source.pop("branch", None)
+    return scenes

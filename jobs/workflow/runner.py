@@ -1,0 +1,118 @@
+"""Run stages with fingerprints and manifests: skip stages that are current, rerun those that are not.
+
+A stage's manifest is written after its data and holds the fingerprint of everything that the result
+depends on. Later stages ignore a result without a manifest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from jobs.config.config import Config
+from jobs.runtime.logs import about
+from jobs.runtime.memory import PeakMemory
+from jobs.runtime.progress import info, take_warnings
+from jobs.workflow.fingerprint import ALGORITHM_VERSIONS, fingerprint
+from jobs.workflow.manifest import (
+    Manifest,
+    StageName,
+    StageResult,
+    check_dependencies,
+    dependencies,
+    legacy_stages,
+    outputs_exist,
+    read_manifest,
+)
+from jobs.workflow.workspace import Workspace
+from mibf.errors import InputError
+from pipeline.io import storage
+from pipeline.io.lease import Lease, acquire
+
+#: Function of a stage. Takes the configuration, the workspace, the fingerprint of the result and the workspace lease.
+StageFunction = Callable[[Config, Workspace, str, Lease], StageResult]
+#: Workspaces whose results of an earlier version were reported in this process.
+_legacy_reported: set[str] = set()
+
+
+def run_stage(
+    config: Config,
+    stage: StageName,
+    work: StageFunction,
+    *,
+    keep_current: bool,
+    checkpoint: str | None = None,
+) -> tuple[Manifest, bool]:
+    """Run a stage; with `keep_current` skip it if its manifest is current. `checkpoint`: see `fingerprint`.
+
+    Returns:
+        The manifest, and whether the stage ran in this call.
+
+    Raises:
+        InputError: an input is missing, an earlier stage never finished, or the workspace is not writable.
+        LeaseHeldError: another run holds the workspace lease.
+    """
+    workspace = Workspace.of(config)
+    check_dependencies(config, stage)
+    current = fingerprint(config, stage, checkpoint=checkpoint)
+    storage.check_writable(workspace.url)
+    subject = {"workspace": storage.redact_url(workspace.url), "name": config.name, "run": config.run, "stage": stage}
+    with about(**subject), acquire(workspace.url, what=f"mibf {stage} of {config.name}, run {config.run}") as lease:
+        manifest = read_manifest(workspace, stage)
+        if keep_current and manifest is not None and manifest.fingerprint == current and outputs_exist(manifest):
+            return manifest, False
+        _report_legacy(workspace)
+        started = time.monotonic()
+        take_warnings()  # discard warnings of earlier stages
+        with PeakMemory() as peak:
+            outcome = work(config, workspace, current, lease)
+        manifest = Manifest(
+            stage=stage,
+            fingerprint=current,
+            finished=datetime.now(UTC).isoformat(),
+            workspace=workspace.url,
+            seconds=round(time.monotonic() - started, 1),
+            peak_memory_bytes=peak.bytes,
+            warnings=take_warnings(),
+            algorithm_version=ALGORITHM_VERSIONS[stage],
+            **vars(outcome),
+        )
+        lease.check()
+        storage.write_json(workspace.manifest(stage), vars(manifest))
+    return manifest, True
+
+
+def _report_legacy(workspace: Workspace) -> None:
+    """Say once that results of an earlier version are made again, and why."""
+    legacy = legacy_stages(workspace)
+    if legacy and workspace.url not in _legacy_reported:
+        _legacy_reported.add(workspace.url)
+        info(
+            f"{workspace.url}: {', '.join(legacy)} finished with an earlier version of mibf, which recorded no algorithm "
+            "version; whether they are current is unknown, so what is run now is made again"
+        )
+
+
+def invalidate(workspace: Workspace, stage: StageName, lease: Lease) -> None:
+    """Remove a stage's manifest before its data changes; the stage then counts as unfinished.
+
+    Raises:
+        LeaseLostError: the workspace lease was lost.
+    """
+    lease.check()
+    storage.remove(workspace.manifest(stage))
+
+
+def stale_dependencies(config: Config, stage: StageName) -> list[StageName]:
+    """Return the finished earlier stages that are not current with the configuration, inputs and algorithm version."""
+    workspace = Workspace.of(config)
+    return [needed for needed in dependencies(config, stage) if _is_stale(config, workspace, needed)]
+
+
+def _is_stale(config: Config, workspace: Workspace, stage: StageName) -> bool:
+    manifest = read_manifest(workspace, stage)
+    try:
+        return manifest is not None and manifest.fingerprint != fingerprint(config, stage)
+    except InputError:  # an input no longer exists; results made from it remain usable
+        return True

@@ -1,0 +1,137 @@
+"""Write a bundle to files and read it back, checking every byte against its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from safetensors import SafetensorError
+
+from mibf.bundle import stac_mlm
+from mibf.bundle.bundle import CARD, MODEL, REMEDY, WEIGHTS, Bundle, check_weights
+from mibf.bundle.classes import ClassName
+from mibf.bundle.model_card import model_card
+from mibf.class_priors import Priors
+from mibf.errors import InputError
+from mibf.network.spec import NetworkSpec
+from mibf.normalization import scaling_from_json
+from mibf.redaction import control_character
+from mibf.serialization import without_nan
+
+FORMAT = 3
+#: Format 2 has no priors and no digest of its weights.
+READ = (2, 3)
+_COLOR = re.compile("#[0-9a-fA-F]{6}")
+
+
+def to_files(bundle: Bundle) -> dict[str, bytes]:
+    """Return a bundle as file names and contents, in the order in which to write them: model.json last."""
+    values = bundle.to_json()
+    weights = values.pop("weights")
+    model = {
+        "format": FORMAT,
+        **values,
+        "provenance": bundle.provenance,
+        "weights": weights,
+        "stac_extensions": list(stac_mlm.EXTENSIONS),
+        "properties": stac_mlm.properties(bundle),
+    }
+    return {
+        WEIGHTS: bundle.weight_bytes(),
+        CARD: model_card(bundle).encode(),
+        MODEL: (json.dumps(without_nan(model), indent=1, allow_nan=False) + "\n").encode(),
+    }
+
+
+def from_files(files: Mapping[str, bytes]) -> Bundle:
+    """Read a bundle that `to_files` wrote, from its weights and model.json.
+
+    Raises:
+        InputError: a file's content does not match its name, is truncated or from another bundle, or has a format
+            that this version cannot read.
+    """
+    try:
+        model = json.loads(files[MODEL])
+        if model["format"] not in READ:
+            raise InputError(
+                f"{MODEL} has format {model['format']}; this version reads {' and '.join(map(str, READ))}. "
+                "Retrain, or use the version of mibf that wrote it."
+            )
+        if model["format"] > 2:
+            _check_digest(files[WEIGHTS], model["weights"])
+        bundle = Bundle(
+            spec=NetworkSpec.from_json(model["network"]),
+            weights=safetensors.torch.load(files[WEIGHTS]),
+            scaling=scaling_from_json(model["scaling"]),
+            classes=tuple(ClassName(**c) for c in model["classes"]),
+            temperature=model["temperature"],
+            provenance=model["provenance"],
+            priors=None if model.get("priors") is None else Priors.from_json(model["priors"]),
+        )
+        _check(bundle)
+    except RecursionError as error:
+        raise InputError(f"the model bundle is damaged ({MODEL} is nested too deeply); {REMEDY}.") from error
+    except (KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:
+        raise InputError(f"the model bundle is damaged ({error!r}); {REMEDY}.") from error
+    return bundle
+
+
+def _check_digest(weights: bytes, recorded: Mapping[str, Any]) -> None:
+    """Check that the weights are those that were written with this model.json."""
+    found, wanted = hashlib.sha256(weights).hexdigest(), str(recorded["sha256"])
+    if found == wanted:
+        return
+    size = int(recorded["bytes"])
+    cause = (
+        f"is truncated: {len(weights):,} of {size:,} bytes"
+        if len(weights) < size
+        else f"is damaged or from another model: {len(weights):,} bytes, {size:,} were written"
+    )
+    raise InputError(f"{WEIGHTS} {cause}; SHA-256 is {found[:12]}..., {MODEL} records {wanted[:12]}...; {REMEDY}.")
+
+
+def _check(bundle: Bundle) -> None:
+    """Check that the parts of a bundle belong to one model."""
+    check_weights(bundle.spec, bundle.weights)
+    classes = bundle.spec.classes
+    if len(bundle.classes) != classes:
+        raise InputError(f"{MODEL} lists {len(bundle.classes)} classes, but its network has {classes}; {REMEDY}.")
+    for c in bundle.classes:
+        _check_class(c)
+    if bundle.priors is not None and len(bundle.priors.natural) != classes:
+        raise InputError(
+            f"{MODEL} has {len(bundle.priors.natural)} class priors, but its network has {classes} classes; {REMEDY}."
+        )
+    for source in bundle.spec.sources:
+        limits = bundle.scaling[source.name]
+        if any(values.shape != (source.bands,) for values in (limits.low, limits.high, limits.fill)):
+            raise InputError(
+                f"{MODEL}: the normalization of source {source.name!r} does not fit its {source.bands} bands; {REMEDY}."
+            )
+        if not all(np.isfinite(values).all() for values in (limits.low, limits.high, limits.fill)):
+            raise InputError(f"{MODEL}: the normalization limits of source {source.name!r} are not all finite; {REMEDY}.")
+    ids = [c.id for c in bundle.classes]
+    if len(set(ids)) < len(ids) or not all(isinstance(i, int) and 0 <= i <= 255 for i in ids):
+        raise InputError(f"{MODEL} has class ids {', '.join(map(str, ids))}; ids must be unique, from 0 to 255; {REMEDY}.")
+    if not isinstance(bundle.provenance, dict):
+        raise InputError(f"{MODEL}: provenance is not a JSON object; {REMEDY}.")
+    temperature = bundle.temperature
+    if not isinstance(temperature, int | float) or not (math.isfinite(temperature) and temperature > 0):
+        raise InputError(f"{MODEL} has temperature {temperature!r}; it must be a positive number; {REMEDY}.")
+
+
+def _check_class(c: ClassName) -> None:
+    """Check that a class is safe for rasters, messages and pages: id, name and colour may come from an untrusted file."""
+    fit = type(c.id) is int and 0 <= c.id <= 254
+    fit = fit and isinstance(c.name, str) and bool(c.name) and control_character(c.name) is None
+    if not (fit and isinstance(c.color, str) and _COLOR.fullmatch(c.color)):
+        raise InputError(
+            f"{MODEL} has the class {vars(c)!r}; a class needs an id from 0 to 254, a name without control characters and a "
+            f"colour #rrggbb; {REMEDY}."
+        )

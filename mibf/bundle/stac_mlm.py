@@ -1,0 +1,155 @@
+"""Describe a bundle with STAC's Machine Learning Model (MLM) extension, so that catalogues and other tools can read it.
+
+Plain values, https://github.com/stac-extensions/mlm, version 1.6.0. They are derived from the bundle when it is written
+and ignored when it is read: the bundle's own keys are authoritative.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from mibf.bundle.bundle import Bundle
+from mibf.bundle.classes import ClassName
+from mibf.network.spec import FEATURES, HIDDEN, SourceSpec
+from mibf.normalization import BandScaling
+
+EXTENSIONS = (
+    "https://stac-extensions.github.io/mlm/v1.6.0/schema.json",
+    "https://stac-extensions.github.io/classification/v1.1.0/schema.json",
+)
+ARCHITECTURE = "MIBF-Net"
+#: The extension's term for classifying every pixel; it reserves `classification` for one class per input.
+TASK = "semantic-segmentation"
+
+
+def properties(bundle: Bundle) -> dict[str, Any]:
+    """Return the properties of a STAC item that describe the model, without those of a place and time."""
+    found: dict[str, Any] = {
+        "mlm:name": _name(bundle.provenance.get("run")),
+        "mlm:architecture": ARCHITECTURE,
+        "mlm:tasks": [TASK],
+        "mlm:framework": "PyTorch",
+        "mlm:framework_version": _version(bundle),
+        "mlm:memory_size": bundle.memory_bytes,
+        "mlm:total_parameters": bundle.parameters,
+        "mlm:accelerator": None,
+        "mlm:accelerator_constrained": False,
+        "mlm:input": [_input(source, bundle) for source in bundle.spec.sources],
+        "mlm:output": [_output(bundle)],
+        "mlm:hyperparameters": _hyperparameters(bundle),
+        "bands": [{"name": name} for source in bundle.spec.sources for name in band_names(source)],
+    }
+    if "chosen" in bundle.provenance:  # trained by mibf, from random initial weights
+        found |= {"mlm:pretrained": False, "mlm:pretrained_source": None}
+    return found
+
+
+def band_names(source: SourceSpec) -> list[str]:
+    """Name a source's bands by their position: `optical 1`, `optical 2`; band names in its files are not kept."""
+    return [f"{source.name} {number}" for number in range(1, source.bands + 1)]
+
+
+def _input(source: SourceSpec, bundle: Bundle) -> dict[str, Any]:
+    side = bundle.spec.patch * source.scale
+    scaling = bundle.scaling[source.name]
+    return {
+        "name": source.name,
+        "bands": band_names(source),
+        "input": {
+            "shape": [-1, source.bands, side, side],
+            "dim_order": ["batch", "bands", "height", "width"],
+            "data_type": "float32",
+        },
+        "description": (
+            f"The patch around a reference pixel, with {source.scale} x {source.scale} pixels of {source.name} per "
+            "reference pixel. Values are in the source's own units; pixels without data take each band's mibf:fill value, "
+            "then all are scaled from the limits in value_scaling to [0, 1] and clipped."
+        ),
+        "value_scaling": _value_scaling(scaling),
+        "mibf:fill": scaling.fill.tolist(),
+        "resize_type": None,
+        "pre_processing_function": {
+            "format": "python",
+            # For STAC tools; mibf does not read it. Bundles of earlier versions name `mibf.scaling`, where the class was.
+            "expression": f"{BandScaling.__module__}:{BandScaling.apply.__qualname__}",
+            "description": "Fills, scales as value_scaling describes, and clips; it replaces these three steps.",
+        },
+    }
+
+
+def _value_scaling(scaling: BandScaling) -> list[dict[str, Any]]:
+    """Describe each band's limits; a constant band is 0 everywhere, which min-max scaling cannot express."""
+    return [
+        {"type": "clip", "minimum": 0, "maximum": 0} if constant else {"type": "min-max", "minimum": low, "maximum": high}
+        for low, high, constant in zip(scaling.low.tolist(), scaling.high.tolist(), scaling.constant.tolist(), strict=True)
+    ]
+
+
+def _output(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "name": "logits",
+        "tasks": [TASK],
+        "result": {"shape": [-1, bundle.spec.classes], "dim_order": ["batch", "class"], "data_type": "float32"},
+        "description": "Logits of each patch's centre pixel; classes are in the order of classification:classes.",
+        "classification:classes": [
+            {
+                "value": c.id,
+                "name": class_key(c),
+                "description": c.name,
+                "color_hint": color_hint(c),
+            }
+            for c in bundle.classes
+        ],
+        "post_processing_function": {
+            "format": "formula",
+            "expression": f"softmax(logits / {float(bundle.temperature)!r})",
+            "description": "Class probabilities.",
+        },
+    }
+
+
+def class_key(c: ClassName) -> str:
+    """Convert a class's name to one that the classification extension accepts: letters, digits, `_` and `-`."""
+    return as_name(c.name) or f"class_{c.id}"
+
+
+def as_name(name: str) -> str:
+    """Reduce a name to the characters that the classification extension accepts."""
+    return re.sub(r"[^0-9A-Za-z_-]+", "_", name).strip("_")
+
+
+def color_hint(c: ClassName) -> str:
+    """Format a class's colour as the classification extension requires."""
+    return c.color.removeprefix("#").upper()
+
+
+def _hyperparameters(bundle: Bundle) -> dict[str, Any]:
+    """Return the network's hyperparameters, and those of its training if provenance records them."""
+    recorded = bundle.provenance.get("hyperparameters")
+    hyperparameters = recorded if isinstance(recorded, dict) else {}
+    return {key: value for key, value in hyperparameters.items() if re.fullmatch(r"[0-9a-zA-Z_.-]+", key)} | {
+        "patch": bundle.spec.patch,
+        "features": FEATURES,
+        "code": HIDDEN,
+        "hidden": bundle.spec.hidden,
+        "widths": {source.name: list(source.widths) for source in bundle.spec.sources},
+        "temperature": bundle.temperature,
+    }
+
+
+def _name(run: Any) -> str:
+    """Build a name that the extension accepts: letters, digits, `_`, `.`, `-` and spaces, ending in a letter or digit."""
+    name = re.sub(r"[^a-zA-Z0-9_.\- ]+", "-", run).strip("_.- ") if isinstance(run, str) else ""
+    return f"{ARCHITECTURE} {name}".rstrip()
+
+
+def _version(bundle: Bundle) -> str:
+    """Return the PyTorch version used for training, else the one in use now, as a semantic version."""
+    versions = bundle.provenance.get("versions")
+    recorded = versions.get("torch") if isinstance(versions, dict) else None
+    version = recorded if isinstance(recorded, str) else torch.__version__
+    semantic = re.match(r"\d+\.\d+\.\d+(\+[0-9a-zA-Z.-]+)?", version)
+    return semantic.group() if semantic else "0.0.0"

@@ -1,0 +1,119 @@
+"""Class priors: the proportions of the classes on the ground, in training and as requested. No dependencies.
+
+The predictions of a network trained on class proportions other than those on the ground reflect the training proportions.
+If only the proportions differ, Bayes' rule corrects this: p'(y|x) is proportional to p(y|x) * target(y) / trained(y), so
+log target - log trained is added to each class's log-probability (Saerens, Latinne & Decaestecker, "Adjusting the outputs
+of a classifier to new a priori probabilities", 2002; as logit adjustment, Menon et al., ICLR 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from mibf.errors import InputError
+
+#: The priors that predictions reflect: those of training, those of the training pixels as they are, or equal ones.
+PriorSetting = Literal["trained", "natural", "uniform"]
+CHOICES: tuple[PriorSetting, ...] = get_args(PriorSetting)
+#: Maximum deviation of a sum of proportions from one.
+TOLERANCE = 1e-6
+
+
+def check_choice(choice: str) -> None:
+    """Check that a choice is valid.
+
+    Raises:
+        InputError: it is not.
+    """
+    if choice not in CHOICES:
+        raise InputError(f"unknown class priors {choice!r}; must be one of {', '.join(CHOICES)}.")
+
+
+@dataclass(frozen=True)
+class Priors:
+    """Class proportions, in the order of the classes; each tuple sums to one.
+
+    `natural` is a class's proportion of the training pixels, `trained` its proportion of what the loss saw: after
+    class-balanced sampling and the loss's weights.
+    """
+
+    natural: tuple[float, ...]
+    trained: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("natural", "trained"):
+            shares = tuple(map(float, getattr(self, name)))
+            object.__setattr__(self, name, shares)  # plain floats, whatever the input type
+            if not shares or not all(math.isfinite(share) and share >= 0 for share in shares):
+                raise InputError(f"{name} class proportions are {_listed(shares)}; each must be a number from 0 to 1.")
+            if abs(math.fsum(shares) - 1) > TOLERANCE:
+                raise InputError(
+                    f"{name} class proportions ({_listed(shares)}) sum to {math.fsum(shares):g}; the sum must be 1."
+                )
+        if len(self.natural) != len(self.trained):
+            raise InputError(
+                f"{len(self.natural)} natural and {len(self.trained)} trained class proportions; give one of each per class."
+            )
+        for position, (natural, trained) in enumerate(zip(self.natural, self.trained, strict=True)):
+            if trained > 0 and natural == 0:
+                raise InputError(
+                    f"class {position + 1} of {len(self.natural)} has proportion {trained:g} in training but no training "
+                    "pixels; a class can only be trained on its own pixels."
+                )
+
+    @classmethod
+    def of(cls, natural: Iterable[float], trained: Iterable[float]) -> Priors:
+        """Normalise counts or weights to proportions that sum to one.
+
+        Raises:
+            InputError: a value is negative or not finite, or none is above zero.
+        """
+        return cls(_shares("natural", natural), _shares("trained", trained))
+
+    @classmethod
+    def even(cls, classes: int) -> Priors:
+        """Return equal proportions for all classes, on the ground and in training."""
+        shares = (1 / classes,) * classes
+        return cls(shares, shares)
+
+    def target(self, choice: PriorSetting) -> tuple[float, ...]:
+        """Return the proportions of a choice."""
+        check_choice(choice)
+        if choice == "uniform":
+            return (1 / len(self.natural),) * len(self.natural)
+        return self.natural if choice == "natural" else self.trained
+
+    def correction(self, choice: PriorSetting) -> tuple[float, ...]:
+        """Return what to add to each class's log-probability: log target - log trained.
+
+        A class whose trained proportion is 0 cannot be corrected, because the network has never seen it: its correction
+        is 0.
+        """
+        pairs = zip(self.target(choice), self.trained, strict=True)
+        return tuple(math.log(target) - math.log(trained) if trained > 0 else 0.0 for target, trained in pairs)
+
+    def to_json(self) -> dict[str, list[float]]:
+        """Return the proportions as JSON values."""
+        return {"natural": list(self.natural), "trained": list(self.trained)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Priors:
+        """Read the proportions that `to_json` wrote."""
+        return cls(natural=tuple(value["natural"]), trained=tuple(value["trained"]))
+
+
+def _shares(name: str, values: Iterable[float]) -> tuple[float, ...]:
+    values = tuple(map(float, values))
+    total = sum(values)
+    if not (math.isfinite(total) and total > 0 and min(values) >= 0):
+        raise InputError(
+            f"{name} counts or weights of the classes are {_listed(values)}; give none below 0 and at least one above."
+        )
+    return tuple(value / total for value in values)
+
+
+def _listed(shares: tuple[float, ...]) -> str:
+    return ", ".join(f"{share:g}" for share in shares) or "none"

@@ -1,0 +1,1 @@
+"""Exact dense inference on whole tiles."""

@@ -1,0 +1,1 @@
+"""MIBF-Net, part by part."""

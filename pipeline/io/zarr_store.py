@@ -1,0 +1,93 @@
+"""Open Zarr groups at any URL, with checksums when writing and without silent gaps when reading."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Literal
+
+import zarr
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import FsspecStore, LocalStore, WrapperStore
+
+from pipeline.io.storage import is_local, local_path
+
+#: Read, fill, or create (replacing what is there).
+ZarrMode = Literal["r", "r+", "w"]
+
+
+def zarr_location(url: str) -> str:
+    """Convert a URL to the form that zarr and xarray accept."""
+    return local_path(url) if is_local(url) else url
+
+
+def open_zarr(url: str, *, mode: ZarrMode = "r") -> zarr.Group:
+    """Open a Zarr group at a URL: mode "r" to read, "r+" to fill, "w" to create, replacing what is there."""
+    return zarr.open_group(store=zarr_location(url), mode=mode)
+
+
+class ChecksumStore(WrapperStore[Store]):
+    """A Zarr store at a URL for writing whole shards; records the size and SHA-256 of each object written.
+
+    Existing shards are never read: zarr would otherwise read each one, intact or damaged, to merge new pixels into it.
+    """
+
+    def __init__(self, store: Store, written: dict[str, tuple[int, str]] | None = None) -> None:
+        super().__init__(store)
+        self.written = {} if written is None else written
+
+    def _with_store(self, store: Store) -> ChecksumStore:
+        return ChecksumStore(store, self.written)
+
+    @classmethod
+    def at(cls, url: str) -> ChecksumStore:
+        """Open the store at a URL."""
+        return cls(_zarr_store(url))
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """Read a metadata object; a shard reads as absent."""
+        return None if _is_pixel_key(key) else await super().get(key, prototype, byte_range)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write an object and record its size and SHA-256."""
+        content = value.as_buffer_like()
+        # Hash outside the thread of zarr's event loop, which all writers share.
+        hashed = asyncio.to_thread(lambda: hashlib.sha256(content).hexdigest())
+        _, digest = await asyncio.gather(super().set(key, value), hashed)
+        self.written[key] = (len(value), digest)
+
+
+class StrictStore(WrapperStore[Store]):
+    """A Zarr store whose shards were all written: an absent shard is lost data, not an empty shard."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """Read an object.
+
+        Raises:
+            MissingShardError: the object is a shard, and does not exist.
+        """
+        found = await super().get(key, prototype, byte_range)
+        if found is None and _is_pixel_key(key):
+            raise MissingShardError(f"shard {key} is missing")
+        return found
+
+
+class MissingShardError(RuntimeError):
+    """A shard of a complete store is missing."""
+
+
+def _is_pixel_key(key: str) -> bool:
+    """Whether an object of a Zarr store holds pixels rather than metadata."""
+    return "/c/" in key and not key.endswith("zarr.json")
+
+
+def _zarr_store(url: str) -> Store:
+    if is_local(url):
+        return LocalStore(local_path(url))
+    return FsspecStore.from_url(url, storage_options={"asynchronous": True})
+
+
+def open_strict(url: str) -> zarr.Group:
+    """Open a Zarr group whose shards must all exist, for reading; see `StrictStore`."""
+    return zarr.open_group(store=StrictStore(_zarr_store(url)).with_read_only(True), mode="r")

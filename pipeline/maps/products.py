@@ -1,0 +1,108 @@
+"""Map products: pixel type, nodata value and scale of each. Defines values only, independent of stores and files.
+
+Continuous values are stored as integers, code = value / scale, and the file carries the scale: a map takes a quarter to
+half of its size in float32, and compresses far better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mibf.bundle.classes import ClassName
+from mibf.inference.outputs import PRODUCT_NAMES, ProductName
+from pipeline.codes import UNLABELLED
+
+MapProductName = Literal[
+    "class", "second_class", "confidence", "probabilities", "entropy", "mutual_information", "kl", "gate", "sources"
+]
+MAP_PRODUCTS: tuple[MapProductName, ...] = get_args(MapProductName)
+#: How continuous products are stored. Class ids and the source mask have fixed types.
+MapDtype = Literal["uint16", "uint8", "float32"]
+Bands = Literal["one", "classes", "sources"]
+Overviews = Literal["mode", "nearest", "average"]
+#: Products that hold class ids.
+CLASS_PRODUCTS: frozenset[MapProductName] = frozenset({"class", "second_class"})
+#: Continuous products by name: their bands, unit ("nat"; empty for fractions), and the scale of a code in uint16 and uint8.
+_MEASURES: Mapping[str, tuple[Bands, str, float, float | None]] = {
+    "confidence": ("one", "", 1e-4, 0.004),
+    "probabilities": ("classes", "", 1e-4, 0.004),
+    "entropy": ("one", "nat", 1e-4, 0.025),
+    "mutual_information": ("one", "nat", 1e-4, 0.025),
+    # The KL term has no upper bound: uint16 saturates at 6553.4 nats, far beyond anything seen in training. Both the range
+    # below 10 and that of hundreds matter, and 254 equal steps cannot resolve both.
+    "kl": ("one", "nat", 0.1, None),
+    "gate": ("sources", "", 1e-4, 0.004),
+}
+
+
+@dataclass(frozen=True)
+class Product:
+    """One raster of a map: its name, and how its pixels and overviews are stored.
+
+    A pixel's value is its code times `scale`, in `unit`; the code `nodata` means no value.
+    """
+
+    name: MapProductName
+    dtype: str
+    nodata: float
+    overviews: Overviews
+    predictor: int  #: TIFF compression predictor: 2 integer differences, 3 floating point
+    bands: Bands = "one"
+    scale: float = 1.0
+    unit: str = ""
+
+    def band_names(self, classes: Sequence[ClassName], sources: Sequence[str]) -> list[str]:
+        """Names of the bands: the product itself, the classes or the sources."""
+        if self.bands == "classes":
+            return [c.name for c in classes]
+        return list(sources) if self.bands == "sources" else [self.name]
+
+    def encode(self, values: ArrayLike) -> NDArray[Any]:
+        """Encode values, NaN for no value: rounded half to even and clipped to the codes other than nodata."""
+        found = np.asarray(values)
+        codes = np.empty(found.shape, self.dtype)
+        if codes.dtype.kind == "f":
+            codes[...] = found
+            return codes
+        top = int(self.nodata) - 1 if self.nodata else np.iinfo(codes.dtype).max
+        # In float64, which represents every code exactly; plane by plane, to limit memory.
+        for plane in np.ndindex(found.shape[:-2]):
+            code = np.clip(np.rint(found[plane].astype(np.float64) / self.scale), 0 if self.nodata else 1, top)
+            codes[plane] = np.where(np.isnan(code), self.nodata, code)
+        return codes
+
+    def decode(self, codes: ArrayLike) -> NDArray[Any]:
+        """Decode codes to values, NaN for no value: float64, except float32 products, which are returned as they are."""
+        found = np.asarray(codes)
+        return found if found.dtype.kind == "f" else np.where(self.present(found), found * self.scale, np.nan)
+
+    def present(self, codes: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where codes are not nodata."""
+        return np.asarray(~np.isnan(codes) if np.isnan(self.nodata) else codes != self.nodata)
+
+
+def product(name: MapProductName, dtype: MapDtype = "uint16", *, sources: int = 8) -> Product:
+    """Create a product; `dtype` is the type of continuous products, `sources` the number of the model's sources.
+
+    The product `sources` is a mask, bit i set where source i has data, in the smallest unsigned integer with enough bits;
+    its nodata value, 0, means that no source has data. With uint8 the KL term (`kl`) is stored as float32.
+    """
+    if name in CLASS_PRODUCTS:
+        return Product(name, "uint8", UNLABELLED, "mode", 2)
+    if name == "sources":
+        return Product(name, str(np.min_scalar_type((1 << sources) - 1)), 0, "nearest", 2)
+    bands, unit, fine, coarse = _MEASURES[name]
+    scale = {"uint16": fine, "uint8": coarse, "float32": None}[dtype]
+    if scale is None:
+        return Product(name, "float32", np.nan, "average", 3, bands, unit=unit)
+    return Product(name, dtype, np.iinfo(dtype).max, "average", 2, bands, scale, unit)
+
+
+def products_of_network(products: Sequence[Product]) -> tuple[ProductName, ...]:
+    """Names of the products computed by the network; `sources` is computed from the sources' validity instead."""
+    return tuple(cast(ProductName, p.name) for p in products if p.name in PRODUCT_NAMES)

@@ -1,0 +1,186 @@
+"""Map tiles in one process: read the next tile, compute the current one and write the previous one in parallel.
+
+A failed tile is reported with its cause like any other, and the rest continue. The caller decides what is retried.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from mibf.class_priors import PriorSetting
+from mibf.device import Precision, best_device
+from mibf.errors import InputError
+from pipeline.grid import Tile
+from pipeline.io import model_bundle
+from pipeline.io.retry import call_with_retry
+from pipeline.maps.map_store import MapStore, result_digest
+from pipeline.maps.outcome import TileOutcome
+from pipeline.maps.predictor import MissingDataPolicy, TileInput, TilePredictor, TileResult
+from pipeline.maps.products import Product
+from pipeline.parallel.prefetch import PrefetchThreads
+from pipeline.store.patch_store import PatchStore
+
+#: Tiles that are read ahead of the one being computed.
+PREFETCH_DEPTH = 1
+
+
+class Predictor(Protocol):
+    """Computes a tile's products from its input."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of a cell computed at a time."""
+
+    def read(self, store: PatchStore, tile: Tile) -> TileInput:
+        """Read the input of a tile; called in a separate thread."""
+
+    def compute(self, tile: TileInput) -> TileResult:
+        """Compute a tile's products."""
+
+
+@dataclass(frozen=True)
+class MapJob:
+    """What every worker of a map needs to know; serialized and sent to the workers."""
+
+    model: str  #: URL of the bundle
+    digest: str  #: digest of the bundle
+    stores: Mapping[str, str]  #: URLs of the patch stores, by scene
+    map_stores: Mapping[str, str]  #: URLs of the map stores, by scene
+    products: tuple[Product, ...]
+    precision: Precision
+    priors: PriorSetting
+    mc_samples: int
+    seed: int
+    missing: MissingDataPolicy
+    predictor: Callable[[MapJob], Predictor] | None = None  #: replaces the network, to measure everything else
+
+    def make_predictor(self) -> Predictor:
+        """Create the predictor.
+
+        Raises:
+            InputError: the model is not the one that the map was started with.
+        """
+        if self.predictor is not None:
+            return self.predictor(self)
+        bundle = call_with_retry(self.model, lambda: model_bundle.read_bundle(self.model))
+        if bundle.digest != self.digest:
+            raise InputError(f"{self.model}: was changed while the map was being made; run the same command again.")
+        return TilePredictor(
+            bundle,
+            products=self.products,
+            precision=self.precision,
+            priors=self.priors,
+            mc_samples=self.mc_samples,
+            seed=self.seed,
+            missing=self.missing,
+        )
+
+
+@dataclass(frozen=True)
+class LoadedTile:
+    """A tile that was read; on failure `content` is None and `cause` is set."""
+
+    tile: Tile
+    started: float
+    seconds: float
+    content: TileInput | None = None
+    cause: str = ""
+
+
+class TileMapper:
+    """A model in memory, with the open patch stores and map stores of the scenes."""
+
+    def __init__(self, job: MapJob, *, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.job = job
+        self.predictor = job.make_predictor()
+        self.worker = f"{socket.gethostname()}/{os.getpid()}/{best_device().type}"
+        self._stores: dict[str, PatchStore] = {}
+        self._map_stores: dict[str, MapStore] = {}
+
+    def map(self, tiles: Iterable[Tile]) -> Iterator[TileOutcome]:
+        """Map tiles in order, reading each one while the previous one is computed; yield each once it is written."""
+        with closing(PrefetchThreads().prefetch(self.read(tiles), depth=PREFETCH_DEPTH, name="mibf-read")) as reads:
+            yield from self.finish(reads)
+
+    def finish(self, reads: Iterable[LoadedTile]) -> Iterator[TileOutcome]:
+        """Compute and write tiles that were read, writing each one while the next is computed; yield outcomes in order."""
+        with ThreadPoolExecutor(1, "mibf-write") as writer:
+            before: Future[TileOutcome] | None = None
+            for read in reads:
+                done = self._computed(read)
+                if before is not None:
+                    yield before.result()
+                before = writer.submit(self._written, *done)
+                del done
+            if before is not None:
+                yield before.result()
+
+    def read(self, tiles: Iterable[Tile]) -> Generator[LoadedTile, None, None]:
+        """Read tiles, one at a time."""
+        for tile in tiles:
+            started, clock = time.time(), time.monotonic()
+            content, cause = None, ""
+            try:
+                store = self._store(tile.scene)
+                content = call_with_retry(store.url, lambda store=store, tile=tile: self.predictor.read(store, tile))  # type: ignore[misc]  # bound now
+            except Exception as error:  # a failed tile is a row in the ledger, whatever the cause
+                cause = _describe_error(error)
+            yield LoadedTile(tile, started, time.monotonic() - clock, content, cause)
+
+    def _computed(self, read: LoadedTile) -> tuple[TileOutcome, TileResult | None]:
+        done = TileOutcome(
+            tile=read.tile,
+            cause=read.cause,
+            worker=self.worker,
+            started=read.started,
+            finished=time.time(),
+            read_seconds=read.seconds,
+        )
+        if read.content is None:
+            return done, None
+        clock = time.monotonic()
+        try:
+            result = self.predictor.compute(read.content)
+        except Exception as error:  # as above
+            return replace(done, cause=_describe_error(error), finished=time.time()), None
+        seconds, pixels = time.monotonic() - clock, int(read.content.wanted.sum())
+        return replace(done, compute_seconds=seconds, pixels=pixels, rows=self.predictor.rows), result
+
+    def _written(self, done: TileOutcome, result: TileResult | None) -> TileOutcome:
+        if result is None:
+            return done
+        clock = time.monotonic()
+        try:
+            work = self._work(done.tile.scene)
+            call_with_retry(work.url, lambda: work.write(done.tile, result))
+            checksum = result_digest(result)
+        except Exception as error:  # as above
+            return replace(done, cause=_describe_error(error), finished=time.time())
+        return replace(done, checksum=checksum, write_seconds=time.monotonic() - clock, finished=time.time())
+
+    def _store(self, scene: str) -> PatchStore:
+        if scene not in self._stores:
+            self._stores[scene] = PatchStore(self.job.stores[scene])
+        return self._stores[scene]
+
+    def _work(self, scene: str) -> MapStore:
+        if scene not in self._map_stores:
+            self._map_stores[scene] = MapStore(self.job.map_stores[scene])
+        return self._map_stores[scene]
+
+
+def _describe_error(error: BaseException) -> str:
+    """Format a cause for people: our own messages as they are, those of libraries preceded by the error type."""
+    text: Any = str(error)
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,1 @@
+"""Run tasks on threads or on a Dask cluster, and read ahead."""

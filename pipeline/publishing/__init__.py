@@ -1,0 +1,1 @@
+"""Publish maps: cloud-optimized GeoTIFFs, STAC items and quicklooks."""

@@ -1,0 +1,83 @@
+"""Footprint of a grid as GeoJSON: longitudes and latitudes, cut at the antimeridian (RFC 7946)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import shapely
+from odc.geo.geobox import GeoBox
+from shapely.affinity import translate
+from shapely.geometry import Polygon, box
+from shapely.geometry.base import BaseGeometry
+from shapely.geometry.polygon import orient
+
+#: Points per side of a grid: a straight side is a curve in longitude and latitude.
+POINTS = 64
+#: Decimal places of degrees; about a millimetre.
+DECIMALS = 8
+
+
+def footprint(grid: GeoBox) -> tuple[dict[str, Any], list[float]] | None:
+    """Return a grid's outline in WGS 84 and its bounds [west, south, east, north], accurate to half a pixel.
+
+    Across the antimeridian the outline has two parts, and west is greater than east. None for a grid without a CRS, or
+    one that extends beyond the area where its CRS is defined.
+    """
+    if grid.crs is None:
+        return None
+    longitude, latitude = _border(grid)
+    if not (np.isfinite(longitude).all() and np.isfinite(latitude).all()):
+        return None
+    outline = _outline(np.unwrap(longitude, period=360), latitude)
+    west, south, east, north = outline.bounds
+    within, beyond = _parts(outline.simplify(max(east - west, north - south) / (2 * max(grid.shape))))
+    if east - west >= 360:
+        west, east = -180.0, 180.0
+    elif east > 180:
+        east -= 360
+    geometry = _rounded(_geometry(within.union(beyond)))
+    return json.loads(shapely.to_geojson(geometry)), [round(value, DECIMALS) for value in (west, south, east, north)]
+
+
+def _border(grid: GeoBox) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Longitudes and latitudes along the four sides; the first point is repeated at the end."""
+    rows, columns = grid.shape
+    there = np.arange(POINTS) / POINTS
+    zero, one = np.zeros(POINTS), np.ones(POINTS)
+    x = columns * np.concatenate([there, one, 1 - there, zero, [0]])
+    y = rows * np.concatenate([zero, there, one, 1 - there, [0]])
+    a, b, c, d, e, f = list(grid.affine)[:6]
+    longitude, latitude = grid.crs.transformer_to_crs("EPSG:4326", always_xy=True)(a * x + b * y + c, d * x + e * y + f)
+    return np.asarray(longitude), np.asarray(latitude)
+
+
+def _outline(longitude: np.ndarray[Any, Any], latitude: np.ndarray[Any, Any]) -> BaseGeometry:
+    """The polygon of a border with continuous longitudes, shifted so that its west is from -180 to 180."""
+    points = list(zip(longitude.tolist(), latitude.tolist(), strict=True))
+    if abs(longitude[-1] - longitude[0]) > 180:  # encircles a pole, which is inside
+        pole = 90.0 if latitude.mean() > 0 else -90.0
+        points += [(points[-1][0], pole), (points[0][0], pole)]
+    outline = Polygon(points)
+    if not outline.is_valid:  # folded by its projection: an outline that is too large is better than none
+        outline = Polygon(shapely.get_exterior_ring(outline.convex_hull))
+    turns = np.floor((outline.bounds[0] + 180) / 360)
+    # Rounded, because a border exactly on the antimeridian could otherwise be slightly beyond it.
+    return _rounded(translate(outline, xoff=-360 * float(turns)))
+
+
+def _rounded(area: BaseGeometry) -> BaseGeometry:
+    return shapely.transform(area, lambda points: points.round(DECIMALS))
+
+
+def _parts(outline: BaseGeometry) -> tuple[BaseGeometry, BaseGeometry]:
+    """Split an outline into the part from -180 to 180 and the part beyond, shifted into that range."""
+    within, beyond = (outline.intersection(box(turn - 180, -90, turn + 180, 90)) for turn in (0, 360))
+    return within, translate(beyond, xoff=-360)
+
+
+def _geometry(area: BaseGeometry) -> BaseGeometry:
+    """The polygons of an area, outlines counter-clockwise; degenerate lines along its edges are dropped."""
+    polygons = [orient(p) for p in getattr(area, "geoms", [area]) if isinstance(p, Polygon) and not p.is_empty]
+    return polygons[0] if len(polygons) == 1 else shapely.MultiPolygon(polygons)

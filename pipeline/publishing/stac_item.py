@@ -1,0 +1,310 @@
+"""The STAC item of a map: its files, footprint and provenance. Written and validated with pystac.
+
+STAC 1.1, https://github.com/radiantearth/stac-spec, with the extensions in `EXTENSIONS`. Extension fields are written by
+name: pystac has no classes for raster 2.0 and processing 1.2. Fields `mibf:...` are our own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC
+from datetime import datetime as Instant
+from typing import Any
+
+import pystac
+import pystac.validation
+from odc.geo.geobox import GeoBox
+
+from mibf.bundle import stac_mlm
+from mibf.bundle.classes import ClassName
+from mibf.serialization import without_nan
+from pipeline.grid import Window, crs_to_json
+from pipeline.io import storage
+from pipeline.publishing.footprint import footprint
+from pipeline.publishing.quicklook import quicklook_shape
+from pipeline.scenes.acquisition_time import period
+
+#: Extensions that an item may use, by field prefix.
+EXTENSIONS = {
+    "proj": "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "raster": "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
+    "classification": "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
+    "processing": "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
+    "file": "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+}
+#: Products of class ids, and the product whose bits are sources.
+CLASS_LAYERS, SOURCES_LAYER = ("class", "second_class"), "sources"
+PICTURE = ".png"
+#: Media type and roles of a file by its extension. VRT has no media type of its own.
+KINDS = {
+    ".tif": (pystac.MediaType.COG, ("data",)),
+    ".vrt": (pystac.MediaType.XML, ("data",)),
+    PICTURE: (pystac.MediaType.PNG, ("thumbnail", "overview")),
+}
+LEDGERS = {".json": "application/json", ".jsonl": "application/x-ndjson", ".parquet": "application/vnd.apache.parquet"}
+#: Processing level of model results, among the levels suggested by the extension.
+LEVEL = "L4"
+#: Prefix of a SHA-256 multihash: its code, and its length of 32 bytes.
+SHA256 = "1220"
+
+
+class InvalidItemError(RuntimeError):
+    """A STAC item does not conform to the specification."""
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file of a map, in the same folder as its item.
+
+    `product` is a product's name, or any word for the quicklook; all files of a large map's product share it. `bands` are
+    the names of the bands; for `sources`, whose single band holds one bit per source, they are the sources from the lowest
+    bit up. `window` is the part of the grid that the file covers; None for the whole grid. `unit` is empty if there is
+    no unit.
+    """
+
+    product: str
+    name: str
+    bytes: int
+    sha256: str
+    dtype: str
+    nodata: float | None
+    scale: float
+    unit: str
+    bands: tuple[str, ...]
+    window: Window | None = None
+
+
+@dataclass(frozen=True)
+class ModelLink:
+    """The model that made a map: URL of its model.json, its digest and its name."""
+
+    href: str
+    digest: str
+    name: str
+
+
+def map_item(
+    *,
+    id: str,
+    grid: GeoBox,
+    assets: Sequence[Asset],
+    classes: Sequence[ClassName],
+    created: Instant,
+    datetime: str | None,
+    model: ModelLink,
+    inputs: Mapping[str, str],
+    ledger: str,
+    version: str,
+    fingerprint: str,
+    run: str,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Build the item of one scene's map as JSON values. Deterministic: equal arguments give an equal item.
+
+    URLs are written without credentials and queries. Hrefs of the map's own files are relative, so the folder can be moved.
+
+    Args:
+        id: the item's id, unique among the maps of a catalogue.
+        grid: the map's grid; without a CRS the item has no geometry, which STAC allows.
+        assets: the map's files; each becomes an asset whose key is the file name without its extension.
+        classes: classes of the map.
+        created: creation time of the map, with a time zone.
+        datetime: acquisition time of the scene (see `pipeline.scenes.acquisition_time`); None for `created`.
+        model: the model that made the map.
+        inputs: the scene's input files with their fingerprints; empty fingerprints are omitted.
+        ledger: location of the ledger, relative to the item.
+        version: version of mibf.
+        fingerprint: hash of everything that the map depends on.
+        run: name of the run.
+        facts: additional properties, written as `mibf:NAME`.
+
+    Raises:
+        ValueError: two assets have the same key, a file's type is unknown, or a time cannot be parsed.
+    """
+    created_utc = created.astimezone(UTC)
+    start, end = (created_utc, created_utc) if datetime is None else period(datetime)
+    outline = footprint(grid)
+    geometry, bbox = (None, None) if outline is None else outline
+    item = pystac.Item(
+        id=id,
+        geometry=geometry,
+        bbox=bbox,
+        datetime=start if start == end else None,
+        start_datetime=None if start == end else start,
+        end_datetime=None if start == end else end,
+        properties={"created": _format_time(created_utc)}
+        | _projection(grid)
+        | _processing(model, created_utc, files=len(inputs), version=version, run=run)
+        | {f"mibf:{name}": _redacted(without_nan(value)) for name, value in facts.items()}
+        | {"mibf:run": run, "mibf:fingerprint": fingerprint},
+    )
+    _add_assets(item, assets, grid, classes)
+    item.add_asset("ledger", _ledger(storage.redact_url(ledger)))
+    item.add_links([_model_link(model), *(_input_link(url, stamp) for url, stamp in inputs.items())])
+    return _with_extensions(item.to_dict(include_self_link=False, transform_hrefs=False))
+
+
+def _add_assets(item: pystac.Item, assets: Sequence[Asset], grid: GeoBox, classes: Sequence[ClassName]) -> None:
+    for asset in assets:
+        key = posixpath.splitext(asset.name)[0]
+        if key in item.assets:
+            raise ValueError(f"the files {asset.name} and {item.assets[key].href} of a map cannot both be asset {key!r}")
+        item.add_asset(key, _asset(asset, grid, classes))
+
+
+def _with_extensions(item: dict[str, Any]) -> dict[str, Any]:
+    """Declare the extensions whose fields an item or its assets have."""
+    parts = [item["properties"], *item["assets"].values()]
+    used = {field.partition(":")[0] for part in parts for field in part}
+    return item | {"stac_extensions": [url for prefix, url in EXTENSIONS.items() if prefix in used]}
+
+
+def check_item(item: Mapping[str, Any]) -> None:
+    """Validate an item against the STAC schemas that pystac includes; nothing is fetched.
+
+    No package includes the schemas of the extensions; their fields are covered by tests.
+
+    Raises:
+        InvalidItemError: the item is not valid; the message names the field.
+    """
+    try:
+        content = json.loads(json.dumps(item, allow_nan=False))
+        pystac.validation.validate_dict(content, pystac.STACObjectType.ITEM, pystac.get_stac_version(), extensions=[])
+    except (pystac.STACValidationError, TypeError, ValueError) as error:
+        found = error.__cause__  # jsonschema's error, which has the JSON path
+        cause = f"{getattr(found, 'json_path', '$')}: {getattr(found, 'message', error)}"
+        raise InvalidItemError(f"the STAC item {item.get('id')!r} is not valid: {cause}") from error
+
+
+def matches_grid(item: Mapping[str, Any], grid: GeoBox) -> bool:
+    """Whether an item's map has the pixel grid `grid`."""
+    expected = json.loads(json.dumps(_projection(grid)))
+    return all(item["properties"].get(name) == value for name, value in expected.items())
+
+
+def _format_time(time: Instant) -> str:
+    return pystac.utils.datetime_to_str(time)
+
+
+def _redacted(value: Any) -> Any:
+    """Remove credentials and URL queries from all strings of a JSON value."""
+    if isinstance(value, str):
+        return storage.without_queries(value)
+    if isinstance(value, dict):
+        return {key: _redacted(v) for key, v in value.items()}
+    return [_redacted(v) for v in value] if isinstance(value, list) else value
+
+
+def _projection(grid: GeoBox) -> dict[str, Any]:
+    """Projection fields of a grid: its CRS and extent."""
+    return {"proj:code": None} | crs_to_json(grid) | _extent(grid)
+
+
+def _extent(grid: GeoBox) -> dict[str, Any]:
+    found: dict[str, Any] = {"proj:shape": list(grid.shape), "proj:transform": list(grid.affine)[:6]}
+    return found if grid.crs is None else found | {"proj:bbox": list(grid.boundingbox)}
+
+
+def _processing(model: ModelLink, created: Instant, *, files: int, version: str, run: str) -> dict[str, Any]:
+    """Processing fields. The STAC MLM extension asks for the level and the expression in items made by a model."""
+    return {
+        "processing:level": LEVEL,
+        "processing:lineage": f"Per-pixel land cover predicted by model {model.name} in run {run}; input files: {files}.",
+        "processing:datetime": _format_time(created),
+        "processing:version": version,
+        "processing:software": {"mibf": version},
+        "processing:expression": {"format": "stac-mlm", "expression": storage.redact_url(model.href)},
+    }
+
+
+def _model_link(model: ModelLink) -> pystac.Link:
+    """The link to the model that the STAC MLM extension asks for; plain JSON, as model.json is not a complete STAC item."""
+    fields = {"mlm:name": model.name, "mibf:digest": model.digest}
+    href = storage.redact_url(model.href)
+    return pystac.Link("derived_from", href, pystac.MediaType.JSON, title="The model", extra_fields=fields)
+
+
+def _input_link(url: str, fingerprint: str) -> pystac.Link:
+    fields = {"mibf:fingerprint": fingerprint} if fingerprint else {}
+    return pystac.Link("derived_from", storage.redact_url(url), extra_fields=fields)
+
+
+def _asset(asset: Asset, grid: GeoBox, classes: Sequence[ClassName]) -> pystac.Asset:
+    ending = posixpath.splitext(asset.name)[1]
+    if ending not in KINDS:
+        raise ValueError(f"{asset.name} is not a map file; expected a name that ends in {', '.join(KINDS)}")
+    kind, roles = KINDS[ending]
+    covered = grid if asset.window is None else grid[asset.window.slices]
+    fields: dict[str, Any] = {"file:size": asset.bytes, "file:checksum": SHA256 + asset.sha256.lower()}
+    if ending == PICTURE:
+        fields |= _extent(covered.zoom_to(quicklook_shape(covered.shape)))
+    else:
+        fields |= _values(asset, grid) | _meanings(asset, classes)
+        fields |= {} if covered == grid else _extent(covered)
+    return pystac.Asset(f"./{asset.name}", media_type=kind, roles=list(roles), extra_fields=fields)
+
+
+def _ledger(href: str) -> pystac.Asset:
+    kind = LEDGERS.get(posixpath.splitext(href)[1])
+    return pystac.Asset(href, title="Ledger of all tiles and attempts", media_type=kind, roles=["metadata"])
+
+
+def _values(asset: Asset, grid: GeoBox) -> dict[str, Any]:
+    """Fields that describe a raster's values."""
+    found: dict[str, Any] = {"data_type": asset.dtype}
+    if asset.nodata is not None:
+        found["nodata"] = _number(asset.nodata)
+    if asset.unit:
+        found["unit"] = asset.unit
+    found |= {"raster:scale": asset.scale, "raster:sampling": "area"}
+    resolution = _metres(grid)
+    if resolution is not None:
+        found["raster:spatial_resolution"] = resolution
+    names = (asset.product,) if asset.product == SOURCES_LAYER else asset.bands
+    return found | {"bands": [{"name": name} for name in names]}
+
+
+def _number(value: float) -> int | float | str:
+    """Format a number for STAC; JSON cannot hold non-finite numbers."""
+    if not math.isfinite(value):
+        return str(float(value))
+    return int(value) if value == int(value) else value
+
+
+def _metres(grid: GeoBox) -> float | None:
+    """Pixel size in metres; None if the CRS does not use lengths."""
+    if grid.crs is None or not grid.crs.projected:
+        return None
+    unit = grid.crs.proj.axis_info[0].unit_conversion_factor
+    return float(unit * math.sqrt(abs(grid.affine.determinant)))
+
+
+def _meanings(asset: Asset, classes: Sequence[ClassName]) -> dict[str, Any]:
+    """Fields that define a raster's class ids or bits; none for continuous products."""
+    if asset.product in CLASS_LAYERS:
+        found: list[dict[str, Any]] = [
+            {"value": c.id, "name": stac_mlm.class_key(c), "title": c.name, "color_hint": stac_mlm.color_hint(c)}
+            for c in classes
+        ]
+        if asset.nodata is not None:
+            found.append({"value": int(asset.nodata), "name": "nodata", "title": "No data", "nodata": True})
+        return {"classification:classes": found}
+    if asset.product == SOURCES_LAYER:
+        if asset.bands == (SOURCES_LAYER,):
+            raise ValueError(f"{asset.name}: bands must name the sources of its bits, lowest bit first")
+        return {"classification:bitfields": [_bit(offset, source) for offset, source in enumerate(asset.bands)]}
+    return {}
+
+
+def _bit(offset: int, source: str) -> dict[str, Any]:
+    return {
+        "name": stac_mlm.as_name(source) or f"source_{offset}",
+        "description": f"Whether source {source} has data",
+        "offset": offset,
+        "length": 1,
+        "classes": [{"value": 0, "name": "without", "title": "Without"}, {"value": 1, "name": "with", "title": "With"}],
+    }

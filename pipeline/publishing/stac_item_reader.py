@@ -1,0 +1,137 @@
+"""Read the item of a published map: its files, products, tiles and model.
+
+With it a map can be verified against its own metadata, whatever has changed in the configuration since.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from pipeline.codes import RENAMED_PRODUCTS
+from pipeline.io import storage
+from pipeline.io.retry import call_with_retry
+from pipeline.maps.predictor import MissingDataPolicy
+from pipeline.maps.products import MAP_PRODUCTS, MapDtype, MapProductName, Product, product
+from pipeline.publishing.publish import ITEM
+from pipeline.publishing.stac_item import CLASS_LAYERS, SHA256, SOURCES_LAYER, InvalidItemError
+
+#: What the name of a block adds to that of its product.
+_BLOCK = re.compile(r"_y\d+_x\d+$")
+#: Bits per byte: the source mask has one bit per source.
+_BITS = 8
+
+
+@dataclass(frozen=True)
+class ItemFile:
+    """A file of a map, in the same folder as its item."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PublishedItem:
+    """A published map, as described by its item."""
+
+    item: Mapping[str, Any]
+    files: tuple[ItemFile, ...]
+    products: tuple[Product, ...]  #: in the order of publication, which is that of a tile's checksum
+    shape_yx: tuple[int, int]
+    tile: int  #: side of its tiles, in pixels
+    missing: MissingDataPolicy  #: which pixels were mapped
+    model: str  #: digest of the bundle
+    created: str
+
+    @classmethod
+    def of(cls, item: Mapping[str, Any]) -> PublishedItem:
+        """Parse the item of a map.
+
+        Raises:
+            InvalidItemError: it is not the item of a map.
+        """
+        try:
+            properties = item["properties"]
+            listed = {key: asset for key, asset in item["assets"].items() if "file:size" in asset}
+            rows, columns = properties["proj:shape"]
+            found = cls(
+                item,
+                tuple(_file(asset) for asset in listed.values()),
+                _products(listed),
+                (int(rows), int(columns)),
+                int(properties["mibf:tile"]),
+                properties["mibf:missing"],
+                next(link["mibf:digest"] for link in item["links"] if "mibf:digest" in link),
+                properties["created"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            cause = f"{type(error).__name__}: {error}"
+            raise InvalidItemError(f"not the item of a map ({cause})") from error
+        if not found.products or found.tile < 1 or found.missing not in get_args(MissingDataPolicy):
+            raise InvalidItemError("not the item of a map (check products, mibf:tile and mibf:missing)")
+        return found
+
+    def rasters(self, product: Product) -> tuple[str, ...]:
+        """Names of the files to read for a product: its GeoTIFF, or the VRT over several; empty if the item lists none."""
+        wanted = (f"{product.name}.tif", f"{product.name}.vrt")
+        return tuple(file.name for file in self.files if file.name in wanted)
+
+
+def read_item(folder: str) -> PublishedItem | None:
+    """Read the description of the map published in a folder (URL); None if no map is published there.
+
+    Raises:
+        InvalidItemError: the file is not the item of a map.
+        StorageUnavailableError: the object store does not respond.
+    """
+    url = storage.join(folder, ITEM)
+    try:
+        content = call_with_retry(url, lambda: storage.read_bytes(url))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return PublishedItem.of(_parsed(content))
+
+
+def _parsed(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise InvalidItemError(f"not valid JSON ({error})") from error
+
+
+def _file(asset: Mapping[str, Any]) -> ItemFile:
+    name, checksum = str(asset["href"]).removeprefix("./"), str(asset["file:checksum"])
+    if "/" in name or not checksum.startswith(SHA256):
+        raise ValueError(f"{name} is not in the item's folder, or has no SHA-256 checksum")
+    return ItemFile(name, int(asset["file:size"]), checksum.removeprefix(SHA256))
+
+
+def _products(listed: Mapping[str, Mapping[str, Any]]) -> tuple[Product, ...]:
+    """The products of the listed rasters, each once; the name of a block's file begins with that of its product."""
+    found: dict[str, Product] = {}
+    for key, asset in listed.items():
+        name = _BLOCK.sub("", key)
+        if "data" in asset["roles"] and name not in found:
+            found[name] = _product(name, str(asset["data_type"]))
+    return tuple(found.values())
+
+
+def _product(name: str, dtype: str) -> Product:
+    if name in RENAMED_PRODUCTS:
+        raise ValueError(f"{name} is the old name of {RENAMED_PRODUCTS[name]}; run `mibf map` to publish the map again")
+    if name not in MAP_PRODUCTS:
+        raise ValueError(f"{name} is not a known product")
+    known: MapProductName = name
+    if known in CLASS_LAYERS:
+        return product(known)
+    if known == SOURCES_LAYER:
+        return product(known, sources=_BITS * np.dtype(dtype).itemsize)
+    if dtype not in get_args(MapDtype):
+        raise ValueError(f"{name} is stored as {dtype}")
+    return product(known, cast(MapDtype, dtype))

@@ -1,0 +1,57 @@
+"""Read a raster window by window: a file that GDAL opens, a Zarr array or a MATLAB variable.
+
+Every format yields values (band, y, x), a validity mask and a georeferenced grid.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import rioxarray  # noqa: F401
+from rasterio.errors import NotGeoreferencedWarning
+
+from pipeline.io import checksums
+from pipeline.rasters.array_raster import open_matlab, open_zarr_raster
+from pipeline.rasters.gdal_raster import GdalRaster, open_gdal
+from pipeline.rasters.header import Header, OpenRaster, RasterFile
+
+# Images without a CRS are supported, so rasterio's warning about them is suppressed.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+
+@contextmanager
+def open_raster(file: RasterFile) -> Iterator[OpenRaster]:
+    """Open a raster with the reader for its format.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or lacks a requested variable or band.
+    """
+    path = file.url.split("?")[0].rstrip("/").lower()
+    if path.endswith(".mat"):
+        yield open_matlab(file)
+    elif path.endswith(".zarr"):
+        yield open_zarr_raster(file)
+    else:
+        with open_gdal(file) as opened:
+            yield opened
+
+
+@lru_cache(maxsize=4096)
+def _read_header(file: RasterFile, stamp: str) -> Header:
+    del stamp  # part of the cache key: changes when the file does
+    with open_raster(file) as opened:
+        if isinstance(opened, GdalRaster):
+            opened.check_complete()
+        return opened.header
+
+
+def header(file: RasterFile) -> Header:
+    """Read the metadata of a raster; cached until the file changes.
+
+    Raises:
+        InputError: as `open_raster`.
+    """
+    return _read_header(file, checksums.input_fingerprint(file.url))

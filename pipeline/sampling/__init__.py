@@ -1,0 +1,1 @@
+"""Training batches: epoch plan, shuffle buffer, sampler."""

@@ -1,0 +1,332 @@
+"""The sampler: batches of patches for one worker, cut from patch stores as they are read.
+
+The order of an epoch's samples is a pure function of (seed, epoch, rank). Windows of `CHUNK` x `CHUNK` pixels are
+shuffled across the scenes and assigned to the workers so that each has the same number of draws. As many windows as fit
+`GROUP_BYTES` when normalized, at least `FEWEST_WINDOWS`, form a group, and the draws of a group are shuffled together.
+With 64 + 2 bands and patches of 7 x 7 a group is 14 windows, up to 229,376 samples; a window with few samples counts
+only the size of their patches, so sparse labels are mixed over many more windows. A batch is therefore a random sample
+of all classes and blocks of its group; other groups cover other areas.
+
+How often a class is drawn is one of the frequencies of `pipeline.sampling.epoch_plan`. The numbers of draws follow from
+the store's table of samples alone, rounded at random per window and class. Apart from that rounding they add up to the
+number of samples, so an epoch has the same number of steps for all frequencies. The samples of one class in one window
+are all drawn equally often, some of them once more.
+
+While the network computes, one thread reads and normalizes the next group and another cuts the next batches: at most
+two groups and `PREFETCH_BATCHES` batches are in memory besides the batch in use. Torch and numpy release the GIL while
+they compute and copy.
+
+Windows that together take at most `CACHE_BYTES` when normalized are read once and cached for the following epochs.
+
+Pixels without data take the training median of their band, in the patches of samples and in maps alike
+(`mibf.normalization`).
+
+Reads from an object store that does not respond are retried (`pipeline.io.retry`): batches arrive late, but are the
+same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mibf.errors import InputError
+from mibf.normalization import Scaling
+from mibf.training.epoch import Batch
+from pipeline.codes import Subset
+from pipeline.grid import Window
+from pipeline.io.retry import StorageUnavailableError, call_with_retry
+from pipeline.parallel.prefetch import PrefetchThreads
+from pipeline.sampling.epoch_plan import (
+    Frequencies,
+    RandomStream,
+    ShuffleGroup,
+    WindowDraws,
+    epoch_groups,
+    generator,
+    group_windows,
+    groups_between,
+    times_drawn,
+)
+from pipeline.sampling.shuffle_buffer import Dropout, PatchLayout, ShuffleBuffer
+from pipeline.store.patch_store import PatchStore, scaled_window
+
+#: Bytes of normalized windows that are shuffled together; a worker holds twice as many: those in use and the next ones.
+GROUP_BYTES = 64 << 20
+#: Scenes whose windows take at most this many bytes, normalized, are read once and cached: their epochs are short, and would
+#: wait for each first window.
+CACHE_BYTES = 128 << 20
+#: Minimum number of windows that are shuffled together, whatever their size.
+FEWEST_WINDOWS = 4
+#: Batches that are cut before the network requests them.
+PREFETCH_BATCHES = 4
+
+
+class ReadError(RuntimeError):
+    """A window of a store could not be read; the message names both, and the cause is the original exception."""
+
+
+@dataclass(frozen=True)
+class _SampleWindow:
+    """A window of a store that holds samples of the subset, with the number of samples per class (class,)."""
+
+    store: PatchStore
+    window: Window
+    samples: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The samples of one subset of some scenes, for worker `rank` of `workers`.
+
+    `frequencies` sets how often classes are drawn for training. With `augment` each draw's patches are transformed by one of
+    the eight symmetries of the square, the same for all sources. With a probability of `source_dropout`, below 1, a draw
+    loses one of its two or more sources: the whole patch then holds the normalized values of missing data. `in_order`
+    ignores all three. Without `background` everything runs in the thread that requests the batches; their content is the
+    same. `group_windows` shuffles that many whole windows together instead of as many as `GROUP_BYTES` holds. `report` is
+    called with one line, from any thread, when an object store does not respond.
+    """
+
+    stores: Sequence[PatchStore]
+    scaling: Scaling
+    patch: int
+    subset: Subset
+    rank: int = 0
+    workers: int = 1
+    frequencies: Frequencies = "natural"
+    augment: bool = False
+    source_dropout: float = 0.0
+    background: bool = True
+    group_windows: int | None = None
+    report: Callable[[str], None] = lambda line: None
+
+    @cached_property
+    def _windows(self) -> list[_SampleWindow]:
+        return [
+            _SampleWindow(store, window, samples)
+            for store in self.stores
+            for window, samples in call_with_retry(
+                store.url, partial(store.windows_with_samples, self.subset), report=self.report
+            )
+        ]
+
+    @cached_property
+    def _layout(self) -> PatchLayout:
+        return PatchLayout(tuple(s for s in self.stores[0].sources if s.name in self.scaling), self.patch)
+
+    @cached_property
+    def _dropout(self) -> Dropout | None:
+        if not self.source_dropout:
+            return None
+        if len(self._layout.sources) < 2:
+            raise ValueError("source dropout needs at least two sources: a sample cannot lose the only source")
+        return Dropout(self.source_dropout, tuple(self.scaling[source.name].filled for source in self._layout.sources))
+
+    def samples(self) -> int:
+        """Number of samples of the subset over all workers."""
+        return sum(int(w.samples.sum()) for w in self._windows)
+
+    def steps(self, batch: int) -> int:
+        """Number of training batches per epoch, the same on every worker, at `batch` samples per worker."""
+        return max(1, self.samples() // (batch * self.workers))
+
+    def windows(self) -> int:
+        """Number of windows with samples of the subset: each is read as a unit, by one worker or by those that share it."""
+        return len(self._windows)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Number of samples per class over all workers (class,)."""
+        none = np.zeros(len(self.stores[0].classes), np.int64)
+        return np.asarray(sum((w.samples for w in self._windows), none))
+
+    def shuffled(self, *, batch: int, seed: int, epoch: int, start: int = 0, steps: int | None = None) -> Iterator[Batch]:
+        """Yield the training batches of an epoch from step `start` on, in random order; the epoch has `steps` full batches.
+
+        `steps` is `steps(batch)` by default; workers whose batches differ in size are given a common number.
+
+        Starting at a later step yields what the complete epoch yields from there on, and reads no earlier window.
+        A worker that runs out of draws (random rounding may give a few less than there are samples) starts over with its
+        windows, with different draws; one with draws left over skips them.
+
+        Raises:
+            InputError: the epoch has no step `start`, or the subset has no samples.
+            ReadError: a window cannot be read (raised when a batch is requested).
+        """
+        steps = self.steps(batch) if steps is None else steps
+        if not 0 <= start <= steps:
+            raise InputError(
+                f"step {start} of epoch {epoch}: an epoch has {steps} steps of {batch} samples per worker. The position was "
+                "saved with different samples, batch size or number of workers; resume with those, or train again."
+            )
+        if not self._windows:
+            raise InputError(f"{self.stores[0].url}: no samples in the subset {self.subset!r}; check labels and split.")
+        parts = epoch_groups(
+            np.array([w.samples for w in self._windows]),
+            frequencies=self.frequencies,
+            seed=seed,
+            epoch=epoch,
+            rank=self.rank,
+            workers=self.workers,
+        )
+        wanted = groups_between(self._grouped(parts), start * batch, steps * batch)
+        return self._batches(wanted, batch, _EpochGenerators(seed, epoch, self.rank, self.augment))
+
+    def in_order(self, *, batch: int) -> Iterator[Batch]:
+        """Yield each of this worker's samples once, in grid order, for validation and testing; the last batch may be short.
+
+        Raises:
+            ReadError: a window cannot be read.
+        """
+        own = range(self.rank, len(self._windows), self.workers)
+        parts = (WindowDraws.full(i, 0, self._windows[i].samples, self._windows[i].samples) for i in own)
+        return self._batches(groups_between(self._grouped(parts), 0), batch, None)
+
+    def _grouped(self, parts: Iterable[WindowDraws]) -> Iterator[ShuffleGroup]:
+        """Group the windows that are in memory together: as many as fit, or `FEWEST_WINDOWS` whole ones."""
+        layout = self._layout
+        window_bytes = layout.side**2 * layout.pixel_bytes
+        limit = (
+            max(GROUP_BYTES, FEWEST_WINDOWS * window_bytes)
+            if self.group_windows is None
+            else self.group_windows * window_bytes
+        )
+        return group_windows(parts, size=lambda part: layout.pixels(part.distinct) * layout.pixel_bytes, limit=limit)
+
+    def _batches(
+        self, groups: Iterable[tuple[ShuffleGroup, int, int]], batch: int, chance: _EpochGenerators | None
+    ) -> Generator[Batch, None, None]:
+        threads = PrefetchThreads()
+        buffers = self._read(groups, chance, threads)
+        if not self.background:
+            return self._cut(buffers, batch)
+        buffers = threads.prefetch(buffers, depth=1, name="mibf-read")
+        return threads.prefetch(self._cut(buffers, batch), depth=PREFETCH_BATCHES, name="mibf-cut")
+
+    def _read(
+        self, groups: Iterable[tuple[ShuffleGroup, int, int]], chance: _EpochGenerators | None, threads: PrefetchThreads
+    ) -> Generator[tuple[ShuffleBuffer, int, int], None, None]:
+        """Yield each group in memory, with the range of its draws to use; end early if no more batches are needed."""
+        layout = self._layout
+        for group, begin, end in groups:
+            buffer = ShuffleBuffer(layout, sum(layout.pixels(part.distinct) for part in group.parts), self._dropout)
+            for part in group.parts:
+                if threads.stop.is_set():
+                    return
+                self._add(buffer, part, chance, threads)
+            if chance is None:
+                buffer.arrange()
+            else:
+                buffer.arrange(chance.shuffle(group), chance.turn(group), chance.lose(group))
+            yield buffer, begin, end
+            del buffer  # otherwise it stays in memory while the next group is read
+
+    def _add(
+        self, buffer: ShuffleBuffer, part: WindowDraws, chance: _EpochGenerators | None, threads: PrefetchThreads
+    ) -> None:
+        """Read one window and add it to the buffer with the samples that are drawn."""
+        sample_window = self._windows[part.index]
+        store, window = sample_window.store, sample_window.window
+        try:
+            ids, sources = self._read_window(part.index, threads)
+        except (InputError, StorageUnavailableError):
+            raise  # these already name the store and the remedy
+        except Exception as error:
+            raise ReadError(
+                f"{store.url}: the window of {window.height} x {window.width} pixels at row {window.y}, column {window.x} "
+                f"cannot be read ({error}); if the store is damaged, run `mibf prepare` again."
+            ) from error
+        cells = [np.flatnonzero(ids == c.id) for c in store.classes]  # by class, row by row
+        if [len(c) for c in cells] != part.samples.tolist():
+            raise ReadError(
+                f"{store.url}: the window at row {window.y}, column {window.x} holds {[len(c) for c in cells]} samples "
+                f"per class, but the store's table says {part.samples.tolist()}; run `mibf prepare` again."
+            )
+        times = np.ones(part.samples.sum(), np.int64) if chance is None else times_drawn(part, chance.pick(part))
+        chosen = np.argsort(np.concatenate(cells))
+        chosen = chosen[times[chosen] > 0]  # in grid order
+        rows, columns = np.divmod(np.concatenate(cells)[chosen], window.width)
+        labels = np.repeat(np.arange(len(cells)), part.samples)[chosen]
+        buffer.add(sources, rows=rows, columns=columns, labels=labels, times=times[chosen])
+
+    def _read_window(self, index: int, threads: PrefetchThreads) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
+        """Class ids of a window's samples and its normalized sources; from the cache if all windows fit `CACHE_BYTES`."""
+        store, window = self._windows[index].store, self._windows[index].window
+
+        def read() -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
+            return store.samples(window)[self.subset], scaled_window(store, window, self.scaling, halo=self.patch // 2)
+
+        found = self._kept.get(index)
+        if found is None:
+            found = call_with_retry(store.url, read, report=self.report, pause=threads.stop.wait)
+            if self._is_small:
+                self._kept[index] = found
+        return found
+
+    @cached_property
+    def _kept(self) -> dict[int, tuple[NDArray[np.uint8], list[NDArray[np.float32]]]]:
+        return {}
+
+    @cached_property
+    def _is_small(self) -> bool:
+        pixels = sum((p.window.height + self.patch) * (p.window.width + self.patch) for p in self._windows)
+        return pixels * self._layout.pixel_bytes <= CACHE_BYTES
+
+    def _cut(
+        self, groups: Generator[tuple[ShuffleBuffer, int, int], None, None], batch: int
+    ) -> Generator[Batch, None, None]:
+        """Cut batches: one may span two groups, and the last one is short if the draws run out."""
+        shapes = [((self.patch * s.scale) ** 2, s.bands) for s in self._layout.sources]
+        filled = 0
+        try:
+            for buffer, begin, end in groups:
+                while begin < end:
+                    if not filled:
+                        patches = [np.empty((batch, *shape), np.float32) for shape in shapes]
+                        labels = np.empty(batch, np.int64)
+                    number = min(batch - filled, end - begin)
+                    to = slice(filled, filled + number)
+                    buffer.gather(begin, begin + number, [p[to] for p in patches], labels[to])
+                    begin, filled = begin + number, (filled + number) % batch
+                    if not filled:
+                        yield self._batch(patches, labels)
+                del buffer  # otherwise it stays in memory while waiting for the next group
+            if filled:
+                yield self._batch([p[:filled] for p in patches], labels[:filled])
+        finally:
+            groups.close()
+
+    def _batch(self, patches: Sequence[NDArray[np.float32]], labels: NDArray[np.int64]) -> Batch:
+        """Reshape patches to the network's input, (B, C, p, p), channels last in memory."""
+        sides = [self.patch * s.scale for s in self._layout.sources]
+        shaped = (p.reshape(len(p), side, side, -1) for p, side in zip(patches, sides, strict=True))
+        return Batch(tuple(p.transpose(0, 3, 1, 2) for p in shaped), labels)
+
+
+@dataclass(frozen=True)
+class _EpochGenerators:
+    """The random generators of a worker's epoch."""
+
+    seed: int
+    epoch: int
+    rank: int
+    augment: bool
+
+    def pick(self, part: WindowDraws) -> np.random.Generator:
+        """The generator for what is drawn from a window: the same for all workers that share it."""
+        return generator(RandomStream.PICK, self.seed, self.epoch, part.lap, part.index)
+
+    def shuffle(self, group: ShuffleGroup) -> np.random.Generator:
+        """The generator for the order of a group's draws."""
+        return generator(RandomStream.SHUFFLE, self.seed, self.epoch, self.rank, group.number)
+
+    def turn(self, group: ShuffleGroup) -> np.random.Generator | None:
+        """The generator for the symmetry of each of a group's draws; None without augmentation."""
+        return generator(RandomStream.TURN, self.seed, self.epoch, self.rank, group.number) if self.augment else None
+
+    def lose(self, group: ShuffleGroup) -> np.random.Generator:
+        """The generator for the source that each of a group's draws loses, if there is source dropout."""
+        return generator(RandomStream.LOSE, self.seed, self.epoch, self.rank, group.number)

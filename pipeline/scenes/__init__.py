@@ -1,0 +1,1 @@
+"""Scenes as declared: sources, labels and splits on one reference grid."""

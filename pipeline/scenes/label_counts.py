@@ -1,0 +1,165 @@
+"""Count labels window by window before anything is written, and make the splits that depend on these counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.codes import SUBSETS, UNLABELLED
+from pipeline.grid import Window, windows
+from pipeline.parallel.executor import Executor
+from pipeline.scenes.labels import OpenLabels
+from pipeline.scenes.split import RandomSplit, Split, pixel_keys, sample_count
+
+#: Side of the windows that are counted one at a time, in pixels.
+SIDE = 1024
+#: Bins of the histogram of random-split keys.
+BINS = 4096
+
+
+@dataclass(frozen=True)
+class LabelGrid:
+    """The labels of a scene, and its shape."""
+
+    labels: OpenLabels
+    shape_yx: tuple[int, int]
+
+    @property
+    def windows(self) -> list[Window]:
+        """The windows to count."""
+        return windows(self.shape_yx, SIDE)
+
+
+def count_labels(
+    executor: Executor, scene: LabelGrid, *, block: int, ids: tuple[int, ...]
+) -> tuple[dict[float, int], NDArray[np.int64]]:
+    """Count the pixels of labels that belong to no class, and the labelled pixels (block row, block column, class)."""
+    rows, columns = scene.shape_yx
+    shape = (-(-rows // block), -(-columns // block), len(ids))
+    total, unknown = np.zeros(int(np.prod(shape)), np.int64), Counter[float]()
+
+    def take(part: tuple[dict[float, int], NDArray[np.int64], NDArray[np.int64]]) -> None:
+        unknown.update(part[0])
+        total[part[1]] += part[2]
+
+    executor.each(_count_window, (scene.labels, block, shape[1], ids), scene.windows, take)
+    return dict(unknown), total.reshape(shape)
+
+
+def _count_window(
+    shared: tuple[OpenLabels, int, int, tuple[int, ...]], window: Window
+) -> tuple[dict[float, int], NDArray[np.int64], NDArray[np.int64]]:
+    labels, block, across, ids = shared
+    position = np.full(256, -1, np.int64)
+    position[list(ids)] = np.arange(len(ids))
+    found = labels.read(window)
+    rows, columns = np.nonzero(found != UNLABELLED)
+    blocks = (rows + window.y) // block * across + (columns + window.x) // block
+    cells, counts = np.unique(blocks * len(ids) + position[found[rows, columns]], return_counts=True)
+    return labels.unknown(window), cells, counts
+
+
+def count_subsets(executor: Executor, scene: LabelGrid, split: Split, ids: tuple[int, ...]) -> NDArray[np.int64]:
+    """Count the labelled pixels (subset, class) of a split."""
+    total = np.zeros((len(SUBSETS), len(ids)), np.int64)
+
+    def take(part: NDArray[np.int64]) -> None:
+        np.add(total, part, out=total)
+
+    executor.each(_count_subsets, (scene.labels, split, ids), scene.windows, take)
+    return total
+
+
+def _count_subsets(shared: tuple[OpenLabels, Split, tuple[int, ...]], window: Window) -> NDArray[np.int64]:
+    labels, split, ids = shared
+    found = labels.read(window)
+    codes = split.codes(window, found).astype(np.int64)
+    counts = np.bincount((codes * 256 + found).ravel(), minlength=256 * (len(SUBSETS) + 1))
+    return counts.reshape(-1, 256)[1:, list(ids)]
+
+
+def random_splits(
+    executor: Executor,
+    scenes: Sequence[LabelGrid],
+    counts: NDArray[np.int64],
+    *,
+    ids: tuple[int, ...],
+    train: float,
+    validation: float,
+    seed: int,
+) -> list[RandomSplit]:
+    """Make a random split over scenes, given the labelled pixels of each class; subset sizes are exact.
+
+    `train` and `validation` are a share of each class's pixels if below 1, else a number of pixels. At most half of a
+    class's pixels are for training and a quarter for validation, which leaves some for testing.
+    """
+    wanted = {}
+    for class_id, available in zip(ids, counts.tolist(), strict=True):
+        first = sample_count(train, available, at_most=0.5)
+        wanted[class_id] = (first, first + sample_count(validation, available, at_most=0.25))
+    below = _thresholds(executor, scenes, wanted, seed=seed)
+    return [RandomSplit(scene.shape_yx[1], seed, position, below) for position, scene in enumerate(scenes)]
+
+
+def _thresholds(
+    executor: Executor, scenes: Sequence[LabelGrid], wanted: dict[int, tuple[int, int]], *, seed: int
+) -> dict[int, tuple[int, int]]:
+    """Per class, the keys below which exactly the wanted numbers of keys are: find the bin, then the rank within it."""
+    histogram = np.zeros((256, BINS), np.int64)
+
+    def count(part: NDArray[np.int64]) -> None:
+        np.add(histogram, part, out=histogram)
+
+    for position, scene in enumerate(scenes):
+        executor.each(_count_keys, (scene, seed, position), scene.windows, count)
+    cumulative = histogram.cumsum(axis=1)
+    # The bin that contains the last key of each subset; the rank within the bin is resolved below.
+    bins = {c: tuple(int(np.searchsorted(cumulative[c], n)) for n in numbers) for c, numbers in wanted.items()}
+    inside: dict[tuple[int, int], list[NDArray[np.uint64]]] = {(c, b): [] for c, pair in bins.items() for b in pair}
+
+    def gather(part: dict[tuple[int, int], NDArray[np.uint64]]) -> None:
+        for bin_key, keys in part.items():
+            inside[bin_key].append(keys)
+
+    for position, scene in enumerate(scenes):
+        executor.each(_gather_keys, (scene, seed, position, tuple(inside)), scene.windows, gather)
+    below = {}
+    for c, pair in bins.items():
+        limits = []
+        for b, number in zip(pair, wanted[c], strict=True):
+            keys = np.sort(np.concatenate(inside[c, b])) if inside[c, b] else np.zeros(0, np.uint64)
+            rest = number - int(cumulative[c, b] - histogram[c, b])
+            limits.append(int(keys[rest - 1]) + 1 if 0 < rest <= len(keys) else 0)
+        below[c] = (limits[0], limits[1])
+    return below
+
+
+def _bin(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    return (keys >> np.uint64(52)).astype(np.int64)  # the top 12 of 64 bits: BINS
+
+
+def _labelled_keys(
+    scene: LabelGrid, seed: int, position: int, window: Window
+) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+    found = scene.labels.read(window)
+    keys = pixel_keys(window, columns=scene.shape_yx[1], seed=seed, scene=position)
+    there = found != UNLABELLED
+    return found[there], keys[there]
+
+
+def _count_keys(shared: tuple[LabelGrid, int, int], window: Window) -> NDArray[np.int64]:
+    ids, keys = _labelled_keys(*shared, window)
+    return np.bincount(ids.astype(np.int64) * BINS + _bin(keys), minlength=256 * BINS).reshape(256, BINS)
+
+
+def _gather_keys(
+    shared: tuple[LabelGrid, int, int, tuple[tuple[int, int], ...]], window: Window
+) -> dict[tuple[int, int], NDArray[np.uint64]]:
+    scene, seed, position, wanted = shared
+    ids, keys = _labelled_keys(scene, seed, position, window)
+    bins = _bin(keys)
+    return {(c, b): keys[(ids == c) & (bins == b)] for c, b in wanted}

@@ -1,0 +1,312 @@
+"""Labels as class ids on the reference grid, read window by window from a raster or from polygons and points.
+
+geopandas reads vector files, rasterio rasterizes them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import geopandas
+import numpy as np
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rasterio.features import rasterize
+
+from mibf.bundle.classes import ClassName
+from mibf.errors import InputError
+from pipeline.codes import UNLABELLED
+from pipeline.grid import Window
+from pipeline.io import gdal, storage
+from pipeline.rasters.header import Axis, RasterFile
+from pipeline.rasters.raster import header, open_raster
+from pipeline.rasters.resample import Alignment, align, read_aligned
+from pipeline.rasters.untrusted import check_vector_driver
+
+#: Extensions of vector files.
+VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".parquet", ".geoparquet", ".fgb", ".kml", ".gml")
+PARQUET = (".parquet", ".geoparquet")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Where labels come from. `attribute` is the column of a vector file that names the class.
+
+    Where geometries overlap, classes listed earlier in `priority` win over later ones, and listed classes win over all
+    others. Otherwise features later in the file win.
+    """
+
+    url: str
+    attribute: str | None = None
+    layer: str | None = None
+    variable: str | None = None
+    axes: tuple[Axis, ...] | None = None
+    nodata: float | None = None
+    ignore: tuple[int | str, ...] = ()
+    all_touched: bool = False
+    priority: tuple[int | str, ...] = ()
+
+
+class OpenLabels(Protocol):
+    """Labels on a grid. Only geometries are in memory; instances can be sent to other machines."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes for the user on how the labels were read."""
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Class ids (height, width) of a window, `UNLABELLED` where there is no label."""
+
+    def unknown(self, window: Window) -> dict[float, int]:
+        """Labels of a window that are neither a declared class nor ignored, with their pixel counts."""
+
+
+@dataclass(frozen=True)
+class NoLabels:
+    """A scene without labels, which can only be mapped."""
+
+    notes: tuple[str, ...] = ()
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """All pixels are `UNLABELLED`."""
+        return np.full((window.height, window.width), UNLABELLED, np.uint8)
+
+    def unknown(self, window: Window) -> dict[float, int]:
+        """Always empty."""
+        del window
+        return {}
+
+
+@dataclass(frozen=True)
+class RasterLabels:
+    """Labels from a raster of class ids."""
+
+    file: RasterFile
+    alignment: Alignment
+    grid: GeoBox
+    ids: tuple[int, ...]
+    ignore: tuple[int | str, ...]
+    notes: tuple[str, ...] = ()
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Class ids (height, width) of a window, `UNLABELLED` where there is no label."""
+        values, valid = self._values(window)
+        return np.where(valid & np.isin(values, self.ids), values, UNLABELLED).astype(np.uint8)
+
+    def unknown(self, window: Window) -> dict[float, int]:
+        """Labels of a window that are neither a declared class nor ignored, with their pixel counts."""
+        values, valid = self._values(window)
+        found, counts = np.unique(values[valid], return_counts=True)
+        known = (*self.ids, *(float(i) for i in self.ignore if str(i).lstrip("-").isdecimal()))
+        return {v: n for v, n in zip(found.tolist(), counts.tolist(), strict=True) if v not in known}
+
+    def _values(self, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        with open_raster(self.file) as raster:
+            values, valid = read_aligned(raster, self.alignment, self.grid, window)
+        return np.where(valid, values[0], 0), valid
+
+
+class VectorLabels:
+    """Labels rasterized from spatially indexed geometries; later geometries overwrite earlier ones."""
+
+    def __init__(
+        self,
+        geometries: NDArray[np.object_],
+        ids: NDArray[np.uint8],
+        grid: GeoBox,
+        *,
+        all_touched: bool,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.geometries, self.ids, self.grid, self.all_touched, self.notes = geometries, ids, grid, all_touched, notes
+
+    @cached_property
+    def _tree(self) -> shapely.STRtree:
+        return shapely.STRtree(self.geometries)
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Class ids (height, width) of a window, `UNLABELLED` where there is no label."""
+        part = self.grid[window.slices]
+        near = np.sort(self._tree.query(shapely.box(*part.extent.boundingbox)))
+        if len(near) == 0:
+            return np.full((window.height, window.width), UNLABELLED, np.uint8)
+        burnt: NDArray[np.uint8] = rasterize(
+            zip(self.geometries[near], self.ids[near], strict=True),
+            out_shape=(window.height, window.width),
+            fill=UNLABELLED,
+            transform=part.affine,
+            all_touched=self.all_touched,
+            dtype=np.uint8,
+        )
+        return burnt
+
+    def unknown(self, window: Window) -> dict[float, int]:
+        """Always empty: unknown names were rejected when the file was read."""
+        del window
+        return {}
+
+
+def open_labels(labels: Labels, grid: GeoBox, classes: tuple[ClassName, ...]) -> OpenLabels:
+    """Open labels on the reference grid.
+
+    Raises:
+        InputError: the file is missing, unreadable or outside the grid, or a geometry has an undeclared label.
+    """
+    if labels.attribute is not None:
+        return _open_vector(labels, labels.attribute, grid, classes)
+    if labels.url.lower().endswith(VECTORS):
+        raise InputError(f"{labels.url}: is a vector file; set `labels.attribute` to the column with the class.")
+    if labels.priority or labels.all_touched:
+        raise InputError(f"{labels.url}: `priority` and `all_touched` apply only to vector labels; this is a raster.")
+    file = RasterFile(labels.url, labels.variable, labels.axes, nodata=labels.nodata)
+    head = header(file)
+    if head.bands != 1:
+        raise InputError(f"{file}: has {head.bands} bands; a label raster must have one band.")
+    return RasterLabels(
+        file, align(file, head, grid, resampling="nearest"), grid, tuple(c.id for c in classes), labels.ignore
+    )
+
+
+def refuse_unknown(url: str, unknown: dict[str, int], classes: tuple[ClassName, ...]) -> None:
+    """Reject labels, given with their counts, that no class declares.
+
+    Raises:
+        InputError: there is at least one.
+    """
+    if unknown:
+        listed = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items())[:10])
+        known = ", ".join(f"{c.id} ({c.name})" for c in classes)
+        raise InputError(
+            f"{url}: labels that no class declares: {listed}. Declared classes: {known}. "
+            "Add them under `classes`, or list them under `labels.ignore`."
+        )
+
+
+def _open_vector(labels: Labels, attribute: str, grid: GeoBox, classes: tuple[ClassName, ...]) -> VectorLabels:
+    frame, notes = _repair_geometries(_read_vector(labels.url, labels.layer, grid), grid)
+    if attribute not in frame.columns:
+        columns = ", ".join(str(c) for c in frame.columns if c != frame.geometry.name)
+        raise InputError(f"{labels.url}: has no attribute {attribute!r}; it has {columns}.")
+    if frame[attribute].map(lambda value: isinstance(value, list | dict | np.ndarray)).any():
+        raise InputError(
+            f"{labels.url}: attribute {attribute!r} holds lists; each feature must have a single class name or id."
+        )
+    unnamed = int(frame[attribute].isna().sum())
+    if unnamed:
+        notes.append(f"without a value of {attribute!r}, skipped: {unnamed}")
+    frame = frame[frame[attribute].notna()]
+    if frame.empty:
+        raise InputError(
+            f"{labels.url}: no feature with a class is on the reference grid. {_describe_extents(labels.url, grid)}"
+        )
+    ids = {str(c.id): c.id for c in classes} | {c.id: c.id for c in classes} | {c.name: c.id for c in classes}
+    named = frame[attribute]
+    ignored = {*labels.ignore, *map(str, labels.ignore)}
+    unknown = Counter(str(v) for v in named if v not in ids and v not in ignored)
+    refuse_unknown(labels.url, dict(unknown), classes)
+    undeclared = [str(v) for v in labels.priority if v not in ids]
+    if undeclared:
+        raise InputError(f"{labels.url}: `labels.priority` lists undeclared classes: {', '.join(undeclared)}.")
+    declared = np.array([v in ids for v in named])
+    if not declared.any():
+        raise InputError(f"{labels.url}: `labels.ignore` excludes every feature on the reference grid.")
+    burnt = np.array([ids[v] for v in named[declared]], np.uint8)
+    rank = {ids[v]: position for position, v in reversed(list(enumerate(labels.priority)))}
+    order = np.argsort([-rank.get(int(i), len(labels.priority)) for i in burnt], kind="stable")
+    geometries = frame.geometry.to_numpy()[declared]
+    messages = tuple(f"{storage.redact_url(labels.url)}: features {note}" for note in notes)
+    return VectorLabels(geometries[order], burnt[order], grid, all_touched=labels.all_touched, notes=messages)
+
+
+def _repair_geometries(frame: geopandas.GeoDataFrame, grid: GeoBox) -> tuple[geopandas.GeoDataFrame, list[str]]:
+    """The features on the grid that can be rasterized, and notes on those skipped or repaired."""
+    notes = []
+    geometries = frame.geometry
+    with np.errstate(invalid="ignore"):
+        empty = geometries.isna() | geometries.is_empty | ~np.isfinite(geometries.bounds).all(axis=1)
+    if empty.any():
+        notes.append(f"without a usable geometry, skipped: {int(empty.sum())}")
+        frame = frame[~empty]
+    lines = ~frame.geometry.geom_type.isin(["Point", "MultiPoint", "Polygon", "MultiPolygon"])
+    if lines.any():
+        kinds = ", ".join(sorted(set(frame.geometry.geom_type[lines])))
+        notes.append(f"that are neither polygons nor points ({kinds}), skipped: {int(lines.sum())}")
+        frame = frame[~lines]
+    crossing = ~frame.geometry.is_valid
+    if crossing.any():
+        notes.append(f"with a self-intersecting outline, converted to the areas that it encloses: {int(crossing.sum())}")
+        frame = frame.copy()
+        # Keep only areas: parts of a polygon that collapse to a line or a point are dropped.
+        repaired = frame.geometry[crossing].make_valid(method="structure", keep_collapsed=False)
+        frame.loc[crossing, frame.geometry.name] = repaired
+    return frame[frame.intersects(shapely.box(*grid.extent.boundingbox))], notes
+
+
+def _read_vector(url: str, layer: str | None, grid: GeoBox) -> geopandas.GeoDataFrame:
+    """Read the features of a vector file or of one of its layers, near the grid and in the grid's CRS."""
+    gdal.configure_gdal()
+    if storage.is_local(url) and not storage.exists(url):
+        raise InputError(f"{url}: no such file; check the path in the configuration.")
+    # Densified, because its straight sides are curves in another CRS.
+    box = grid.extent.geom.segmentize(max(grid.extent.geom.length / 400, 1e-9))
+    path = gdal.gdal_path(url)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            if url.lower().endswith(PARQUET):
+                filesystem, fs_path = storage.open_url(url)
+                with filesystem.open(fs_path) as file:
+                    frame = geopandas.read_parquet(file)
+            else:
+                layer = layer or _only_layer(url, path)
+                near = None
+                info = pyogrio.read_info(path, layer=layer)
+                check_vector_driver(url, info["driver"])
+                if grid.crs is not None and info["crs"] is not None:
+                    near = geopandas.GeoSeries([box], crs=grid.crs.to_wkt())
+                frame = geopandas.read_file(path, layer=layer, bbox=near)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{url}: cannot be read as a vector file ({error}).") from error
+    if not isinstance(frame, geopandas.GeoDataFrame):
+        raise InputError(f"{url}: has no geometries.")
+    if grid.crs is not None:
+        if frame.crs is None:
+            raise InputError(f"{url}: has no CRS; assign one first, for example with `ogr2ogr -a_srs`.")
+        frame = frame.to_crs(grid.crs.to_wkt())
+    return frame
+
+
+def _only_layer(url: str, path: str) -> str:
+    """The name of a vector file's only layer."""
+    layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+    if len(layers) > 1:
+        raise InputError(
+            f"{storage.redact_url(url)}: has several layers; select one with `labels.layer`: {', '.join(layers)}."
+        )
+    if not layers:
+        raise InputError(f"{storage.redact_url(url)}: has no geometries.")
+    return layers[0]
+
+
+def _describe_extents(url: str, grid: GeoBox) -> str:
+    """The extents of a vector file and the grid, for a message."""
+    extent = grid.extent.boundingbox
+    ours = f"x {extent.left:.6g} to {extent.right:.6g}, y {extent.bottom:.6g} to {extent.top:.6g}"
+    if url.lower().endswith(PARQUET):
+        return f"The grid spans {ours}."
+    info = pyogrio.read_info(gdal.gdal_path(url), force_total_bounds=True)
+    if info["total_bounds"] is None:
+        return "The file has no features with a geometry."
+    left, bottom, right, top = info["total_bounds"]
+    theirs = f"x {left:.6g} to {right:.6g}, y {bottom:.6g} to {top:.6g}"
+    crs = "no CRS" if grid.crs is None else f"EPSG:{grid.crs.to_epsg()}"
+    return (
+        f"The file has {info['crs'] or 'no CRS'} and spans {theirs}; the grid has {crs} and spans {ours}. "
+        "GeoJSON is in longitude and latitude unless it declares another CRS."
+    )

@@ -1,0 +1,199 @@
+"""Sources as declared in the configuration, opened lazily on the reference grid and read window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+
+from mibf.errors import InputError
+from pipeline.codes import Missing
+from pipeline.grid import Window, finer
+from pipeline.rasters.header import Header, RasterFile
+from pipeline.rasters.raster import header, open_raster
+from pipeline.rasters.resample import Alignment, align, read_aligned
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A raster that marks where a source may be used: by valid or invalid values, or by bits that must not be set."""
+
+    file: RasterFile
+    valid: tuple[int, ...] = ()
+    invalid: tuple[int, ...] = ()
+    bits: tuple[int, ...] = ()
+
+    def passes(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where mask values accept the source's pixel."""
+        passed = np.isin(values, self.valid) if self.valid else ~np.isin(values, self.invalid)
+        if self.bits:
+            passed &= values.astype(np.int64) & sum(1 << bit for bit in self.bits) == 0
+        return passed
+
+
+@dataclass(frozen=True)
+class Source:
+    """A sensor's raster as declared.
+
+    `layers` hold its bands in order. Each layer is one file or a mosaic of several, where the first file with data is used.
+    Values become value * gain + offset.
+    """
+
+    name: str
+    layers: tuple[tuple[RasterFile, ...], ...]
+    resampling: str | None = None
+    scale: int = 1
+    gain: float = 1.0
+    offset: float = 0.0
+    mask: Mask | None = None
+    missing: Missing = "exclude"
+
+    @property
+    def files(self) -> list[RasterFile]:
+        """All files that the source is read from, including its mask."""
+        files = [file for layer in self.layers for file in layer]
+        return files if self.mask is None else [*files, self.mask.file]
+
+
+@dataclass(frozen=True)
+class AlignedFile:
+    """One file of a source and its alignment with the grid."""
+
+    file: RasterFile
+    header: Header
+    alignment: Alignment
+
+
+@dataclass(frozen=True)
+class AlignedSource:
+    """A source on the reference grid, `scale` times finer. Holds no pixels; instances can be sent to other machines."""
+
+    declared: Source
+    grid: GeoBox  #: the reference grid at the source's resolution
+    layers: tuple[tuple[AlignedFile, ...], ...]
+    mask: AlignedFile | None
+    dtype: np.dtype[Any]  #: dtype in the store, lossless for integers of up to 16 bits
+
+    @property
+    def bands(self) -> int:
+        """Total number of bands of all layers."""
+        return sum(layer[0].header.bands for layer in self.layers)
+
+    @property
+    def scale(self) -> int:
+        """Source pixels per reference pixel along an axis."""
+        return self.declared.scale
+
+    @property
+    def parts(self) -> list[AlignedFile]:
+        """The files of all layers."""
+        return [part for layer in self.layers for part in layer]
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Bytes per reference pixel, including validity."""
+        return (self.bands * self.dtype.itemsize + 1) * self.scale**2
+
+    def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read the values and validity of a window of the reference grid.
+
+        Returns:
+            Values (band, height * scale, width * scale) in the stored dtype, 0 in all bands where there is no data; and
+            validity (height * scale, width * scale): all bands are finite and the mask accepts the pixel.
+
+        Raises:
+            InputError: a file cannot be read; the message names it.
+        """
+        own = Window(*(v * self.scale for v in (window.y, window.x, window.height, window.width)))
+        parts = [self._read_layer(layer, own) for layer in self.layers]
+        values = parts[0][0] if len(parts) == 1 else np.concatenate([part for part, _ in parts])
+        valid = np.logical_and.reduce([there for _, there in parts])
+        if self.mask is not None:
+            mask, there = _read_part(self.mask, self.grid, own)
+            assert self.declared.mask is not None
+            valid &= there & self.declared.mask.passes(mask[0])
+        if not valid.all():
+            values[:, ~valid] = 0
+        return values, valid
+
+    def _read_layer(self, layer: Sequence[AlignedFile], window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """A layer's values (band, y, x) and validity (y, x), per pixel from the first file with data."""
+        values, valid = self._physical(*_read_part(layer[0], self.grid, window))
+        for part in layer[1:]:
+            if valid.all():
+                break
+            others, there = self._physical(*_read_part(part, self.grid, window))
+            new = there & ~valid
+            values[:, new] = others[:, new]
+            valid = valid | there
+        return values, valid
+
+    def _physical(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        if values.dtype == self.dtype and self.declared.gain == 1 and self.declared.offset == 0:
+            return values, valid
+        values = np.where(valid, values, 0)
+        if self.dtype.kind in "iu":  # integers, although a warped GDAL view returns floats
+            return np.rint(values).astype(self.dtype), valid
+        with np.errstate(over="ignore"):
+            physical = (values * np.float64(self.declared.gain) + self.declared.offset).astype(np.float32)
+        return physical, valid & np.isfinite(physical).all(axis=0)
+
+
+def _read_part(part: AlignedFile, grid: GeoBox, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    with open_raster(part.file) as raster:
+        return read_aligned(raster, part.alignment, grid, window)
+
+
+def reference_grid(like: Source) -> GeoBox:
+    """The grid of a source's first file; for a source of scale s, each pixel covers s x s pixels of the file."""
+    own = header(like.layers[0][0]).grid
+    if like.scale == 1:
+        return own
+    rows, columns = own.shape
+    if rows % like.scale or columns % like.scale:
+        raise InputError(
+            f"{like.layers[0][0]}: is {rows} x {columns} pixels, which is not divisible into reference pixels of "
+            f"{like.scale} x {like.scale}; set `grid.like` to another source, or give crs, resolution and bounds."
+        )
+    return GeoBox((rows // like.scale, columns // like.scale), own.affine * Affine.scale(like.scale), own.crs)
+
+
+def open_source(source: Source, grid: GeoBox) -> AlignedSource:
+    """Open a source on the reference grid.
+
+    Raises:
+        InputError: a file is missing, unreadable, outside the grid, or lacks a required CRS.
+    """
+    own = finer(grid, source.scale)
+    layers = tuple(tuple(_part(file, own, source.resampling) for file in layer) for layer in source.layers)
+    for layer in layers:
+        for part in layer[1:]:
+            if part.header.bands != layer[0].header.bands:
+                raise InputError(
+                    f"source {source.name!r}: {part.file} has {part.header.bands} bands, but {layer[0].file} has "
+                    f"{layer[0].header.bands}; the files of a mosaic must have the same bands."
+                )
+    parts = [part for layer in layers for part in layer]
+    changed = source.gain != 1 or source.offset != 0
+    mask = None if source.mask is None else _part(source.mask.file, own, "nearest")
+    interpolated = any(part.alignment.interpolates for part in parts)
+    dtype = stored_dtype([dtype for part in parts for dtype in part.header.dtypes])
+    return AlignedSource(source, own, layers, mask, np.dtype(np.float32) if changed or interpolated else dtype)
+
+
+def _part(file: RasterFile, grid: GeoBox, resampling: str | None) -> AlignedFile:
+    head = header(file)
+    return AlignedFile(file, head, align(file, head, grid, resampling=resampling))
+
+
+def stored_dtype(dtypes: Sequence[str]) -> np.dtype[Any]:
+    """The dtype that stores values of all these types: integers of up to 16 bits unchanged, anything else as float32."""
+    common = np.result_type(*dtypes)
+    if common.kind == "b":
+        return np.dtype(np.uint8)
+    return common if common.kind in "iu" and common.itemsize <= 2 else np.dtype(np.float32)

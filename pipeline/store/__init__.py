@@ -1,0 +1,6 @@
+"""Patch stores: sharded Zarr arrays of sources, validity, labels and split."""
+
+#: Version of what this package computes. Bump it by one when values change (tests/golden shows it): everything made with
+#: another version is then outdated. Changes that keep all values, such as renamed functions or new options, do not count;
+#: a changed default of a configuration key does.
+ALGORITHM_VERSION = 1

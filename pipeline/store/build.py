@@ -1,0 +1,214 @@
+"""Build patch stores: one task per shard reads its window of all inputs once, writes it, and records what it wrote.
+
+A record is written after its shard, so an interrupted build resumes with the shards that have none. `verify` checks a
+finished store against its records, which are gathered in one file next to it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+
+from mibf.bundle.classes import ClassName
+from mibf.errors import InputError
+from pipeline.codes import CODES, UNLABELLED
+from pipeline.grid import Window, windows
+from pipeline.io import checksums, storage, zarr_store
+from pipeline.parallel.executor import Executor
+from pipeline.scenes.labels import OpenLabels
+from pipeline.scenes.source import AlignedSource
+from pipeline.scenes.split import Split
+from pipeline.store.patch_store import present, usable
+from pipeline.store.quantiles import QuantileSketch, merge
+from pipeline.store.records import Objects, ShardRecord, StoreRecords, records_folder
+from pipeline.store.shard_writer import ShardWriter
+from pipeline.store.template import StoredSource, Template, create_store, shard_side
+
+
+@dataclass(frozen=True)
+class PreparedScene:
+    """A scene with everything to write to its store, checked but not yet read. Instances are sent to other machines."""
+
+    name: str
+    grid: GeoBox
+    sources: tuple[AlignedSource, ...]
+    labels: OpenLabels
+    split: Split
+    classes: tuple[ClassName, ...]
+    shard: int | None = None  #: side of a shard; None to choose it automatically
+
+    @cached_property
+    def template(self) -> Template:
+        """The template that the store is created from."""
+        stored = tuple(StoredSource(s.declared.name, s.bands, s.declared.missing, s.scale) for s in self.sources)
+        dtypes = tuple(s.dtype for s in self.sources)
+        template = Template(self.grid, stored, dtypes, self.classes, self.shard or 0)
+        side = self.shard or shard_side(template.shape, template.bytes_per_pixel)
+        return Template(self.grid, stored, dtypes, self.classes, side)
+
+    @property
+    def shards(self) -> list[Window]:
+        """The windows of the scene's shards."""
+        template = self.template
+        return windows(template.shape, template.shard)
+
+
+@dataclass(frozen=True)
+class BuiltShard:
+    """A newly written shard: its record, and the values at its training samples by source."""
+
+    record: ShardRecord
+    sketches: dict[str, QuantileSketch]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The destination of a scene's store."""
+
+    scene: PreparedScene
+    url: str
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def record(self, window: Window) -> str:
+        return storage.join(records_folder(self.url), f"{window.y}_{window.x}.json")
+
+
+def build_store(
+    executor: Executor, scene: PreparedScene, url: str, *, fingerprint: str, each: Callable[[int], None] = lambda _: None
+) -> StoreRecords:
+    """Build a scene's store, or the missing part of it if the existing part has the same `fingerprint`.
+
+    `each` is called with the number of shards completed since its last call.
+
+    Raises:
+        InputError: a file cannot be read. Completed shards are kept, and the same call resumes from there.
+    """
+    target = _Target(scene, url)
+    records, template = _resume(target, fingerprint)
+    if template is None:
+        discard_partial(url)
+        recorder = zarr_store.ChecksumStore.at(url)
+        create_store(recorder, scene.template, fingerprint=fingerprint)
+        template = recorder.written
+        storage.write_json(storage.join(records_folder(url), "template.json"), template)
+    each(len(records))
+
+    done = {record.window for record in records}
+    missing = [window for window in scene.shards if window not in done]
+    sketches = empty_sketches(scene)
+
+    def take(filled: BuiltShard) -> None:
+        records.append(filled.record)
+        merge(sketches, filled.sketches)
+        each(1)
+
+    executor.each(fill_shard, target, missing, take)
+    return StoreRecords(fingerprint, template, records, sketches, frozenset(missing))
+
+
+def read_finished(url: str, records: str, *, fingerprint: str) -> StoreRecords | None:
+    """The records of a finished store with this fingerprint; None if there is no such store."""
+    try:
+        attributes = storage.read_json(storage.join(url, "zarr.json"))["attributes"]
+        found = StoreRecords.read(records)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, InputError):
+        return None
+    return found if attributes.get("mibf:fingerprint") == found.fingerprint == fingerprint else None
+
+
+def discard_partial(url: str) -> None:
+    """Remove a store in progress with its records."""
+    storage.remove(records_folder(url))
+    storage.remove(url)
+
+
+def _resume(target: _Target, fingerprint: str) -> tuple[list[ShardRecord], Objects | None]:
+    """The records that an interrupted build left, and the template's objects; None if it left nothing usable."""
+    try:
+        attributes = storage.read_json(storage.join(target.url, "zarr.json"))["attributes"]
+        if attributes["mibf:fingerprint"] != fingerprint or attributes["mibf:shard"] != target.scene.template.shard:
+            return [], None
+        described = storage.read_json(storage.join(records_folder(target.url), "template.json"))
+        template = {key: (int(size), str(digest)) for key, (size, digest) in described.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent or damaged
+        return [], None
+    found = []
+    there = set(storage.names(records_folder(target.url)))
+    sizes = checksums.object_sizes(target.url)
+    if any(sizes.get(key) != size for key, (size, _) in template.items() if not key.startswith("samples/")):
+        return [], None
+    for window in target.scene.shards:
+        url = target.record(window)
+        if url.rsplit("/", 1)[-1] in there:
+            try:
+                record = ShardRecord.from_json(storage.read_json(url))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue  # truncated: the shard is written again
+            if all(sizes.get(key) == size for key, (size, _) in record.objects.items()):
+                found.append(record)
+    return found, template
+
+
+def empty_sketches(scene: PreparedScene) -> dict[str, QuantileSketch]:
+    """Empty histograms for a scene's sources."""
+    return {s.declared.name: QuantileSketch(s.bands, s.dtype) for s in scene.sources}
+
+
+def fill_shard(target: _Target, window: Window) -> BuiltShard:
+    """Write one shard of a scene's store and its record. Running it twice leaves the same bytes."""
+    started = time.monotonic()
+    arrays, valid = shard_arrays(target.scene, window)
+    between = time.monotonic()
+    objects = _writer(target.url, target.token).write(window, arrays)
+    record = ShardRecord(window, objects, valid, round(between - started, 3), round(time.monotonic() - between, 3))
+    storage.write_json(target.record(window), record.to_json())
+    return BuiltShard(record, _sketched(target.scene, arrays))
+
+
+def _sketched(scene: PreparedScene, arrays: dict[str, NDArray[Any]]) -> dict[str, QuantileSketch]:
+    """Count a shard's values at its training samples, while they are in memory."""
+    sources = scene.template.sources
+    valid = {source.name: arrays[f"valid/{source.name}"].view(bool) for source in sources}
+    trained = arrays["split"] == CODES["train"]
+    sketches = empty_sketches(scene)
+    if trained.any():
+        for source in sources:
+            sketches[source.name].add_at(arrays[f"sources/{source.name}"], valid[source.name], trained)
+    return sketches
+
+
+@lru_cache(maxsize=2)
+def _writer(url: str, token: str) -> ShardWriter:
+    """The writer of a build, one per process, so that it opens the store's arrays once."""
+    del token  # distinguishes builds at the same URL
+    return ShardWriter(zarr_store.ChecksumStore.at(url))
+
+
+def shard_arrays(scene: PreparedScene, window: Window) -> tuple[dict[str, NDArray[Any]], dict[str, int]]:
+    """The content of a window in every array of a scene's store, by array path; and the number of valid pixels per source.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    valid, there = {}, {}
+    for source, stored in zip(scene.sources, scene.template.sources, strict=True):
+        name = source.declared.name
+        arrays[f"sources/{name}"], own = source.read(window)
+        arrays[f"valid/{name}"] = own.view(np.uint8)
+        valid[name] = int(own.sum())
+        there[name] = present(stored, own)
+    labels = scene.labels.read(window)
+    # A sample has a label, and data as required by the sources' rules.
+    may_be = usable(scene.template.sources, there)
+    arrays["labels"] = labels
+    arrays["split"] = scene.split.codes(window, labels) * (may_be & (labels != UNLABELLED))
+    return arrays, valid

@@ -1,0 +1,68 @@
+"""`mibf bench fleet`: the capacity estimate, and the simulation of planning, ledger and reruns."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from jobs.bench.capacity import ATTEMPTS, Fleet, on_paper, simulate
+from jobs.cli.common import app
+
+
+def test_estimate_matches_values_computed_by_hand() -> None:
+    """Scenes of 10 x 10 tiles whose parts take round numbers of seconds."""
+    fleet = Fleet(
+        scenes=4, pixels=100 * 512**2, workers=10, side_by_side=2, rate=512**2, tile_milliseconds=100, publish_seconds=1e-6,
+        start_seconds=20, price=3.0,
+    )  # fmt: skip
+    paper = on_paper(fleet)
+    assert paper.tiles == 400
+    publishing = 100 * 512**2 * 1e-6
+    assert paper.seconds == pytest.approx({"computing": 40, "scheduling": 20, "publishing": 2 * publishing, "starting": 40})
+    assert paper.total_seconds == pytest.approx(2 * (20 + publishing + 20))
+    assert paper.bottleneck == "publishing"
+    assert paper.cost == pytest.approx(3 * 10 * paper.total_seconds / 3600)
+    assert paper.most_workers == int(100 / publishing) * 2
+
+
+@given(st.integers(1, 5000), st.integers(1, 50), st.floats(1e6, 1e9))
+def test_estimate_is_never_slower_with_more_workers_or_parallel_scenes(workers: int, lanes: int, pixels: float) -> None:
+    def total(**changes: int) -> float:
+        given_ = {"workers": workers, "side_by_side": lanes} | changes
+        return on_paper(Fleet(pixels=pixels, **given_)).total_seconds
+
+    assert total(workers=2 * workers) <= total()
+    assert total(workers=2 * workers, side_by_side=2 * lanes) <= total()
+
+
+@given(st.integers(1, 20), st.floats(1e6, 1e9))
+def test_computing_is_the_bottleneck_only_up_to_most_workers(lanes: int, pixels: float) -> None:
+    most = on_paper(Fleet(pixels=pixels, side_by_side=lanes)).most_workers
+    assert on_paper(Fleet(pixels=pixels, side_by_side=lanes, workers=2 * most + 2 * lanes)).bottleneck != "computing"
+    if most > lanes:
+        assert on_paper(Fleet(pixels=pixels, side_by_side=lanes, workers=most)).bottleneck == "computing"
+
+
+def test_simulated_reruns_end_with_every_tile_done_or_exhausted() -> None:
+    found = simulate(10_000, scenes=4, seed=1)
+    assert (found.tiles, found.scenes) == (10_000, 4)
+    assert found.tiles < found.attempts < found.tiles * 1.1
+    assert found.events == found.attempts
+    assert 0 < found.dead < found.tiles * 0.01
+    assert found.segments >= 4 * ATTEMPTS
+    assert simulate(10_000, scenes=4, seed=1).dead == found.dead, "same seed, same result"
+
+
+def test_bench_fleet_prints_estimate_and_simulation() -> None:
+    done = CliRunner().invoke(app, ["bench", "fleet", "--workers", "400", "--price", "2", "--simulate", "1000", "--json"])
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["paper"]["scenes"] == 10_000
+    assert found["paper"]["tiles"] == 10_000 * 20**2
+    assert found["simulated"]["tiles"] == 100 * 3**2
+    text = CliRunner().invoke(app, ["bench", "fleet"]).stdout
+    assert "first bottleneck: publishing" in text

@@ -1,0 +1,116 @@
+"""Configuration sections: defaults, allowed values, and error messages that name the key and the file."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.config.loader import load
+from tests.support.paths import ROOT
+from tests.support.refusals import load_error
+from tests.support.scenes import SmallScene
+
+
+def test_missing_optional_keys_get_defaults(scene: SmallScene) -> None:
+    config = load(str(scene.write_config()))
+    assert config.run == "main"
+    assert config.split.method == "blocks"
+    assert config.map.products == ("class", "confidence")
+    assert config.scenes[0].sources["radar"].resampling is None
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("scenes.0.datetime=summer", "scenes.0.datetime: is not an ISO 8601 time: use an instant"),
+        ("scenes.0.datetime=2024-07-01", "scenes.0.datetime: 2024-07-01 has no time zone: add Z for UTC"),
+        ("scenes.0.datetime=2024-07-01T10:30:00", "has no time zone"),
+        ("scenes.0.datetime=2024-07-02T00:00:00Z/2024-07-01T00:00:00Z", "scenes.0.datetime: the end of an interval"),
+        ("scenes.0.datetime=2024", "scenes.0.datetime: must be text"),
+        ("train.epoch=3", "train.epoch: unknown key; did you mean 'epochs'?"),
+        ("trian.epochs=3", "trian: unknown key; did you mean 'train'?"),
+        ("split.blok=9", "split.blok: unknown key; did you mean 'block'?"),
+        (
+            "scenes.0.sources.radar.resamplng=mode",
+            "scenes.0.sources.radar.resamplng: unknown key; did you mean 'resampling'?",
+        ),
+        ("map.products=[class, class]", "map.products: class, class: the same product is listed twice"),
+        ("map.products=[]", "map.products: has too few entries"),
+        ("map.products=class", "map.products: must be a list in brackets, such as [a, b]"),
+        ("map.products=[doubt]", "map.products"),
+        ("map.mc_samples=1", "map.mc_samples"),
+        ("map.zzzz=1", "map.zzzz: unknown key; known keys here: model, tile_size, products, dtype, missing, block,"),
+        ("map.drift=stop", "map.drift: Input should be 'warn', 'refuse' or 'ignore' (found 'stop')"),
+        ("map.drift_distance=0", "map.drift_distance: Input should be greater than 0"),
+        ("model.patch=6", "model.patch: the patch side must be an odd number of pixels from 5 to 15 (found 6)"),
+        ("map.tile_size=100", "map.tile_size: the tile side must be a multiple of 64 pixels"),
+        ("sampling.frequencies=even", "Input should be 'natural', 'balanced' or 'sqrt' (found 'even')"),
+        ("train={batch_size: 5, workers: 3}", "`batch_size` 5 is too small for 3 workers: each needs at least 2 samples"),
+        ("scenes.0.grid.like=sonar", "`grid.like` is 'sonar'; the sources are optical, radar"),
+        ("split.fractions.train=0.9", "the fractions sum to 1.4"),
+        ("classes.1.id=1", "duplicate class id: 1"),
+        ("classes.1.color=green", "classes.1.color"),
+        ("split.method=random", "split"),
+        ("train.epochs=many", "train.epochs: must be an integer (found 'many')"),
+        ("name=two words", "name: may contain only letters, digits"),
+        ("classes.0.name=no", "classes.0.name: must be text; put it in quotes (found False)"),
+        ("train.seed=99999999999999999999", "train.seed: Input should be less than or equal to 9223372036854775807"),
+        ("train.seeds=[]", "train.seeds: has too few entries"),
+        ("model.without=[noise, noise]", "model.without: noise, noise: the same part is listed twice"),
+        ("train.source_dropout=1", "train.source_dropout: Input should be less than 1"),
+        ("train.source_dropout=-0.1", "train.source_dropout: Input should be greater than or equal to 0"),
+        ("train.class_weights=even", "train.class_weights: must be `balanced`, `sqrt` or weights by class"),
+        ("train.class_weights=[1, 2, 1]", "train.class_weights: must be `balanced`, `sqrt` or weights by class"),
+        ("train.class_weights={1: 2}", "train.class_weights: has the key 1; use class names here"),
+        (
+            "train.class_weights={water: 0}",
+            "train.class_weights: gives class 'water' the weight 0; a weight must be a number above 0",
+        ),
+        ("train.class_weights={sand: 2}", "train.class_weights contains sand; the classes are water, forest, town"),
+    ],
+)
+def test_invalid_value_error_names_key_and_file(scene: SmallScene, override: str, expected: str) -> None:
+    message = load_error(scene, [override])
+    assert expected in message
+    assert str(scene.folder) in message, "the message names the file"
+
+
+def test_early_stopping_without_validation_pixels_is_refused(scene: SmallScene) -> None:
+    message = load_error(scene, ["train.early_stopping_patience=2"], split={"method": "random", "validation": 0})
+    assert "`train.early_stopping_patience` needs validation pixels, and the split has none" in message
+
+
+def test_source_dropout_with_a_single_source_is_refused(scene: SmallScene) -> None:
+    alone = ["model={patch: 5, sources: [radar], without: [noise, relation]}"]
+    message = load_error(scene, [*alone, "train.source_dropout=0.2"])
+    assert "train.source_dropout is 0.2, but model.sources has only one source" in message
+    assert load(str(scene.write_config()), overrides=alone).train.source_dropout == 0
+
+
+def test_tile_size_is_a_multiple_of_the_cell_side() -> None:
+    from mibf.inference.cell import CELL
+
+    assert CELL == 64, "config.MapSection hard-codes 64 to avoid importing torch when a configuration is loaded"
+
+
+def test_class_both_declared_and_ignored_is_refused(scene: SmallScene) -> None:
+    assert "contains declared classes: 5" in load_error(scene, ["scenes.0.labels.ignore=[5]"])
+
+
+@pytest.mark.parametrize("name", ["zion", "terramind", "indian_pines_paper"])
+def test_example_configurations_load(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", "/data")
+    assert load(str(ROOT / "examples" / f"{name}.yaml")).name == name
+
+
+def test_every_map_product_can_be_configured() -> None:
+    from jobs.config.map import MapSection
+    from mibf.inference.outputs import PRODUCT_NAMES
+    from pipeline.maps.products import MAP_PRODUCTS
+
+    assert MapSection(products=MAP_PRODUCTS).products == MAP_PRODUCTS
+    assert set(MAP_PRODUCTS) == set(PRODUCT_NAMES) - {"logits"} | {"sources"}
+
+
+@pytest.mark.parametrize("override", ["map.block=1000", "map.block=0", "map.dtype=int16", "map.missing=exclude"])
+def test_invalid_map_settings_are_refused(scene: SmallScene, override: str) -> None:
+    assert override.split("=")[0] in load_error(scene, [override])

@@ -1,0 +1,57 @@
+"""What `mibf runs` and `mibf rerun --all` print, and the exit status of reruns of many runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.fleet.runs import RerunAll, RunRerun, Runs, RunState
+from jobs.map.status import SceneStatus
+
+
+def rerun(status: int, *, done: bool = True) -> RunRerun:
+    return RunRerun("https://me:secret@host/valley", "main", status, done, ["3 tiles mapped"] if done else [], {})
+
+
+def failed_scene() -> SceneStatus:
+    counts = {"pending": 0, "done": 8, "failed": 1, "stale": 0}
+    return SceneStatus("valley", "/maps/valley", None, False, counts, 9, [("no space left", ["valley/y0_x0"])])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [([], 0), ([0, 0], 0), ([0, 4], 4), ([4, 2], 2), ([2, 3, 4], 3), ([3, 1, 2], 1)],
+)
+def test_exit_status_is_the_most_severe_one(statuses: list[int], expected: int) -> None:
+    assert RerunAll(9, [rerun(status) for status in statuses]).status == expected
+
+
+def test_reruns_are_printed_by_run_and_counted_without_credentials() -> None:
+    lines = RerunAll(5, [rerun(0), rerun(3)]).lines()
+    assert lines == [
+        "https://host/valley main:",
+        "  3 tiles mapped",
+        "https://host/valley main:",
+        "  3 tiles mapped",
+        "5 runs checked; 2 reruns: 1 done, 1 with failed tiles",
+    ]
+
+
+def test_nothing_to_rerun_prints_nothing() -> None:
+    found = RerunAll(5, [])
+    assert found.lines() == []
+    assert found.to_json() == {"status": 0, "nothing_to_do": True, "runs": 5, "reruns": []}
+    assert RerunAll(5, [rerun(2, done=False)]).to_json()["nothing_to_do"]
+
+
+def test_runs_are_listed_with_tiles_last_stage_holder_and_causes() -> None:
+    finished = {"prepare": "2026-01-01T00:00:00+00:00", "train": "2026-01-02T00:00:00+00:00"}
+    failed = RunState("/work/a", "main", "failed", "a", finished, "node-1", [failed_scene()])  # type: ignore[arg-type]
+    unreadable = RunState("s3://key:secret@bucket/b", "main", "unreadable", cause="ValueError: not YAML")
+    assert Runs([failed, unreadable]).lines() == [
+        "failed     /work/a main; 9 tiles: 8 done, 1 failed; train finished 2026-01-02T00:00:00Z; in use by node-1",
+        "    valley/y0_x0: no space left",
+        "unreadable s3://bucket/b main; ValueError: not YAML",
+        "2 runs: 1 failed, 1 unreadable",
+    ]
+    assert "secret" not in str(Runs([unreadable]).to_json())
+    assert Runs([]).lines() == ["0 runs"]

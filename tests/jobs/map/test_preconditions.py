@@ -1,0 +1,156 @@
+"""Invalid map inputs: exit status 2, a message with the fix, nothing written. Also maps by an external model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.mapped_scene import TILES, Mapped
+from tests.support.scenes import write_raster
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def mapped(trained: Mapped, tmp_path: Path) -> Mapped:
+    """A private copy of the trained scene, without a map."""
+    return trained.copy(tmp_path / "scene")
+
+
+def move_model(mapped: Mapped) -> Path:
+    """Move the model out of the workspace and return its path."""
+    return Path(shutil.move(mapped.folder / "work/models/main", mapped.folder / "model"))
+
+
+def drop_band(mapped: Mapped) -> list[str]:
+    write_raster(mapped.folder / "optical.tif", mapped.scene.optical[:2], nodata=0)
+    mapped.does("prepare")
+    return [f"map.model={move_model(mapped)}"]
+
+
+def rename_radar_source(mapped: Mapped) -> list[str]:
+    with mapped.changed() as values:
+        sources = values["scenes"][0]["sources"]
+        sources["sonar"] = sources.pop("radar")
+    mapped.does("prepare")
+    return [f"map.model={move_model(mapped)}"]
+
+
+def truncate_weights(mapped: Mapped) -> list[str]:
+    model = move_model(mapped)
+    weights = model / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return [f"map.model={model}"]
+
+
+def flip_bit_in_weights(mapped: Mapped) -> list[str]:
+    weights = mapped.folder / "work/models/main/weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-10] ^= 1
+    weights.write_bytes(bytes(content))
+    return []
+
+
+def delete_weights(mapped: Mapped) -> list[str]:
+    (mapped.folder / "work/models/main/weights.safetensors").unlink()
+    return []
+
+
+def missing_model_path(mapped: Mapped) -> list[str]:
+    return [f"map.model={mapped.folder}/nowhere"]
+
+
+def rename_class(mapped: Mapped) -> list[str]:
+    with mapped.changed() as values:
+        values["classes"][1]["name"] = "wood"
+    return []
+
+
+def delete_shard_records(mapped: Mapped) -> list[str]:
+    (mapped.folder / "work/stores/small.shards.json").unlink()
+    return []
+
+
+def delete_store(mapped: Mapped) -> list[str]:
+    shutil.rmtree(mapped.folder / "work/stores/small.zarr")
+    return []
+
+
+def delete_prepare_manifest(mapped: Mapped) -> list[str]:
+    (mapped.folder / "work/manifests/prepare.json").unlink()
+    return []
+
+
+def map_missing_sources(_: Mapped) -> list[str]:
+    return ["map.missing=map"]
+
+
+def brighten_optical(mapped: Mapped) -> list[str]:
+    write_raster(mapped.folder / "optical.tif", mapped.scene.optical * 3, nodata=0)
+    mapped.does("prepare")
+    return ["map.drift=refuse"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            drop_band,
+            "optical (2 bands), radar (1 bands); the model was trained on optical (3 bands), radar (1 bands)",
+        ),
+        (rename_radar_source, "the model was trained on optical (3 bands), radar (1 bands)"),
+        (truncate_weights, "weights.safetensors"),
+        (flip_bit_in_weights, "weights.safetensors"),
+        (delete_weights, "has model.json but no weights.safetensors; copy all files of the bundle again"),
+        (missing_model_path, "nowhere"),
+        (
+            rename_class,
+            "predicts the classes 1 water, 2 forest, 5 town; the configuration declares 1 water, 2 wood, 5 town",
+        ),
+        (delete_shard_records, "small.shards.json: is missing; run `mibf prepare` again"),
+        (delete_store, "small.zarr"),
+        (delete_prepare_manifest, "`prepare` is not finished; run `mibf prepare` or `mibf run` first"),
+        (map_missing_sources, "map.missing is `map`, but"),
+        (brighten_optical, "differs from the model's training data"),
+    ],
+)
+def test_mismatched_input_is_rejected_and_nothing_is_written(
+    mapped: Mapped, change: Callable[[Mapped], list[str]], message: str
+) -> None:
+    parts = change(mapped)
+    before = mapped.files()
+    for command in ("map", "rerun", "status"):
+        if command == "status" and change == brighten_optical:
+            continue  # status reports tile states, which drift does not affect
+        assert message in mapped.does(command, *parts, status=2).stderr
+    assert mapped.files() == before
+
+
+def test_drifted_scene_is_mapped_with_warning_when_drift_is_warn(mapped: Mapped) -> None:
+    brighten_optical(mapped)
+    warned = mapped.does("map", "map.drift=warn")
+    assert "scene 'small' differs from the model's training data: " in warned.stderr
+    assert "optical" in warned.stderr
+    assert mapped.states() == {"done": 9}
+
+
+def test_unlabelled_scene_is_mapped_by_model_from_another_workspace(whole: Mapped, trained: Mapped, tmp_path: Path) -> None:
+    """Without labels, `mibf run` skips train, evaluate and report and runs only `prepare` and `map`."""
+    other = trained.copy(tmp_path / "other")
+    shutil.rmtree(other.folder / "work")
+    with other.changed() as values:
+        del values["scenes"][0]["labels"]
+    model = f"map.model={trained.folder / 'work' / 'models' / 'main'}"
+    done = other.does("run", model, "--json")
+    assert [stage["stage"] for stage in done.json["stages"]] == ["prepare", "map"]
+    assert not (other.folder / "work/models").exists()
+    assert other.states(model) == {"done": 9}
+    assert other.count("done") == dict.fromkeys(TILES, 1)
+    for product in ("class", "confidence"):
+        np.testing.assert_array_equal(other.pixels(product), whole.pixels(product))
+    again = other.does("run", model, "--json")
+    assert all(stage["skipped"] for stage in again.json["stages"])

@@ -1,0 +1,64 @@
+"""Report images of map products, for every product and storage dtype."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import rasterio
+
+from jobs.report.stage import BACKGROUND, _product_picture
+from jobs.workflow.workspace import Workspace
+from pipeline.maps.products import MAP_PRODUCTS, MapDtype, product
+from pipeline.publishing.publish import PublishedMap, publish
+from pipeline.store.patch_store import PatchStore
+from tests.support.scenes import COLUMNS, ROWS, SmallScene
+
+
+@pytest.mark.parametrize("dtype", get_args(MapDtype))
+def test_product_images_have_the_expected_pixels_and_captions(
+    prepared: tuple[SmallScene, Workspace], tmp_path: Path, dtype: MapDtype
+) -> None:
+    store = PatchStore(prepared[1].store("small"))
+    products = [product(name, dtype, sources=2) for name in MAP_PRODUCTS]
+    layers = {}
+    for shown in products:
+        if shown.name in ("class", "second_class", "sources"):
+            codes = np.full((1, ROWS, COLUMNS), 2, shown.dtype)
+        else:
+            codes = shown.encode(np.full((2, ROWS, COLUMNS), 0.5))
+        codes[:, :10] = shown.nodata
+        layers[shown.name] = codes
+    publish(
+        lambda shown: lambda window: layers[shown.name][:, *window.slices],
+        products,
+        str(tmp_path / "map"),
+        grid=store.grid,
+        classes=store.classes,
+        band_names=lambda shown: [str(i) for i in range(len(layers[shown.name]))],
+        tags={},
+        block=512,
+    )
+    captions = []
+    for shown in products:
+        caption, url = _product_picture(PublishedMap(str(tmp_path / "map")), shown, store, store.classes, 2)
+        captions.append(caption)
+        with rasterio.MemoryFile(base64.b64decode(url.partition(",")[2])) as file, file.open() as picture:
+            pixels = picture.read()[:3]
+        assert pixels.shape == (3, ROWS // 2, COLUMNS // 2)
+        assert (pixels[:, :5] == np.array(BACKGROUND)[:, None, None]).all()
+        assert (pixels[:, 5:] != np.array(BACKGROUND)[:, None, None]).any(axis=0).all()
+    assert captions == [
+        "map",
+        "second class",
+        "confidence: 0.33 (dark) to 1 (bright)",
+        "probabilities, band 1: 0 (dark) to 0.50 (bright)",
+        "entropy: 0 (dark) to 0.50 nat (bright)",
+        "mutual information: 0 (dark) to 0.50 nat (bright)",
+        "KL term: 0 (dark) to 0.50 nat (bright)",
+        "gate, band 1: 0 (dark) to 0.50 (bright)",
+        "sources with data: 0 (dark) to 1 (bright)",
+    ]

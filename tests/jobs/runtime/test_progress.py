@@ -1,0 +1,88 @@
+"""Training progress bar: one plain line per epoch without a terminal, throughput below the bar on a terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from jobs.runtime import progress
+from jobs.runtime.progress import TrainingBar, training_bar
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    return _console(monkeypatch, terminal=False)
+
+
+def _console(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> io.StringIO:
+    text = io.StringIO()
+    made = Console(file=text, force_terminal=terminal, width=100, _environ={"TERM": "xterm"})
+    monkeypatch.setattr(progress, "console", made)
+    return text
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_epoch_without_terminal_prints_one_line(plain: io.StringIO) -> None:
+    clock = Clock()
+    bar = TrainingBar(None, 1_000_000, clock=clock)
+    bar.seen(0, waiting=0.0)
+    clock.now += 10
+    bar.seen(412_000, waiting=0.004)
+    bar.epoch("epoch 3 of 10: validation overall accuracy 0.781")
+    assert plain.getvalue() == (
+        "epoch 3 of 10: validation overall accuracy 0.781, 41,200 samples/s, waiting 0.4 %, about 14 s left\n"
+    )
+
+
+def test_throughput_after_resume_counts_only_this_process(plain: io.StringIO) -> None:
+    clock = Clock()
+    bar = TrainingBar(None, 2000, clock=clock)
+    bar.seen(1000, waiting=0.0)
+    bar.epoch("epoch 1 of 2: nothing seen yet")
+    clock.now += 5
+    bar.seen(1500, waiting=0.5)
+    assert bar.pace() == "100 samples/s, waiting 50.0 %, about 5 s left"
+    clock.now += 5
+    bar.seen(2000, waiting=0.5)
+    assert bar.pace() == "100 samples/s, waiting 50.0 %"
+    assert plain.getvalue() == "epoch 1 of 2: nothing seen yet\n"
+
+
+@pytest.mark.parametrize(("left", "words"), [(89, "89 s"), (150, "2 min"), (5000, "83 min"), (9000, "2.5 h")])
+def test_time_left_is_rounded_and_has_a_unit(left: int, words: str) -> None:
+    clock = Clock()
+    bar = TrainingBar(None, left + 1, clock=clock)
+    bar.seen(0, waiting=0.0)
+    clock.now += 1
+    bar.seen(1, waiting=0.0)
+    assert bar.pace().endswith(f", about {words} left")
+
+
+def test_bar_without_terminal_prints_only_the_start_line(plain: io.StringIO) -> None:
+    with training_bar("train", 5000) as bar:
+        bar.seen(10, waiting=0.0)
+        bar.seen(5000, waiting=0.0)
+    assert plain.getvalue() == "train (5,000 samples) ...\n"
+
+
+def test_bar_on_terminal_shows_throughput_and_epoch_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = _console(monkeypatch, terminal=True)
+    with training_bar("train", 5000) as bar:
+        bar.seen(0, waiting=0.0)
+        bar.seen(2500, waiting=0.02)
+        bar.epoch("epoch 1 of 2: validation [overall] accuracy 0.781")
+        progress.warn("in between")
+    shown = text.getvalue()
+    assert "2,500 of 5,000 samples" in shown
+    assert "samples/s, waiting 2.0 %, about" in shown
+    assert "epoch 1 of 2: validation [overall] accuracy 0.781" in shown
+    assert "warning: in between" in shown
+    assert progress.take_warnings()[-1:] == ["in between"]

@@ -1,0 +1,100 @@
+"""STAC MLM fields of a model bundle, checked against the extension and its readers."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mibf.bundle import stac_mlm
+from mibf.bundle.bundle import MODEL, Bundle
+from mibf.bundle.files import to_files
+from mibf.normalization import BandScaling
+from tests.support.bundles import CLASSES, make_bundle
+
+
+def properties_of(bundle: Bundle) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(to_files(bundle)[MODEL])["properties"]
+    return found
+
+
+def test_stac_mlm_fields_follow_extension_schema(bundle: Bundle) -> None:
+    """Check the rules of the MLM v1.6.0 schema that apply to these fields."""
+    found = properties_of(bundle)
+    assert re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]", found["mlm:name"])
+    assert found["mlm:name"] == "MIBF-Net first try"
+    assert re.fullmatch(r"\d+\.\d+\.\d+(-[0-9a-zA-Z.-]+)?(\+[0-9a-zA-Z.-]+)?", found["mlm:framework_version"])
+    assert found["mlm:total_parameters"] == sum(p.numel() for p in bundle.network().parameters())
+    assert found["mlm:memory_size"] == sum(t.nbytes for t in bundle.weights.values())
+    assert all(re.fullmatch(r"[0-9a-zA-Z_.-]+", key) for key in found["mlm:hyperparameters"])
+    assert {"beta": 1e-4, "patch": 5}.items() <= found["mlm:hyperparameters"].items()
+    assert [entry["input"]["shape"] for entry in found["mlm:input"]] == [[-1, 3, 5, 5], [-1, 1, 10, 10]]
+    named = {band["name"] for band in found["bands"]}
+    assert named == {"optical 1", "optical 2", "optical 3", "radar 1"}, "inputs must refer to bands by name"
+    for entry in found["mlm:input"]:
+        shape, order = entry["input"]["shape"], entry["input"]["dim_order"]
+        assert len(shape) == len(order)
+        assert set(entry["bands"]) <= named
+        assert len(entry["value_scaling"]) == len(entry["bands"]) == shape[order.index("bands")]
+        assert entry["input"]["data_type"] == "float32"
+    (output,) = found["mlm:output"]
+    assert output["tasks"] == found["mlm:tasks"] == ["semantic-segmentation"]
+    assert output["result"] == {"shape": [-1, 3], "dim_order": ["batch", "class"], "data_type": "float32"}
+    assert output["post_processing_function"]["expression"] == "softmax(logits / 1.3)"
+    for listed, c in zip(output["classification:classes"], CLASSES, strict=True):
+        assert (listed["value"], listed["description"]) == (c.id, c.name)
+        assert re.fullmatch(r"[0-9A-Za-z_-]+", listed["name"])
+        assert re.fullmatch(r"[0-9A-F]{6}", listed["color_hint"])
+    # Trained from scratch: the source must be present and null.
+    assert (found["mlm:pretrained"], found["mlm:pretrained_source"]) == (False, None)
+
+
+def test_stac_value_scaling_matches_applied_normalization(bundle: Bundle) -> None:
+    limits = BandScaling(np.array([0, 5, 7], np.float32), np.array([4, 9, 7], np.float32), np.zeros(3, np.float32))
+    rules = properties_of(make_bundle(scaling=bundle.scaling | {"optical": limits}))["mlm:input"][0]["value_scaling"]
+    values = np.random.default_rng(0).uniform(-5, 15, (3, 4, 4)).astype(np.float32)
+    for band, rule, wanted in zip(values, rules, limits.apply(values, np.ones((4, 4), bool)), strict=True):
+        low, high = rule["minimum"], rule["maximum"]
+        found = band.clip(low, high) if rule["type"] == "clip" else ((band - low) / (high - low)).clip(0, 1)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_pystac_reads_mlm_fields(bundle: Bundle) -> None:
+    pystac = pytest.importorskip("pystac")
+    extension = pytest.importorskip("pystac.extensions.mlm")
+    item = pystac.Item.from_dict({
+        "type": "Feature", "stac_version": "1.1.0", "id": "m", "geometry": None, "links": [], "assets": {},
+        "stac_extensions": [extension.MLMExtension.get_schema_uri()],
+        "properties": {"datetime": "2024-01-01T00:00:00Z", **properties_of(bundle)},
+    })  # fmt: skip
+    read = extension.MLMExtension.ext(item)
+    assert (read.mlm_name, read.architecture) == ("MIBF-Net first try", "MIBF-Net")
+    assert [extension.TaskType(task) for task in read.tasks] == [extension.TaskType.SEMANTIC_SEGMENTATION]
+    assert read.framework == "PyTorch"
+    assert read.memory_size == bundle.memory_bytes
+    for entry in read.input:
+        assert [band if isinstance(band, str) else band.name for band in entry.bands]
+        assert entry.input.dim_order == ["batch", "bands", "height", "width"]
+        assert {extension.ValueScalingType(rule["type"]) for rule in entry.to_dict()["value_scaling"]} == {"min-max"}
+        assert entry.pre_processing_function.format == "python"
+    (output,) = read.output
+    assert output.result.shape == [-1, 3]
+    assert [(c.value, c.description) for c in output.classes] == [(c.id, c.name) for c in CLASSES]
+
+
+def test_stac_model_package_validates_mlm_fields(bundle: Bundle) -> None:
+    schema = pytest.importorskip("stac_model.schema")
+    schema.MLModelProperties.model_validate(properties_of(bundle))
+    assert stac_mlm.EXTENSIONS[0] == schema.SCHEMA_URI
+
+
+@pytest.mark.parametrize("run", [None, "", "!!", "ü", "a" * 200, 3])
+@pytest.mark.parametrize("version", [None, "2.9.0a0+gitabc", "nightly", 3])
+def test_mlm_name_and_version_are_valid_for_any_provenance(run: Any, version: Any) -> None:
+    found = properties_of(make_bundle(provenance={"run": run, "versions": {"torch": version}, "hyperparameters": 3}))
+    assert re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]", found["mlm:name"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\+[0-9a-zA-Z.-]+)?", found["mlm:framework_version"])
+    assert "mlm:pretrained" not in found

@@ -1,0 +1,76 @@
+"""Accuracy metrics: a worked example and the properties of merging."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mibf.metrics.confusion import ConfusionMatrix
+
+pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=60)
+
+
+def matrix_of(samples: list[tuple[int, int]]) -> ConfusionMatrix:
+    return ConfusionMatrix.of([a for a, _ in samples], [b for _, b in samples], classes=4)
+
+
+def test_metrics_match_cohens_worked_example() -> None:
+    """Cohen's two-rater example of 50 cases: 20 + 15 agree, chance agreement 0.5, kappa 0.4."""
+    matrix = ConfusionMatrix(np.array([[20, 5], [10, 15]]))
+    assert matrix.overall_accuracy == pytest.approx(0.7)
+    assert matrix.kappa == pytest.approx(0.4)
+    assert matrix.recall == pytest.approx([0.8, 0.6])
+    assert matrix.precision == pytest.approx([20 / 30, 15 / 20])
+    assert matrix.f1 == pytest.approx([2 * 20 / 55, 2 * 15 / 45])
+    assert matrix.average_accuracy == pytest.approx(0.7)
+    assert matrix.majority_share == 0.5
+
+
+@given(pairs, pairs)
+def test_sum_of_matrices_equals_matrix_of_all_samples(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> None:
+    assert (matrix_of(one) + matrix_of(other)).counts.tolist() == matrix_of(one + other).counts.tolist()
+    assert (matrix_of(one) + ConfusionMatrix.empty(4)).counts.tolist() == matrix_of(one).counts.tolist()
+
+
+@given(pairs)
+def test_metrics_agree_with_samples_and_are_nan_for_absent_classes(samples: list[tuple[int, int]]) -> None:
+    matrix = matrix_of(samples)
+    assert matrix.samples == len(samples)
+    if samples:
+        right = sum(a == b for a, b in samples)
+        assert matrix.overall_accuracy == pytest.approx(right / len(samples))
+        assert matrix.kappa <= 1 + 1e-12 or np.isnan(matrix.kappa)
+    absent = matrix.support == 0
+    assert np.isnan(matrix.recall[absent]).all()
+    assert np.isnan(matrix.f1[absent]).all()
+    assert matrix.figures()["classes_measured"] == 4 - absent.sum()
+
+
+def test_majority_prediction_has_majority_share_accuracy_and_zero_kappa() -> None:
+    matrix = ConfusionMatrix.of([0] * 7 + [1] * 3, [0] * 10, classes=2)
+    assert matrix.overall_accuracy == matrix.majority_share == 0.7
+    assert matrix.kappa == pytest.approx(0)
+
+
+def test_metrics_without_samples_are_nan() -> None:
+    figures = ConfusionMatrix.empty(3).figures()
+    assert figures["samples"] == 0
+    assert np.isnan(figures["overall_accuracy"])
+    assert np.isnan(figures["kappa"])
+
+
+@pytest.mark.parametrize(("method", "overlap"), [("blocks", 0.0), ("random", 0.97), ("random", None)])
+def test_caveat_is_given_for_random_split_only(method: str, overlap: float | None) -> None:
+    from types import SimpleNamespace
+    from typing import Any, cast
+
+    from jobs.evaluate.stage import _caveat
+
+    caveat = _caveat(cast(Any, SimpleNamespace(provenance={})), {"method": method, "overlap": {"scene": overlap}})
+    if method == "blocks":
+        assert caveat is None
+    else:
+        assert caveat is not None
+        assert f"up to {overlap or 0:.0%} of a scene's test patches overlap a training patch" in caveat

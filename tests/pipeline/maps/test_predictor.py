@@ -1,0 +1,155 @@
+"""The tile predictor: independence from the tile size, missing data, checks of the sources, and memory limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mibf.bundle.bundle import Bundle
+from mibf.errors import InputError
+from mibf.inference.dense import Dense
+from mibf.network.spec import NetworkSpec, SourceSpec
+from pipeline.codes import UNLABELLED
+from pipeline.grid import Tile, Window, tile_grid
+from pipeline.maps.predictor import TilePredictor, check_sources
+from pipeline.maps.products import product
+from pipeline.rasters.header import RasterFile
+from pipeline.scenes.source import Source
+from pipeline.scenes.split import dilate
+from pipeline.store.patch_store import PatchStore, scaled_window
+from tests.support.maps import ALL_PRODUCTS, build_small_store, write_map
+from tests.support.scenes import COLUMNS, ROWS, write_raster
+
+CLASS, CONFIDENCE = product("class"), product("confidence")
+
+
+def test_map_bytes_do_not_depend_on_the_tile_size(store: PatchStore, bundle: Bundle, tmp_path: Path) -> None:
+    one = write_map(store, bundle, tmp_path / "one.zarr", 64)
+    for side in (128, 192):
+        other = write_map(store, bundle, tmp_path / "other.zarr", side)
+        for layer_product in ALL_PRODUCTS:
+            assert one.array(layer_product)[:].tobytes() == other.array(layer_product)[:].tobytes()
+    first, second = one.array(CLASS)[:], one.array(product("second_class"))[:]
+    np.testing.assert_array_equal(first == UNLABELLED, second == UNLABELLED)
+    assert ((first != second) | (first == UNLABELLED)).all()
+    probabilities = one.array(product("probabilities"))[:].astype(int)
+    ids = np.array([1, 2, 5])
+    for layer, rank in ((first, 2), (second, 1)):
+        chosen = (probabilities * (ids[:, None, None] == layer)).sum(axis=0)
+        there = layer[0] != UNLABELLED
+        np.testing.assert_array_equal(chosen[there], np.sort(probabilities, axis=0)[rank][there])
+    assert (one.array(CONFIDENCE)[0] == np.where(there, probabilities.max(axis=0), 65535)).all()
+
+
+@pytest.fixture
+def gapped(tmp_path: Path) -> PatchStore:
+    """A store whose first source has no data in a stripe across the common corner of four tiles."""
+    y, x = np.mgrid[:ROWS, :COLUMNS]
+    optical = np.random.default_rng(0).integers(100, 200, (3, ROWS, COLUMNS)).astype(np.uint16)
+    optical[:, (abs(y - x) < 3) & (y > 50) & (y < 80)] = 0
+    write_raster(tmp_path / "optical.tif", optical, nodata=0)
+    write_raster(tmp_path / "radar.tif", optical[:1].astype(np.float32) / 7)
+    declared = [Source(name, ((RasterFile(str(tmp_path / f"{name}.tif")),),)) for name in ("optical", "radar")]
+    return build_small_store(tmp_path, declared)
+
+
+def test_gap_across_tiles_does_not_change_pixels_around_it(gapped: PatchStore, bundle: Bundle) -> None:
+    """Next to pixels without data, the map equals the network's output on patches cut as in training."""
+    predictor = TilePredictor(bundle, products=[product("confidence", "float32")], precision="float32")
+    one, many = np.empty((2, ROWS, COLUMNS), np.float32)
+    for side, whole in ((256, one), (64, many)):
+        for tile in tile_grid("small", gapped.shape, side):
+            whole[tile.window.slices] = predictor.predict(gapped, tile)["confidence"][0]
+    np.testing.assert_array_equal(one, many)
+    everywhere, patch = Window(0, 0, ROWS, COLUMNS), bundle.spec.patch
+    usable = gapped.usable(everywhere)
+    rows, columns = np.nonzero(usable & dilate(np.pad(~usable, 2), 2))
+    assert len(rows) > 100
+    sources = scaled_window(gapped, everywhere, bundle.scaling, halo=bundle.spec.halo)
+    corners = list(zip(rows, columns, strict=True))
+    patches = [torch.from_numpy(np.stack([s[:, y : y + patch, x : x + patch] for y, x in corners])) for s in sources]
+    with torch.inference_mode():
+        wanted = bundle.network()(patches).logits.softmax(dim=1).amax(dim=1).numpy()
+    np.testing.assert_allclose(one[rows, columns], wanted, atol=1e-5)
+    assert np.isnan(one[~usable]).all()
+
+
+def test_store_with_other_sources_than_the_model_is_refused(store: PatchStore, bundle: Bundle) -> None:
+    spec = NetworkSpec((SourceSpec("optical", 4), SourceSpec("radar", 1)), classes=3, patch=5)
+    other = Bundle(spec, {}, bundle.scaling, bundle.classes)
+    with pytest.raises(InputError, match=r"optical \(3 bands\), radar.*trained on optical \(4 bands\)"):
+        check_sources(store, other)
+    check_sources(store, bundle)
+
+
+def test_source_mask_alone_does_not_run_the_network(
+    quartered: PatchStore, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = TilePredictor(bundle, products=[product("sources")], precision="float32")
+    monkeypatch.setattr(predictor, "dense", None)
+    tile = Tile("small", Window(0, 0, 64, 64))
+    found = predictor.compute(replace(predictor.read(quartered, tile), sources=()))
+    assert list(found) == ["sources"]
+    assert found["sources"].shape == (1, 64, 64)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+        ),
+        RuntimeError("not enough memory: you tried to allocate 9 bytes."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_out_of_memory_permanently_halves_the_rows_computed_at_once(
+    store: PatchStore, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    tile = Tile("small", Window(0, 0, 64, 64))
+    predictor = TilePredictor(bundle, products=ALL_PRODUCTS, precision="float32")
+    wanted, first = predictor.predict(store, tile), predictor.rows
+    asked: list[int] = []
+    enough = first // 4
+    real = Dense.__call__
+
+    def scarce(dense: Dense, *arguments: Any, **named: Any) -> Any:
+        asked.append(dense.rows)
+        if dense.rows > enough:
+            raise error
+        return real(dense, *arguments, **named)
+
+    monkeypatch.setattr(Dense, "__call__", scarce)
+    found = predictor.predict(store, tile)
+    assert asked == [first, first // 2, enough]
+    assert predictor.rows == enough
+    np.testing.assert_array_equal(found["class"], wanted["class"])
+    np.testing.assert_allclose(found["confidence"].astype(int), wanted["confidence"].astype(int), atol=1)
+    predictor.predict(store, tile)
+    assert asked[3:] == [enough]
+    enough = 0
+    with pytest.raises(type(error)):
+        predictor.predict(store, tile)
+    assert predictor.rows == 1
+
+
+def test_other_runtime_errors_are_not_treated_as_out_of_memory(
+    store: PatchStore, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = TilePredictor(bundle, products=[CLASS], precision="float32")
+    rows = predictor.rows
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a kernel failed")
+
+    monkeypatch.setattr(Dense, "__call__", fail)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        predictor.predict(store, Tile("small", Window(0, 0, 64, 64)))
+    assert predictor.rows == rows

@@ -1,0 +1,154 @@
+"""The tile mapper: tiles in order, prefetched and written in the background; failures are reported per tile."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from jobs.workflow.workspace import Workspace
+from mibf.errors import InputError
+from pipeline.grid import Tile, tile_grid
+from pipeline.maps.map_store import MapStore, result_digest
+from pipeline.maps.predictor import TileInput, TileResult
+from pipeline.maps.products import product
+from pipeline.maps.tile_mapper import MapJob, TileMapper
+from pipeline.store.patch_store import PatchStore
+from tests.support.scenes import SmallScene
+
+SIDE = 64
+CLASS = product("class")
+
+
+class BrightnessPredictor:
+    """Replaces the network: the class is the brightness of the first band. Logs its calls and fails on request."""
+
+    rows = 64
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, str]] = []
+        self.threads: set[str] = set()
+        self.unreadable: set[str] = set()
+        self.failing: set[str] = set()
+        self.read_ahead = threading.Event()
+
+    def read(self, store: PatchStore, tile: Tile) -> TileInput:
+        self.threads.add(threading.current_thread().name)
+        self.log.append(("read", tile.key))
+        if tile.key in self.unreadable:
+            raise InputError(f"{store.url}: is damaged")
+        values, valid = store.read_source("optical", tile.window)
+        key = np.frombuffer(tile.key.encode(), np.uint8).astype(np.float32)
+        return TileInput((values.astype(np.float32), key), valid, valid.astype(np.uint8))
+
+    def compute(self, tile: TileInput) -> TileResult:
+        key = tile.sources[1].astype(np.uint8).tobytes().decode()
+        self.log.append(("compute", key))
+        if key in self.failing:
+            raise ArithmeticError("division failed")
+        classes = np.where(tile.wanted, tile.sources[0][0] // 100 % 200, 255).astype(np.uint8)
+        return {"class": classes[None]}
+
+
+@pytest.fixture
+def job(prepared: tuple[SmallScene, Workspace], tmp_path: Path) -> MapJob:
+    """A map job on the small scene with a created map store and a `BrightnessPredictor`."""
+    store = PatchStore(prepared[1].store("small"))
+    MapStore.create(str(tmp_path / "map.zarr"), store=store, products=[CLASS], tile=SIDE)
+    bright = BrightnessPredictor()
+    return MapJob(
+        model="",
+        digest="",
+        stores={"small": store.url},
+        map_stores={"small": str(tmp_path / "map.zarr")},
+        products=(CLASS,),
+        precision="float32",
+        priors="trained",
+        mc_samples=2,
+        seed=0,
+        missing="declared",
+        predictor=lambda _: bright,
+    )
+
+
+def planned(job: MapJob) -> list[Tile]:
+    return tile_grid("small", PatchStore(job.stores["small"]).shape, SIDE)
+
+
+def test_tiles_are_mapped_in_order_with_the_checksum_of_the_stored_pixels(job: MapJob) -> None:
+    mapper = TileMapper(job)
+    done = list(mapper.map(planned(job)))
+    assert [d.tile for d in done] == planned(job)
+    work = MapStore(job.map_stores["small"])
+    for d in done:
+        assert not d.cause
+        assert d.checksum == result_digest({"class": np.asarray(work.array(CLASS)[:, *d.tile.window.slices])})
+        assert d.started <= d.finished
+        assert d.rows == 64
+    assert sum(d.pixels for d in done) == int((np.asarray(work.array(CLASS)[:]) != 255).sum())
+    assert "MainThread" not in predictor(mapper).threads, "tiles are read in a background thread"
+
+
+def predictor(mapper: TileMapper) -> BrightnessPredictor:
+    assert isinstance(mapper.predictor, BrightnessPredictor)
+    return mapper.predictor
+
+
+def test_failed_tiles_are_reported_and_other_tiles_are_written(job: MapJob) -> None:
+    mapper, (first, second, third, *_) = TileMapper(job), planned(job)
+    predictor(mapper).unreadable = {first.key}
+    predictor(mapper).failing = {third.key}
+    done = {d.tile: d for d in mapper.map(planned(job))}
+    assert done[first].cause.endswith("small.zarr: is damaged"), "messages of InputError are unchanged"
+    assert done[third].cause == "ArithmeticError: division failed"
+    assert ("compute", first.key) not in predictor(mapper).log
+    assert {tile for tile, d in done.items() if d.cause} == {first, third}
+    array = np.asarray(MapStore(job.map_stores["small"]).array(CLASS)[0])
+    assert (array[first.window.slices] == 255).all()
+    assert (array[third.window.slices] == 255).all()
+    assert (array[second.window.slices] != 255).any()
+    assert done[first].checksum == done[third].checksum == ""
+
+
+def test_unwritable_map_store_is_reported_as_a_cause(job: MapJob) -> None:
+    done = list(TileMapper(replace(job, map_stores={"small": "no/such/map.zarr"})).map(planned(job)[:2]))
+    assert [bool(d.cause) for d in done] == [True, True]
+    assert not any(d.checksum for d in done)
+
+
+def test_at_most_one_tile_is_prefetched(job: MapJob) -> None:
+    mapper = TileMapper(job)
+    taken = mapper.map(planned(job))
+    next(taken)
+    # One tile is returned, one is computed or written, one is waiting and one is being read.
+    assert sum(step == "read" for step, _ in predictor(mapper).log) <= 4
+    taken.close()  # type: ignore[attr-defined]  # a generator
+    assert not [t for t in threading.enumerate() if t.name.startswith("mibf-")], "closing the generator ends its threads"
+
+
+def test_model_that_changed_during_the_map_is_refused(job: MapJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other:
+        digest = "another"
+
+    monkeypatch.setattr("pipeline.io.model_bundle.read_bundle", lambda url: Other())
+    with pytest.raises(InputError, match="was changed while the map was being made"):
+        replace(job, predictor=None, digest="this").make_predictor()
+
+
+def values(dtype: Any, dimensions: int) -> st.SearchStrategy[Any]:
+    return arrays.arrays(dtype, arrays.array_shapes(min_dims=dimensions, max_dims=dimensions, max_side=4))
+
+
+@given(st.lists(values(np.float32, 3), min_size=1, max_size=3), values(np.bool_, 2), values(np.uint8, 2))
+def test_tile_input_round_trips_through_bytes(sources: list[Any], wanted: Any, present: Any) -> None:
+    found = TileInput.from_bytes(TileInput(tuple(sources), wanted, present).to_bytes())
+    for one, other in zip([*sources, wanted, present], [*found.sources, found.wanted, found.present], strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,228 @@
+"""Cloud-optimised GeoTIFFs: validity, scales, colours and names; blocks with a VRT equal a single file."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from rio_cogeo.cogeo import cog_validate
+
+from mibf.bundle.classes import ClassName
+from pipeline.grid import Window
+from pipeline.maps.products import MAP_PRODUCTS, Product, product
+from pipeline.publishing import cog
+from tests.support.scenes import CRS, TRANSFORM
+
+ROWS, COLUMNS, BLOCK = 1300, 1100, 1024
+GRID = GeoBox((ROWS, COLUMNS), TRANSFORM, CRS)
+CLASSES = (ClassName(1, "water", "#0000ff"), ClassName(2, "forest & <more>", "#00ff00"), ClassName(5, "town", "#ff0000"))
+SOURCES = ["optical", "radar"]
+TAGS = {"mibf_run": "x & y"}
+ALL = [product(name) for name in MAP_PRODUCTS]
+
+
+def codes_of(layer_product: Product) -> NDArray[Any]:
+    """Codes of a product (band, y, x): random 7 x 7 pixel squares, nodata in one corner."""
+    y, x = np.mgrid[:ROWS, :COLUMNS] // 7
+    bands = len(layer_product.band_names(CLASSES, SOURCES))
+    choice = np.random.default_rng(3).integers(0, 4, (bands, int(y.max()) + 1, int(x.max()) + 1))[:, y, x]
+    if layer_product.name in ("class", "second_class"):
+        values = np.array([1, 2, 5, 2])[choice]
+    elif layer_product.name == "sources":
+        values = choice % 3 + 1
+    else:
+        values = choice * 100 + 7
+    codes = values.astype(layer_product.dtype)
+    codes[:, :300, :200] = layer_product.nodata
+    return np.asarray(codes)
+
+
+def build(
+    folder: Path,
+    layer_product: Product,
+    codes: NDArray[Any],
+    *,
+    block: int = BLOCK,
+    grid: GeoBox = GRID,
+    name: str | None = None,
+) -> Path:
+    """Build all files of a product; return the file that covers the full grid."""
+    shape: Any = codes.shape[1:]
+    names = layer_product.band_names(CLASSES, SOURCES)
+    named: dict[str, Any] = {"grid": grid, "names": names, "classes": CLASSES, "tags": TAGS}
+    parts = cog.pieces(name or layer_product.name, shape, block=block)
+    for file, window in parts:
+        cog.build(lambda w: codes[:, *w.slices], layer_product, window, folder / file, **named)
+    if len(parts) == 1:
+        return folder / parts[0][0]
+    path = folder / f"{name or layer_product.name}.vrt"
+    path.write_text(cog.vrt(parts, layer_product, **named), "utf-8")
+    return path
+
+
+def test_pieces_are_one_file_or_one_per_block() -> None:
+    assert cog.pieces("class", (1024, 700), block=1024) == [("class.tif", Window(0, 0, 1024, 700))]
+    parts = cog.pieces("class", (1025, 700), block=1024)
+    assert parts == [("class_y0_x0.tif", Window(0, 0, 1024, 700)), ("class_y1024_x0.tif", Window(1024, 0, 1, 700))]
+    assert cog.pieces("kl", (600, 600), block=512)[3] == ("kl_y512_x512.tif", Window(512, 512, 88, 88))
+    for wrong in (0, 500, 768):
+        with pytest.raises(ValueError, match=f"must be a multiple of 512 pixels, got {wrong}"):
+            cog.pieces("class", (600, 600), block=wrong)
+    assert [cog.block_side(32768, tile) for tile in (512, 2048, 192)] == [32768, 32768, 33792]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every product as one file."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {layer_product.name: build(folder, layer_product, codes_of(layer_product), block=2048) for layer_product in ALL}
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every product in four files and a VRT."""
+    folder = tmp_path_factory.mktemp("blocks")
+    return {layer_product.name: build(folder, layer_product, codes_of(layer_product)) for layer_product in ALL}
+
+
+def piece_files(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.stem}_y*.tif"))
+
+
+@pytest.mark.parametrize("layer_product", ALL, ids=lambda p: p.name)
+def test_single_file_and_blocks_with_vrt_are_the_same_raster(
+    whole: dict[str, Path], blocks: dict[str, Path], layer_product: Product
+) -> None:
+    codes, names = codes_of(layer_product), layer_product.band_names(CLASSES, SOURCES)
+    assert whole[layer_product.name].suffix == ".tif"
+    assert blocks[layer_product.name].suffix == ".vrt"
+    for path in (whole[layer_product.name], blocks[layer_product.name]):
+        with rasterio.open(path) as dataset:
+            assert (dataset.crs, dataset.transform, dataset.shape) == (CRS, TRANSFORM, (ROWS, COLUMNS))
+            assert set(dataset.dtypes) == {layer_product.dtype}
+            np.testing.assert_array_equal(dataset.nodata, layer_product.nodata)
+            assert set(dataset.scales) == {layer_product.scale}
+            assert set(dataset.offsets) == {0.0}
+            assert {unit or "" for unit in dataset.units} == {layer_product.unit}
+            assert list(dataset.descriptions) == names
+            assert dataset.tags()["mibf_run"] == "x & y"
+            np.testing.assert_array_equal(dataset.read(), codes)
+    pieces = piece_files(blocks[layer_product.name])
+    assert len(pieces) == 4
+    for path in [whole[layer_product.name], *pieces]:
+        assert cog_validate(path, strict=True) == (True, [], [])
+    with rasterio.open(blocks[layer_product.name].parent / f"{layer_product.name}_y1024_x1024.tif") as dataset:
+        assert dataset.transform == TRANSFORM * Affine.translation(1024, 1024)
+        assert set(dataset.scales) == {layer_product.scale}
+    assert not list(whole[layer_product.name].parent.glob("*plain*"))
+
+
+@pytest.mark.parametrize("name", ["class", "second_class"])
+def test_class_colours_and_names_are_in_every_file_and_the_vrt(
+    whole: dict[str, Path], blocks: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    for path in (whole[name], blocks[name], *piece_files(blocks[name])):
+        with rasterio.open(path) as dataset:
+            colors, tags = dataset.colormap(1), dataset.tags(1)
+            assert dataset.colorinterp[0].name == "palette"
+        for c in CLASSES:
+            assert "#" + bytes(colors[c.id][:3]).hex() == c.color
+            assert tags[f"class_{c.id}"] == c.name
+        assert colors[255][3] == 0, "nodata is transparent"
+        # GDAL copies category names into a VRT. Use a new path: overwriting a VRT would delete the files that it references.
+        rasterio.shutil.copy(path, tmp_path / f"{path.name}.vrt", driver="VRT")
+        categories = ElementTree.parse(tmp_path / f"{path.name}.vrt").findall(".//CategoryNames/Category")
+        assert [category.text or "" for category in categories] == ["", "water", "forest & <more>", "", "", "town"]
+
+
+def test_overviews_use_mode_for_classes_nearest_for_mask_mean_for_measures(tmp_path: Path) -> None:
+    """Each overview pixel covers 2 x 2 pixels. A mask pixel is one of the four: a mix could show a source that none has."""
+    quads = np.random.default_rng(0).integers(1, 4, (600, 600)).astype(np.uint16)
+    for layer_product in (product("class"), product("sources"), product("confidence")):
+        fine = quads.astype(layer_product.dtype)[None]
+        path = build(tmp_path, layer_product, fine, grid=GeoBox((600, 600), TRANSFORM, CRS))
+        with rasterio.open(path) as dataset:
+            assert dataset.overviews(1) == [2]
+        with rasterio.open(path, overview_level=0) as dataset:
+            found = dataset.read(1)
+        four = fine[0].reshape(300, 2, 300, 2).transpose(0, 2, 1, 3).reshape(300, 300, 4)
+        counts = np.stack([(four == value).sum(axis=-1) for value in range(4)], axis=-1)
+        if layer_product.name == "class":
+            assert (np.take_along_axis(counts, found[..., None].astype(int), -1)[..., 0] == counts.max(axis=-1)).all()
+        elif layer_product.name == "sources":
+            assert (np.take_along_axis(counts, found[..., None].astype(int), -1) > 0).all()
+        else:
+            assert (np.abs(found - four.mean(axis=-1)) <= 0.5).all()
+
+
+def test_decimated_read_of_a_vrt_uses_overviews_of_its_pieces(blocks: dict[str, Path]) -> None:
+    layer_product = product("class")
+    with rasterio.open(blocks["class"]) as dataset:
+        thin = dataset.read(1, out_shape=(ROWS // 4, COLUMNS // 4))
+    assert set(np.unique(thin)) == {1, 2, 5, 255}
+    assert (thin[:74, :49] == layer_product.nodata).all()
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [("EPSG:4326", Affine(0.001, 0, 12.0, 0, -0.001, 52.0)), (None, Affine(2.0, 0.5, 3.0, 0.25, -2.0, 7.0))],
+)
+def test_vrt_keeps_geographic_rotated_and_missing_georeferencing(tmp_path: Path, crs: str | None, transform: Affine) -> None:
+    layer_product = product("confidence", "float32")
+    codes = np.random.default_rng(0).random((1, 520, 530)).astype(np.float32)
+    codes[0, :5] = np.nan
+    path = build(tmp_path, layer_product, codes, block=512, grid=GeoBox((520, 530), transform, crs))
+    with rasterio.open(path) as dataset:
+        assert dataset.crs == (crs and rasterio.CRS.from_string(crs))
+        assert dataset.transform == transform
+        assert np.isnan(dataset.nodata)
+        np.testing.assert_array_equal(dataset.read(), codes)
+
+
+def test_mask_of_more_than_eight_sources_has_sixteen_bits(tmp_path: Path) -> None:
+    layer_product = product("sources", sources=9)
+    codes = np.full((1, 20, 30), 256, np.uint16)
+    with rasterio.open(build(tmp_path, layer_product, codes, grid=GeoBox((20, 30), TRANSFORM, CRS))) as dataset:
+        assert dataset.nodata == 0
+        assert (dataset.read() == 256).all()
+
+
+def test_build_reads_at_most_one_square_at_a_time(tmp_path: Path) -> None:
+    requested: list[Window] = []
+
+    def read(window: Window) -> NDArray[Any]:
+        requested.append(window)
+        return np.ones((1, window.height, window.width), np.uint8)
+
+    named: dict[str, Any] = {"grid": GRID, "names": ["class"], "classes": CLASSES, "tags": {}}
+    cog.build(read, product("class"), Window(512, 0, 788, 1100), tmp_path / "a.tif", **named)
+    assert len(requested) == 6
+    assert all(max(w.height, w.width) <= cog.TILE for w in requested)
+    assert min(w.y for w in requested) == 512
+
+
+def test_invalid_cog_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cog, "cog_validate", lambda *_, **__: (False, ["it is not tiled"], []))
+    with pytest.raises(cog.CogError, match=r"class\.tif: not a valid cloud-optimised GeoTIFF: it is not tiled"):
+        build(tmp_path, product("class"), np.ones((1, 20, 30), np.uint8), grid=GeoBox((20, 30), TRANSFORM, CRS))
+
+
+def test_cog_whose_pixels_differ_from_those_written_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = rasterio.shutil.copy
+
+    def copy(plain: Path, path: Path, **options: Any) -> None:
+        with rasterio.open(plain, "r+") as dataset:
+            dataset.write(np.full((1, 1, 1), 2, np.uint8), window=rasterio.windows.Window(599, 519, 1, 1))
+        real(plain, path, **options)
+
+    monkeypatch.setattr(rasterio.shutil, "copy", copy)
+    with pytest.raises(cog.CogError, match=r"class\.tif: pixels read back differ from those written"):
+        build(tmp_path, product("class"), np.ones((1, 520, 600), np.uint8), grid=GeoBox((520, 600), TRANSFORM, CRS))

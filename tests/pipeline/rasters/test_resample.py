@@ -1,0 +1,202 @@
+"""Alignment: rasters nested in the grid are copied pixel by pixel; all others are resampled exactly as by GDAL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+
+import pipeline.rasters.resample
+from mibf.errors import InputError
+from pipeline.grid import Window, windows
+from pipeline.rasters.header import RasterFile
+from pipeline.rasters.raster import header, open_raster
+from pipeline.rasters.resample import Alignment, align, read_aligned
+from tests.support.scenes import CRS, TRANSFORM, write_raster
+
+GRID = GeoBox((60, 50), TRANSFORM, CRS)
+
+
+def aligned(path: Path, grid: GeoBox = GRID, *, resampling: str | None = None) -> tuple[RasterFile, Alignment]:
+    file = RasterFile(str(path))
+    return file, align(file, header(file), grid, resampling=resampling)
+
+
+def read(path: Path, grid: GeoBox = GRID, *, side: int = 64, resampling: str | None = None) -> np.ndarray:
+    """Read the raster on the full grid window by window; NaN where there is no data."""
+    file, alignment = aligned(path, grid, resampling=resampling)
+    rows, columns = grid.shape
+    whole = np.full((header(file).bands, rows, columns), np.nan)
+    with open_raster(file) as raster:
+        for window in windows((rows, columns), side):
+            values, valid = read_aligned(raster, alignment, grid, window)
+            whole[:, *window.slices] = np.where(valid, values, np.nan)
+    return whole
+
+
+def random_raster(path: Path, rows: int, columns: int, **where: Any) -> np.ndarray:
+    values = np.random.default_rng(rows + columns).integers(1, 60000, (2, rows, columns)).astype(np.uint16)
+    write_raster(path, values, **where)
+    return values
+
+
+@given(st.integers(-70, 70), st.integers(-60, 60), st.integers(5, 64))
+@settings(max_examples=40)
+def test_raster_shifted_by_integer_pixels_is_cut_exactly(
+    tmp_path_factory: pytest.TempPathFactory, down: int, right: int, side: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"shift{down}_{right}.tif"
+    values = random_raster(path, 40, 70, transform=TRANSFORM * Affine.translation(right, down))
+    rows, columns = slice(max(0, down), min(60, 40 + down)), slice(max(0, right), min(50, 70 + right))
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        with pytest.raises(InputError, match="does not overlap"):
+            aligned(path)
+        return
+    wanted = np.full((2, 60, 50), np.nan)
+    wanted[:, rows, columns] = values[:, rows.start - down : rows.stop - down, columns.start - right : columns.stop - right]
+    assert aligned(path)[1].kind == "exact"
+    np.testing.assert_array_equal(read(path, side=side), wanted)
+
+
+@given(st.sampled_from([2, 3, 4]), st.integers(-3, 3), st.integers(-3, 3), st.integers(5, 64))
+@settings(max_examples=40)
+def test_coarser_raster_nested_in_the_grid_is_repeated(
+    tmp_path_factory: pytest.TempPathFactory, times: int, down: int, right: int, side: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"coarse{times}_{down}_{right}.tif"
+    placed = TRANSFORM * Affine.scale(times) * Affine.translation(right, down)
+    values = random_raster(path, 12, 9, transform=placed)
+    assert aligned(path)[1].coarser == times
+    found = read(path, side=side)
+    for y in range(60):
+        for x in range(0, 50, 7):
+            row, column = y // times - down, x // times - right
+            inside = 0 <= row < 12 and 0 <= column < 9
+            np.testing.assert_array_equal(found[:, y, x], values[:, row, column] if inside else np.nan)
+
+
+def test_requested_resampling_is_used_for_a_nested_coarser_raster(tmp_path: Path) -> None:
+    values = random_raster(tmp_path / "a.tif", 30, 25, transform=TRANSFORM * Affine.scale(2)).astype(float)
+    assert aligned(tmp_path / "a.tif", resampling="bilinear")[1].kind == "resampled"
+    found = read(tmp_path / "a.tif", resampling="bilinear")
+    # Fine centres are a quarter of a coarse pixel off the coarse centre: weights 3/4 and 1/4 along each axis.
+    rows = 0.75 * values[:, 1:] + 0.25 * values[:, :-1]
+    np.testing.assert_allclose(found[:, 2::2, 2::2], 0.75 * rows[..., 1:] + 0.25 * rows[..., :-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.2, 0.5])
+def test_raster_with_subpixel_offset_is_resampled(tmp_path: Path, offset: float) -> None:
+    random_raster(tmp_path / "a.tif", 60, 50, transform=TRANSFORM * Affine.translation(offset, 0))
+    assert aligned(tmp_path / "a.tif")[1].kind == "resampled"
+    random_raster(tmp_path / "b.tif", 30, 25, transform=TRANSFORM * Affine.scale(2) * Affine.translation(offset, 0))
+    assert aligned(tmp_path / "b.tif")[1].kind == "resampled"
+
+
+ROTATED = TRANSFORM * Affine.translation(25, 30) * Affine.rotation(20) * Affine.translation(-60, -60)
+DEGREES = Affine(0.0004, 0, 13.537, 0, -0.00025, 52.343)
+FINE = TRANSFORM * Affine.translation(-1.3, -2.7) * Affine.scale(0.3)
+
+
+@pytest.mark.parametrize("resampling", ["nearest", "bilinear", "cubic", "average", "lanczos", "mode"])
+@pytest.mark.parametrize(
+    ("transform", "crs", "shape"),
+    [(DEGREES, "EPSG:4326", (30, 25)), (ROTATED, CRS, (120, 120)), (FINE, CRS, (240, 220))],
+    ids=["another CRS", "rotated", "finer"],
+)
+def test_resampled_pixels_do_not_depend_on_the_window(
+    tmp_path: Path, transform: Affine, crs: str, shape: tuple[int, int], resampling: str
+) -> None:
+    random_raster(tmp_path / "a.tif", *shape, transform=transform, crs=crs, nodata=0)
+    whole = read(tmp_path / "a.tif", side=60, resampling=resampling)
+    assert np.isfinite(whole).mean() > 0.25
+    for side in (7, 32):  # up to the last bit of float32: positions in a rotated grid accumulate rounding errors
+        np.testing.assert_allclose(read(tmp_path / "a.tif", side=side, resampling=resampling), whole, rtol=2e-7)
+
+
+def test_windowed_resampling_equals_gdal_warp_of_the_full_raster(tmp_path: Path) -> None:
+    random_raster(tmp_path / "a.tif", 30, 25, transform=DEGREES, crs="EPSG:4326", nodata=0)
+    with (
+        rasterio.open(tmp_path / "a.tif") as dataset,
+        WarpedVRT(
+            dataset, crs=CRS, transform=TRANSFORM, height=60, width=50, resampling=Resampling.bilinear, nodata=np.nan,
+            dtype="float32", tolerance=1e-6,
+        ) as view,
+    ):  # fmt: skip
+        wanted = view.read()
+    np.testing.assert_array_equal(read(tmp_path / "a.tif", side=16), wanted)
+
+
+def test_much_finer_raster_read_in_pieces_gives_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random_raster(tmp_path / "a.tif", 240, 220, transform=FINE)
+    whole = read(tmp_path / "a.tif", resampling="average")
+    monkeypatch.setattr(pipeline.rasters.resample, "MAX_PIXELS_IN_MEMORY", 5000)
+    np.testing.assert_array_equal(read(tmp_path / "a.tif", resampling="average"), whole)
+
+
+def test_images_without_crs_are_matched_by_pixel_position(tmp_path: Path) -> None:
+    image = GeoBox((60, 50), Affine.identity(), None)
+    values = random_raster(tmp_path / "a.tif", 60, 50, crs=None)  # its transform belongs to another image
+    np.testing.assert_array_equal(read(tmp_path / "a.tif", image), values)
+    coarse = random_raster(tmp_path / "b.tif", 15, 10, crs=None)
+    with pytest.raises(InputError, match="15 x 10 pixels without a CRS"):
+        read(tmp_path / "b.tif", image)
+    fourfold = GeoBox((60, 40), Affine.identity(), None)
+    np.testing.assert_array_equal(read(tmp_path / "b.tif", fourfold), coarse.repeat(4, axis=1).repeat(4, axis=2))
+    random_raster(tmp_path / "c.tif", 120, 100, crs=None)
+    with pytest.raises(InputError, match="2 times finer: set `scale: 2` for the source"):
+        read(tmp_path / "c.tif", image)
+
+
+def test_window_in_another_crs_reads_only_the_needed_pixels(tmp_path: Path) -> None:
+    """A corner of the grid needs only a small part of the raster."""
+    random_raster(tmp_path / "a.tif", 300, 250, transform=Affine(4e-5, 0, 13.537, 0, -2.5e-5, 52.343), crs="EPSG:4326")
+    file, alignment = aligned(tmp_path / "a.tif")
+    needed = pipeline.rasters.resample._needed(header(file), GRID, Window(30, 30, 10, 10))
+    assert needed is not None
+    assert needed.height * needed.width < 300 * 250 / 10
+    assert alignment.reach[0] < 0.9  # the raster is finer than the grid, so kernels are wider in raster pixels
+
+
+@pytest.mark.parametrize("degrees", [10, 30, 45])
+def test_rotated_grid_of_equal_resolution_is_interpolated_bilinearly(tmp_path: Path, degrees: float) -> None:
+    """White noise must equal bilinear values computed directly at the pixel centres of the grid."""
+    noise = np.random.default_rng(0).standard_normal((1, 100, 100)).astype(np.float32)
+    write_raster(tmp_path / "a.tif", noise)
+    rotated = TRANSFORM * Affine.translation(50, 50) * Affine.rotation(degrees) * Affine.translation(-20, -20)
+    found = read(tmp_path / "a.tif", GeoBox((40, 40), rotated, CRS))[0]
+    place = ~TRANSFORM * rotated
+    for y, x in ((3, 5), (20, 31), (38, 2)):
+        column, row = (v - 0.5 for v in place * (x + 0.5, y + 0.5))
+        top, left = int(np.floor(row)), int(np.floor(column))
+        down, right = row - top, column - left
+        corners = noise[0, top : top + 2, left : left + 2]
+        assert found[y, x] == pytest.approx(np.array([1 - down, down]) @ corners @ np.array([1 - right, right]), abs=1e-4)
+
+
+def test_polar_grid_is_not_blurred(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal((1, 160, 1440)).astype(np.float32)
+    write_raster(tmp_path / "a.tif", noise, transform=Affine(0.25, 0, -180, 0, -0.25, -50), crs="EPSG:4326")
+    found = read(tmp_path / "a.tif", GeoBox((400, 400), Affine(10_000, 0, -2e6, 0, -10_000, 2e6), "EPSG:3031"))[0]
+    assert np.nanstd(found[:, :50]) > 0.5, "the deviation is that of single noise pixels, not of means over many"
+
+
+def test_undeclared_nan_in_a_float_raster_is_invalid(tmp_path: Path) -> None:
+    values = np.full((1, 240, 220), 5, np.float32)
+    values[0, 40::9, ::9] = np.nan
+    for name, nodata in (("a.tif", None), ("b.tif", -9999)):
+        write_raster(tmp_path / name, values, transform=FINE, nodata=nodata)
+        for resampling in ("average", "bilinear", "med"):
+            found = read(tmp_path / name, resampling=resampling)
+            # GDAL's bilinear drops a pixel whose centre is on a pixel without data; average and med use all covered pixels.
+            fewest = 0.98 if resampling == "bilinear" else 1
+            assert np.isfinite(found[0, 5:50, 5:50]).mean() >= fewest, (name, resampling)
+            assert (found[np.isfinite(found)] == 5).all(), (name, resampling)

@@ -1,0 +1,19 @@
+"""Run `mibf` commands in the process of a test."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from typer.testing import CliRunner
+
+from jobs.cli.common import app
+from tests.support.scenes import SmallScene
+
+
+def run(scene: SmallScene, *overrides: str, command: str = "prepare", status: int = 0, **changes: Any) -> Any:
+    """Run a command; return its JSON summary, or the CLI result if a failure status is expected."""
+    arguments = [command, str(scene.write_config(**changes)), "--json"] + [p for o in overrides for p in ("--set", o)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == status, result.output
+    return json.loads(result.stdout) if status == 0 else result

@@ -1,0 +1,194 @@
+"""Real Ray cluster for tests: a head without CPUs and worker nodes on loopback addresses, with token authentication.
+
+Each node is a separate process group, so a test can kill it completely, as if its machine failed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+#: Size of each node's Ray object store, in bytes.
+OBJECT_STORE = 80 << 20
+
+
+def free_ports(count: int) -> list[int]:
+    """Return distinct free ports of 127.0.0.1."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def await_(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Wait until a condition is true; exceptions that it raises count as false."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with suppress(Exception):
+            if condition():
+                return
+        time.sleep(0.5)
+    raise AssertionError(f"{what}: not ready within {seconds:g} s")
+
+
+class Node:
+    """One node: Ray's own processes and the workers that they start."""
+
+    def __init__(
+        self, arguments: list[str], *, log: Path, environment: Mapping[str, str], address: str, metrics: int
+    ) -> None:
+        self.address, self.metrics_port, self.log = address, metrics, log
+        with log.open("ab") as to:
+            self.process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=to, stderr=to, env=environment, start_new_session=True
+            )
+
+    def await_start(self) -> None:
+        """Wait until the node has started; fail at once if its process exits."""
+        await_(lambda: self.process.poll() is not None or "started." in self.log.read_text(), seconds=90, what="a node")
+        assert self.process.poll() is None, self.log.read_text()[-3000:]
+
+    def metrics(self) -> str:
+        """Return the node's Prometheus metrics, or an empty string if it cannot be reached."""
+        try:
+            with urllib.request.urlopen(f"http://{self.address}:{self.metrics_port}/metrics", timeout=5) as answer:
+                return str(answer.read().decode())
+        except (OSError, urllib.error.URLError):
+            return ""
+
+    def processes(self) -> list[psutil.Process]:
+        """Return all live processes of the node; some are in other process groups."""
+        try:
+            root = psutil.Process(self.process.pid)
+            return [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self) -> None:
+        """Kill all processes of the node, as if the machine were switched off."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+class Cluster:
+    """A head and worker nodes that can be added and killed."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.token = folder / "token"
+        self.token.write_text(secrets.token_hex(32))
+        self.token.chmod(0o600)
+        self.port, self.dashboard_port, client = free_ports(3)
+        self.client_environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environment = {
+            **os.environ,
+            **environment,
+            **self.client_environment,
+            "PATH": path,
+            "OMP_NUM_THREADS": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_failure_threshold": "3",
+            "RAY_metrics_report_interval_ms": "1000",
+        }
+        self._temporary = tempfile.mkdtemp(prefix="ray-")  # the length of socket paths is limited
+        self.nodes: list[Node] = []
+        self._started = 0
+        self.head = self._start(
+            "--head",
+            f"--port={self.port}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.dashboard_port}",
+            f"--ray-client-server-port={client}",
+            f"--temp-dir={self._temporary}",
+            cpus=0,
+        )
+
+    def await_head(self) -> None:
+        """Wait until the job server responds."""
+        self.head.await_start()
+        await_(lambda: bool(self.asked("/api/version")), seconds=90, what="the cluster's dashboard")
+
+    @property
+    def address(self) -> str:
+        """URL of the job server."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def add(self, *, cpus: int) -> Node:
+        """Start a node and wait until it is up."""
+        self.nodes.append(self._start(f"--address={self.head.address}:{self.port}", cpus=cpus))
+        self.nodes[-1].await_start()
+        return self.nodes[-1]
+
+    def kill(self, node: Node) -> None:
+        """Kill a node."""
+        node.kill()
+        self.nodes.remove(node)
+
+    def end(self) -> None:
+        """Kill all processes of all nodes."""
+        for node in [*self.nodes, self.head]:
+            node.kill()
+        self.nodes = []
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _start(self, *arguments: str, cpus: int) -> Node:
+        self._started += 1
+        # One address per node, as on real machines; Ray would replace 127.0.0.1 itself by the external address.
+        address = f"127.0.0.{self._started + 1}"
+        metrics, agent, agent_grpc, environments = free_ports(4)
+        ray = str(Path(sys.executable).parent / "ray")
+        started = [
+            ray, "start", *arguments, f"--node-ip-address={address}", f"--num-cpus={cpus}", "--num-gpus=0",
+            f"--object-store-memory={OBJECT_STORE}", f"--metrics-export-port={metrics}",
+            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
+            f"--runtime-env-agent-port={environments}", "--min-worker-port=0", "--max-worker-port=0",
+            "--disable-usage-stats", "--block",
+        ]  # fmt: skip
+        log = self.folder / f"node-{self._started}.log"
+        return Node(started, log=log, environment=self.environment, address=address, metrics=metrics)
+
+    def asked(self, path: str) -> str:
+        """Return the job server's response to a GET request."""
+        headers = {"Authorization": f"Bearer {self.token.read_text()}"}
+        with urllib.request.urlopen(urllib.request.Request(self.address + path, headers=headers), timeout=10) as answer:
+            return str(answer.read().decode())
+
+    def logs(self) -> list[Path]:
+        """Return all files that the cluster's processes have written."""
+        return [path for folder in (self.folder, Path(self._temporary)) for path in folder.rglob("*.*") if path.is_file()]
+
+
+@contextmanager
+def cluster(folder: Path, *, nodes: int, cpus: int, environment: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+    """Start a cluster that ends with the block; `folder` is created for its logs and its token."""
+    made = Cluster(folder, environment or {})
+    try:
+        made.await_head()
+        for _ in range(nodes):
+            made.add(cpus=cpus)
+        yield made
+    finally:
+        made.end()
