@@ -23,8 +23,8 @@ from mibf.errors import InputError
 from tests.support.paths import ROOT
 
 PANELS = {
-    "Run": ["demo", "run", "prepare", "train", "evaluate", "map", "report"],
-    "Inspect": ["plan", "status", "verify", "runs"],
+    "Run": ["demo", "init", "run", "prepare", "train", "evaluate", "map", "report"],
+    "Inspect": ["plan", "status", "verify", "runs", "schema"],
     "Operate": ["rerun", "submit"],
     "Models": ["bundle", "ablate", "import-checkpoint"],
     "Develop": ["synth", "bench"],

@@ -1,0 +1,61 @@
+"""Commands for a first configuration: init, schema."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli.common import app, command, exit_on_error
+from jobs.workflow.result import Result
+
+
+@command("Run")
+def init(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="Rasters of two or more sources: FILE, or NAME=FILE,FILE for one source whose files hold bands that "
+            "follow each other. FILE#ARRAY names an array of a MATLAB, Zarr, NetCDF or HDF5 file.",
+            show_default=False,
+        ),
+    ],
+    labels: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Raster of class ids, or vector file; FILE#LAYER names a layer.")
+    ] = None,
+    attribute: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of the vector file that holds the class.")
+    ] = None,
+    output: Annotated[str, typer.Option(metavar="FILE", help="Configuration to write; never overwritten.")] = "mibf.yaml",
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the scene. By default that of the folder of the first file.")
+    ] = None,
+    workspace: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where results will go. By default ./work/NAME.")
+    ] = None,
+) -> Result:
+    """Write a commented configuration from the files of a scene, and print its plan."""
+    from jobs.init.command import init_config
+
+    return init_config(files, labels=labels, attribute=attribute, output=output, name=name, workspace=workspace)
+
+
+@app.command(rich_help_panel="Inspect")
+def schema(
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="File to write, in place of standard output.", show_default=False)
+    ] = None,
+) -> None:
+    """Print the JSON Schema of the configuration, for completion and checks in editors."""
+    with exit_on_error():
+        from jobs.config.schema import config_schema_text
+
+        text = config_schema_text()
+        if output is None:
+            typer.echo(text, nl=False)
+            return
+        from pipeline.io import storage
+
+        with storage.as_input_errors(output):
+            storage.write_bytes(output, text.encode())

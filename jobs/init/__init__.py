@@ -1,0 +1,1 @@
+"""Write a first configuration from the files of a scene."""
