@@ -1,0 +1,108 @@
+"""Imports point down only: between packages, between folders and between modules, and each layer imports what it may."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from tests.support.imports import MODULES, PATHS, dotted, imports, packages
+from tests.support.paths import ROOT
+
+OURS = {"mibf", "pipeline", "jobs", "infra"}
+#: Third-party packages that each layer may import; `jobs` may import anything.
+ALLOWED = {
+    "mibf": {"torch", "numpy", "safetensors"},
+    "pipeline": {
+        "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "numcodecs", "numpy", "odc", "pyarrow", "pyogrio",
+        "pystac", "rasterio", "rio_cogeo", "rioxarray", "scipy", "shapely", "skimage", "torch", "xarray", "zarr",
+    },
+}  # fmt: skip
+BELOW = {"mibf": {"mibf"}, "pipeline": {"mibf", "pipeline"}, "jobs": {"mibf", "pipeline", "jobs"}}
+#: The folders of each package from the bottom up; a folder may import only folders that stand before it.
+ORDER = {
+    "mibf": ("mibf", "mibf.network", "mibf.metrics", "mibf.training", "mibf.inference", "mibf.bundle"),
+    "pipeline": (
+        "pipeline", "pipeline.parallel", "pipeline.io", "pipeline.rasters", "pipeline.scenes", "pipeline.store",
+        "pipeline.sampling", "pipeline.maps", "pipeline.publishing",
+    ),
+    "jobs": (
+        "jobs", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.sample", "jobs.train.tracking", "jobs.evaluate",
+        "jobs.train", "jobs.prepare", "jobs.map", "jobs.report", "jobs.inspection", "jobs.init", "jobs.fleet",
+        "jobs.bench.harness", "jobs.bench", "jobs.cli",
+    ),
+}  # fmt: skip
+
+
+def folder(module: str) -> str:
+    """The folder of a module as a dotted name."""
+    return ".".join(MODULES[module].relative_to(ROOT).parent.parts)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_module_imports_only_what_its_layer_may(path: Path) -> None:
+    layer = path.relative_to(ROOT).parts[0]
+    names = packages(path)
+    assert names & OURS <= BELOW[layer]
+    if layer in ALLOWED:
+        assert names - OURS <= ALLOWED[layer]
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_folders_import_downward_only(package: str) -> None:
+    order = ORDER[package]
+    assert sorted(order) == sorted({folder(module) for module in MODULES if module.partition(".")[0] == package})
+    upward = [
+        f"{module} imports {name}"
+        for module, path in MODULES.items()
+        if module.partition(".")[0] == package
+        for name in imports(path)
+        if name in MODULES and name.partition(".")[0] == package and order.index(folder(name)) > order.index(folder(module))
+    ]
+    assert not upward
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {module: {name for name in imports(path) if name in MODULES} - {module} for module, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_no_command_imports_a_sibling_command() -> None:
+    shared = {"jobs.cli", "jobs.cli.common", "jobs.cli.stage_runner"}
+    commands = {module for module in MODULES if module.startswith("jobs.cli.")} - shared - {"jobs.cli.__main__"}
+    found = {module: sorted(set(imports(MODULES[module])) & commands - {module}) for module in commands}
+    assert not {module: names for module, names in found.items() if names}
+
+
+def test_only_jobs_imports_ray() -> None:
+    assert {dotted(path).partition(".")[0] for path in PATHS if "ray" in packages(path)} == {"jobs"}
+
+
+def test_no_test_module_imports_another() -> None:
+    """Shared helpers live in `tests/support`, shared fixtures in the nearest `conftest.py`."""
+    paths = {dotted(path): path for path in sorted((ROOT / "tests").rglob("*.py"))}
+    tests = {module for module in paths if module.rpartition(".")[2].startswith("test_")}
+    found = {module: sorted(set(imports(path, known=paths)) & tests) for module, path in paths.items()}
+    assert not {module: names for module, names in found.items() if names}
+
+
+def test_infra_contains_no_python() -> None:
+    assert not list((ROOT / "infra").rglob("*.py"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["bundle", "show", "--help"], ["--version"]])
+def test_help_does_not_import_heavy_packages(arguments: list[str]) -> None:
+    program = (
+        "import sys\nfrom jobs.cli import app\n"
+        f"try:\n    app({arguments!r})\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'ray', 'dask', 'zarr', 'xarray', 'rasterio', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
