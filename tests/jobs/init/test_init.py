@@ -53,7 +53,7 @@ def test_scene_with_a_label_raster_is_configured(scene: SmallScene) -> None:
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         assert value == 0 or f"{value} class {value}: {count:,} pixels" in result.stdout
     assert "3 bands of uint16, EPSG:32633, 10 x 10 metre, 150 x 130 pixels, no data: 0" in result.stdout
-    assert "shards of" in result.stdout, "the plan is printed"
+    assert "1 shard of" in result.stdout, "the plan is printed"
     assert not (scene.folder / "work").exists()
 
 
