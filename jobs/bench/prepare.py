@@ -97,8 +97,15 @@ def synthetic(folder: str, *, size: str, bands: str) -> Config:
     """Generate a synthetic scene in a folder and return its configuration."""
     scene = synth(
         str(Path(folder) / f"{size}_{bands}"),
-        size=size, bands=bands, labelled=0.05, nodata=0.0, blob=None, crs="EPSG:32633", seed=0, overwrite=False,
-    )  # fmt: skip
+        size=size,
+        bands=bands,
+        labelled=0.05,
+        nodata=0.0,
+        blob=None,
+        crs="EPSG:32633",
+        seed=0,
+        overwrite=False,
+    )
     return load(str(scene.config))
 
 
@@ -161,9 +168,13 @@ def _copy(scene: PreparedScene, folder: str) -> Run:
         ]
         values = da.concatenate(layers).rechunk({0: -1})
         target = group.create_array(
-            source.declared.name, shape=values.shape, dtype=values.dtype, chunks=(len(values), chunk, chunk),
-            shards=(len(values), wide, wide), compressors=[COMPRESSOR, Crc32cCodec()],
-        )  # fmt: skip
+            source.declared.name,
+            shape=values.shape,
+            dtype=values.dtype,
+            chunks=(len(values), chunk, chunk),
+            shards=(len(values), wide, wide),
+            compressors=[COMPRESSOR, Crc32cCodec()],
+        )
         stores.append(da.store(values, target, lock=False, compute=False))
     dask.compute(*stores, scheduler="threads", num_workers=ThreadExecutor().workers)
     return Run(time.monotonic() - started, peak(), _bytes_below(url))
@@ -245,9 +256,13 @@ def _codec(scene: PreparedScene, name: str, codecs: tuple[Any, ...], side: int) 
             for path, v in part.items():
                 whole = (len(v), *(-(-n // CHUNK) * CHUNK for n in v.shape[1:]))
                 target = group.create_array(
-                    f"{number}/{path}", shape=v.shape, dtype=v.dtype, chunks=(len(v), CHUNK, CHUNK), shards=whole,
+                    f"{number}/{path}",
+                    shape=v.shape,
+                    dtype=v.dtype,
+                    chunks=(len(v), CHUNK, CHUNK),
+                    shards=whole,
                     compressors=[*codecs, Crc32cCodec()],
-                )  # fmt: skip
+                )
                 targets.append((target, v))
         started = time.monotonic()
         for target, values in targets:

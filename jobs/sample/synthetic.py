@@ -20,16 +20,8 @@ from jobs.config.scene import PALETTE
 from jobs.runtime.progress import progress_bar
 from mibf.errors import InputError
 from pipeline.io import storage
-from pipeline.scenes.synthetic import (
-    MAX_SOURCES,
-    UNLABELLED,
-    SyntheticScene,
-    SyntheticSource,
-    WrittenScene,
-    bytes_needed,
-    write_scene,
-    write_steps,
-)
+from pipeline.scenes.synthetic import MAX_SOURCES, UNLABELLED, SyntheticScene, SyntheticSource
+from pipeline.scenes.synthetic_files import WrittenScene, bytes_needed, write_scene, write_steps
 
 #: The configuration; it is written last, so a folder that contains it holds a complete scene.
 CONFIG = "synth.yaml"

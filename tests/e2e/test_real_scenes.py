@@ -96,10 +96,17 @@ def test_zion_store_equals_gdal_warp_of_its_files(example: Example) -> None:
             rasterio.open(files / "landsat_b2.tif") as grid,
             rasterio.open(files / name) as dataset,
             WarpedVRT(
-                dataset, crs=grid.crs, transform=grid.transform, height=grid.height, width=grid.width,
-                resampling=resampling, nodata=np.nan, dtype="float32", tolerance=1e-6,
+                dataset,
+                crs=grid.crs,
+                transform=grid.transform,
+                height=grid.height,
+                width=grid.width,
+                resampling=resampling,
+                nodata=np.nan,
+                dtype="float32",
+                tolerance=1e-6,
             ) as view,
-        ):  # fmt: skip
+        ):
             return np.asarray(view.read(1))
 
     elevation = warped("srtm.tif", Resampling.bilinear)

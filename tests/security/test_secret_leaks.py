@@ -25,10 +25,15 @@ from tests.support.scenes import CLASSES, CRS, SmallScene, make_scene
 ENVIRONMENT = {
     name: f"planted-{name.lower()}"
     for name in (
-        "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "AZURE_STORAGE_CONNECTION_STRING",
-        "GOOGLE_APPLICATION_CREDENTIALS", "MLFLOW_TRACKING_PASSWORD", "SOME_DATABASE_PASSWORD",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "RAY_AUTH_TOKEN",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "MLFLOW_TRACKING_PASSWORD",
+        "SOME_DATABASE_PASSWORD",
     )
-}  # fmt: skip
+}
 PASSWORD, SIGNATURE = "planted-pass'word", "planted-sig,na)ture"
 #: A class name that would execute if a page or a template did not treat it as text.
 HTML = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> {{ 7 * 191 }} {% raw %} $(id)"

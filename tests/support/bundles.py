@@ -51,15 +51,18 @@ def make_bundle(**changes: Any) -> Bundle:
     """Return an untrained bundle; `changes` replace its fields."""
     spec = changes.get("spec", SPEC)
     torch.manual_seed(3)
-    return Bundle(**{
-        "spec": spec,
-        "weights": MIBFNet(spec).state_dict(),
-        "scaling": {source.name: limits(source.bands) for source in spec.sources},
-        "classes": CLASSES,
-        "temperature": 1.3,
-        "provenance": PROVENANCE,
-        "priors": PRIORS,
-    } | changes)  # fmt: skip
+    return Bundle(
+        **{
+            "spec": spec,
+            "weights": MIBFNet(spec).state_dict(),
+            "scaling": {source.name: limits(source.bands) for source in spec.sources},
+            "classes": CLASSES,
+            "temperature": 1.3,
+            "provenance": PROVENANCE,
+            "priors": PRIORS,
+        }
+        | changes
+    )
 
 
 def change_model_json(files: dict[str, bytes], **changes: Any) -> dict[str, bytes]:

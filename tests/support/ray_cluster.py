@@ -166,7 +166,7 @@ class Cluster:
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
             f"--runtime-env-agent-port={environments}", "--min-worker-port=0", "--max-worker-port=0",
             "--disable-usage-stats", "--block",
-        ]  # fmt: skip
+        ]  # fmt: skip  # a command line
         log = self.folder / f"node-{self._started}.log"
         return Node(started, log=log, environment=self.environment, address=address, metrics=metrics)
 

@@ -145,7 +145,7 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
         f"-volume.port={volume}", "-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}",
         f"-s3.config={folder / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=50",
         "-s3.port.iceberg=0", "-s3.port.lance=0",  # their default ports are the same for every server on the machine
-    ]  # fmt: skip
+    ]  # fmt: skip  # a command line
     server = Server(arguments, folder)
     store = ObjectStore(f"http://127.0.0.1:{s3}", bucket, server)
     server.start()

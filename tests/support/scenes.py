@@ -102,9 +102,15 @@ def _write_in_degrees(path: Path, values: np.ndarray) -> None:
     transform, columns, rows = calculate_default_transform(CRS, "EPSG:4326", COLUMNS, ROWS, *bounds)
     target = np.full((1, rows, columns), np.nan, np.float32)
     reproject(
-        values, target, src_transform=TRANSFORM, src_crs=CRS, dst_transform=transform, dst_crs="EPSG:4326",
-        resampling=Resampling.bilinear, dst_nodata=np.nan,
-    )  # fmt: skip
+        values,
+        target,
+        src_transform=TRANSFORM,
+        src_crs=CRS,
+        dst_transform=transform,
+        dst_crs="EPSG:4326",
+        resampling=Resampling.bilinear,
+        dst_nodata=np.nan,
+    )
     write_raster(path, target, transform=transform, crs="EPSG:4326", nodata=np.nan)
 
 

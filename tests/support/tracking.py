@@ -52,5 +52,9 @@ def check_curves(found: dict[str, list[tuple[int, float]]], steps: int) -> None:
     assert found["train/loss"] == [(s, round(2 / s, 5)) for s in epochs]
     assert found["validation/overall_accuracy"] == [(s, round(1 - 1 / s, 5)) for s in epochs]
     assert set(found) == {
-        "steps/loss", "steps/rate", "train/loss", "validation/overall_accuracy", "epochs/temperature",
-    }  # fmt: skip
+        "steps/loss",
+        "steps/rate",
+        "train/loss",
+        "validation/overall_accuracy",
+        "epochs/temperature",
+    }

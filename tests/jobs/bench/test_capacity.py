@@ -16,9 +16,16 @@ from jobs.cli.common import app
 def test_estimate_matches_values_computed_by_hand() -> None:
     """Scenes of 10 x 10 tiles whose parts take round numbers of seconds."""
     fleet = Fleet(
-        scenes=4, pixels=100 * 512**2, workers=10, side_by_side=2, rate=512**2, tile_milliseconds=100, publish_seconds=1e-6,
-        start_seconds=20, price=3.0,
-    )  # fmt: skip
+        scenes=4,
+        pixels=100 * 512**2,
+        workers=10,
+        side_by_side=2,
+        rate=512**2,
+        tile_milliseconds=100,
+        publish_seconds=1e-6,
+        start_seconds=20,
+        price=3.0,
+    )
     paper = on_paper(fleet)
     assert paper.tiles == 400
     publishing = 100 * 512**2 * 1e-6

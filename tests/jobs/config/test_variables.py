@@ -73,8 +73,11 @@ def test_variables_are_expanded_in_values_of_any_depth_but_not_in_keys(monkeypat
     monkeypatch.setenv("DATA", "/data")
     values = {"${DATA}": [{"url": "${DATA}/a.tif"}, "x${DATA}${DATA}"], "epochs": 3, "labels": None, "price": "$DATA"}
     assert expand_variables(values, "small.yaml") == {
-        "${DATA}": [{"url": "/data/a.tif"}, "x/data/data"], "epochs": 3, "labels": None, "price": "$DATA",
-    }  # fmt: skip
+        "${DATA}": [{"url": "/data/a.tif"}, "x/data/data"],
+        "epochs": 3,
+        "labels": None,
+        "price": "$DATA",
+    }
 
 
 def test_invalid_texts_are_reported_with_their_location() -> None:

@@ -45,10 +45,10 @@ def test_nothing_to_rerun_prints_nothing() -> None:
 
 def test_runs_are_listed_with_tiles_last_stage_holder_and_causes() -> None:
     finished = {"prepare": "2026-01-01T00:00:00+00:00", "train": "2026-01-02T00:00:00+00:00"}
-    failed = RunState("s3://bucket/valley", "main", "failed", "a", finished, "node-1", [failed_scene()])  # type: ignore[arg-type]
+    failed = RunState("s3://bucket/a", "main", "failed", "a", finished, "node-1", [failed_scene()])  # type: ignore[arg-type]
     unreadable = RunState("s3://key:secret@bucket/b", "main", "unreadable", cause="ValueError: not YAML")
     assert Runs([failed, unreadable]).lines() == [
-        "failed     s3://bucket/valley main; 9 tiles: 8 done, 1 failed; train finished 2026-01-02T00:00:00Z; in use by node-1",
+        "failed     s3://bucket/a main; 9 tiles: 8 done, 1 failed; train finished 2026-01-02T00:00:00Z; in use by node-1",
         "    valley/y0_x0: no space left",
         "unreadable s3://bucket/b main; ValueError: not YAML",
         "2 runs: 1 failed, 1 unreadable",

@@ -101,8 +101,11 @@ def test_classes_are_read_from_an_attribute_table(scene: SmallScene) -> None:
     )
     config, _ = init(scene.folder, *small_scene_arguments(scene))
     assert [(c.id, c.name, c.color) for c in config.classes] == [
-        (0, "bare", "#090909"), (1, "water", "#0000c8"), (2, "forest", "#006300"), (5, "town", "#c80000")
-    ]  # fmt: skip
+        (0, "bare", "#090909"),
+        (1, "water", "#0000c8"),
+        (2, "forest", "#006300"),
+        (5, "town", "#c80000"),
+    ]
     assert config.scenes[0].labels is not None
     assert config.scenes[0].labels.ignore == (), "the file names 0, so it is a class"
 
@@ -187,9 +190,18 @@ def test_source_that_covers_part_of_the_grid_is_reported(scene: SmallScene) -> N
 
 def test_alpha_band_is_excluded(scene: SmallScene) -> None:
     with rasterio.open(
-        scene.folder / "rgba.tif", "w", driver="GTiff", count=4, height=150, width=130, dtype="uint8", crs="EPSG:32633",
-        transform=TRANSFORM, photometric="RGB", alpha="YES",
-    ) as dataset:  # fmt: skip
+        scene.folder / "rgba.tif",
+        "w",
+        driver="GTiff",
+        count=4,
+        height=150,
+        width=130,
+        dtype="uint8",
+        crs="EPSG:32633",
+        transform=TRANSFORM,
+        photometric="RGB",
+        alpha="YES",
+    ) as dataset:
         dataset.write(np.full((4, 150, 130), 255, np.uint8))
     config, _ = init(scene.folder, str(scene.folder / "optical.tif"), str(scene.folder / "rgba.tif"))
     assert config.scenes[0].sources["rgba"].bands == (1, 2, 3)

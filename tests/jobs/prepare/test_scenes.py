@@ -114,12 +114,17 @@ def test_stac_items_locate_source_files(scene: SmallScene) -> None:
         write_raster(scene.folder / f"part{number}.tif", scene.optical[:, :, columns], transform=place, nodata=0)
     items = [
         {
-            "type": "Feature", "stac_version": "1.0.0", "id": f"item{n}", "links": [],
-            "properties": {"datetime": "2020-01-01T00:00:00Z"}, "geometry": None, "bbox": None,
+            "type": "Feature",
+            "stac_version": "1.0.0",
+            "id": f"item{n}",
+            "links": [],
+            "properties": {"datetime": "2020-01-01T00:00:00Z"},
+            "geometry": None,
+            "bbox": None,
             "assets": {"optical": {"href": f"./part{n}.tif"}},
         }
         for n in range(2)
-    ]  # fmt: skip
+    ]
     (scene.folder / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
     config = scene.config()
     config["scenes"][0]["grid"] = {"crs": "EPSG:32633", "resolution": 10, "bounds": [400000, 5798500, 401300, 5800000]}
@@ -143,9 +148,15 @@ def address(scene: SmallScene) -> Iterator[str]:
 def test_sources_are_read_over_http(scene: SmallScene, address: str) -> None:
     """Read rasters, and a STAC item with a relative asset href."""
     item = {
-        "type": "Feature", "stac_version": "1.0.0", "id": "item", "links": [], "geometry": None, "bbox": None,
-        "properties": {"datetime": "2020-01-01T00:00:00Z"}, "assets": {"optical": {"href": "./optical.tif"}},
-    }  # fmt: skip
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": "item",
+        "links": [],
+        "geometry": None,
+        "bbox": None,
+        "properties": {"datetime": "2020-01-01T00:00:00Z"},
+        "assets": {"optical": {"href": "./optical.tif"}},
+    }
     (scene.folder / "item.json").write_text(json.dumps(item))
     run(scene, f"workspace={scene.folder / 'local'}")
     config = scene.config()

@@ -15,6 +15,7 @@ from rio_cogeo.cogeo import cog_validate
 from typer.testing import CliRunner
 
 import pipeline.scenes.synthetic
+import pipeline.scenes.synthetic_files
 from jobs.cli.common import app
 from jobs.config.loader import load
 from mibf.errors import InputError
@@ -160,7 +161,7 @@ def test_failed_write_leaves_no_files(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_scene_larger_than_the_free_disk_space_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jobs.sample.synthetic import synth
 
-    needed = pipeline.scenes.synthetic.bytes_needed(synthetic_scene(4, 2, shape=(128, 128)))
+    needed = pipeline.scenes.synthetic_files.bytes_needed(synthetic_scene(4, 2, shape=(128, 128)))
     options: dict[str, Any] = {"bands": "4+2", "labelled": 0.2, "nodata": 0.0, "blob": None, "crs": "EPSG:32633"}
     options |= {"size": "128", "seed": 0, "overwrite": False}
     usage = type(shutil.disk_usage(tmp_path))

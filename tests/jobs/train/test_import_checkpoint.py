@@ -67,8 +67,11 @@ def test_command_writes_bundle_usable_for_mapping(place: tuple[Path, list[str]])
     stage = json.loads(result.stdout)["stages"][0]
     sha256 = hashlib.sha256((place[0] / "checkpoint.pth.tar").read_bytes()).hexdigest()
     assert stage["figures"]["authors"] == {
-        "checkpoint": "checkpoint.pth.tar", "sha256": sha256, "form": "released", "trained_on": "unknown"
-    }  # fmt: skip
+        "checkpoint": "checkpoint.pth.tar",
+        "sha256": sha256,
+        "form": "released",
+        "trained_on": "unknown",
+    }
     workspace = Workspace(str(place[0] / "work"), "main")
     bundle = workspace.read_bundle()
     assert bundle.provenance["authors"] == stage["figures"]["authors"]

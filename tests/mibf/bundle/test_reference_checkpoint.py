@@ -207,7 +207,7 @@ def put(name: str, value: Any) -> Callable[[State], Any]:
         (put("f1.0.weight", torch.ones(64, 64, 3, 3, dtype=torch.int32)), "'f1.0.weight' is a Tensor of torch.int32"),
         (put("f1.1.running_var", torch.full((64,), -1.0)), "f1.1.running_var: a variance is negative"),
     ],
-)  # fmt: skip
+)
 def test_state_dict_of_another_network_raises_with_expected_and_found(change: Callable[[State], Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         from_state_dict(change(reference_state(network_of())))

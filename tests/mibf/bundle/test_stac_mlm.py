@@ -65,11 +65,18 @@ def test_stac_value_scaling_matches_applied_normalization(bundle: Bundle) -> Non
 def test_pystac_reads_mlm_fields(bundle: Bundle) -> None:
     pystac = pytest.importorskip("pystac")
     extension = pytest.importorskip("pystac.extensions.mlm")
-    item = pystac.Item.from_dict({
-        "type": "Feature", "stac_version": "1.1.0", "id": "m", "geometry": None, "links": [], "assets": {},
-        "stac_extensions": [extension.MLMExtension.get_schema_uri()],
-        "properties": {"datetime": "2024-01-01T00:00:00Z", **properties_of(bundle)},
-    })  # fmt: skip
+    item = pystac.Item.from_dict(
+        {
+            "type": "Feature",
+            "stac_version": "1.1.0",
+            "id": "m",
+            "geometry": None,
+            "links": [],
+            "assets": {},
+            "stac_extensions": [extension.MLMExtension.get_schema_uri()],
+            "properties": {"datetime": "2024-01-01T00:00:00Z", **properties_of(bundle)},
+        }
+    )
     read = extension.MLMExtension.ext(item)
     assert (read.mlm_name, read.architecture) == ("MIBF-Net first try", "MIBF-Net")
     assert [extension.TaskType(task) for task in read.tasks] == [extension.TaskType.SEMANTIC_SEGMENTATION]

@@ -31,9 +31,14 @@ SECRETS = ("hunter2", "SIGNED", "AKIA")
 def raster(product: str, *, name: str | None = None, bands: tuple[str, ...] | None = None, **changes: Any) -> Asset:
     """Asset of a continuous product; `changes` replace its fields."""
     fields = {
-        "dtype": "float32", "nodata": float("nan"), "scale": 1.0, "unit": "", "bytes": 123, "sha256": "ab" * 32,
+        "dtype": "float32",
+        "nodata": float("nan"),
+        "scale": 1.0,
+        "unit": "",
+        "bytes": 123,
+        "sha256": "ab" * 32,
         "window": None,
-    }  # fmt: skip
+    }
     return Asset(product=product, name=name or f"{product}.tif", bands=bands or (product,), **fields | changes)
 
 
@@ -48,24 +53,29 @@ PIECES = tuple(class_raster(name=f"class_y{y}_x{x}.tif", window=Window(y, x, 200
 
 
 def make(**changes: Any) -> dict[str, Any]:
-    return map_item(**{
-        "id": "valley-main",
-        "grid": UTM,
-        "assets": [class_raster(), raster("confidence", dtype="uint8", nodata=0, scale=0.004), QUICKLOOK],
-        "classes": CLASSES,
-        "created": datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=1))),
-        "datetime": "2024-07-01T12:30:00+02:00",
-        "model": ModelLink("https://me:hunter2@h/models/main/model.json?sig=SIGNED", "abc", "MIBF-Net main"),
-        "inputs": {
-            "s3://AKIA:hunter2@b/a.tif": "f1", "https://h/b.tif?X-Amz-Signature=SIGNED": "f2",
-            "abfs://container@account/c.tif": "f3", "/data/d e.tif": "f4",
-        },
-        "ledger": "./ledger.jsonl",
-        "version": "0.1.0",
-        "fingerprint": "ff",
-        "run": "main",
-        "facts": {"temperature": 1.3, "priors": "trained", "pixels": 12, "loss": float("nan"), "precision": "float32"},
-    } | changes)  # fmt: skip
+    return map_item(
+        **{
+            "id": "valley-main",
+            "grid": UTM,
+            "assets": [class_raster(), raster("confidence", dtype="uint8", nodata=0, scale=0.004), QUICKLOOK],
+            "classes": CLASSES,
+            "created": datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=1))),
+            "datetime": "2024-07-01T12:30:00+02:00",
+            "model": ModelLink("https://me:hunter2@h/models/main/model.json?sig=SIGNED", "abc", "MIBF-Net main"),
+            "inputs": {
+                "s3://AKIA:hunter2@b/a.tif": "f1",
+                "https://h/b.tif?X-Amz-Signature=SIGNED": "f2",
+                "abfs://container@account/c.tif": "f3",
+                "/data/d e.tif": "f4",
+            },
+            "ledger": "./ledger.jsonl",
+            "version": "0.1.0",
+            "fingerprint": "ff",
+            "run": "main",
+            "facts": {"temperature": 1.3, "priors": "trained", "pixels": 12, "loss": float("nan"), "precision": "float32"},
+        }
+        | changes
+    )
 
 
 ITEMS = {
@@ -109,26 +119,40 @@ def test_item_is_valid_against_the_published_extension_schemas(item: dict[str, A
 
 INVALID: dict[str, list[tuple[list[str], Any]]] = {
     "core": [
-        (["id"], None), (["type"], "Thing"), (["stac_version"], "1.0.0"), (["properties", "datetime"], "yesterday"),
-        (["properties", "datetime"], None), (["bbox"], None), (["bbox"], [1, 2]), (["geometry"], {"type": "Polygon"}),
-        (["links"], [{"rel": "derived_from"}]), (["assets", "class", "href"], None), (["assets", "class", "nodata"], "none"),
-        (["assets", "class", "data_type"], "byte"), (["properties", "mibf:loss"], float("nan")),
-        (["properties", "mibf:loss"], np.float32(1)), (["assets", "class", "roles"], "data"),
+        (["id"], None),
+        (["type"], "Thing"),
+        (["stac_version"], "1.0.0"),
+        (["properties", "datetime"], "yesterday"),
+        (["properties", "datetime"], None),
+        (["bbox"], None),
+        (["bbox"], [1, 2]),
+        (["geometry"], {"type": "Polygon"}),
+        (["links"], [{"rel": "derived_from"}]),
+        (["assets", "class", "href"], None),
+        (["assets", "class", "nodata"], "none"),
+        (["assets", "class", "data_type"], "byte"),
+        (["properties", "mibf:loss"], float("nan")),
+        (["properties", "mibf:loss"], np.float32(1)),
+        (["assets", "class", "roles"], "data"),
     ],
     "extensions": [
-        (["properties", "proj:code"], 32633), (["properties", "proj:shape"], [1]), (["properties", "proj:epsg"], 32633),
-        (["properties", "proj:transform"], [1, 2]), (["properties", "proj:bbox"], [1, 2]),
+        (["properties", "proj:code"], 32633),
+        (["properties", "proj:shape"], [1]),
+        (["properties", "proj:epsg"], 32633),
+        (["properties", "proj:transform"], [1, 2]),
+        (["properties", "proj:bbox"], [1, 2]),
         (["properties", "processing:software"], "mibf"),
         (["properties", "processing:datetime"], "2024-01-01T00:00:00+02:00"),
         (["properties", "processing:expression"], {"format": "stac-mlm"}),
-        (["assets", "class", "raster:scale"], "1"), (["assets", "class", "raster:sampling"], "pixel"),
+        (["assets", "class", "raster:scale"], "1"),
+        (["assets", "class", "raster:sampling"], "pixel"),
         (["assets", "class", "classification:classes"], []),
         (["assets", "class", "classification:classes"], [{"value": 1, "name": "open water"}]),
         (["assets", "class", "classification:classes"], [{"value": 1, "name": "a", "color_hint": "#466b9f"}]),
         (["assets", "class", "classification:bitfields"], [{"offset": 0}]),
     ],
     "file": [(["assets", "class", "file:checksum"], "ab" * 32), (["assets", "class", "file:size"], -1)],
-}  # fmt: skip
+}
 
 
 def invalid_item(place: list[str], value: Any) -> dict[str, Any]:
@@ -207,9 +231,12 @@ def test_item_contains_no_credentials() -> None:
     assert not [secret for secret in SECRETS if secret in text]
     hrefs = [link["href"] for link in make()["links"]]
     assert hrefs == [
-        "https://h/models/main/model.json", "s3://b/a.tif", "https://h/b.tif", "abfs://container@account/c.tif",
+        "https://h/models/main/model.json",
+        "s3://b/a.tif",
+        "https://h/b.tif",
+        "abfs://container@account/c.tif",
         "/data/d e.tif",
-    ]  # fmt: skip
+    ]
 
 
 def test_item_links_the_model_and_the_inputs() -> None:
@@ -230,9 +257,11 @@ def test_only_class_rasters_have_classification_classes() -> None:
     for product in ("class", "second_class"):
         listed = assets[product]["classification:classes"]
         assert [(c["value"], c["name"], c["title"]) for c in listed] == [
-            (1, "open_water", "open water"), (2, "forest_wood", "forest | wood"), (5, "class_5", "!"),
+            (1, "open_water", "open water"),
+            (2, "forest_wood", "forest | wood"),
+            (5, "class_5", "!"),
             (255, "nodata", "No data"),
-        ]  # fmt: skip
+        ]
         assert [c.get("nodata", False) for c in listed] == [False, False, False, True]
         assert listed[0]["color_hint"] == "466B9F"
     assert not [key for key in assets["entropy"] | assets["probabilities"] if key.startswith("classification")]

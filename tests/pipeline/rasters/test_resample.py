@@ -127,10 +127,17 @@ def test_windowed_resampling_equals_gdal_warp_of_the_full_raster(tmp_path: Path)
     with (
         rasterio.open(tmp_path / "a.tif") as dataset,
         WarpedVRT(
-            dataset, crs=CRS, transform=TRANSFORM, height=60, width=50, resampling=Resampling.bilinear, nodata=np.nan,
-            dtype="float32", tolerance=1e-6,
+            dataset,
+            crs=CRS,
+            transform=TRANSFORM,
+            height=60,
+            width=50,
+            resampling=Resampling.bilinear,
+            nodata=np.nan,
+            dtype="float32",
+            tolerance=1e-6,
         ) as view,
-    ):  # fmt: skip
+    ):
         wanted = view.read()
     np.testing.assert_array_equal(read(tmp_path / "a.tif", side=16), wanted)
 

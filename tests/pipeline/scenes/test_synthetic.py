@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.scenes.synthetic
+import pipeline.scenes.synthetic_files
 from pipeline.grid import Window, windows
 from pipeline.scenes.synthetic import BLOCK, NODATA, noise, value_noise
 from tests.support.synthetic import SHAPE, full_window, synthetic_scene
@@ -152,9 +153,14 @@ def test_noise_is_standardized_and_independent_by_band_source_block_seed() -> No
     planes = [
         noise(seed, source, band, Window(y, x, BLOCK, BLOCK)).ravel()
         for seed, source, band, y, x in (
-            (0, 0, 0, 0, 0), (1, 0, 0, 0, 0), (0, 1, 0, 0, 0), (0, 0, 1, 0, 0), (0, 0, 0, BLOCK, 0), (0, 0, 0, 0, BLOCK),
+            (0, 0, 0, 0, 0),
+            (1, 0, 0, 0, 0),
+            (0, 1, 0, 0, 0),
+            (0, 0, 1, 0, 0),
+            (0, 0, 0, BLOCK, 0),
+            (0, 0, 0, 0, BLOCK),
         )
-    ]  # fmt: skip
+    ]
     assert np.mean(planes, axis=1) == pytest.approx(0, abs=0.01)
     assert np.std(planes, axis=1) == pytest.approx(1, abs=0.01)
     assert abs(np.corrcoef(planes) - np.eye(6)).max() < 0.01
@@ -181,8 +187,8 @@ def test_value_noise_is_smooth_with_median_one_half() -> None:
 def test_every_step_is_reported_to_the_progress_callback(tmp_path: Path) -> None:
     scene, reported = synthetic_scene(1, 1, scales=(1, 2), shape=(300, 600)), []
     colors = {c: (c, c, c, 255) for c in scene.class_ids}
-    pipeline.scenes.synthetic.write_scene(
+    pipeline.scenes.synthetic_files.write_scene(
         scene, tmp_path, transform=Affine(10, 0, 0, 0, -10, 0), crs="EPSG:32633", colors=colors, each=reported.append
     )
-    assert sum(reported) == pipeline.scenes.synthetic.write_steps(scene) == 2 * (2 + 6 + 2 + 2)
+    assert sum(reported) == pipeline.scenes.synthetic_files.write_steps(scene) == 2 * (2 + 6 + 2 + 2)
     assert len(windows((600, 1200), BLOCK)) == 6
