@@ -169,7 +169,7 @@ def command(
         # Typer reads the options from both; the annotations are evaluated in the function's own module.
         signature = inspect.signature(function, eval_str=True)
         option = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
-        run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+        run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]  # read by inspect
         run.__annotations__ = function.__annotations__ | {"as_json": Json}
         group.command(name, rich_help_panel=panel)(run)
         return function

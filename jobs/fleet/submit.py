@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -187,7 +187,7 @@ def _job(options: SubmitOptions, url: str, folder: Path) -> _Job:
     else:
         changes = [part for override in options.overrides for part in ("--set", override)]
         arguments, working_dir = [url, *changes], None
-    stage: StageName | None = options.command if options.command in get_args(StageName) else None  # type: ignore[assignment]
+    stage = cast(StageName, options.command) if options.command in get_args(StageName) else None
     prints = _fingerprint(config, stage or "prepare")
     identity = checksums.digest([options.command, text, prints, __version__])[:12]
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.name)[:60]

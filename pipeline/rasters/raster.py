@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
-import rioxarray  # noqa: F401
+import rioxarray  # noqa: F401  # registers xarray's `rio` accessor
 from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.io import checksums

@@ -104,7 +104,9 @@ def test_misspelt_ray_resource_is_rejected(path: tuple[str | int, ...], new: Any
 
 @pytest.mark.parametrize("name", CORE)
 def test_core_kubernetes_resource_is_valid(name: str) -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    kubernetes_validate = pytest.importorskip(
+        "kubernetes_validate", reason="the package kubernetes-validate is not installed"
+    )
     kubernetes_validate.validate(CORE[name], "1.32", strict=True)
     wrong = CORE[name] | {"spek": {}}
     with pytest.raises(kubernetes_validate.ValidationError):

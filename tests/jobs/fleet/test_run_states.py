@@ -6,6 +6,8 @@ import pytest
 
 from jobs.fleet.runs import RerunAll, RunRerun, Runs, RunState
 from jobs.map.status import SceneStatus
+from jobs.workflow.manifest import StageName
+from pipeline.maps.ledger import State
 
 
 def rerun(status: int, *, done: bool = True) -> RunRerun:
@@ -13,8 +15,8 @@ def rerun(status: int, *, done: bool = True) -> RunRerun:
 
 
 def failed_scene() -> SceneStatus:
-    counts = {"pending": 0, "done": 8, "failed": 1, "stale": 0}
-    return SceneStatus("valley", "/maps/valley", None, False, counts, 9, [("no space left", ["valley/y0_x0"])])  # type: ignore[arg-type]
+    counts: dict[State, int] = {"pending": 0, "done": 8, "failed": 1, "stale": 0}
+    return SceneStatus("valley", "/maps/valley", None, False, counts, 9, [("no space left", ["valley/y0_x0"])])
 
 
 @pytest.mark.parametrize(
@@ -44,8 +46,8 @@ def test_nothing_to_rerun_prints_nothing() -> None:
 
 
 def test_runs_are_listed_with_tiles_last_stage_holder_and_causes() -> None:
-    finished = {"prepare": "2026-01-01T00:00:00+00:00", "train": "2026-01-02T00:00:00+00:00"}
-    failed = RunState("s3://bucket/a", "main", "failed", "a", finished, "node-1", [failed_scene()])  # type: ignore[arg-type]
+    finished: dict[StageName, str] = {"prepare": "2026-01-01T00:00:00+00:00", "train": "2026-01-02T00:00:00+00:00"}
+    failed = RunState("s3://bucket/a", "main", "failed", "a", finished, "node-1", [failed_scene()])
     unreadable = RunState("s3://key:secret@bucket/b", "main", "unreadable", cause="ValueError: not YAML")
     assert Runs([failed, unreadable]).lines() == [
         "failed     s3://bucket/a main; 9 tiles: 8 done, 1 failed; train finished 2026-01-02T00:00:00Z; in use by node-1",

@@ -7,7 +7,9 @@ import re
 from typing import Any
 
 import numpy as np
+import pystac
 import pytest
+from pystac.extensions import mlm
 
 from mibf.bundle import stac_mlm
 from mibf.bundle.bundle import MODEL, Bundle
@@ -63,8 +65,6 @@ def test_stac_value_scaling_matches_applied_normalization(bundle: Bundle) -> Non
 
 
 def test_pystac_reads_mlm_fields(bundle: Bundle) -> None:
-    pystac = pytest.importorskip("pystac")
-    extension = pytest.importorskip("pystac.extensions.mlm")
     item = pystac.Item.from_dict(
         {
             "type": "Feature",
@@ -73,19 +73,19 @@ def test_pystac_reads_mlm_fields(bundle: Bundle) -> None:
             "geometry": None,
             "links": [],
             "assets": {},
-            "stac_extensions": [extension.MLMExtension.get_schema_uri()],
+            "stac_extensions": [mlm.MLMExtension.get_schema_uri()],
             "properties": {"datetime": "2024-01-01T00:00:00Z", **properties_of(bundle)},
         }
     )
-    read = extension.MLMExtension.ext(item)
+    read = mlm.MLMExtension.ext(item)
     assert (read.mlm_name, read.architecture) == ("MIBF-Net first try", "MIBF-Net")
-    assert [extension.TaskType(task) for task in read.tasks] == [extension.TaskType.SEMANTIC_SEGMENTATION]
+    assert [mlm.TaskType(task) for task in read.tasks] == [mlm.TaskType.SEMANTIC_SEGMENTATION]
     assert read.framework == "PyTorch"
     assert read.memory_size == bundle.memory_bytes
     for entry in read.input:
         assert [band if isinstance(band, str) else band.name for band in entry.bands]
         assert entry.input.dim_order == ["batch", "bands", "height", "width"]
-        assert {extension.ValueScalingType(rule["type"]) for rule in entry.to_dict()["value_scaling"]} == {"min-max"}
+        assert {mlm.ValueScalingType(rule["type"]) for rule in entry.to_dict()["value_scaling"]} == {"min-max"}
         assert entry.pre_processing_function.format == "python"
     (output,) = read.output
     assert output.result.shape == [-1, 3]
@@ -93,7 +93,7 @@ def test_pystac_reads_mlm_fields(bundle: Bundle) -> None:
 
 
 def test_stac_model_package_validates_mlm_fields(bundle: Bundle) -> None:
-    schema = pytest.importorskip("stac_model.schema")
+    schema = pytest.importorskip("stac_model.schema", reason="the package stac-model is not installed")
     schema.MLModelProperties.model_validate(properties_of(bundle))
     assert stac_mlm.EXTENSIONS[0] == schema.SCHEMA_URI
 

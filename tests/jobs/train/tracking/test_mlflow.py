@@ -57,7 +57,7 @@ class Runs:
 @pytest.fixture
 def mlflow_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return the tracking URI of an MLflow store in a folder, given as a relative path."""
-    pytest.importorskip("mlflow")
+    pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
     monkeypatch.chdir(tmp_path)
     uri = check_mlflow("./mlruns")
     assert uri == str(tmp_path / "mlruns")
