@@ -10,7 +10,7 @@ from tests.support.manifests import INFRA, SECRET
 
 def unit(name: str) -> configparser.ConfigParser:
     parser = configparser.ConfigParser(interpolation=None, strict=True)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # documented way to keep the case of keys
+    parser.optionxform = str
     parser.read_string((INFRA / "schedule" / name).read_text())
     return parser
 

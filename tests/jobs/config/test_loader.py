@@ -32,7 +32,7 @@ def test_missing_required_key_is_named(scene: SmallScene) -> None:
 def test_overrides_set_list_items_and_new_keys(scene: SmallScene) -> None:
     config = load(str(scene.write_config()), overrides=["classes.0.name=lake", "split.seed=4", "map.products=[class]"])
     assert config.classes[0].name == "lake"
-    assert config.split.seed == 4  # type: ignore[union-attr]  # the file sets blocks
+    assert config.split.seed == 4
     assert config.map.products == ("class",)
     for wrong in ("train.epochs", "classes.9.name=x", "name.x=1"):
         assert "--set" in load_error(scene, [wrong])

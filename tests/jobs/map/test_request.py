@@ -24,4 +24,4 @@ def test_default_request_replaces_nothing() -> None:
 
 def test_request_is_immutable() -> None:
     with pytest.raises(FrozenInstanceError):
-        TileRequest().restart = True  # type: ignore[misc]  # refused at runtime too
+        TileRequest().restart = True

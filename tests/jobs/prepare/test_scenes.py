@@ -34,7 +34,7 @@ def test_random_split_counts_are_exact_and_leakage_is_warned_about(
         n = int(own.sum())
         for subset, wanted in (("train", train), ("validation", validation)):
             number = round(wanted * n) if wanted < 1 else wanted
-            assert (codes[own] == CODES[subset]).sum() == number  # type: ignore[index]  # subset by name
+            assert (codes[own] == CODES[subset]).sum() == number
     usable = store.array("valid/optical")[:].astype(bool)
     test, trained = (codes == CODES["test"]) & usable, (codes == CODES["train"]) & usable
     share = (test & dilate(np.pad(trained, 4), 4)).sum() / test.sum()

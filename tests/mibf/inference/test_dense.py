@@ -160,7 +160,7 @@ def test_result_is_bit_identical_for_any_tile(row: int, column: int, height: int
     """A tile that starts at any cell corner and ends anywhere has the same bits as the full scene."""
     network = network_of(2, 1, patch=5)
     whole = tile_of(network, 3 * CELL, 3 * CELL)
-    dense = Dense(network, precision=precision)  # type: ignore[arg-type]  # one of two literals
+    dense = Dense(network, precision=precision)
     y, x = row * CELL, column * CELL
     height, width = min(height, 3 * CELL - y), min(width, 3 * CELL - x)
     reach = 2 * network.spec.halo
@@ -259,13 +259,13 @@ def test_tiles_and_arguments_that_do_not_match_spec_raise() -> None:
         with pytest.raises(InputError, match=message):
             dense(tile)
     with pytest.raises(InputError, match="unknown product 'doubt'; must be one of class, second_class, confidence"):
-        dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], products=["doubt"])  # type: ignore[list-item]  # wrong on purpose
+        dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], products=["doubt"])
     with pytest.raises(InputError, match="products are 'class'; pass a list"):
-        dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], products="class")  # type: ignore[arg-type]  # wrong on purpose
+        dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], products="class")
     with pytest.raises(InputError, match=r"source 's1' is torch\.uint8; .* float32 tensor, scaled"):
         dense([torch.rand(4, 70, 70), torch.ones(2, 70, 70, dtype=torch.uint8)])
     with pytest.raises(InputError, match=r"source 's0' is ndarray"):
-        dense([np.ones((4, 70, 70), np.float32), torch.rand(2, 70, 70)])  # type: ignore[list-item]  # wrong on purpose
+        dense([np.ones((4, 70, 70), np.float32), torch.rand(2, 70, 70)])
     with pytest.raises(InputError, match="mask of wanted pixels is 64 x 63; it must be 64 x 64"):
         dense([torch.rand(4, 70, 70), torch.rand(2, 70, 70)], wanted=torch.ones(64, 63, dtype=torch.bool))
     with pytest.raises(InputError, match=r"validity is torch\.float32; it must be a bool tensor"):
@@ -296,7 +296,7 @@ def test_invalid_settings_and_networks_raise() -> None:
         ({"precision": "fp16"}, "precision is 'fp16'; it must be one of float32, bf16"),
     ]:
         with pytest.raises(InputError, match=message):
-            Dense(network, **wrong)  # type: ignore[arg-type]  # wrong on purpose
+            Dense(network, **wrong)
     with pytest.raises(InputError, match="training mode"):
         Dense(network_of(4, 2).train())
     with torch.no_grad():
@@ -307,7 +307,7 @@ def test_invalid_settings_and_networks_raise() -> None:
 
 def test_products_may_be_any_iterable_and_duplicates_are_returned_once() -> None:
     network = network_of(2, 1, patch=5)
-    found = Dense(network)(tile_of(network, 3, 3), products=iter(["class", "class", "gate"]))  # type: ignore[arg-type]  # wrong on purpose
+    found = Dense(network)(tile_of(network, 3, 3), products=iter(["class", "class", "gate"]))
     assert list(found) == ["class", "gate"]
     torch.testing.assert_close(found["gate"].sum(dim=0), torch.ones(3, 3))
 

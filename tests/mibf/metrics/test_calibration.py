@@ -24,7 +24,7 @@ def sampled_logits(samples: int, classes: int, seed: int, *, sharpness: float = 
 
 
 def calibration_metrics(logits: Tensor, labels: Tensor, *, parts: int = 1, **options: object) -> dict[str, float]:
-    reliability = Reliability(logits.shape[1], CPU, **options)  # type: ignore[arg-type]  # passed on
+    reliability = Reliability(logits.shape[1], CPU, **options)
     for part_logits, part_labels in zip(logits.chunk(parts), labels.chunk(parts), strict=True):
         reliability.add(part_logits, part_labels)
     return reliability.figures()

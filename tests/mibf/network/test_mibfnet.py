@@ -174,7 +174,7 @@ def test_without_noise_training_features_equal_branch_outputs() -> None:
     plain = MIBFNet(spec_of(without=("noise",))).train()
     full = MIBFNet(spec_of()).train()
     full.load_state_dict(plain.state_dict())
-    full.noise.forward = lambda features: features  # type: ignore[method-assign]  # replaced by the test
+    full.noise.forward = lambda features: features
     x = patches_of(plain.spec, 6)
 
     def seeded_output(network: MIBFNet) -> Output:
@@ -196,16 +196,16 @@ def test_spec_json_records_omitted_parts_and_defaults_to_none() -> None:
     assert NetworkSpec.from_json(older) == spec_of()
     assert spec_of(without=("bottleneck", "noise")) == spec_of(without=("noise", "bottleneck"))
     assert hash(spec_of(without=("bottleneck", "noise"))) == hash(spec_of(without=("noise", "bottleneck")))
-    assert NetworkSpec(spec_of().sources, classes=3, without=["relation"]).without == ("relation",)  # type: ignore[arg-type]  # any sequence is accepted
+    assert NetworkSpec(spec_of().sources, classes=3, without=["relation"]).without == ("relation",)
 
 
 def test_invalid_omitted_parts_raise() -> None:
     with pytest.raises(InputError, match="cannot be built without 'gate'; `without` accepts noise, relation, bottleneck"):
-        spec_of(without=("gate",))  # type: ignore[arg-type]  # wrong on purpose
+        spec_of(without=("gate",))
     with pytest.raises(InputError, match="`without` lists 'noise' twice"):
         spec_of(without=("noise", "relation", "noise"))
     with pytest.raises(InputError, match="`without` is 'noise'; pass a list"):
-        spec_of(without="noise")  # type: ignore[arg-type]  # wrong on purpose
+        spec_of(without="noise")
     for wrong in [(), ("noise",), ("relation",), ("relation", "bottleneck")]:
         with pytest.raises(
             InputError, match=r"at least two sources, 1 given; .* train it alone, without noise and relation"

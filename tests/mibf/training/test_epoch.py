@@ -166,7 +166,7 @@ def _train_and_return_mean_gate(rank: int) -> dict[str, Any]:
     learner.model = DistributedDataParallel(network, broadcast_buffers=False)
     seen: list[torch.Tensor] = []
     observe = network.noise.observe
-    network.noise.observe = lambda gate: (observe(gate), seen.append(network.noise.mean_gate.clone()))[0]  # type: ignore[method-assign]  # recorded by the test
+    network.noise.observe = lambda gate: (observe(gate), seen.append(network.noise.mean_gate.clone()))[0]
     train_epoch(learner, batches(3, seed=rank))
     return {"own": seen[-1], "mean": network.noise.mean_gate}
 

@@ -185,7 +185,7 @@ def test_every_pixel_of_a_finer_source_is_counted(scale: int) -> None:
     assert store.reads.total() == 9
     half = values.copy()
     half[:, :, 1::2] += np.uint16(5000)  # every second pixel of the source
-    (first, _) = measure_drift(MemoryStore((300, 300), {"optical": half}), scaling_of(values))  # type: ignore[arg-type]  # as a store
+    (first, _) = measure_drift(MemoryStore((300, 300), {"optical": half}), scaling_of(values))
     assert first.distance > 1
     assert first.outside == pytest.approx(0.505, abs=0.003)
 

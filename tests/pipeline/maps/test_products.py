@@ -51,7 +51,7 @@ def test_halves_round_to_even_and_products_have_the_documented_encoding() -> Non
         ("class", "float32", ("uint8", 255, 1.0, "")),
         ("second_class", "uint16", ("uint8", 255, 1.0, "")),
     ]:
-        layer_product = product(name, dtype)  # type: ignore[arg-type]  # each is one of the literals
+        layer_product = product(name, dtype)
         assert (layer_product.dtype, layer_product.nodata, layer_product.scale, layer_product.unit) == wanted
     assert product("kl", "uint8") == product("kl", "float32")
     assert [product("sources", sources=n).dtype for n in (2, 8, 9, 16)] == ["uint8", "uint8", "uint16", "uint16"]

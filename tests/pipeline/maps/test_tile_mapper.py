@@ -129,7 +129,7 @@ def test_at_most_one_tile_is_prefetched(job: MapJob) -> None:
     next(taken)
     # One tile is returned, one is computed or written, one is waiting and one is being read.
     assert sum(step == "read" for step, _ in predictor(mapper).log) <= 4
-    taken.close()  # type: ignore[attr-defined]  # a generator
+    taken.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("mibf-")], "closing the generator ends its threads"
 
 

@@ -25,7 +25,7 @@ CLASSES = (ClassName(1, "water", "#0000ff"), ClassName(2, "forest", "#00ff00"))
 
 def files(name: str, block: int) -> list[Asset]:
     """The files of a product: one, or four blocks and a VRT."""
-    layer = product(name) if name in MAP_PRODUCTS else product("entropy")  # type: ignore[arg-type]  # an old name
+    layer = product(name) if name in MAP_PRODUCTS else product("entropy")
     if name == "sources":
         layer = product("sources", sources=2)
     bands = tuple(layer.band_names(CLASSES, ["optical", "radar"])) if name != "sources" else ("optical", "radar")

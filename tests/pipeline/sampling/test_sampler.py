@@ -204,7 +204,7 @@ def test_closing_early_stops_threads(dense: MemoryStore, taken: int) -> None:
     batches = make_sampler(dense).shuffled(batch=64, seed=0, epoch=0)
     list(islice(batches, taken))
     assert sorted(prefetch_threads()) == (["mibf-cut", "mibf-read"] if taken else [])
-    batches.close()  # type: ignore[attr-defined]  # it is a generator
+    batches.close()
     assert not prefetch_threads()
 
 

@@ -21,7 +21,7 @@ GRID = GeoBox((60, 50), TRANSFORM, CRS)
 
 def source_of(*paths: Path, nodata: float | None = None, **declared: object) -> Source:
     layers = tuple((RasterFile(str(path), nodata=nodata),) for path in paths)
-    return Source("s", layers, **declared)  # type: ignore[arg-type]  # any field of Source
+    return Source("s", layers, **declared)
 
 
 def read(opened: AlignedSource, *, side: int = 64) -> np.ndarray:

@@ -106,7 +106,7 @@ def samples(store: PatchStore, subset: str) -> np.ndarray:
     """Return the mask of the samples of a subset, from the stored arrays."""
     return (
         (store.array("labels")[:] != UNLABELLED)
-        & (store.array("split")[:] == CODES[subset])  # type: ignore[index]  # a subset by name
+        & (store.array("split")[:] == CODES[subset])
         & store.array("valid/optical")[:].astype(bool)
     )
 
