@@ -29,8 +29,8 @@ def without_user(url: str) -> str:
 
 def without_queries(text: str) -> str:
     """Remove the query, user and password from every URL in a text; join lines that YAML folded."""
-    whole = _FOLD.sub("", text) if "://" in text else text
-    return without_user(_SPACED_QUERY.sub(r"\1", _QUERY.sub(r"\1", whole)))
+    unfolded = _FOLD.sub("", text) if "://" in text else text
+    return without_user(_SPACED_QUERY.sub(r"\1", _QUERY.sub(r"\1", unfolded)))
 
 
 def control_character(text: str) -> str | None:

@@ -60,9 +60,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def whole(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def reference(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The trained scene with its map, made in one process without faults. Tests copy it or compare with it."""
-    made = trained.copy(tmp_path_factory.mktemp("whole") / "scene")
+    made = trained.copy(tmp_path_factory.mktemp("reference") / "scene")
     made.does("map")
     return made
 

@@ -254,13 +254,13 @@ def _codec(scene: PreparedScene, name: str, codecs: tuple[Any, ...], side: int) 
         targets = []
         for number, part in enumerate(arrays):
             for path, v in part.items():
-                whole = (len(v), *(-(-n // CHUNK) * CHUNK for n in v.shape[1:]))
+                shard = (len(v), *(-(-n // CHUNK) * CHUNK for n in v.shape[1:]))
                 target = group.create_array(
                     f"{number}/{path}",
                     shape=v.shape,
                     dtype=v.dtype,
                     chunks=(len(v), CHUNK, CHUNK),
-                    shards=whole,
+                    shards=shard,
                     compressors=[*codecs, Crc32cCodec()],
                 )
                 targets.append((target, v))

@@ -210,5 +210,5 @@ def _coverage(own: GeoBox, grid: GeoBox) -> float:
     """Return the share of a grid that another one covers; 1 for images without a CRS, which are aligned pixel by pixel."""
     if own.crs is None or grid.crs is None:
         return 1.0
-    whole = grid.extent
-    return float(own.extent.to_crs(grid.crs, resolution="auto").intersection(whole).area / whole.area)
+    covered = grid.extent
+    return float(own.extent.to_crs(grid.crs, resolution="auto").intersection(covered).area / covered.area)

@@ -113,8 +113,8 @@ def _source(placed: PlacedSource) -> list[str]:
         add("scale", placed.scale, f"kept {placed.scale} times as fine as the grid")
     if placed.resampling is not None:
         add("resampling", placed.resampling, "to the grid; nearest, bilinear, cubic, average and others")
-    whole = all(np.dtype(dtype).kind in "iu" for head in source.headers for dtype in head.dtypes)
-    if whole and all(value is None for head in source.headers for value in head.nodata):
+    integers = all(np.dtype(dtype).kind in "iu" for head in source.headers for dtype in head.dtypes)
+    if integers and all(value is None for head in source.headers for value in head.nodata):
         lines.append("        # nodata: 0  # the files declare no nodata value; set it if one of their values means no data")
     if placed.coverage < FULL_COVERAGE:
         comment = f"covers {100 * placed.coverage:.0f} % of the grid; `fill` maps the rest without this source"

@@ -42,7 +42,7 @@ class CheckedStore:
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON values."""
-        return vars(self) | {"whole": not self.broken}
+        return vars(self) | {"intact": not self.broken}
 
 
 @dataclass(frozen=True)

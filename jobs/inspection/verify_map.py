@@ -64,8 +64,8 @@ class CheckedMap:
         return lines + [f"  note: {note}" for note in self.notes]
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to JSON values; `whole` is None if no map is published."""
-        return vars(self) | {"whole": not self.broken if self.published or self.broken else None}
+        """Convert to JSON values; `intact` is None if no map is published."""
+        return vars(self) | {"intact": not self.broken if self.published or self.broken else None}
 
 
 @dataclass(frozen=True)

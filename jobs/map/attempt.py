@@ -57,16 +57,16 @@ class MapTimings:
         span = max(self.last - self.first, 1e-9)
         if not self.tiles:
             return {"tiles_mapped": 0, "publish_seconds": round(self.publish, 2)}
-        whole = span * max(1, workers)
+        available = span * max(1, workers)  # seconds of all workers
         return {
             "tiles_mapped": self.tiles,
             "pixels_mapped": self.pixels,
             "tiles_seconds": round(span, 2),
             "pixels_per_second": round(self.pixels / span, 1),
-            "reading": round(self.read / whole, 4),
-            "computing": round(self.compute / whole, 4),
-            "writing": round(self.write / whole, 4),
-            "waiting": round(max(0.0, 1 - (self.read + self.compute + self.write) / whole), 4),
+            "reading": round(self.read / available, 4),
+            "computing": round(self.compute / available, 4),
+            "writing": round(self.write / available, 4),
+            "waiting": round(max(0.0, 1 - (self.read + self.compute + self.write) / available), 4),
             "publish_seconds": round(self.publish, 2),
             "publishing": round(self.publish / (span + self.publish), 4),
             "rows_in_work": sorted(self.rows),

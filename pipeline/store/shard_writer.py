@@ -37,8 +37,8 @@ class ShardWriter:
             assert array.shards is not None
             scale = array.shards[-1] // side
             rows, columns = array.shape[-2] // scale, array.shape[-1] // scale
-            whole = (min(side, rows - window.y), min(side, columns - window.x))
-            if window.y % side or window.x % side or (window.height, window.width) != whole:
+            expected = (min(side, rows - window.y), min(side, columns - window.x))
+            if window.y % side or window.x % side or (window.height, window.width) != expected:
                 raise ValueError(
                     f"{name}: {window} is not a whole shard of {side} x {side} pixels; writing it could lose pixels"
                 )

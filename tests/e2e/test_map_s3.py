@@ -77,9 +77,9 @@ def pixels(bucket: ObjectStore, run: str, product: str) -> np.ndarray:
         return np.asarray(dataset.read())
 
 
-def assert_equals_local_map(bucket: ObjectStore, run: str, whole: Mapped) -> None:
+def assert_equals_local_map(bucket: ObjectStore, run: str, reference: Mapped) -> None:
     for product in ("class", "confidence"):
-        assert (pixels(bucket, run, product) == whole.pixels(product)).all()
+        assert (pixels(bucket, run, product) == reference.pixels(product)).all()
     folder = f"{bucket.bucket}/scene/work/maps/small/{run}"
     names = {name.removeprefix(f"{folder}/").partition("/")[0] for name in bucket.files.find(folder)}
     assert {"class.tif", "confidence.tif", "item.json", "quicklook.png", "ledger"} <= names
@@ -87,7 +87,7 @@ def assert_equals_local_map(bucket: ObjectStore, run: str, whole: Mapped) -> Non
 
 
 def test_concurrent_map_runs_second_exits_with_lease_held(
-    bucket: ObjectStore, config: Path, whole: Mapped, tmp_path: Path
+    bucket: ObjectStore, config: Path, reference: Mapped, tmp_path: Path
 ) -> None:
     with mapping(bucket, config, environment=disturbed(tmp_path / "site", sleep=1.5)) as first:
         await_segment(bucket, "main", first, 1)
@@ -96,7 +96,7 @@ def test_concurrent_map_runs_second_exits_with_lease_held(
         assert "another run holds the workspace (mibf map of small, run main, process" in second.stderr
         assert f"process {first.pid} on" in second.stderr
         assert first.wait(timeout=120) == 0
-    assert_equals_local_map(bucket, "main", whole)
+    assert_equals_local_map(bucket, "main", reference)
     assert mibf(bucket, "rerun", str(config)).stdout == ""
     status = mibf(bucket, "status", str(config))
     assert "small: 9 tiles: 9 done; published" in status.stdout
@@ -105,7 +105,7 @@ def test_concurrent_map_runs_second_exits_with_lease_held(
 
 
 def test_killed_map_is_resumed_after_its_lease_expires(
-    bucket: ObjectStore, config: Path, whole: Mapped, tmp_path: Path
+    bucket: ObjectStore, config: Path, reference: Mapped, tmp_path: Path
 ) -> None:
     """Uses another run name, with the first run's model given by URL."""
     other = ["--set", "run=killed", "--set", f"map.model={bucket.url('scene', 'work', 'models', 'main')}"]
@@ -121,7 +121,7 @@ def test_killed_map_is_resumed_after_its_lease_expires(
     kept = sum(tiles_in(bucket, name) for name in before)
     assert 0 < kept < 9
     assert json.loads(again.stdout)["tiles_mapped"] == 9 - kept
-    assert_equals_local_map(bucket, "killed", whole)
+    assert_equals_local_map(bucket, "killed", reference)
 
 
 def tiles_in(bucket: ObjectStore, segment: str) -> int:

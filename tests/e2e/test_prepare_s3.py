@@ -48,7 +48,7 @@ def test_store_in_bucket_has_the_same_bytes_as_on_disk(scene: SmallScene, bucket
     checked = mibf(bucket, "verify", str(config), "--json")
     assert checked.returncode == 0, checked.stderr
     (found,) = json.loads(checked.stdout)["stores"]
-    assert found["whole"]
+    assert found["intact"]
     assert found["objects"] > 6
     folder = f"{bucket.bucket}/same/work/stores/"
     left = {name.removeprefix(folder).split("/")[0] for name in bucket.files.find(folder)}
@@ -121,7 +121,7 @@ def test_verify_checks_map_in_bucket_and_reports_damage(scene: SmallScene, bucke
     checked = mibf(bucket, "verify", str(config), "--sample", "1", "--json")
     assert checked.returncode == 0, checked.stderr
     (found,) = json.loads(checked.stdout)["maps"]
-    assert found["whole"]
+    assert found["intact"]
     assert (found["tiles"], found["sampled"]) == (9, 1)
     key = f"{bucket.bucket}/mapped/work/maps/small/main/class.tif"
     content = bucket.files.cat_file(key)

@@ -35,16 +35,16 @@ def await_tiles(mapped: Mapped, process: Any, tiles: int = 2) -> None:
 
 
 @pytest.mark.parametrize("readers", [0, 1])
-def test_ray_worker_writes_the_same_bytes_as_a_map_without_ray(mapped: Mapped, whole: Mapped, readers: int) -> None:
+def test_ray_worker_writes_the_same_bytes_as_a_map_without_ray(mapped: Mapped, reference: Mapped, readers: int) -> None:
     """One worker on all cores, with and without a reader; later tests use two workers with one core each."""
     done = mapped.mibf_apart("map", "map.workers=1", f"map.readers={readers}")
     assert done.status == 0, done.stderr
     assert "Warning" not in done.stderr, "warnings of Ray must not be shown"
-    assert mapped.published() == whole.published()
+    assert mapped.published() == reference.published()
     assert len({event["worker"] for event in mapped.events("done")}) == 1
 
 
-def test_killed_map_worker_is_replaced_automatically(mapped: Mapped, whole: Mapped) -> None:
+def test_killed_map_worker_is_replaced_automatically(mapped: Mapped, reference: Mapped) -> None:
     with mapped.running("map", *ON_RAY, environment=disturbed(mapped.folder / "site", sleep=1)) as process:
         await_tiles(mapped, process)
         workers = workers_below(process.pid)
@@ -53,10 +53,10 @@ def test_killed_map_worker_is_replaced_automatically(mapped: Mapped, whole: Mapp
         assert process.wait(timeout=200) == 0, mapped.errors()
     assert mapped.count("done") == dict.fromkeys(TILES, 1)
     assert not mapped.count("failed")
-    assert mapped.published() == whole.published()
+    assert mapped.published() == reference.published()
 
 
-def test_node_failure_loses_no_tiles(mapped: Mapped, whole: Mapped, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_node_failure_loses_no_tiles(mapped: Mapped, reference: Mapped, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each node has one logical GPU, which Ray assigns to its worker."""
     environment = disturbed(mapped.folder / "site", sleep=1)
     for name, value in environment.items():
@@ -69,11 +69,11 @@ def test_node_failure_loses_no_tiles(mapped: Mapped, whole: Mapped, monkeypatch:
             assert process.wait(timeout=300) == 0, mapped.errors()
     assert "with a GPU each" in mapped.errors()
     assert mapped.count("done") == dict.fromkeys(TILES, 1)
-    assert mapped.published() == whole.published()
+    assert mapped.published() == reference.published()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_map_resumes_with_the_missing_tiles(mapped: Mapped, whole: Mapped, workers: int) -> None:
+def test_killed_map_resumes_with_the_missing_tiles(mapped: Mapped, reference: Mapped, workers: int) -> None:
     with mapped.running(
         "map", f"map.workers={workers}", environment=disturbed(mapped.folder / "site", sleep=0.7)
     ) as process:
@@ -89,11 +89,11 @@ def test_killed_map_resumes_with_the_missing_tiles(mapped: Mapped, whole: Mapped
     assert f"{pluralize(9 - len(first), 'tiles')} mapped in" in again.stdout
     assert mapped.events("done")[: len(before)] == before
     assert mapped.count("done") == dict.fromkeys(TILES, 1), "tiles recorded as done were not mapped again"
-    assert mapped.published() == whole.published()
+    assert mapped.published() == reference.published()
     await_(lambda: not any(alive(worker) for worker in workers), 60)
 
 
-def test_tile_that_kills_its_worker_fails_and_all_others_are_mapped(mapped: Mapped, whole: Mapped) -> None:
+def test_tile_that_kills_its_worker_fails_and_all_others_are_mapped(mapped: Mapped, reference: Mapped) -> None:
     fatal = disturbed(mapped.folder / "site", fatal="small/y64_x64")
     failed = mapped.mibf_apart("map", *ON_RAY, "map.attempts=2", environment=fatal)
     assert failed.status == 3, failed.stderr
@@ -106,14 +106,14 @@ def test_tile_that_kills_its_worker_fails_and_all_others_are_mapped(mapped: Mapp
     assert [cause["tiles"] for cause in scene["causes"]] == [["small/y64_x64"]]
     assert "worker died" in scene["causes"][0]["cause"]
     mapped.does("rerun")
-    assert mapped.published() == whole.published()
+    assert mapped.published() == reference.published()
 
 
 # --- publishing on a full disk
 
 
 def test_full_disk_during_publishing_leaves_no_partial_output(
-    mapped: Mapped, whole: Mapped, monkeypatch: pytest.MonkeyPatch
+    mapped: Mapped, reference: Mapped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -127,4 +127,4 @@ def test_full_disk_during_publishing_leaves_no_partial_output(
     assert not (mapped.map / ".staging").exists()
     mapped.does("rerun")
     assert mapped.count("done") == dict.fromkeys(TILES, 1), "no tile was mapped again"
-    assert mapped.published() == whole.published()
+    assert mapped.published() == reference.published()

@@ -255,7 +255,7 @@ def check_scheduled_rerun_maps_remaining_tiles(site: Site, after_loss: Cluster) 
     assert summary["exit_status"] == 0
     assert f"map ({left} tile" in log, "only the remaining tiles"
     checked = json.loads(site.does(after_loss, "verify", site.config, "--sample", "2", "--json")[0])
-    assert all(found["whole"] for found in [*checked["stores"], *checked["maps"]])
+    assert all(found["intact"] for found in [*checked["stores"], *checked["maps"]])
 
 
 def check_second_rerun_has_nothing_to_do(site: Site, after_loss: Cluster) -> None:

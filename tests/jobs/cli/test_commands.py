@@ -1,4 +1,4 @@
-"""The command line as a whole: panels of the help, results, renamed commands and options, shell completion."""
+"""The command line: panels of the help, results, renamed commands and options, shell completion."""
 
 from __future__ import annotations
 

@@ -55,13 +55,13 @@ def age(workspace: Path) -> None:
 
 
 @pytest.fixture
-def fleet(whole: Mapped, trained: Mapped, tmp_path: Path) -> Path:
+def fleet(reference: Mapped, trained: Mapped, tmp_path: Path) -> Path:
     """Workspaces of 50 areas in one folder, at two depths."""
-    broken = whole.copy(tmp_path / "broken")
+    broken = reference.copy(tmp_path / "broken")
     fail_at_corner(broken)
     folder = tmp_path / "fleet"
     for state, count in FLEET.items():
-        made = {"failed": broken, "unmapped": trained}.get(state, whole)
+        made = {"failed": broken, "unmapped": trained}.get(state, reference)
         for number in range(count):
             place = folder / ("north" if number % 2 else "south/far") / f"{state}-{number}"
             shutil.copytree(made.folder / "work", place)
@@ -98,8 +98,8 @@ def test_rerun_all_completes_every_unfinished_run_once(fleet: Path) -> None:
     assert Counter(run.state for run in runs(str(fleet)).runs) == {"current": 49, "unmapped": 1}
 
 
-def test_runs_prints_one_line_per_run_and_failure_causes(whole: Mapped, tmp_path: Path) -> None:
-    mapped = whole.copy(tmp_path / "scene")
+def test_runs_prints_one_line_per_run_and_failure_causes(reference: Mapped, tmp_path: Path) -> None:
+    mapped = reference.copy(tmp_path / "scene")
     fail_at_corner(mapped)
     lines = mibf("runs", str(mapped.folder)).stdout.splitlines()
     assert lines[0].startswith(f"failed     {mapped.folder / 'work'} main; 9 tiles: ")
@@ -108,10 +108,10 @@ def test_runs_prints_one_line_per_run_and_failure_causes(whole: Mapped, tmp_path
     assert lines[-1] == "1 run: 1 failed"
 
 
-def test_failing_runs_do_not_stop_rerun_of_the_others(whole: Mapped, tmp_path: Path) -> None:
+def test_failing_runs_do_not_stop_rerun_of_the_others(reference: Mapped, tmp_path: Path) -> None:
     fleet = tmp_path / "fleet"
     for name in ("a-unreadable", "b-lasting", "c-due"):
-        shutil.copytree(whole.folder / "work", fleet / name)
+        shutil.copytree(reference.folder / "work", fleet / name)
     (fleet / "a-unreadable/runs/main/map.yaml").write_text("workspace: [")
     shard = fleet / "b-lasting/stores/small.zarr/sources/optical/c/0/1/1"
     age(fleet / "b-lasting")
@@ -124,8 +124,8 @@ def test_failing_runs_do_not_stop_rerun_of_the_others(whole: Mapped, tmp_path: P
     assert {path.name for path in (fleet / "c-due/maps/small/main").glob("*.tif")} >= {"class.tif", "entropy.tif"}
 
 
-def test_workspace_leased_by_another_run_is_skipped(whole: Mapped, tmp_path: Path) -> None:
-    mapped = whole.copy(tmp_path / "scene")
+def test_workspace_leased_by_another_run_is_skipped(reference: Mapped, tmp_path: Path) -> None:
+    mapped = reference.copy(tmp_path / "scene")
     age(mapped.folder / "work")
     before = mapped.published()
     with acquire(str(mapped.folder / "work"), what="mibf map on another machine"):
@@ -139,8 +139,8 @@ def test_workspace_leased_by_another_run_is_skipped(whole: Mapped, tmp_path: Pat
     assert mibf("rerun", "--all", str(mapped.folder)).status == 0
 
 
-def test_tiles_past_max_attempts_are_skipped_and_listed(whole: Mapped, tmp_path: Path) -> None:
-    mapped = whole.copy(tmp_path / "scene")
+def test_tiles_past_max_attempts_are_skipped_and_listed(reference: Mapped, tmp_path: Path) -> None:
+    mapped = reference.copy(tmp_path / "scene")
     fail_at_corner(mapped)
     shard = mapped.shard(1, 1)
     shard.write_bytes(shard.read_bytes()[:-40])
@@ -153,18 +153,18 @@ def test_tiles_past_max_attempts_are_skipped_and_listed(whole: Mapped, tmp_path:
     assert any("  skipped 4 of the failed tiles" in line for line in rerun["lines"]), rerun["lines"]
 
 
-def test_rerun_of_a_moved_workspace_writes_to_the_new_location(whole: Mapped, tmp_path: Path) -> None:
+def test_rerun_of_a_moved_workspace_writes_to_the_new_location(reference: Mapped, tmp_path: Path) -> None:
     """The saved configuration names the original location; the rerun must not write there."""
     moved = tmp_path / "elsewhere"
-    shutil.copytree(whole.folder / "work", moved)
+    shutil.copytree(reference.folder / "work", moved)
     (moved / "maps/small/main/class.tif").unlink()
     found = rerun_all(str(moved), TileRequest())
     assert [rerun.status for rerun in found.reruns] == [0]
-    assert (moved / "maps/small/main/class.tif").read_bytes() == whole.published()["class.tif"]
+    assert (moved / "maps/small/main/class.tif").read_bytes() == reference.published()["class.tif"]
 
 
-def test_find_runs_does_not_list_stores_and_maps(whole: Mapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(whole.folder / "work", tmp_path / "deep/er/work")
+def test_find_runs_does_not_list_stores_and_maps(reference: Mapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(reference.folder / "work", tmp_path / "deep/er/work")
     listed: list[str] = []
 
     def folders(url: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""`mibf init` on whole scenes: the configuration that it writes loads, plans and runs."""
+"""`mibf init` on complete scenes: the configuration that it writes loads, plans and runs."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_verify_names_corrupt_objects_and_prepare_rewrites_them(
         assert "(rows 128 to 255, columns 256 to 383)" in line
     assert "run `mibf prepare` to rewrite it" in result.stderr
     run(large, SHARDS)
-    assert run(large, command="verify")["stores"][0]["whole"]
+    assert run(large, command="verify")["stores"][0]["intact"]
 
 
 def test_verify_before_prepare_exits_2(scene: SmallScene) -> None:
@@ -62,13 +62,13 @@ def test_verify_works_without_the_input_files(scene: SmallScene) -> None:
     from jobs.workflow.runner import stale_dependencies
 
     assert stale_dependencies(load(str(scene.write_config())), "train") == ["prepare"]
-    assert run(scene, command="verify")["stores"][0]["whole"]
+    assert run(scene, command="verify")["stores"][0]["intact"]
 
 
 def test_without_published_map_only_stores_are_checked(project: Project) -> None:
     shutil.rmtree(project.map)
     found = project.verify("--sample", "1")
-    assert found["whole"] is None
+    assert found["intact"] is None
     assert "small: map: not published" in project.run("verify").stdout
     shutil.rmtree(project.folder / "model")
     project.run("verify")

@@ -32,7 +32,7 @@ def change_pixel(path: Path, y: int, x: int, value: int) -> None:
 
 def test_intact_map_verifies(project: Project) -> None:
     found = project.verify("--sample", "2")
-    assert found["whole"]
+    assert found["intact"]
     assert (found["files"], found["tiles"], found["sampled"]) == (4, 9, 2)  # three products and the quicklook
     assert found["broken"] == found["notes"] == []
     assert found["published"] == project.item()["properties"]["created"]
@@ -54,17 +54,17 @@ def test_map_split_into_blocks_verifies_and_lost_files_are_reported(tmp_path: Pa
     write_model(tmp_path)
     project.run("map")
     found = project.verify("--sample", "1")
-    assert found["whole"], found
+    assert found["intact"], found
     assert (found["files"], found["tiles"]) == (7, 9)  # two blocks and a VRT per product, and the quicklook
     (project.map / "class_y512_x0.tif").unlink()
     lost, tile = project.verify(status=3)["broken"]
     assert lost == "class_y512_x0.tif: is missing"
     assert tile.startswith("small/y512_x0: cannot be read (")
     (project.map / "class.vrt").unlink()
-    lost, whole = project.verify(status=3)["broken"]
-    assert (lost, whole) == ("class_y512_x0.tif: is missing", "class.vrt: is missing")
+    lost, mosaic = project.verify(status=3)["broken"]
+    assert (lost, mosaic) == ("class_y512_x0.tif: is missing", "class.vrt: is missing")
     project.run("map")
-    assert project.verify()["whole"]
+    assert project.verify()["intact"]
 
 
 def test_changed_byte_is_reported_and_file_can_be_republished(project: Project) -> None:
@@ -78,7 +78,7 @@ def test_changed_byte_is_reported_and_file_can_be_republished(project: Project) 
     assert "delete the listed files" in result.stderr
     path.unlink()
     project.run("map")
-    assert project.verify()["whole"]
+    assert project.verify()["intact"]
 
 
 def test_truncated_and_missing_files_are_reported(project: Project) -> None:
@@ -111,7 +111,7 @@ def test_changed_pixel_in_a_valid_file_is_reported(project: Project) -> None:
     (line,) = (line for line in project.verify(status=3)["broken"] if line.startswith("small/"))
     assert line == f"{tile}; 1 pixels of class are missing or should be empty"
     project.run("map", "--restart")
-    assert project.verify()["whole"]
+    assert project.verify()["intact"]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_map_with_an_old_product_name_is_refused_and_map_publishes_it_again(proj
     assert line.startswith("item.json: not the item of a map")
     assert "information is the old name of mutual_information; run `mibf map` to publish the map again" in line
     project.run("map")
-    assert project.verify()["whole"]
+    assert project.verify()["intact"]
     assert not (project.map / "information.tif").exists()
 
 
@@ -178,7 +178,7 @@ def test_scene_prepared_again_makes_tiles_stale_but_map_stays_valid(project: Pro
     (project.folder / "small.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     project.run("prepare", "--set", "prepare.shard=128")
     found = project.verify("--sample", "9")
-    assert found["whole"], found
+    assert found["intact"], found
     stale, elsewhere = found["notes"]
     assert "tiles are stale: the input changed (small/y" in stale
     assert "in 1 of the stale tiles, coverage differs from where the scene now has data" in elsewhere
@@ -207,7 +207,7 @@ def test_changed_configuration_is_noted_and_map_still_checked(project: Project, 
         assert found["notes"][0].startswith("changed since the map was made: ")
         assert note in found["notes"][0]
         assert "no tile can be recomputed" in found["notes"][-1]
-    assert found["whole"], found
+    assert found["intact"], found
     assert found["tiles"] == 9
     flip(project.map / "class.tif", (project.map / "class.tif").stat().st_size - 3)
     assert "class.tif: " in project.verify("--set", key, status=3)["broken"][0]
@@ -220,7 +220,7 @@ def test_changed_model_makes_all_tiles_stale(project: Project) -> None:
         path.read_text().replace(yaml.safe_load(path.read_text())["map"]["model"], str(project.folder / "model"))
     )
     found = project.verify("--sample", "1")
-    assert found["whole"]
+    assert found["intact"]
     assert "the model (was " in found["notes"][0]
     assert "9 of 9 tiles are stale: the model changed" in found["notes"][1]
     assert found["sampled"] == 0
@@ -230,7 +230,7 @@ def test_missing_model_still_checks_published_files(project: Project) -> None:
     """Published files can still be compared with their recorded checksums."""
     gone = ("--set", f"map.model={project.folder / 'nowhere'}")
     found = project.verify(*gone)
-    assert found["whole"]
+    assert found["intact"]
     assert "not compared with the current scene and model" in found["notes"][0]
     flip(project.map / "quicklook.png", 100)
     assert "quicklook.png: its checksum differs" in project.verify(*gone, status=3)["broken"][0]
@@ -245,12 +245,12 @@ def test_remapped_but_unpublished_tiles_are_noted(project: Project) -> None:
     )
     ledger.close()
     found = project.verify()
-    assert found["whole"]
+    assert found["intact"]
     assert found["notes"] == ["1 of 9 tiles were mapped again but are not yet published; run `mibf map`"]
 
 
 def test_corrupt_store_is_noted_and_map_still_checked(project: Project) -> None:
     flip(project.folder / "work/stores/small.zarr/valid/optical/c/0/0", 10)
     found = project.verify("--sample", "1", status=3)
-    assert found["whole"]
+    assert found["intact"]
     assert found["notes"][0].endswith("current scene and model: its store is corrupt")

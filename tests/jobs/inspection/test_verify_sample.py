@@ -50,7 +50,7 @@ def test_small_difference_explained_by_other_hardware_is_only_noted(
 ) -> None:
     redo_ledger(project, worker, rows)
     found = project.verify("--sample", "1")
-    assert found["whole"]
+    assert found["intact"]
     assert "recomputed, confidence differs in 2 pixels" in found["notes"][0]
     assert why in found["notes"][0]
 

@@ -138,7 +138,7 @@ def test_drifted_scene_is_mapped_with_warning_when_drift_is_warn(mapped: Mapped)
     assert mapped.states() == {"done": 9}
 
 
-def test_unlabelled_scene_is_mapped_by_model_from_another_workspace(whole: Mapped, trained: Mapped, tmp_path: Path) -> None:
+def test_unlabelled_scene_is_mapped_by_an_external_model(reference: Mapped, trained: Mapped, tmp_path: Path) -> None:
     """Without labels, `mibf run` skips train, evaluate and report and runs only `prepare` and `map`."""
     other = trained.copy(tmp_path / "other")
     shutil.rmtree(other.folder / "work")
@@ -151,6 +151,6 @@ def test_unlabelled_scene_is_mapped_by_model_from_another_workspace(whole: Mappe
     assert other.states(model) == {"done": 9}
     assert other.count("done") == dict.fromkeys(TILES, 1)
     for product in ("class", "confidence"):
-        np.testing.assert_array_equal(other.pixels(product), whole.pixels(product))
+        np.testing.assert_array_equal(other.pixels(product), reference.pixels(product))
     again = other.does("run", model, "--json")
     assert all(stage["skipped"] for stage in again.json["stages"])

@@ -25,9 +25,9 @@ def mapped(trained: Mapped, tmp_path: Path) -> Mapped:
 
 
 @pytest.fixture
-def done(whole: Mapped, tmp_path: Path) -> Mapped:
+def done(reference: Mapped, tmp_path: Path) -> Mapped:
     """A private copy of the mapped scene."""
-    return whole.copy(tmp_path / "scene")
+    return reference.copy(tmp_path / "scene")
 
 
 def truncate_shard(path: Path) -> bytes:
@@ -48,7 +48,7 @@ def change_corner(mapped: Mapped) -> None:
 # --- failed tiles
 
 
-def test_damaged_shard_fails_only_overlapping_tiles(mapped: Mapped, whole: Mapped) -> None:
+def test_damaged_shard_fails_only_overlapping_tiles(mapped: Mapped, reference: Mapped) -> None:
     content = truncate_shard(mapped.shard(1, 1))
     failed = mapped.does("map", status=3)
     assert "small: 4 of 9 tiles failed; nothing was published" in failed.stderr
@@ -75,7 +75,7 @@ def test_damaged_shard_fails_only_overlapping_tiles(mapped: Mapped, whole: Mappe
     mapped.shard(1, 1).write_bytes(content)
     rerun = mapped.does("rerun")
     assert "4 tiles mapped in " in rerun.stdout
-    assert mapped.published() == whole.published()
+    assert mapped.published() == reference.published()
     assert mapped.count("done") == dict.fromkeys(TILES, 1)
     after = {event["tile"]: event for event in mapped.events("done")}
     assert {tile: after[tile] for tile in ELSEWHERE} == before, "tiles that were done must not be mapped again"
@@ -102,7 +102,7 @@ def test_map_with_failed_tiles_keeps_the_earlier_map_unchanged(done: Mapped) -> 
     assert "is still published" in done.does("status").stdout
 
 
-def test_tile_at_max_attempts_is_listed_and_skipped(mapped: Mapped, whole: Mapped) -> None:
+def test_tile_at_max_attempts_is_listed_and_skipped(mapped: Mapped, reference: Mapped) -> None:
     content = truncate_shard(mapped.shard(1, 1))
     mapped.does("map", "map.attempts=2", status=3)
     left = mapped.does("rerun", "--max-attempts", "2", status=3)
@@ -111,7 +111,7 @@ def test_tile_at_max_attempts_is_listed_and_skipped(mapped: Mapped, whole: Mappe
     assert mapped.count("failed") == dict.fromkeys(AT_CORNER, 2), "no failed tile was retried"
     mapped.shard(1, 1).write_bytes(content)
     mapped.does("rerun", "--max-attempts", "3")
-    assert mapped.published() == whole.published()
+    assert mapped.published() == reference.published()
 
 
 def test_failed_tile_is_retried_only_after_backoff(mapped: Mapped, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_preparing_unchanged_inputs_leaves_rerun_nothing_to_do(done: Mapped) -> 
     assert done.count("done") == dict.fromkeys(TILES, 1)
 
 
-def test_rerun_tiles_option_maps_only_named_tiles(mapped: Mapped, whole: Mapped) -> None:
+def test_rerun_tiles_option_maps_only_named_tiles(mapped: Mapped, reference: Mapped) -> None:
     """A tile is named by scene and corner, or by corner alone when there is only one scene."""
     part = mapped.does("rerun", "--tiles", "y0_x64", "--tiles", "small/y128_x0", status=3)
     assert "7 of 9 are pending; nothing was published" in part.stderr
@@ -158,7 +158,7 @@ def test_rerun_tiles_option_maps_only_named_tiles(mapped: Mapped, whole: Mapped)
     assert mapped.states() == {"done": 2, "pending": 7}
     mapped.does("rerun")
     assert mapped.count("done") == dict.fromkeys(TILES, 1)
-    assert mapped.published() == whole.published()
+    assert mapped.published() == reference.published()
 
 
 @pytest.mark.parametrize("key", ["y0_x63", "other/y0_x0", "nonsense", ""])
@@ -188,10 +188,10 @@ def test_rerun_state_options_map_only_tiles_in_those_states(mapped: Mapped) -> N
     assert mapped.states() == {"done": 9}
 
 
-def test_map_from_scratch_maps_all_tiles_again(done: Mapped, whole: Mapped) -> None:
+def test_map_from_scratch_maps_all_tiles_again(done: Mapped, reference: Mapped) -> None:
     done.does("map", "--restart")
     assert done.count("done") == dict.fromkeys(TILES, 2)
-    assert done.published() == whole.published()
+    assert done.published() == reference.published()
 
 
 # --- stale tiles
@@ -239,7 +239,7 @@ def test_settings_that_do_not_affect_pixels_leave_the_map_current(done: Mapped, 
     assert done.does("rerun", change).stdout == ""
 
 
-def test_map_of_another_model_is_replaced_only_with_replace_option(done: Mapped, whole: Mapped) -> None:
+def test_map_of_another_model_is_replaced_only_with_replace_option(done: Mapped, reference: Mapped) -> None:
     done.does("train", "train.seed=1")
     before = done.files()
     assert done.states() == {"stale": 9}
@@ -250,8 +250,8 @@ def test_map_of_another_model_is_replaced_only_with_replace_option(done: Mapped,
     assert done.files() == before
     done.does("rerun", "--replace")
     assert done.states() == {"done": 9}
-    assert done.published() != whole.published()
-    assert (done.pixels() != whole.pixels()).any()
+    assert done.published() != reference.published()
+    assert (done.pixels() != reference.pixels()).any()
 
 
 # --- interrupted publishing
@@ -280,7 +280,7 @@ def interrupt_removal(mapped: Mapped, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("step", ["publish", "storage.write_json", "working map removal"])
 def test_rerun_completes_interrupted_publishing_without_mapping(
-    mapped: Mapped, whole: Mapped, monkeypatch: pytest.MonkeyPatch, step: str
+    mapped: Mapped, reference: Mapped, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     with monkeypatch.context() as patch:
         if step == "working map removal":
@@ -291,7 +291,7 @@ def test_rerun_completes_interrupted_publishing_without_mapping(
             mapped.mibf("map")
     mapped.does("rerun")
     assert mapped.count("done") == dict.fromkeys(TILES, 1), "no tile was mapped again"
-    assert mapped.published() == whole.published()
+    assert mapped.published() == reference.published()
     assert not (mapped.map / "map.zarr").exists()
     assert mapped.does("rerun").stdout == ""
 
@@ -311,7 +311,7 @@ def test_partly_removed_working_map_is_not_reused(done: Mapped, monkeypatch: pyt
 
 
 def test_tile_missing_from_working_map_blocks_publishing_and_is_mapped_again(
-    mapped: Mapped, whole: Mapped, monkeypatch: pytest.MonkeyPatch
+    mapped: Mapped, reference: Mapped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.publishing.publish_map.publish", interrupt)
@@ -321,5 +321,5 @@ def test_tile_missing_from_working_map_blocks_publishing_and_is_mapped_again(
     lost = mapped.does("rerun", status=3)
     assert f"1 of {len(TILES)} are pending" in lost.stderr
     mapped.does("rerun")
-    assert mapped.published() == whole.published()
+    assert mapped.published() == reference.published()
     assert sorted(mapped.count("done").values()) == [1] * (len(TILES) - 1) + [2]

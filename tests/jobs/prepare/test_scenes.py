@@ -90,7 +90,7 @@ def test_finer_source_is_stored_at_its_own_scale(scene: SmallScene) -> None:
     assert store.sources[1].scale == 4
     assert (store.array("sources/radar")[:] == fine).all()
     assert store.array("valid/radar").shape == (600, 520)
-    assert run(scene, command="verify")["stores"][0]["whole"]
+    assert run(scene, command="verify")["stores"][0]["intact"]
 
 
 def test_shifted_source_is_warned_about(scene: SmallScene) -> None:

@@ -45,7 +45,7 @@ def test_dask_cluster_writes_the_same_bytes_as_threads(large: SmallScene, schedu
     for name in ("scaling.json", "split.json"):
         assert (large.folder / "work" / name).read_bytes() == (large.folder / "other" / name).read_bytes()
     (checked,) = run(large, address, f"workspace={large.folder / 'other'}", command="verify")["stores"]
-    assert checked["whole"]
+    assert checked["intact"]
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_damaged_unfinished_store_is_rebuilt_from_scratch(
         places = {"template.json": records / harm, "array": work / "labels/zarr.json", "group": work / "zarr.json"}
         places.get(harm, records / "0_128.json").write_text("[]")
     run(large, SHARDS)
-    assert run(large, command="verify")["stores"][0]["whole"]
+    assert run(large, command="verify")["stores"][0]["intact"]
 
 
 def test_shards_with_missing_or_truncated_objects_are_rewritten(large: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_shards_with_missing_or_truncated_objects_are_rewritten(large: SmallScen
     objects_[1].write_bytes(objects_[1].read_bytes()[:-5])
     run(large, SHARDS)
     (checked,) = run(large, command="verify")["stores"]
-    assert checked["whole"]
+    assert checked["intact"]
 
 
 @pytest.mark.slow
@@ -186,14 +186,14 @@ def test_killed_prepare_resumes_from_finished_shards(large: SmallScene) -> None:
     assert len(written) >= 3
     assert all(record in shards for record in written), "records with their original times: the shards were not rewritten"
     (checked,) = run(large, command="verify")["stores"]
-    assert checked["whole"]
+    assert checked["intact"]
 
 
 def test_source_named_like_the_zarr_chunk_prefix_is_accepted(scene: SmallScene) -> None:
     config = scene.config()
     config["scenes"][0]["sources"]["c"] = config["scenes"][0]["sources"].pop("radar")
     run(scene, **config)
-    assert run(scene, command="verify", **config)["stores"][0]["whole"]
+    assert run(scene, command="verify", **config)["stores"][0]["intact"]
 
 
 def test_interrupt_after_store_is_in_place_does_not_rewrite_it(large: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def test_interrupt_after_store_is_in_place_does_not_rewrite_it(large: SmallScene
     before = StoreRecords.read(str(large.folder / "work/stores/small.shards.json")).shards
     run(large, SHARDS)
     assert StoreRecords.read(str(large.folder / "work/stores/small.shards.json")).shards == before
-    assert run(large, command="verify")["stores"][0]["whole"]
+    assert run(large, command="verify")["stores"][0]["intact"]
     scaling = (large.folder / "work/scaling.json").read_bytes()
     run(large, SHARDS, f"workspace={large.folder / 'fresh'}")
     assert (large.folder / "fresh/scaling.json").read_bytes() == scaling

@@ -80,9 +80,9 @@ def test_pieces_are_one_file_or_one_per_block() -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def single_file(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every product as one file."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("single_file")
     return {layer_product.name: build(folder, layer_product, codes_of(layer_product), block=2048) for layer_product in ALL}
 
 
@@ -99,12 +99,12 @@ def piece_files(path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("layer_product", ALL, ids=lambda p: p.name)
 def test_single_file_and_blocks_with_vrt_are_the_same_raster(
-    whole: dict[str, Path], blocks: dict[str, Path], layer_product: Product
+    single_file: dict[str, Path], blocks: dict[str, Path], layer_product: Product
 ) -> None:
     codes, names = codes_of(layer_product), layer_product.band_names(CLASSES, SOURCES)
-    assert whole[layer_product.name].suffix == ".tif"
+    assert single_file[layer_product.name].suffix == ".tif"
     assert blocks[layer_product.name].suffix == ".vrt"
-    for path in (whole[layer_product.name], blocks[layer_product.name]):
+    for path in (single_file[layer_product.name], blocks[layer_product.name]):
         with rasterio.open(path) as dataset:
             assert (dataset.crs, dataset.transform, dataset.shape) == (CRS, TRANSFORM, (ROWS, COLUMNS))
             assert set(dataset.dtypes) == {layer_product.dtype}
@@ -117,19 +117,19 @@ def test_single_file_and_blocks_with_vrt_are_the_same_raster(
             np.testing.assert_array_equal(dataset.read(), codes)
     pieces = piece_files(blocks[layer_product.name])
     assert len(pieces) == 4
-    for path in [whole[layer_product.name], *pieces]:
+    for path in [single_file[layer_product.name], *pieces]:
         assert cog_validate(path, strict=True) == (True, [], [])
     with rasterio.open(blocks[layer_product.name].parent / f"{layer_product.name}_y1024_x1024.tif") as dataset:
         assert dataset.transform == TRANSFORM * Affine.translation(1024, 1024)
         assert set(dataset.scales) == {layer_product.scale}
-    assert not list(whole[layer_product.name].parent.glob("*plain*"))
+    assert not list(single_file[layer_product.name].parent.glob("*plain*"))
 
 
 @pytest.mark.parametrize("name", ["class", "second_class"])
 def test_class_colours_and_names_are_in_every_file_and_the_vrt(
-    whole: dict[str, Path], blocks: dict[str, Path], name: str, tmp_path: Path
+    single_file: dict[str, Path], blocks: dict[str, Path], name: str, tmp_path: Path
 ) -> None:
-    for path in (whole[name], blocks[name], *piece_files(blocks[name])):
+    for path in (single_file[name], blocks[name], *piece_files(blocks[name])):
         with rasterio.open(path) as dataset:
             colors, tags = dataset.colormap(1), dataset.tags(1)
             assert dataset.colorinterp[0].name == "palette"

@@ -1,4 +1,4 @@
-"""Reading the item of a published map: its products, from whole files and blocks, and maps of earlier versions."""
+"""Reading the item of a published map: its products, from single files and blocks, and maps of earlier versions."""
 
 from __future__ import annotations
 
