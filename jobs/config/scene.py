@@ -15,7 +15,7 @@ Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode", "min", "
 PALETTE = (
     "#0072b2", "#e69f00", "#009e73", "#d55e00", "#f0e442", "#56b4e9", "#cc79a7", "#7f7f7f",
     "#8c564b", "#17becf", "#bcbd22", "#1b4f72", "#7d6608", "#145a32", "#641e16", "#4a235a",
-)  # fmt: skip  # a list of names: one a line would fill a page
+)  # fmt: skip  # a list of names: one per line would fill a page
 
 
 class GridSection(Section):

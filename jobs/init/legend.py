@@ -21,7 +21,7 @@ _VALUE_TITLES = ("value", "id", "code", "class_id")
 UNLABELLED_NAMES = {
     "", "background", "no data", "no label", "nodata", "none", "null", "unclassified", "undefined", "unknown", "unlabeled",
     "unlabelled",
-}  # fmt: skip  # a list of names: one a line would fill a page
+}  # fmt: skip  # a list of names: one per line would fill a page
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pipeline.io import checksums, storage
 PACKAGES = (
     "mibf", "torch", "ray", "dask", "distributed", "zarr", "numcodecs", "numpy", "scipy", "xarray", "rasterio", "rioxarray",
     "odc-geo", "pyproj", "geopandas", "safetensors", "fsspec", "s3fs", "gcsfs", "adlfs", "tensorboardX", "mlflow-skinny",
-)  # fmt: skip  # a list of names: one a line would fill a page
+)  # fmt: skip  # a list of names: one per line would fill a page
 #: Timeout of git commands in seconds.
 TIMEOUT_SECONDS = 5.0
 

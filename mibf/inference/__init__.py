@@ -1,1 +1,1 @@
-"""Exact dense inference on whole tiles."""
+"""Exact dense inference on entire tiles."""

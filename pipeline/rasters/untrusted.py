@@ -35,28 +35,28 @@ CONTAINED = (
     "GTiff", "SNAP_TIFF", "JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID", "HFA", "ENVI", "EHdr", "ISCE", "ROI_PAC", "RRASTER",
     "netCDF", "HDF5", "HDF5Image", "BAG", "GRIB", "NITF", "GPKG", "AAIGrid", "GSAG", "GSBG", "GS7BG", "SAGA", "SRTMHGT",
     "DTED", "USGSDEM", "PNG", "JPEG", "WEBP", "GIF", "BMP",
-)  # fmt: skip  # a list of names: one a line would fill a page
+)  # fmt: skip  # a list of names: one per line would fill a page
 #: Drivers whose files reference others, with the extensions that declare them; opened only locally with such an extension.
 NAMING = {"VRT": (".vrt",), "MRF": (".mrf",)}
 #: Drivers that send network requests or locate files by their own rules: never opened.
 NEVER = {
     "DAAS", "DERIVED", "EEDA", "EEDAI", "ESRIC", "GDALG", "GTI", "HTTP", "KMLSUPEROVERLAY", "NGW", "OGCAPI", "OZI",
     "PLMOSAIC", "STACIT", "STACTA", "TileDB", "WCS", "WMS", "WMTS",
-}  # fmt: skip  # a list of names: one a line would fill a page
+}  # fmt: skip  # a list of names: one per line would fill a page
 #: HDF5-based drivers, where a dataset's values may be stored in another file.
 HDF5 = {"HDF5", "HDF5Image", "netCDF", "BAG", "S102", "S104", "S111", "KEA"}
 #: GDAL vector drivers whose files reference no others.
 VECTORS = {
     "ESRI Shapefile", "FlatGeobuf", "GML", "GPKG", "GPX", "GeoJSON", "GeoJSONSeq", "KML", "LIBKML", "MapInfo File",
     "OpenFileGDB", "TopoJSON",
-}  # fmt: skip  # a list of names: one a line would fill a page
+}  # fmt: skip  # a list of names: one per line would fill a page
 #: Vector drivers that reference other files, accepted only locally with these extensions.
 NAMING_VECTORS = {"OGR_VRT": (".vrt",)}
 #: Vector drivers that send network requests or reference other files: never accepted.
 NEVER_VECTORS = {
     "ADBC", "AmigoCloud", "CSW", "Carto", "EEDA", "Elasticsearch", "GDALG", "HTTP", "NGW", "OAPIF", "OGCAPI", "PLSCENES",
     "WFS",
-}  # fmt: skip  # a list of names: one a line would fill a page
+}  # fmt: skip  # a list of names: one per line would fill a page
 #: Maximum bytes of a virtual raster; enough for a few hundred thousand files.
 MAX_BYTES = 256 * 1024 * 1024
 

@@ -20,7 +20,7 @@ ALLOWED = {
         "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "numcodecs", "numpy", "odc", "pyarrow", "pyogrio",
         "pystac", "rasterio", "rio_cogeo", "rioxarray", "scipy", "shapely", "skimage", "torch", "xarray", "zarr",
     },
-}  # fmt: skip  # a list of names: one a line would fill a page
+}  # fmt: skip  # a list of names: one per line would fill a page
 BELOW = {"mibf": {"mibf"}, "pipeline": {"mibf", "pipeline"}, "jobs": {"mibf", "pipeline", "jobs"}}
 #: The folders of each package from the bottom up; a folder may import only folders that stand before it.
 ORDER = {
@@ -34,7 +34,7 @@ ORDER = {
         "jobs.train", "jobs.prepare", "jobs.map", "jobs.report", "jobs.inspection", "jobs.init", "jobs.fleet",
         "jobs.bench.harness", "jobs.bench", "jobs.cli",
     ),
-}  # fmt: skip  # a list of names: one a line would fill a page
+}  # fmt: skip  # a list of names: one per line would fill a page
 
 
 def folder(module: str) -> str:

@@ -53,7 +53,7 @@ def closed(schema: dict[str, Any], *, top: bool = True) -> dict[str, Any]:
 KEPT = {
     "type", "required", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems",
     "uniqueItems", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minProperties", "maxProperties",
-}  # fmt: skip  # a list of names: one a line would fill a page
+}  # fmt: skip  # a list of names: one per line would fill a page
 
 
 @pytest.fixture(scope="session")

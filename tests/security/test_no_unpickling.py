@@ -42,7 +42,7 @@ CALLS = {
     "subprocess.getoutput", "subprocess.getstatusoutput", "torch.jit.load", "torch.hub.load",
     "torch.package.PackageImporter", "pandas.read_pickle", "pd.read_pickle", "tempfile.mktemp", "importlib.import_module",
     "runpy.run_path", "ssl._create_unverified_context",
-}  # fmt: skip  # a list of names: one a line would fill a page
+}  # fmt: skip  # a list of names: one per line would fill a page
 NAMES = {"yaml.Loader", "yaml.UnsafeLoader", "yaml.FullLoader", "yaml.CLoader", "yaml.CUnsafeLoader"}
 #: Keyword arguments that no call may pass with this value.
 KEYWORDS = {"shell": True, "allow_pickle": True, "verify": False, "ssl": False, "autoescape": False}
@@ -110,7 +110,7 @@ def test_module_has_no_unsafe_deserialization_or_execution(path: Path) -> None:
         "exec(code)", "subprocess.run(c, shell=True)", "subprocess.run(c, shell=flag)", "os.system(c)",
         "jinja2.Environment()", "jinja2.Environment(autoescape=False)", "requests.get(u, verify=False)",
     ],
-)  # fmt: skip  # a list of names: one a line would fill a page
+)  # fmt: skip  # a list of names: one per line would fill a page
 def test_scanner_finds_unsafe_code(source: str) -> None:
     assert unsafe_code(source)
 

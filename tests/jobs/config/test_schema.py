@@ -110,7 +110,7 @@ def test_schema_accepts_what_the_loader_accepts(
     variables = {
         "EPOCHS": "3", "AUGMENT": "true", "PRECISION": "bf16", "WEIGHT": "2", "SEED": "4", "SHARE": "0.5", "BANDS": "1-2",
         "RESOLUTION": "10", "TOP": "20", "COLOR": "#ffffff", "NAME": "valley",
-    }  # fmt: skip  # pairs: one a line would fill a page
+    }  # fmt: skip  # pairs: one per line would fill a page
     for name, text in variables.items():
         monkeypatch.setenv(name, text)
     config = changed(path, value)

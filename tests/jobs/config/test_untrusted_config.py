@@ -111,7 +111,7 @@ NAMES = [
     "a;id", "a|id", "a&b", "<script>alert(1)</script>", "\"onload=x", "{{7*7}}", "${HOME}x", "%2e%2e", "a b", "é", "a\n",
     "a\0b", "a\x1b[2J", "a\u202eb", "CON", "nul", "Aux.txt", "com1", "LPT9", "ends.", "zarr.json", "x" * 101,
     "s3://bucket/x", "file:///x",
-]  # fmt: skip  # a list of names: one a line would fill a page
+]  # fmt: skip  # a list of names: one per line would fill a page
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)

@@ -47,7 +47,7 @@ def test_bundle_show_prints_all_fields(folder: Path, bundle: Bundle) -> None:
         "format 3", f"{bundle.parameters:,} parameters", "optical: 3 bands, scale 1", "radar: 1 band, scale 2",
         "band  2: 1 to 11, fill 4", "5 x 5 reference pixels", "open water", "#466b9f", "0.7000", "0.4000", "temperature 1.3",
         "run first try!", "scenes valley, hill", "epoch 4", "overall accuracy 0.876", "mibf 0.1.0", "checked: the SHA-256",
-    ):  # fmt: skip  # a list of names: one a line would fill a page
+    ):  # fmt: skip  # a list of names: one per line would fill a page
         assert fact in result.output
     assert show(str(folder / MODEL)).output == result.output
 

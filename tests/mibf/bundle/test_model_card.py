@@ -21,7 +21,7 @@ def test_model_card_describes_bundle(bundle: Bundle) -> None:
         "| 2 | forest \\| wood | #1c5f2c | 0.2000 | 0.3000 |", "scenes valley, hill", "method `blocks` with a buffer of 4",
         "Epoch 4", "overall accuracy 0.876", "expected calibration error 0.021", "Brier score 0.150", "temperature 1.3 ",
         "10.1109/TGRS.2023.3296813", "mibf 0.1.0", "same sensors, bands, order and units",
-    ):  # fmt: skip  # a list of names: one a line would fill a page
+    ):  # fmt: skip  # a list of names: one per line would fill a page
         assert fact in text
     assert "kappa" not in text, "a metric that is not a number must be omitted"
     assert "leaks" not in text

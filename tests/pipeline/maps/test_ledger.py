@@ -326,7 +326,7 @@ DTYPES = {
     "model": "str", "run": "str", "attempt": "int32", "cause": "str", "worker": "str", "started": "datetime64[ms, UTC]",
     "finished": "datetime64[ms, UTC]", "read_seconds": "float64", "compute_seconds": "float64", "write_seconds": "float64",
     "pixels": "int64", "rows": "int32", "checksum": "str",
-}  # fmt: skip  # pairs: one a line would fill a page
+}  # fmt: skip  # pairs: one per line would fill a page
 
 
 def check_with_pandas(url: str) -> None:

@@ -20,12 +20,12 @@ COLUMNS = {
     "run": TEXT, "attempt": INT, "cause": TEXT, "worker": TEXT, "started": MILLISECONDS, "finished": MILLISECONDS,
     "read_seconds": pa.float64(), "compute_seconds": pa.float64(), "write_seconds": pa.float64(), "pixels": pa.int64(),
     "rows": INT, "checksum": TEXT,
-}  # fmt: skip  # pairs: one a line would fill a page
+}  # fmt: skip  # pairs: one per line would fill a page
 FAILED = {
     "scene": "valley", "y": 0, "x": 64, "height": 64, "width": 64, "state": "failed", "fingerprint": "f1", "model": "m",
     "run": "r1", "attempt": 1, "cause": "out of memory", "worker": "node/7/cuda", "started": None, "finished": None,
     "read_seconds": 0.5, "compute_seconds": 0.0, "write_seconds": 0.0, "pixels": 0, "rows": 0, "checksum": "",
-}  # fmt: skip  # pairs: one a line would fill a page
+}  # fmt: skip  # pairs: one per line would fill a page
 TIMES = {"started": datetime(2026, 1, 2, 3, 4, 5, 250000, UTC), "finished": datetime(2026, 1, 2, 3, 4, 6, 500000, UTC)}
 DONE = FAILED | {"state": "done", "attempt": 2, "cause": "", "pixels": 4000, "rows": 16, "checksum": "c1"} | TIMES
 

@@ -52,7 +52,7 @@ def self_link(href: str) -> list[dict[str, str]]:
         'https://host/a.nc":/etc/x', "https://host/a\n.tif",
     ],
     ids=ascii,
-)  # fmt: skip  # a list of names: one a line would fill a page
+)  # fmt: skip  # a list of names: one per line would fill a page
 def test_remote_item_with_unsafe_asset_href_is_refused(href: str) -> None:
     with pytest.raises(InputError) as caught:
         asset_urls(remote_item(item(href)), ("red",))
