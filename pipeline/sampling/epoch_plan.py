@@ -152,7 +152,7 @@ def deal_windows(parts: Sequence[WindowDraws], *, rank: int, workers: int, seed:
     return own
 
 
-def epoch_groups(
+def epoch_windows(
     samples: NDArray[np.int64], *, frequencies: Frequencies, seed: int, epoch: int, rank: int, workers: int
 ) -> Iterator[WindowDraws]:
     """Yield the windows that one worker draws from, in its order and without end: its assigned windows, repeatedly.
@@ -179,7 +179,7 @@ def epoch_groups(
         yield from (part for part in (draw(part.index, lap) for part in own) if part.total)
 
 
-def group_windows(parts: Iterable[WindowDraws], *, size: Callable[[WindowDraws], int], limit: int) -> Iterator[ShuffleGroup]:
+def make_groups(parts: Iterable[WindowDraws], *, size: Callable[[WindowDraws], int], limit: int) -> Iterator[ShuffleGroup]:
     """Group consecutive windows, as many as fit into `limit` by their sizes, at least one; no group spans two laps."""
     group: list[WindowDraws] = []
     number = used = 0

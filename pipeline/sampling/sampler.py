@@ -46,10 +46,10 @@ from pipeline.sampling.epoch_plan import (
     RandomStream,
     ShuffleGroup,
     WindowDraws,
-    epoch_groups,
+    epoch_windows,
     generator,
-    group_windows,
     groups_between,
+    make_groups,
     times_drawn,
 )
 from pipeline.sampling.shuffle_buffer import Dropout, PatchLayout, ShuffleBuffer
@@ -164,7 +164,7 @@ class Sampler:
             )
         if not self._windows:
             raise InputError(f"{self.stores[0].url}: no samples in the subset {self.subset!r}; check labels and split.")
-        parts = epoch_groups(
+        parts = epoch_windows(
             np.array([w.samples for w in self._windows]),
             frequencies=self.frequencies,
             seed=seed,
@@ -194,7 +194,7 @@ class Sampler:
             if self.group_windows is None
             else self.group_windows * window_bytes
         )
-        return group_windows(parts, size=lambda part: layout.pixels(part.distinct) * layout.pixel_bytes, limit=limit)
+        return make_groups(parts, size=lambda part: layout.pixels(part.distinct) * layout.pixel_bytes, limit=limit)
 
     def _batches(
         self, groups: Iterable[tuple[ShuffleGroup, int, int]], batch: int, chance: _EpochGenerators | None
@@ -259,15 +259,15 @@ class Sampler:
         def read() -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
             return store.samples(window)[self.subset], scaled_window(store, window, self.scaling, halo=self.patch // 2)
 
-        found = self._kept.get(index)
+        found = self._cache.get(index)
         if found is None:
             found = call_with_retry(store.url, read, report=self.report, pause=threads.stop.wait)
             if self._is_small:
-                self._kept[index] = found
+                self._cache[index] = found
         return found
 
     @cached_property
-    def _kept(self) -> dict[int, tuple[NDArray[np.uint8], list[NDArray[np.float32]]]]:
+    def _cache(self) -> dict[int, tuple[NDArray[np.uint8], list[NDArray[np.float32]]]]:
         return {}
 
     @cached_property

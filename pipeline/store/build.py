@@ -103,7 +103,7 @@ def build_store(
 
     done = {record.window for record in records}
     missing = [window for window in scene.shards if window not in done]
-    sketches = empty_sketches(scene)
+    sketches = _empty_sketches(scene)
 
     def take(filled: BuiltShard) -> None:
         records.append(filled.record)
@@ -157,7 +157,7 @@ def _resume(target: _Target, fingerprint: str) -> tuple[list[ShardRecord], Objec
     return found, template
 
 
-def empty_sketches(scene: PreparedScene) -> dict[str, QuantileSketch]:
+def _empty_sketches(scene: PreparedScene) -> dict[str, QuantileSketch]:
     """Empty histograms for a scene's sources."""
     return {s.declared.name: QuantileSketch(s.bands, s.dtype) for s in scene.sources}
 
@@ -178,7 +178,7 @@ def _sketched(scene: PreparedScene, arrays: dict[str, NDArray[Any]]) -> dict[str
     sources = scene.template.sources
     valid = {source.name: arrays[f"valid/{source.name}"].view(bool) for source in sources}
     trained = arrays["split"] == CODES["train"]
-    sketches = empty_sketches(scene)
+    sketches = _empty_sketches(scene)
     if trained.any():
         for source in sources:
             sketches[source.name].add_at(arrays[f"sources/{source.name}"], valid[source.name], trained)

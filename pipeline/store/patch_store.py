@@ -124,11 +124,11 @@ class PatchStore:
             return np.asarray(self.array(name)[box])
         except (ValueError, RuntimeError) as error:
             raise InputError(
-                f"{self.url}/{self._broken(name, box)}: is damaged ({error}). `mibf verify` lists all damage; "
+                f"{self.url}/{self._unreadable_key(name, box)}: is damaged ({error}). `mibf verify` lists all damage; "
                 "`mibf prepare` rewrites the store."
             ) from error
 
-    def _broken(self, name: str, box: tuple[slice, ...]) -> str:
+    def _unreadable_key(self, name: str, box: tuple[slice, ...]) -> str:
         """Key of the first unreadable shard of an array that overlaps a box; the array's name if all can be read."""
         array, cut = self.array(name), box[-2:]
         assert array.shards is not None
@@ -177,7 +177,7 @@ class PatchStore:
         """The `CHUNK`-sided windows that hold samples of a subset, with the number of samples per class.
 
         Raises:
-            ClosedSubsetError: the store was opened without that subset.
+            SubsetHiddenError: the store was opened without that subset.
         """
         if subset in self.without:
             raise SubsetHiddenError(f"{self.url}: was opened without the {subset} subset")

@@ -68,7 +68,7 @@ def collect_statistics(
         each(1)
 
     task = _Task(url, patch, frozenset(sketched))
-    executor.each(_survey_shard, task, windows(store.shape, store.shard), take)
+    executor.each(_shard_statistics, task, windows(store.shape, store.shard), take)
     return total
 
 
@@ -93,7 +93,7 @@ def _store(url: str, token: str) -> PatchStore:
     return PatchStore(url)
 
 
-def _survey_shard(task: _Task, shard: Window) -> tuple[Window, StoreStatistics]:
+def _shard_statistics(task: _Task, shard: Window) -> tuple[Window, StoreStatistics]:
     store = _store(task.url, task.token)
     reach = task.patch - 1
     rows, columns = store.shape

@@ -82,10 +82,10 @@ def create_store(target: zarr_store.ChecksumStore, template: Template, *, finger
     for name in ("sources", "valid"):
         group.create_group(name)
     for source, dtype in zip(template.sources, template.dtypes, strict=True):
-        create_array(group, f"sources/{source.name}", template, dtype, 0, bands=source.bands, scale=source.scale)
-        create_array(group, f"valid/{source.name}", template, np.dtype(np.uint8), 0, scale=source.scale)
-    create_array(group, "labels", template, np.dtype(np.uint8), UNLABELLED)
-    create_array(group, "split", template, np.dtype(np.uint8), 0)
+        _create_array(group, f"sources/{source.name}", template, dtype, 0, bands=source.bands, scale=source.scale)
+        _create_array(group, f"valid/{source.name}", template, np.dtype(np.uint8), 0, scale=source.scale)
+    _create_array(group, "labels", template, np.dtype(np.uint8), UNLABELLED)
+    _create_array(group, "split", template, np.dtype(np.uint8), 0)
     rows, columns = template.shape
     counted = (len(SUBSETS), len(template.classes), -(-rows // CHUNK), -(-columns // CHUNK))
     group.create_array(
@@ -108,7 +108,7 @@ def create_store(target: zarr_store.ChecksumStore, template: Template, *, finger
     )
 
 
-def create_array(
+def _create_array(
     group: zarr.Group,
     name: str,
     template: Template,

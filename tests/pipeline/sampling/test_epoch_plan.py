@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sampling.epoch_plan import WindowDraws, epoch_groups, expected_draws, group_windows, rounded_draws, times_drawn
+from pipeline.sampling.epoch_plan import WindowDraws, epoch_windows, expected_draws, make_groups, rounded_draws, times_drawn
 
 
 @given(
@@ -49,7 +49,7 @@ def test_draws_are_split_over_workers_once_and_evenly(seed: int, epoch: int, wor
     drawn = [np.zeros(n, np.int64) for n in samples.sum(axis=1)]
     totals, whole = [], {}
     for rank in range(workers):
-        parts = epoch_groups(samples, frequencies=how, seed=seed, epoch=epoch, rank=rank, workers=workers)
+        parts = epoch_windows(samples, frequencies=how, seed=seed, epoch=epoch, rank=rank, workers=workers)
         totals.append(0)
         for part in takewhile(lambda part: part.lap == 0, parts):
             times = times_drawn(part, np.random.default_rng(part.index))
@@ -63,14 +63,14 @@ def test_draws_are_split_over_workers_once_and_evenly(seed: int, epoch: int, wor
 
 
 def test_worker_without_windows_draws_from_all() -> None:
-    parts = epoch_groups(np.array([[1, 1]]), frequencies="natural", seed=0, epoch=0, rank=0, workers=3)
+    parts = epoch_windows(np.array([[1, 1]]), frequencies="natural", seed=0, epoch=0, rank=0, workers=3)
     assert [(p.index, p.lap, p.total) for p in islice(parts, 3)] == [(0, 0, 2), (0, 1, 2), (0, 2, 2)]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 120))
 def test_groups_contain_as_many_windows_as_fit(sizes: list[int], limit: int) -> None:
     parts = [WindowDraws.full(i, i // 20, np.array([n]), np.array([n])) for i, n in enumerate(sizes)]
-    groups = list(group_windows(parts, size=lambda part: part.total, limit=limit))
+    groups = list(make_groups(parts, size=lambda part: part.total, limit=limit))
     assert [part for group in groups for part in group.parts] == parts
     assert [group.number for group in groups] == list(range(len(groups)))
     for group in groups:
