@@ -267,8 +267,10 @@ def _our_steps(
     """Return training steps as `mibf train` runs them."""
     network = to_device(MIBFNet(spec), batches[0][0].device)
     data = [Batch(tuple(x.cpu().numpy() for x in batch), labels.numpy()) for batch in batches]
-    optimiser, schedule = make_optimizer(network.parameters(), rate=1e-3, weight_decay=5e-4, steps=10_000, warmup=100)
-    return partial(train_epoch, TrainState(network, optimiser, schedule, beta=1e-4, precision=precision), data)
+    optimizer, schedule = make_optimizer(
+        network.parameters(), learning_rate=1e-3, weight_decay=5e-4, steps=10_000, warmup=100
+    )
+    return partial(train_epoch, TrainState(network, optimizer, schedule, beta=1e-4, precision=precision), data)
 
 
 def _gemms(precision: Precision, device: torch.device) -> Iterator[Case]:

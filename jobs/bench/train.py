@@ -164,7 +164,7 @@ class _AuthorsLoop:
         torch.manual_seed(0)
         plain = PlainSteps(PlainNetwork(self.prepared.spec), self.device, beta=self.prepared.config.model.beta)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            plain.optimiser, lambda step: schedule_factor(step, steps=self.steps, warmup=self.steps // 20)
+            plain.optimizer, lambda step: schedule_factor(step, steps=self.steps, warmup=self.steps // 20)
         )
         for sources, labels in self._loaded():
             plain.step(sources, labels)

@@ -64,7 +64,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
     evaluation: dict[str, Any] = measured.figures() | {
         "fingerprint": fingerprint,
         "priors": priors,
-        "by_priors": {choice: _accuracies(judge) for choice, judge in predictions[0].by_priors.items()},
+        "by_priors": {choice: _accuracies(reliability) for choice, reliability in predictions[0].by_priors.items()},
         "temperature": bundle.temperature,
         "ece_uncalibrated": predictions[0].uncalibrated.figures()["ece"],
         "seeds": [
@@ -110,7 +110,7 @@ def _predict(bundle: Bundle, sampler: Sampler, beta: float, advance: Callable[[i
         sampler.in_order(batch=BATCH),
         beta=beta,
         precision="float32",
-        judges=[predictions.uncalibrated, *by_priors.values()],
+        observers=[predictions.uncalibrated, *by_priors.values()],
         after_step=advance,
     )
     return predictions
@@ -121,8 +121,8 @@ def _others(bundle: Bundle) -> list[int]:
     return [seed for seed in bundle.provenance.get("seeds", []) if seed != bundle.provenance.get("seed")]
 
 
-def _accuracies(judge: Reliability) -> dict[str, float]:
-    figures = judge.figures()
+def _accuracies(reliability: Reliability) -> dict[str, float]:
+    figures = reliability.figures()
     return {key: figures[key] for key in (*(key for key, _ in REPORTED), "ece", "brier", "log_loss")}
 
 

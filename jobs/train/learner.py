@@ -38,10 +38,10 @@ def make_train_state(settings: Settings, worker: WorkerContext, *, seed: int, st
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
-    optimiser, schedule = make_optimizer(
+    optimizer, schedule = make_optimizer(
         model.parameters(),
-        optimiser=section.optimizer,
-        rate=section.learning_rate,
+        optimizer=section.optimizer,
+        learning_rate=section.learning_rate,
         weight_decay=section.weight_decay,
         steps=total,
         warmup=round(section.warmup * total),
@@ -49,7 +49,7 @@ def make_train_state(settings: Settings, worker: WorkerContext, *, seed: int, st
     weights = settings.class_weights
     return TrainState(
         model,
-        optimiser,
+        optimizer,
         schedule,
         beta=settings.beta,
         precision=section.precision,

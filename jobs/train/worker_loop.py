@@ -212,7 +212,7 @@ class SeedTrainer:
             self.validation.in_order(batch=VALIDATION_BATCH),
             beta=learner.beta,
             precision=learner.precision,
-            judges=[calibration],
+            observers=[calibration],
         )
         return _named("validation", checked) | {"temperature": calibration.temperature()}
 
@@ -284,7 +284,7 @@ class SeedTrainer:
                 self.validation.in_order(batch=VALIDATION_BATCH),
                 beta=self.learner.beta,
                 precision=self.learner.precision,
-                judges=[raw, *calibrated.values()],
+                observers=[raw, *calibrated.values()],
             )
             result["uncalibrated"] = raw.figures()
             result["calibrated"] = {choice: reliability.figures() for choice, reliability in calibrated.items()}

@@ -88,7 +88,7 @@ class Dense:
         self.dtype = DTYPES[precision]
         self.folded = FoldedNetwork.of(network, device=self.device, dtype=self.dtype)
         noise = standard_draws(mc_samples, HIDDEN, seed=seed).to(self.device)
-        self.decoding = OutputDecoder(self.folded.decoder.weight.flatten(1), noise, temperature)
+        self.decoder = OutputDecoder(self.folded.decoder.weight.flatten(1), noise, temperature)
         self.rows = rows_within_budget(self.spec, self.dtype, BUDGET[self.device.type] if budget is None else budget)
 
     def with_rows(self, rows: int) -> Dense:
@@ -166,10 +166,12 @@ class Dense:
             span = slice(y + row, y + row + self.rows), slice(x, x + CELL)
             if not tile.wanted[span].any():
                 continue
-            belief = forward_from_features(self.folded, [encoder.features(row) for encoder in encoders], tuple(tile.results))
+            outputs = forward_from_features(
+                self.folded, [encoder.features(row) for encoder in encoders], tuple(tile.results)
+            )
             for name, result in tile.results.items():
                 part = result[..., span[0], span[1]]
-                values = self.decoding.product(name, belief).view(self.rows, CELL, -1).permute(2, 0, 1)
+                values = self.decoder.product(name, outputs).view(self.rows, CELL, -1).permute(2, 0, 1)
                 part.copy_(values[:, : part.shape[-2], : part.shape[-1]].view_as(part))
 
     def _tile_shape(self, sources: Sequence[Tensor]) -> tuple[int, int]:

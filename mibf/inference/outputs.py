@@ -102,50 +102,50 @@ class OutputDecoder:
         """Change of the logits per unit of each standard deviation, for each sample: (K * classes, D)."""
         return (self.noise[:, None] * self.decoder[None]).flatten(0, 1)
 
-    def product(self, name: ProductName, belief: PixelOutputs) -> Tensor:
+    def product(self, name: ProductName, outputs: PixelOutputs) -> Tensor:
         """Compute one product of B pixels: (B,), or (B, channels) for `probabilities`, `gate` and `logits`."""
-        return _MAKERS[name](self, belief)
+        return _MAKERS[name](self, outputs)
 
-    def log_probabilities(self, belief: PixelOutputs) -> Tensor:
+    def log_probabilities(self, outputs: PixelOutputs) -> Tensor:
         """Return the log-probabilities (B, classes)."""
-        return (belief.logits / self.temperature).log_softmax(dim=-1)
+        return (outputs.logits / self.temperature).log_softmax(dim=-1)
 
-    def drawn_logits(self, belief: PixelOutputs) -> Tensor:
+    def drawn_logits(self, outputs: PixelOutputs) -> Tensor:
         """Compute the logits of every sample z = mean + std * eps: (K, B, classes).
 
         The decoder is affine, so one matrix product suffices.
         """
-        assert belief.std is not None
-        pixels, classes = belief.logits.shape
-        shift = F.linear(belief.std, self.directions).view(pixels, len(self.noise), classes)
-        return (belief.logits + shift.transpose(0, 1)) / self.temperature
+        assert outputs.std is not None
+        pixels, classes = outputs.logits.shape
+        shift = F.linear(outputs.std, self.directions).view(pixels, len(self.noise), classes)
+        return (outputs.logits + shift.transpose(0, 1)) / self.temperature
 
 
-def _second(_: OutputDecoder, belief: PixelOutputs) -> Tensor:
+def _second(_: OutputDecoder, outputs: PixelOutputs) -> Tensor:
     """Return the class with the second-largest logit; the first one on ties, as for `class`."""
-    first = belief.logits.argmax(dim=-1, keepdim=True)
-    return belief.logits.scatter(-1, first, -torch.inf).argmax(dim=-1)
+    first = outputs.logits.argmax(dim=-1, keepdim=True)
+    return outputs.logits.scatter(-1, first, -torch.inf).argmax(dim=-1)
 
 
-def _rate(_: OutputDecoder, belief: PixelOutputs) -> Tensor:
-    assert belief.mean is not None
-    assert belief.std is not None
-    return kl_divergence(belief.mean, belief.std)
+def _kl(_: OutputDecoder, outputs: PixelOutputs) -> Tensor:
+    assert outputs.mean is not None
+    assert outputs.std is not None
+    return kl_divergence(outputs.mean, outputs.std)
 
 
-def _gate(_: OutputDecoder, belief: PixelOutputs) -> Tensor:
-    assert belief.gate is not None
-    return belief.gate
+def _gate(_: OutputDecoder, outputs: PixelOutputs) -> Tensor:
+    assert outputs.gate is not None
+    return outputs.gate
 
 
 _MAKERS: dict[ProductName, Callable[[OutputDecoder, PixelOutputs], Tensor]] = {
-    "class": lambda _, belief: belief.logits.argmax(dim=-1),
+    "class": lambda _, outputs: outputs.logits.argmax(dim=-1),
     "second_class": _second,
-    "confidence": lambda decoding, belief: decoding.log_probabilities(belief).amax(dim=-1).exp(),
-    "probabilities": lambda decoding, belief: decoding.log_probabilities(belief).exp(),
-    "entropy": lambda decoding, belief: entropy(decoding.log_probabilities(belief)),
-    "mutual_information": lambda decoding, belief: information(decoding.drawn_logits(belief)),
-    "kl": _rate,
+    "confidence": lambda decoder, outputs: decoder.log_probabilities(outputs).amax(dim=-1).exp(),
+    "probabilities": lambda decoder, outputs: decoder.log_probabilities(outputs).exp(),
+    "entropy": lambda decoder, outputs: entropy(decoder.log_probabilities(outputs)),
+    "mutual_information": lambda decoder, outputs: information(decoder.drawn_logits(outputs)),
+    "kl": _kl,
     "gate": _gate,
-    "logits": lambda _, belief: belief.logits,
+    "logits": lambda _, outputs: outputs.logits,
 }

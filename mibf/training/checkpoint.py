@@ -52,7 +52,7 @@ class Checkpoint:
     @classmethod
     def of(
         cls,
-        learner: TrainState,
+        state: TrainState,
         *,
         epoch: int,
         step: int = 0,
@@ -61,14 +61,14 @@ class Checkpoint:
         identity: dict[str, Any],
     ) -> Checkpoint:
         """Capture the current state."""
-        average = learner.average
+        average = state.average
         return cls(
-            network=learner.network.state_dict(),
+            network=state.network.state_dict(),
             average=None if average is None else average.network.state_dict(),
             average_steps=0 if average is None else average.steps,
-            optimiser=learner.optimiser.state_dict(),
-            schedule=_plain(learner.schedule.state_dict()),
-            scaler=None if learner.scaler is None else learner.scaler.state_dict(),
+            optimiser=state.optimizer.state_dict(),
+            schedule=_plain(state.schedule.state_dict()),
+            scaler=None if state.scaler is None else state.scaler.state_dict(),
             epoch=epoch,
             step=step,
             sums=sums,
@@ -76,21 +76,21 @@ class Checkpoint:
             identity=identity,
         )
 
-    def restore(self, learner: TrainState) -> None:
+    def restore(self, state: TrainState) -> None:
         """Restore the state, in place.
 
         Raises:
             InputError: the state belongs to a different network, optimiser or precision.
         """
         try:
-            learner.network.load_state_dict(self.network)
-            learner.optimiser.load_state_dict(self.optimiser)
-            learner.schedule.load_state_dict(self.schedule)
-            if learner.average is not None and self.average is not None:
-                learner.average.network.load_state_dict(self.average)
-                learner.average.steps = self.average_steps
-            if learner.scaler is not None and self.scaler is not None:
-                learner.scaler.load_state_dict(self.scaler)
+            state.network.load_state_dict(self.network)
+            state.optimizer.load_state_dict(self.optimiser)
+            state.schedule.load_state_dict(self.schedule)
+            if state.average is not None and self.average is not None:
+                state.average.network.load_state_dict(self.average)
+                state.average.steps = self.average_steps
+            if state.scaler is not None and self.scaler is not None:
+                state.scaler.load_state_dict(self.scaler)
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(
                 f"a checkpoint does not fit the network or optimiser to be resumed ({error}); "

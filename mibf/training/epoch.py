@@ -50,7 +50,7 @@ class TrainState:
 
     Args:
         model: an `MIBFNet` or a data-parallel wrapper of one.
-        optimiser: a fused one of torch, as from `make_optimizer`, which skips its step if `found_inf` is set.
+        optimizer: a fused one of torch, as from `make_optimizer`, which skips its step if `found_inf` is set.
         schedule: of the learning rate.
         beta: the weight of the KL term in the loss.
         precision: of the forward pass; with "fp16" the loss is scaled so that gradients do not vanish.
@@ -61,7 +61,7 @@ class TrainState:
     """
 
     model: nn.Module
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     beta: float
     precision: Precision = "float32"
@@ -107,15 +107,15 @@ class NonFiniteGuard:
     `_CHECK_STEPS` steps, and at the end, whether that happened.
     """
 
-    def __init__(self, learner: TrainState) -> None:
-        device = learner.device
+    def __init__(self, state: TrainState) -> None:
+        device = state.device
         # A scaler replaces our `found_inf` with its own, so the host must check at every step.
-        self.every = 1 if learner.scaler else _CHECK_STEPS[device.type]
+        self.every = 1 if state.scaler else _CHECK_STEPS[device.type]
         self.batch = torch.full((), -1, device=device)
         self.seen = torch.zeros(2, device=device)  # loss and gradient norm of that batch
         self.found_inf = torch.zeros((), device=device)
-        self.scaler = learner.scaler
-        learner.optimiser.found_inf = self.found_inf  # type: ignore[attr-defined]  # set by torch's gradient scaler, too
+        self.scaler = state.scaler
+        state.optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]  # set by torch's gradient scaler, too
 
     @torch.no_grad()
     def record(self, position: int, loss: Tensor, norm: Tensor) -> None:
@@ -222,7 +222,7 @@ class Step(NamedTuple):
 
 
 def train_epoch(
-    learner: TrainState,
+    state: TrainState,
     batches: Iterable[Batch],
     *,
     samples: int | None = None,
@@ -237,7 +237,7 @@ def train_epoch(
     at the end (`TrainState.average_buffers`).
 
     Args:
-        learner: what is trained.
+        state: what is trained.
         batches: of this worker.
         samples: number of samples of all workers in a step; default this worker's batch times the number of workers.
         start: number of steps of the epoch that are already done.
@@ -250,26 +250,26 @@ def train_epoch(
         NonFiniteError: the loss or gradient of a batch is not finite; weights are as before that batch (buffers are
             not).
     """
-    network = learner.network
-    device = learner.device
+    network = state.network
+    device = state.device
     sums = MetricAccumulator(network.spec.classes, device) if sums is None else sums
-    guard = NonFiniteGuard(learner)
-    learner.model.train()
+    guard = NonFiniteGuard(state)
+    state.model.train()
     for position, (batch, waited) in enumerate(_timed(batches), start):
         if seed is not None:
             torch.manual_seed(seed(position))
         own = len(batch.labels)
         # The wrapper averages over workers, so each worker scales its loss to its share of the mean over the step.
         share = 1.0 if samples is None else own * workers() / samples
-        loss = _backward(learner, batch, share, sums)
-        _optimizer_step(learner, guard, position, loss)
-        learner.schedule.step()
+        loss = _backward(state, batch, share, sums)
+        _optimizer_step(state, guard, position, loss)
+        state.schedule.step()
         average_over_workers([network.noise.mean_gate])
-        if learner.average is not None:
-            learner.average.update(network)
+        if state.average is not None:
+            state.average.update(network)
         after_step(Step(position + 1, own, waited, loss, sums, guard.raise_if_nonfinite))
     guard.raise_if_nonfinite()
-    learner.average_buffers()
+    state.average_buffers()
     return sums.figures()
 
 
@@ -284,20 +284,20 @@ def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
         yield batch, time.perf_counter() - start
 
 
-def _backward(learner: TrainState, batch: Batch, share: float, sums: MetricAccumulator) -> Tensor:
+def _backward(state: TrainState, batch: Batch, share: float, sums: MetricAccumulator) -> Tensor:
     """Compute the gradient of a batch's loss times `share`, piece by piece; return the loss."""
-    learner.optimiser.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad(set_to_none=True)
     own = len(batch.labels)
-    pieces = _split_batch(batch, learner.pieces)
+    pieces = _split_batch(batch, state.pieces)
     losses = []
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
-        with nullcontext() if last else _no_grad_sync(learner.model):
-            output, labels = _forward(learner.model, piece, learner.device, learner.precision)
-            loss = objective(output, labels, beta=learner.beta, weights=learner.weights)
+        with nullcontext() if last else _no_grad_sync(state.model):
+            output, labels = _forward(state.model, piece, state.device, state.precision)
+            loss = objective(output, labels, beta=state.beta, weights=state.weights)
             part = loss.total * (len(labels) / own)
             scaled = part if share == 1.0 else part * share
-            torch.autograd.backward(learner.scaler.scale(scaled) if learner.scaler else scaled)
+            torch.autograd.backward(state.scaler.scale(scaled) if state.scaler else scaled)
         sums.add(loss, output.logits, labels)
         losses.append(part.detach())
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
@@ -317,22 +317,22 @@ def _no_grad_sync(model: nn.Module) -> AbstractContextManager[Any]:
     return nullcontext() if no_sync is None else no_sync()
 
 
-def _optimizer_step(learner: TrainState, guard: NonFiniteGuard, position: int, loss: Tensor) -> None:
+def _optimizer_step(state: TrainState, guard: NonFiniteGuard, position: int, loss: Tensor) -> None:
     """Take an optimiser step, unless something is not finite."""
-    optimiser, scaler = learner.optimiser, learner.scaler
+    optimizer, scaler = state.optimizer, state.scaler
     if scaler:
-        scaler.unscale_(optimiser)
-    parameters = [p for p in learner.network.parameters() if p.grad is not None]
+        scaler.unscale_(optimizer)
+    parameters = [p for p in state.network.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if learner.clip_grad_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, learner.clip_grad_norm, norm)
+    if state.clip_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, state.clip_grad_norm, norm)
     # The averaged gradient carries any worker's NaN to all of them, so all stop at the same batch.
     guard.record(position, loss, norm)
     if scaler:
-        scaler.step(optimiser)
+        scaler.step(optimizer)
         scaler.update()
     else:
-        optimiser.step()
+        optimizer.step()
 
 
 class ValidationObserver(Protocol):
@@ -349,10 +349,10 @@ def validate(
     *,
     beta: float,
     precision: Precision,
-    judges: Sequence[ValidationObserver] = (),
+    observers: Sequence[ValidationObserver] = (),
     after_step: Callable[[int], None] = lambda samples: None,
 ) -> EpochMetrics:
-    """Compute the metrics of a network in evaluation mode over the batches of all workers; `judges` receive its logits."""
+    """Compute the metrics of a network in evaluation mode over all workers' batches; `observers` receive its logits."""
     device = next(network.parameters()).device
     sums = MetricAccumulator(network.spec.classes, device)
     network.eval()
@@ -360,8 +360,8 @@ def validate(
         with ieee_float32(device):
             output, labels = _forward(network, batch, device, precision)
         sums.add(objective(output, labels, beta=beta), output.logits, labels)
-        for judge in judges:
-            judge.add(output.logits, labels)
+        for observer in observers:
+            observer.add(output.logits, labels)
         after_step(len(labels))
     return sums.figures()
 

@@ -29,14 +29,14 @@ def schedule_factor(step: int, *, steps: int, warmup: int) -> float:
 def make_optimizer(
     parameters: Iterable[Parameter],
     *,
-    rate: float,
+    learning_rate: float,
     weight_decay: float,
     steps: int,
     warmup: int,
-    optimiser: Optimizer = "adamw",
+    optimizer: Optimizer = "adamw",
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """Create the optimiser at the peak learning rate and the schedule that steps with it."""
     kinds: dict[Optimizer, type[torch.optim.Adam]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
-    instance = kinds[optimiser](parameters, lr=rate, weight_decay=weight_decay, fused=True)
+    instance = kinds[optimizer](parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(instance, lambda step: schedule_factor(step, steps=steps, warmup=warmup))
     return instance, schedule

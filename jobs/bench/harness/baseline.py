@@ -139,13 +139,13 @@ class PlainSteps:
 
     def __init__(self, network: MIBFNet, device: torch.device, *, beta: float = 1e-4) -> None:
         self.network, self.device, self.beta = network.to(device).train(), device, beta
-        self.optimiser = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=5e-4, fused=False)
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=5e-4, fused=False)
 
     def step(self, sources: Sequence[Tensor], labels: Tensor) -> float:
         """Run one optimizer step on a batch and return its loss."""
         output = self.network([x.to(self.device) for x in sources])
         loss = objective(output, labels.to(self.device), beta=self.beta)
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         torch.autograd.backward(loss.total)
-        self.optimiser.step()
+        self.optimizer.step()
         return loss.total.item()

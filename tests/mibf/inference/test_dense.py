@@ -130,7 +130,7 @@ def test_mutual_information_matches_monte_carlo_samples_of_decoder() -> None:
     found = dense(tile, products=["mutual_information"])["mutual_information"].flatten()
     output = network_on_patches(network, tile, [(y, x) for y in range(4) for x in range(6)])
     sampled = torch.stack(
-        [network.bottleneck.decoder(output.mean + output.std * eps).softmax(dim=1) for eps in dense.decoding.noise]
+        [network.bottleneck.decoder(output.mean + output.std * eps).softmax(dim=1) for eps in dense.decoder.noise]
     )
     categorical = torch.distributions.Categorical
     wanted = categorical(probs=sampled.mean(dim=0)).entropy() - categorical(probs=sampled).entropy().mean(dim=0)
@@ -329,7 +329,7 @@ def test_bf16_changes_few_labels_of_trained_network() -> None:
     fields = 0.6 + 0.1 * rough + 0.005 * torch.randn(rough.shape)
     tile = [fields[:3].contiguous(), fields[3:].contiguous()]
     network = MIBFNet(spec)
-    optimiser, schedule = make_optimizer(network.parameters(), rate=3e-3, weight_decay=5e-4, steps=120, warmup=10)
+    optimizer, schedule = make_optimizer(network.parameters(), learning_rate=3e-3, weight_decay=5e-4, steps=120, warmup=10)
 
     def batches() -> Iterator[Batch]:
         for _ in range(120):
@@ -337,7 +337,7 @@ def test_bf16_changes_few_labels_of_trained_network() -> None:
             cut = [np.stack([s[:, a : a + 5, b : b + 5].numpy() for a, b in zip(y, x, strict=True)]) for s in tile]
             yield Batch((cut[0], cut[1]), truth[2:-2, 2:-2][y, x].numpy())
 
-    train_epoch(TrainState(network, optimiser, schedule, beta=1e-4), batches())
+    train_epoch(TrainState(network, optimizer, schedule, beta=1e-4), batches())
     exact, fast = (Dense(network.eval(), precision=p)(tile, products=["class"])["class"] for p in ("float32", "bf16"))
     assert (exact == truth[2:-2, 2:-2]).float().mean() > 0.9  # the network has learnt
     # Labels change only where two classes are nearly equal: up to 0.012 apart was observed. The number of such pixels

@@ -47,21 +47,21 @@ def test_monte_carlo_noise_depends_only_on_seed() -> None:
 
 @given(st.lists(st.lists(st.sampled_from([-1.0, 0.0, 2.0, 2.5]), min_size=3, max_size=3), min_size=1, max_size=8))
 def test_second_class_is_next_best_with_ties_to_lower_index(rows: list[list[float]]) -> None:
-    decoding = OutputDecoder(torch.zeros(3, 6), standard_draws(2, 6, seed=0))
-    belief = PixelOutputs(torch.tensor(rows), None, None, None)
-    first, second = (decoding.product(name, belief).tolist() for name in ("class", "second_class"))
+    decoder = OutputDecoder(torch.zeros(3, 6), standard_draws(2, 6, seed=0))
+    outputs = PixelOutputs(torch.tensor(rows), None, None, None)
+    first, second = (decoder.product(name, outputs).tolist() for name in ("class", "second_class"))
     for logits, best, next_best in zip(rows, first, second, strict=True):
         assert [best, next_best] == sorted(range(3), key=lambda i: (-logits[i], i))[:2]
 
 
 def test_sampled_logits_equal_decoder_on_each_sample() -> None:
     torch.manual_seed(0)
-    decoder = torch.nn.Linear(6, 3)
+    layer = torch.nn.Linear(6, 3)
     mean, std = torch.randn(5, 6), torch.rand(5, 6)
-    decoding = OutputDecoder(decoder.weight.detach(), standard_draws(7, 6, seed=0), temperature=2.0)
+    decoder = OutputDecoder(layer.weight.detach(), standard_draws(7, 6, seed=0), temperature=2.0)
     with torch.no_grad():
-        found = decoding.drawn_logits(PixelOutputs(decoder(mean), torch.ones(5, 1), mean, std))
-        wanted = torch.stack([decoder(mean + std * eps) for eps in decoding.noise]) / 2
+        found = decoder.drawn_logits(PixelOutputs(layer(mean), torch.ones(5, 1), mean, std))
+        wanted = torch.stack([layer(mean + std * eps) for eps in decoder.noise]) / 2
     torch.testing.assert_close(found, wanted)
 
 

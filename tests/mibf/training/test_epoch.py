@@ -58,19 +58,19 @@ def fresh(steps: int = 40, *, spec: NetworkSpec = SPEC, average: float | None = 
     torch.manual_seed(0)
     network = MIBFNet(spec)
     moving = None if average is None else ExponentialMovingAverage(network, decay=average)
-    made = make_optimizer(network.parameters(), rate=3e-3, weight_decay=1e-4, steps=steps, warmup=4)
+    made = make_optimizer(network.parameters(), learning_rate=3e-3, weight_decay=1e-4, steps=steps, warmup=4)
     return TrainState(network, *made, beta=1e-4, average=moving, **given)
 
 
-def epoch(learner: TrainState, given_batches: Iterator[Batch]) -> float:
-    return train_epoch(learner, given_batches).cross_entropy
+def epoch(state: TrainState, given_batches: Iterator[Batch]) -> float:
+    return train_epoch(state, given_batches).cross_entropy
 
 
 def test_training_reduces_loss_and_reaches_95_percent_accuracy() -> None:
-    learner = fresh()
-    first = epoch(learner, batches(20))
-    epoch(learner, batches(20, seed=1))
-    figures = validate(learner.network, batches(5, seed=2), beta=1e-4, precision="float32")
+    state = fresh()
+    first = epoch(state, batches(20))
+    epoch(state, batches(20, seed=1))
+    figures = validate(state.network, batches(5, seed=2), beta=1e-4, precision="float32")
     assert figures.cross_entropy < 0.5 * first
     assert figures.confusion.samples == 5 * 32
     assert figures.confusion.overall_accuracy > 0.95
@@ -78,26 +78,26 @@ def test_training_reduces_loss_and_reaches_95_percent_accuracy() -> None:
 
 @pytest.mark.parametrize("without", [("noise",), ("relation",), ("bottleneck",), PARTS])
 def test_ablated_network_reduces_loss(without: tuple[NetworkPart, ...]) -> None:
-    learner = fresh(spec=replace(SPEC, without=without))
-    first = epoch(learner, batches(20))
-    assert epoch(learner, batches(20, seed=1)) < 0.5 * first
-    figures = validate(learner.network, batches(5, seed=2), beta=1e-4, precision="float32")
+    state = fresh(spec=replace(SPEC, without=without))
+    first = epoch(state, batches(20))
+    assert epoch(state, batches(20, seed=1)) < 0.5 * first
+    figures = validate(state.network, batches(5, seed=2), beta=1e-4, precision="float32")
     assert (figures.rate == 0) == ("bottleneck" in without)
 
 
 def test_single_source_network_reaches_95_percent_accuracy() -> None:
-    learner = fresh(spec=NetworkSpec(SPEC.sources[1:], classes=2, patch=5, without=("noise", "relation")))
+    state = fresh(spec=NetworkSpec(SPEC.sources[1:], classes=2, patch=5, without=("noise", "relation")))
     radar = [Batch(batch.sources[1:], batch.labels) for batch in batches(45)]
-    epoch(learner, iter(radar[:40]))
-    assert validate(learner.network, radar[40:], beta=1e-4, precision="float32").confusion.overall_accuracy > 0.95
-    assert torch.equal(learner.network.noise.mean_gate, torch.ones(1))
+    epoch(state, iter(radar[:40]))
+    assert validate(state.network, radar[40:], beta=1e-4, precision="float32").confusion.overall_accuracy > 0.95
+    assert torch.equal(state.network.noise.mean_gate, torch.ones(1))
 
 
 def test_same_seed_gives_identical_weights() -> None:
     one, other = fresh(), fresh()
-    for learner in (one, other):
+    for state in (one, other):
         torch.manual_seed(5)
-        epoch(learner, batches(6))
+        epoch(state, batches(6))
     for a, b in zip(one.network.state_dict().values(), other.network.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
@@ -116,14 +116,14 @@ def test_validation_metrics_do_not_depend_on_batch_boundaries() -> None:
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_nonfinite_input_raises_before_optimizer_step(poison: float) -> None:
-    learner = fresh()
+    state = fresh()
     good, bad = batches(2)
     bad.sources[0][0, 0, 0, 0] = poison
-    epoch(learner, iter([good]))
-    before = [p.clone() for p in learner.network.parameters()]
+    epoch(state, iter([good]))
+    before = [p.clone() for p in state.network.parameters()]
     with pytest.raises(NonFiniteError, match="batch 0"):
-        epoch(learner, iter([bad]))
-    assert all(torch.equal(a, b) for a, b in zip(before, learner.network.parameters(), strict=True))
+        epoch(state, iter([bad]))
+    assert all(torch.equal(a, b) for a, b in zip(before, state.network.parameters(), strict=True))
     with pytest.raises(NonFiniteError, match="batch 2"):
         epoch(fresh(), iter([*batches(2), bad]))
 
@@ -161,13 +161,13 @@ def test_step_check_raises_at_bad_batch_before_delayed_check(monkeypatch: pytest
 
 def _train_and_return_mean_gate(rank: int) -> dict[str, Any]:
     """Run one of two workers, each with its own batches."""
-    learner = fresh()
-    network = learner.network
-    learner.model = DistributedDataParallel(network, broadcast_buffers=False)
+    state = fresh()
+    network = state.network
+    state.model = DistributedDataParallel(network, broadcast_buffers=False)
     seen: list[torch.Tensor] = []
     observe = network.noise.observe
     network.noise.observe = lambda gate: (observe(gate), seen.append(network.noise.mean_gate.clone()))[0]
-    train_epoch(learner, batches(3, seed=rank))
+    train_epoch(state, batches(3, seed=rank))
     return {"own": seen[-1], "mean": network.noise.mean_gate}
 
 
@@ -184,10 +184,10 @@ def test_mean_gate_is_averaged_over_workers(tmp_path: Path) -> None:
 def test_compiled_network_trains_to_similar_weights() -> None:
     plain, compiled = fresh(), fresh()
     compiled.network.compile()
-    for learner in (plain, compiled):
+    for state in (plain, compiled):
         torch.manual_seed(0)
-        learner.network.noise.mean_gate.fill_(0.5)
-        epoch(learner, batches(2))
+        state.network.noise.mean_gate.fill_(0.5)
+        epoch(state, batches(2))
     assert plain.network.state_dict().keys() == compiled.network.state_dict().keys()
     for name, value in plain.network.named_parameters():
         assert torch.isfinite(compiled.network.get_parameter(name)).all()
@@ -195,12 +195,12 @@ def test_compiled_network_trains_to_similar_weights() -> None:
 
 
 def run_epoch(
-    learner: TrainState, number: int, *, start: int = 0, sums: MetricAccumulator | None = None
+    state: TrainState, number: int, *, start: int = 0, sums: MetricAccumulator | None = None
 ) -> tuple[list[float], EpochMetrics]:
     """Run an epoch of six steps from step `start`; return the loss of each step and the epoch metrics."""
     losses: list[float] = []
     figures = train_epoch(
-        learner,
+        state,
         islice(batches(6, seed=number), start, None),
         start=start,
         sums=sums,
@@ -289,8 +289,8 @@ def test_accumulated_gradients_equal_full_batch_gradients() -> None:
     (half,) = batches(1, size=16)
     twice = Batch(tuple(np.concatenate([x, x]) for x in half.sources), np.concatenate([half.labels, half.labels]))
     whole, pieces = fresh(spec=DETERMINISTIC), fresh(spec=DETERMINISTIC, pieces=2)
-    for learner in (whole, pieces):
-        train_epoch(learner, iter([twice]))
+    for state in (whole, pieces):
+        train_epoch(state, iter([twice]))
     for (name, a), b in zip(whole.network.named_parameters(), pieces.network.parameters(), strict=True):
         assert a.grad is not None
         assert b.grad is not None
@@ -298,64 +298,62 @@ def test_accumulated_gradients_equal_full_batch_gradients() -> None:
 
 
 def test_accumulation_avoids_one_sample_pieces_and_counts_all_samples() -> None:
-    learner = fresh(pieces=8)
-    figures = train_epoch(learner, batches(2, size=9))
+    state = fresh(pieces=8)
+    figures = train_epoch(state, batches(2, size=9))
     assert figures.confusion.samples == 18
 
 
 def test_gradient_norm_is_clipped() -> None:
     loose, tight = fresh(spec=DETERMINISTIC), fresh(spec=DETERMINISTIC, clip_grad_norm=0.01)
     norms = []
-    for learner in (loose, tight):
-        train_epoch(learner, batches(1))
-        norms.append(
-            math.sqrt(sum(float(p.grad.square().sum()) for p in learner.network.parameters() if p.grad is not None))
-        )
+    for state in (loose, tight):
+        train_epoch(state, batches(1))
+        norms.append(math.sqrt(sum(float(p.grad.square().sum()) for p in state.network.parameters() if p.grad is not None)))
     assert norms[0] > 0.02
     assert norms[1] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_moving_average_of_weights_follows_formula() -> None:
-    learner = fresh(average=0.9)
-    assert learner.average is not None
-    expected = {name: value.clone() for name, value in learner.network.named_parameters()}
+    state = fresh(average=0.9)
+    assert state.average is not None
+    expected = {name: value.clone() for name, value in state.network.named_parameters()}
 
     def follow(step: Step) -> None:
         done = step.number - 1
         decay = min(0.9, (1 + done) / (10 + done))
-        for name, value in learner.network.named_parameters():
+        for name, value in state.network.named_parameters():
             expected[name] = decay * expected[name] + (1 - decay) * value.detach()
 
-    train_epoch(learner, batches(12), after_step=follow)
-    assert learner.eval_network is learner.average.network
-    for name, value in learner.eval_network.named_parameters():
+    train_epoch(state, batches(12), after_step=follow)
+    assert state.eval_network is state.average.network
+    for name, value in state.eval_network.named_parameters():
         torch.testing.assert_close(value, expected[name])
 
 
 def test_float16_reduces_loss_and_checkpoint_restores_loss_scaler() -> None:
     """Test it on the CPU, although the command line does not offer float16 there."""
-    learner = fresh(precision="fp16")
-    assert learner.scaler is not None
-    before = [p.clone() for p in learner.network.parameters()]
-    first = epoch(learner, batches(20))
-    assert epoch(learner, batches(20, seed=1)) < first
-    assert any(not torch.equal(a, b) for a, b in zip(before, learner.network.parameters(), strict=True))
-    content = Checkpoint.of(learner, epoch=1, history=[], identity={}).to_bytes()
+    state = fresh(precision="fp16")
+    assert state.scaler is not None
+    before = [p.clone() for p in state.network.parameters()]
+    first = epoch(state, batches(20))
+    assert epoch(state, batches(20, seed=1)) < first
+    assert any(not torch.equal(a, b) for a, b in zip(before, state.network.parameters(), strict=True))
+    content = Checkpoint.of(state, epoch=1, history=[], identity={}).to_bytes()
     resumed = fresh(precision="fp16")
     Checkpoint.from_bytes(content).restore(resumed)
     assert resumed.scaler is not None
-    assert resumed.scaler.state_dict() == learner.scaler.state_dict()
+    assert resumed.scaler.state_dict() == state.scaler.state_dict()
 
 
 def test_float16_raises_on_nonfinite_loss() -> None:
-    learner = fresh(precision="fp16")
+    state = fresh(precision="fp16")
     good, bad = batches(2)
     bad.sources[0][0, 0, 0, 0] = np.nan
-    epoch(learner, iter([good]))
-    before = [p.clone() for p in learner.network.parameters()]
+    epoch(state, iter([good]))
+    before = [p.clone() for p in state.network.parameters()]
     with pytest.raises(NonFiniteError, match="batch 0"):
-        epoch(learner, iter([bad]))
-    assert all(torch.equal(a, b) for a, b in zip(before, learner.network.parameters(), strict=True))
+        epoch(state, iter([bad]))
+    assert all(torch.equal(a, b) for a, b in zip(before, state.network.parameters(), strict=True))
 
 
 def test_float16_on_cpu_is_refused() -> None:
@@ -366,14 +364,14 @@ def test_float16_on_cpu_is_refused() -> None:
 
 def _train_unequal_share(rank: int) -> dict[str, Any]:
     """Run one of two workers; the first has 20 samples of each step, the second has 12."""
-    learner = fresh(spec=DETERMINISTIC)
-    synchronize(learner.network)
-    learner.model = DistributedDataParallel(learner.network, broadcast_buffers=False)
+    state = fresh(spec=DETERMINISTIC)
+    synchronize(state.network)
+    state.model = DistributedDataParallel(state.network, broadcast_buffers=False)
     own = slice(0, 20) if rank == 0 else slice(20, 32)
     parts = (Batch(tuple(x[own] for x in b.sources), b.labels[own]) for b in batches(1))
-    figures = train_epoch(learner, parts, samples=32)
-    gradients = {name: p.grad for name, p in learner.network.named_parameters()}
-    return {"loss": figures.loss, "gradients": gradients, "buffers": dict(learner.network.named_buffers())}
+    figures = train_epoch(state, parts, samples=32)
+    gradients = {name: p.grad for name, p in state.network.named_parameters()}
+    return {"loss": figures.loss, "gradients": gradients, "buffers": dict(state.network.named_buffers())}
 
 
 @pytest.mark.slow
