@@ -290,14 +290,26 @@ def test_lasting_store_outage_raises_with_url(dense: MemoryStore, background: bo
         next(drawn.shuffled(batch=512, seed=1, epoch=0))
 
 
-def test_closing_batches_does_not_wait_for_unavailable_store(dense: MemoryStore) -> None:
-    """When training is interrupted, the threads stop at once instead of after ten minutes of retries."""
-    store = UnavailableStore(dense.labels, failures=0)
-    drawn = make_sampler(store, group_windows=1)
+class StoreLostAfterFirstWindow(UnavailableStore):
+    """Store that becomes unavailable when the second window is read."""
+
+    def read_source(self, name: str, window: Window, *, halo: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        if len(self.reads) > 1:
+            self.failures = 10**9
+        return super().read_source(name, window, halo=halo)
+
+
+def test_closing_batches_does_not_wait_for_unavailable_store(dense: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When training is interrupted, the threads stop at once instead of when the retries end."""
+    monkeypatch.setattr(pipeline.io.retry, "FIRST_WAIT", 6.0)
+    monkeypatch.setattr(pipeline.io.retry, "RETRY_SECONDS", 10.0)
+    retrying = threading.Event()
+    store = StoreLostAfterFirstWindow(dense.labels, failures=0)
+    drawn = make_sampler(store, group_windows=1, report=lambda line: retrying.set())
     batches = drawn.shuffled(batch=512, seed=1, epoch=0)
     next(batches)
-    store.failures = 10**9
+    assert retrying.wait(5), "the second window must be read while the first is in use"
     begun = time.monotonic()
     batches.close()
     assert time.monotonic() - begun < 3
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mibf-")]
+    assert not prefetch_threads()
