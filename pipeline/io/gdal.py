@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import warnings
+
+from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.io.storage import is_local, local_path
 
 #: Prefixes of GDAL's virtual file systems, by URL scheme.
 GDAL_SCHEMES = {"s3": "/vsis3/", "gs": "/vsigs/", "gcs": "/vsigs/", "az": "/vsiaz/", "abfs": "/vsiaz/"}
+
+#: The filter of warnings that is set for images without a CRS, which are supported.
+_IGNORED = ("ignore", None, NotGeoreferencedWarning, None, 0)
 
 
 def gdal_path(url: str) -> str:
@@ -23,8 +29,11 @@ def gdal_path(url: str) -> str:
 def configure_gdal() -> None:
     """Configure how GDAL reads, and from which S3 server: the one that AWS_ENDPOINT_URL names, as for fsspec.
 
-    GDAL takes these settings from the environment, in every thread.
+    GDAL takes these settings from the environment, in every thread. rasterio's warning about images without a CRS is
+    suppressed.
     """
+    if _IGNORED not in warnings.filters:  # setting a filter again would repeat warnings that are shown once
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
     os.environ.setdefault("GDAL_CACHEMAX", "128")  # the default, 5 % of memory, would cache blocks that are read once
     os.environ.setdefault("GDAL_HTTP_MAX_RETRY", "4")
     os.environ.setdefault("GDAL_HTTP_RETRY_DELAY", "1")

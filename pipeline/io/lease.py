@@ -17,7 +17,6 @@ has no locks; there a workspace is guarded by leases, which only require that th
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re

@@ -1,12 +1,17 @@
-"""Open Zarr groups at any URL, with checksums when writing and without silent gaps when reading."""
+"""Open Zarr groups at any URL, with checksums when writing and without silent gaps when reading.
+
+Importing this module replaces the codec that unpickles, in this process, so every module that reads Zarr imports it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import Literal
+from typing import Any, Literal
 
+import numcodecs
 import zarr
+from numcodecs.abc import Codec
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
@@ -15,6 +20,26 @@ from pipeline.io.storage import is_local, local_path
 
 #: Read, fill, or create (replacing what is there).
 ZarrMode = Literal["r", "r+", "w"]
+
+
+class _NoPickle(Codec):  # type: ignore[misc]  # numcodecs has no types
+    """Replacement for the codec that unpickles what it reads."""
+
+    codec_id = "pickle"
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise ValueError("values are encoded as pickles, which can run arbitrary code; rewrite the array with another codec")
+
+    def encode(self, buf: Any) -> Any:
+        """Not supported."""
+        raise NotImplementedError
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Not supported."""
+        raise NotImplementedError
+
+
+numcodecs.register_codec(_NoPickle)
 
 
 def zarr_location(url: str) -> str:

@@ -175,7 +175,7 @@ def rasterio_window(window: Window) -> rasterio.windows.Window:
 
 def color_table(classes: Sequence[ClassName]) -> dict[int, tuple[int, int, int, int]]:
     """The colour of each class id as (red, green, blue, alpha), 0 to 255; all other ids are transparent."""
-    colors = {c.id: (*bytes.fromhex(c.color.removeprefix("#")), 255) for c in classes}
+    colors = {c.id: (*c.rgb, 255) for c in classes}
     return dict.fromkeys(range(256), (0, 0, 0, 0)) | colors
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from mibf.bundle.classes import ClassName
 from pipeline.io import gdal
+from pipeline.publishing.cog import color_table
 from pipeline.rasters.untrusted import open_published
 
 #: Maximum length of the longer side, in pixels.
@@ -35,15 +34,12 @@ def quicklook(url: str, classes: Sequence[ClassName]) -> bytes:
     The raster is read decimated, from its overviews if present, so memory does not grow with the map. Values that are not
     class ids are transparent.
     """
-    palette = dict.fromkeys(range(256), (0, 0, 0, 0)) | {c.id: (*c.rgb, 255) for c in classes}
     gdal.configure_gdal()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the PNG is not georeferenced, and some scenes are not
-        with open_published(url) as dataset:
-            rows, columns = quicklook_shape(dataset.shape)
-            ids = dataset.read(1, out_shape=(rows, columns))
-        with MemoryFile() as file:
-            with file.open(driver="PNG", height=rows, width=columns, count=1, dtype="uint8", zlevel=9) as picture:
-                picture.write(ids.astype(np.uint8), 1)
-                picture.write_colormap(1, palette)
-            return bytes(file.read())
+    with open_published(url) as dataset:
+        rows, columns = quicklook_shape(dataset.shape)
+        ids = dataset.read(1, out_shape=(rows, columns))
+    with MemoryFile() as file:
+        with file.open(driver="PNG", height=rows, width=columns, count=1, dtype="uint8", zlevel=9) as picture:
+            picture.write(ids.astype(np.uint8), 1)
+            picture.write_colormap(1, color_table(classes))
+        return bytes(file.read())

@@ -11,6 +11,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import rioxarray  # noqa: F401  # registers xarray's `rio` accessor
 import scipy.io
 import xarray as xr
 from affine import Affine
@@ -29,9 +30,6 @@ AXIS_NAMES: dict[str, Axis] = {
     **dict.fromkeys(("y", "lat", "latitude", "northing", "row", "rows", "line"), "y"),
     **dict.fromkeys(("x", "lon", "longitude", "easting", "column", "columns", "sample"), "x"),
 }
-
-
-# --- arrays
 
 
 @dataclass(frozen=True)

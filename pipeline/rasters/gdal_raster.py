@@ -17,6 +17,7 @@ from rasterio.windows import Window as GdalWindow
 from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.io import gdal, storage
+from pipeline.rasters.complete import check_complete
 from pipeline.rasters.header import (
     GdalBands,
     Header,
@@ -27,9 +28,7 @@ from pipeline.rasters.header import (
     in_memory,
     masked_data,
 )
-from pipeline.rasters.untrusted import check_complete, check_contained, open_dataset
-
-# --- GDAL
+from pipeline.rasters.untrusted import check_contained, open_dataset
 
 
 @contextmanager

@@ -5,21 +5,14 @@ Every format yields values (band, y, x), a validity mask and a georeferenced gri
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-
-import rioxarray  # noqa: F401  # registers xarray's `rio` accessor
-from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.io import checksums
 from pipeline.rasters.array_raster import open_matlab, open_zarr_raster
 from pipeline.rasters.gdal_raster import GdalRaster, open_gdal
 from pipeline.rasters.header import Header, OpenRaster, RasterFile
-
-# Images without a CRS are supported, so rasterio's warning about them is suppressed.
-warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 
 @contextmanager

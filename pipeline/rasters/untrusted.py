@@ -2,7 +2,7 @@
 
 Formats that contain only pixels are safe. Others can reference files: a virtual raster (VRT) of a few lines turns the
 bytes of any file into an image, an HDF5 file may store its values in another file, and a Zarr array may be encoded as
-pickles. GDAL detects a format by content, so any of these may be named `image.tif`.
+pickles (refused by `pipeline.io.zarr_store`). GDAL detects a format by content, so any of these may be named `image.tif`.
 
 Files on the web or in a bucket are opened only in formats that cannot reference other files. Local files in a referencing
 format are accepted if their extension declares it: they are lists of files that a user put there.
@@ -12,17 +12,13 @@ from __future__ import annotations
 
 import posixpath
 import re
-import struct
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 from xml.etree import ElementTree
 
 import h5py
-import numcodecs
-import numpy as np
 import rasterio
-from numcodecs.abc import Codec
 from rasterio.env import ensure_env_with_credentials
 from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader
@@ -157,10 +153,10 @@ def open_published(url: str) -> DatasetReader:
     if url.endswith(".vrt"):
         product = posixpath.basename(url).removesuffix(".vrt")
         named = re.findall(rb"<Source(?:Filename|Dataset)\b[^>]*>([^<]*)<", storage.read_at_most(url, MAX_BYTES))
-        strange = [name.decode(errors="replace") for name in named if not re.fullmatch(rb"\w+_y\d+_x\d+\.tif", name)]
-        if strange:
+        foreign = [name.decode(errors="replace") for name in named if not re.fullmatch(rb"\w+_y\d+_x\d+\.tif", name)]
+        if foreign:
             raise InputError(
-                f"{storage.redact_url(url)}: references {strange[0]}, which is not a piece of {product}; "
+                f"{storage.redact_url(url)}: references {foreign[0]}, which is not a piece of {product}; "
                 "run `mibf map` again."
             )
     dataset = rasterio.open(gdal.gdal_path(url), driver="VRT" if url.endswith(".vrt") else "GTiff")
@@ -233,80 +229,3 @@ def check_contained(url: str, driver: str) -> None:
         handle.seek(0)
         with h5py.File(handle, "r") as file:
             check_hdf5(url, file)
-
-
-class _NoPickle(Codec):  # type: ignore[misc]  # numcodecs has no types
-    """Replacement for the codec that unpickles what it reads."""
-
-    codec_id = "pickle"
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        raise ValueError("values are encoded as pickles, which can run arbitrary code; rewrite the array with another codec")
-
-    def encode(self, buf: Any) -> Any:
-        """Not supported."""
-        raise NotImplementedError
-
-    def decode(self, buf: Any, out: Any = None) -> Any:
-        """Not supported."""
-        raise NotImplementedError
-
-
-numcodecs.register_codec(_NoPickle)
-
-
-#: GDAL drivers of files that contain only pixels; a sidecar file states their shape.
-RAW = {"ENVI", "EHdr", "ISCE", "ROI_PAC", "RRASTER"}
-JPEG_2000 = {"JP2OpenJPEG", "JP2KAK", "JP2ECW"}
-#: First bytes of a JPEG 2000 codestream, and the marker that ends it (ISO/IEC 15444-1, annex A).
-BEGIN, END = b"\xff\x4f\xff\x51", b"\xff\xd9"
-
-
-def check_complete(url: str, dataset: DatasetReader) -> None:
-    """Check that a raster file is as long as its header declares, for formats where this is known.
-
-    Raises:
-        InputError: the file is truncated.
-    """
-    if dataset.driver in RAW:
-        pixels = dataset.width * dataset.height * sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
-        filesystem, path = storage.open_url(url)
-        _refuse_if(url, int(filesystem.size(path)), pixels)
-    elif dataset.driver in JPEG_2000:
-        _check_jpeg_2000(url)
-
-
-def _refuse_if(url: str, found: int, wanted: int) -> None:
-    if found < wanted:
-        raise InputError(
-            f"{storage.redact_url(url)}: has {found:,} bytes, but its header declares {wanted:,}; it is truncated. "
-            "Copy or download it again."
-        )
-
-
-def _check_jpeg_2000(url: str) -> None:
-    """Walk the boxes of a file (annex I) to its codestream, which has a length or extends to the end of the file."""
-    filesystem, path = storage.open_url(url)
-    size = int(filesystem.size(path))
-    offset = 0
-    while offset + 16 <= size:
-        head = filesystem.cat_file(path, start=offset, end=offset + 16)
-        if head[:4] == BEGIN:
-            break  # a bare codestream
-        length, kind = struct.unpack(">I4s", head[:8])
-        begin = 8
-        if length == 1:
-            length, begin = struct.unpack(">Q", head[8:16])[0], 16
-        if kind == b"jp2c":
-            if length:
-                _refuse_if(url, size, offset + length)
-                return
-            offset += begin
-            break
-        if length < begin:
-            return  # not a known box; GDAL has opened the file
-        offset += length
-    if offset >= size or filesystem.cat_file(path, start=size - len(END), end=size) != END:
-        raise InputError(
-            f"{storage.redact_url(url)}: ends before its image does; it is truncated. Copy or download it again."
-        )

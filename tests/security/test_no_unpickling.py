@@ -8,6 +8,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,6 +225,21 @@ def test_pickle_as_json_is_refused_and_not_executed(tmp_path: Path, evils: dict[
     (tmp_path / "a.json").write_bytes(evils[kind])
     with pytest.raises(ValueError, match=r".*"):
         storage.read_json(str(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize(
+    "module", ["pipeline.store.patch_store", "pipeline.maps.tile_mapper", "pipeline.sampling.sampler", "jobs.map.ray_workers"]
+)
+def test_worker_process_cannot_unpickle_zarr_arrays(module: str) -> None:
+    program = (
+        f"import numcodecs, {module}\n"
+        "try:\n"
+        "    numcodecs.get_codec({'id': 'pickle'})\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "pickles, which can run arbitrary code" in done.stdout
 
 
 # --- untrusted models

@@ -20,7 +20,9 @@ from jobs.fleet.submit import COMMANDS
 from jobs.workflow.errors import BrokenError
 from jobs.workflow.result import Result
 from mibf.errors import InputError
+from pipeline.io.lease import acquire
 from tests.support.paths import ROOT
+from tests.support.scenes import SmallScene
 
 PANELS = {
     "Run": ["demo", "init", "run", "prepare", "train", "evaluate", "map", "report"],
@@ -101,6 +103,14 @@ def make_app() -> typer.Typer:
 def test_result_is_printed_before_the_exit(arguments: list[str], stdout: str, stderr: str, status: int) -> None:
     done = CliRunner().invoke(make_app(), arguments)
     assert (done.stdout, done.stderr, done.exit_code) == (stdout, stderr, status)
+
+
+def test_command_exits_with_status_4_while_lease_is_held(scene: SmallScene) -> None:
+    with acquire(str(scene.folder / "work")):
+        done = invoke("prepare", str(scene.write_config()))
+    assert done.exit_code == 4
+    assert "another run holds the workspace" in done.stderr
+    assert not (scene.folder / "work" / "stores").exists()
 
 
 # --- renamed commands and options ---

@@ -328,7 +328,6 @@ def test_zarr_array_of_strings_is_refused(tmp_path: Path) -> None:
 # --- Labels
 
 
-GRID_OF = {"crs": CRS, "transform": TRANSFORM}
 WATER = (ClassName(1, "water", "#000000"),)
 
 

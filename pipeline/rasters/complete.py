@@ -1,0 +1,71 @@
+"""Detect truncated rasters in the formats whose readers do not.
+
+GDAL silently reads the missing part of such a file as zeros or noise: raw rasters and JPEG 2000. Other formats fail by
+themselves when their missing part is read.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+from rasterio.io import DatasetReader
+
+from mibf.errors import InputError
+from pipeline.io import storage
+
+#: GDAL drivers of files that contain only pixels; a sidecar file states their shape.
+RAW = {"ENVI", "EHdr", "ISCE", "ROI_PAC", "RRASTER"}
+JPEG_2000 = {"JP2OpenJPEG", "JP2KAK", "JP2ECW"}
+#: First bytes of a JPEG 2000 codestream, and the marker that ends it (ISO/IEC 15444-1, annex A).
+BEGIN, END = b"\xff\x4f\xff\x51", b"\xff\xd9"
+
+
+def check_complete(url: str, dataset: DatasetReader) -> None:
+    """Check that a raster file is as long as its header declares, for formats where this is known.
+
+    Raises:
+        InputError: the file is truncated.
+    """
+    if dataset.driver in RAW:
+        pixels = dataset.width * dataset.height * sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
+        filesystem, path = storage.open_url(url)
+        _refuse_if(url, int(filesystem.size(path)), pixels)
+    elif dataset.driver in JPEG_2000:
+        _check_jpeg_2000(url)
+
+
+def _refuse_if(url: str, found: int, wanted: int) -> None:
+    if found < wanted:
+        raise InputError(
+            f"{storage.redact_url(url)}: has {found:,} bytes, but its header declares {wanted:,}; it is truncated. "
+            "Copy or download it again."
+        )
+
+
+def _check_jpeg_2000(url: str) -> None:
+    """Walk the boxes of a file (annex I) to its codestream, which has a length or extends to the end of the file."""
+    filesystem, path = storage.open_url(url)
+    size = int(filesystem.size(path))
+    offset = 0
+    while offset + 16 <= size:
+        head = filesystem.cat_file(path, start=offset, end=offset + 16)
+        if head[:4] == BEGIN:
+            break  # a bare codestream
+        length, kind = struct.unpack(">I4s", head[:8])
+        begin = 8
+        if length == 1:
+            length, begin = struct.unpack(">Q", head[8:16])[0], 16
+        if kind == b"jp2c":
+            if length:
+                _refuse_if(url, size, offset + length)
+                return
+            offset += begin
+            break
+        if length < begin:
+            return  # not a known box; GDAL has opened the file
+        offset += length
+    if offset >= size or filesystem.cat_file(path, start=size - len(END), end=size) != END:
+        raise InputError(
+            f"{storage.redact_url(url)}: ends before its image does; it is truncated. Copy or download it again."
+        )
