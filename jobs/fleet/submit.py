@@ -367,7 +367,7 @@ def _followed(client: JobSubmissionClient, job_id: str, address: str) -> JobDeta
 
 
 async def _tail(client: JobSubmissionClient, job_id: str, printed: int) -> int:
-    """Write a job's log to standard error from character `shown` on; return the number of characters written in total."""
+    """Write a job's log to standard error from character `printed` on; return the number of characters written in total."""
     position = 0
     async for text in client.tail_job_logs(job_id):
         new = text[max(0, printed - position) :]

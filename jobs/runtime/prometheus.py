@@ -93,7 +93,7 @@ class RayTrainMetrics:
         from ray.util.metrics import Counter, Gauge
 
         self._tags = {"run": run}
-        self._samples = Counter("mibf_samples", "Samples seen by training and validation", ("run",))
+        self._samples = Counter("mibf_samples", "Training samples processed", ("run",))
         self._loss = Gauge("mibf_loss", "Recent training loss", ("run",))
         self._waiting = Gauge("mibf_data_wait_share", "Share of time that training waits for data, 0 to 1", ("run",))
         self._counted: int | None = None

@@ -24,7 +24,7 @@ from jobs.runtime.prometheus import TrainMetrics, train_metrics
 from jobs.train.provenance import versions
 from jobs.train.resume import RESUME_SAFE_KEYS, begin_run, check_resumable, training_identity
 from jobs.train.settings import Settings, WorkerContext, make_settings, network_spec, steps_per_epoch
-from jobs.train.tracking.tracker import check_mlflow
+from jobs.train.tracking.mlflow import check_mlflow
 from jobs.train.worker_loop import run
 from jobs.workflow.errors import StageError
 from jobs.workflow.fingerprint import imported_checkpoint

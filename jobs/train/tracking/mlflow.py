@@ -25,7 +25,7 @@ from pipeline.io import checksums, storage
 #: Seconds between two requests within an epoch.
 INTERVAL = 30.0
 #: Maximum number of metrics queued while the server is unavailable; the oldest are dropped first.
-TIMEOUT = 100_000
+MAX_QUEUED = 100_000
 # MLflow's limits: metrics and parameters per request, characters of a key and of a parameter's value.
 BATCH = 1000
 PARAMETERS = 100
@@ -118,7 +118,7 @@ class MlflowRun:
         self._name = name
         self._parameters = flattened(parameters)
         self._resumed = resumed_at > 0
-        self._waiting: deque[tuple[str, float, int, int]] = deque(maxlen=TIMEOUT)
+        self._waiting: deque[tuple[str, float, int, int]] = deque(maxlen=MAX_QUEUED)
         self._client: Any = None
         self._run = ""
         self._sent: dict[str, int] = {}  # last step already in the continued MLflow run, by key

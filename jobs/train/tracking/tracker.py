@@ -12,21 +12,16 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from jobs.runtime.progress import warn
-from jobs.train.tracking.mlflow import (
-    MlflowRun,
-    check_mlflow,
-    describe_error,
-)
+from jobs.train.tracking.mlflow import MlflowRun, describe_error
 from jobs.train.tracking.tensorboard import EventFiles
 from pipeline.io import storage
 
-__all__ = ["Tracker", "check_mlflow"]
 FOLDER = "tensorboard"
 RUN_RECORD = "mlflow.json"
 SUBSETS = ("train", "validation")
 
 
-class _TrackingConfig(Protocol):
+class _Backend(Protocol):
     """A backend that metrics are written to."""
 
     def add(self, step: int, figures: Mapping[str, float]) -> None: ...
@@ -43,7 +38,7 @@ class Tracker:
     def __init__(self, *, report: Callable[[str], None] = warn) -> None:
         """A tracker without backends, which discards metrics; see `begin`."""
         self._report = report
-        self._backends: dict[str, _TrackingConfig] = {}
+        self._backends: dict[str, _Backend] = {}
         self._warned: set[str] = set()
 
     @classmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -139,6 +141,20 @@ def test_rerun_with_nothing_to_do_prints_nothing(done: Mapped) -> None:
     for chosen in (["--failed"], ["--stale"], ["--missing"], ["--tiles", "y0_x0"]):
         assert done.does("rerun", *chosen).stdout == ""
     assert done.files() == before
+
+
+def test_map_on_workers_with_nothing_to_do_does_not_import_ray(done: Mapped) -> None:
+    """Importing Ray takes seconds."""
+    (done.folder / "work/runs/main/manifests/map.json").unlink()  # otherwise the stage is skipped
+    script = (
+        "import sys; from jobs.cli import app\n"
+        "app(sys.argv[1:], standalone_mode=False); print('ray' in sys.modules)"
+    )
+    arguments = done.arguments("map", "map.workers=2")
+    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "False"
+    assert done.count("done") == dict.fromkeys(TILES, 1)
 
 
 def test_preparing_unchanged_inputs_leaves_rerun_nothing_to_do(done: Mapped) -> None:

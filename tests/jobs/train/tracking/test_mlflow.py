@@ -13,7 +13,8 @@ import pytest
 
 from jobs.runtime.progress import take_warnings
 from jobs.train.tracking import mlflow
-from jobs.train.tracking.tracker import Tracker, check_mlflow
+from jobs.train.tracking.mlflow import check_mlflow
+from jobs.train.tracking.tracker import Tracker
 from mibf.errors import InputError
 from tests.support.mlflow_server import mlflow_server
 from tests.support.tracking import check_curves, curves, train

@@ -20,7 +20,7 @@ def test_folder_that_cannot_be_created_warns_once(tmp_path: Path) -> None:
     assert len(take_warnings()) == 1
 
 
-def test_warnings_go_to_tell_callback_when_given(tmp_path: Path) -> None:
+def test_warnings_go_to_report_callback_when_given(tmp_path: Path) -> None:
     """A worker's own standard error is not visible to the user."""
     (tmp_path / "run").write_text("a file")
     messages: list[str] = []
