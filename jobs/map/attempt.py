@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from jobs.map.scene_map import SceneMap
 from jobs.map.spec import MapSpec
 from jobs.runtime.logs import event
 from jobs.runtime.progress import info, pluralize, progress_bar
-from jobs.runtime.prometheus import map_metrics
+from jobs.runtime.prometheus import MapMetrics, map_metrics
 from pipeline.grid import Tile
 from pipeline.io.lease import Lease
 from pipeline.maps.ledger import LedgerEvent
@@ -78,9 +79,13 @@ class Attempt:
 
     def __init__(self, spec: MapSpec, maps: Mapping[str, SceneMap], run: str, lease: Lease, timings: MapTimings) -> None:
         self._spec, self._maps, self._run, self._lease, self._timings = spec, maps, run, lease, timings
-        self._metrics = map_metrics(spec.config)
         self._open: set[Tile] = set()
         self._before: dict[Tile, int] = {}
+
+    @cached_property
+    def _metrics(self) -> MapMetrics:
+        """Created when first used, because it imports Ray, which takes seconds that a map with nothing to do saves."""
+        return map_metrics(self._spec.config)
 
     def run(self, tiles: Sequence[Tile], *, isolated: bool) -> None:
         """Map tiles once and record the outcomes; `isolated` as for `map_on_ray`.

@@ -228,7 +228,8 @@ def test_pickle_as_json_is_refused_and_not_executed(tmp_path: Path, evils: dict[
 
 
 @pytest.mark.parametrize(
-    "module", ["pipeline.store.patch_store", "pipeline.maps.tile_mapper", "pipeline.sampling.sampler", "jobs.map.ray_workers"]
+    "module",
+    ["pipeline.store.patch_store", "pipeline.maps.tile_mapper", "pipeline.sampling.sampler", "jobs.map.ray_workers"],
 )
 def test_worker_process_cannot_unpickle_zarr_arrays(module: str) -> None:
     program = (

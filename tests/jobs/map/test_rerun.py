@@ -146,10 +146,7 @@ def test_rerun_with_nothing_to_do_prints_nothing(done: Mapped) -> None:
 def test_map_on_workers_with_nothing_to_do_does_not_import_ray(done: Mapped) -> None:
     """Importing Ray takes seconds."""
     (done.folder / "work/runs/main/manifests/map.json").unlink()  # otherwise the stage is skipped
-    script = (
-        "import sys; from jobs.cli import app\n"
-        "app(sys.argv[1:], standalone_mode=False); print('ray' in sys.modules)"
-    )
+    script = "import sys; from jobs.cli import app\napp(sys.argv[1:], standalone_mode=False); print('ray' in sys.modules)"
     arguments = done.arguments("map", "map.workers=2")
     result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
