@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from jobs.cli.common import app
 from jobs.config.config import Config
 from jobs.config.loader import load
 from jobs.evaluate.ablation import Ablation, Row, ablate, variants
@@ -98,9 +98,8 @@ def test_fusion_beats_each_single_source(scene: SmallScene) -> None:
     config = str(
         scene.write_config(train={"epochs": 1, "batch_size": 64, "learning_rate": 3e-3, "workers": 0, "threads": 1})
     )
-    commands = [[sys.executable, "-m", "jobs.cli", "ablate", config, "--json", "--test"]] * 2
-    first, again = (subprocess.run(command, capture_output=True, text=True) for command in commands)
-    assert first.returncode == 0, first.stderr
+    first, again = (CliRunner().invoke(app, ["ablate", config, "--json", "--test"]) for _ in range(2))
+    assert first.exit_code == 0, first.stderr
     rows = {row["variant"]: row for row in json.loads(first.stdout)}
     for subset in ("validation", "test"):
         assert rows["full method"][subset][0]["overall_accuracy"] > 0.95
