@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,10 +53,16 @@ def parse_sources(arguments: Sequence[str]) -> list[SourceArgument]:
                 f"source {chosen!r} is given twice (upper and lower case count as one); write {chosen}=FILE,FILE for the "
                 "files whose bands are stacked, or use other names."
             )
+    files = Counter(str(file) for _, group in named for file in group)
+    if repeated := [file for file, count in files.items() if count > 1]:
+        raise InputError(
+            f"{repeated[0]}: is given twice. To use bands of one file as two sources, write the configuration by hand with "
+            "`bands` (docs/configuration.md)."
+        )
     sources: list[SourceArgument] = []
-    for name, files in named:
+    for name, group in named:
         taken = names + [source.name for source in sources]
-        sources.append(SourceArgument(name or _free_name(suggest_name(files[0]), taken), files))
+        sources.append(SourceArgument(name or _free_name(suggest_name(group[0]), taken), group))
     if len(sources) < 2:
         only = f" ({sources[0].name})" if sources else ""
         raise InputError(
@@ -87,7 +94,8 @@ def parse_file(text: str) -> FileArgument:
 
 def suggest_name(file: FileArgument) -> str:
     """Return a source name for a file: its stem, with `_` for characters that a name may not contain."""
-    stem = re.split(r"[/\\]", file.url.rstrip("/"))[-1].rpartition(".")[0] or file.url
+    base = re.split(r"[/\\]", file.url.rstrip("/"))[-1]
+    stem = base.rpartition(".")[0] or base
     return clean_name(stem if file.part is None else file.part)
 
 

@@ -68,7 +68,7 @@ class PlacedSource:
     aligned: AlignedSource
     scale: int
     resampling: str | None  #: to write to the configuration; None if the pixels are not resampled
-    coverage: float  #: share of the grid that its first file covers
+    coverage: float  #: share of the grid that the file that covers least of it covers
 
 
 def describe_grid(grid: GeoBox) -> str:
@@ -184,19 +184,29 @@ def align_source(source: InspectedSource, grid: GeoBox) -> PlacedSource:
     Raises:
         InputError: it does not overlap the grid, or cannot be transformed to it.
     """
-    scale, resampling = _finer(source, grid)
+    choices = {_finer(file, head, grid) for file, head in zip(source.files, source.headers, strict=True)}
+    if len(choices) > 1:
+        listed = ", ".join(
+            f"{file} ({describe_grid(head.grid)})" for file, head in zip(source.files, source.headers, strict=True)
+        )
+        raise InputError(
+            f"source {source.name!r}: its files need different resampling: {listed}. Give them as separate sources, as in "
+            f"{source.name}=FILE {source.name}_2=FILE."
+        )
+    ((scale, resampling),) = choices
     declared = Source(source.name, tuple((file,) for file in source.files), resampling=resampling, scale=scale)
     aligned = open_source(declared, grid)
+    coverage = min(_coverage(head.grid, grid) for head in source.headers)
     resampled = [part.alignment.resampling for part in aligned.parts if part.alignment.kind == "resampled"]
-    return PlacedSource(source, aligned, scale, resampled[0] if resampled else None, _coverage(source.grid, grid))
+    return PlacedSource(source, aligned, scale, resampled[0] if resampled else None, coverage)
 
 
-def _finer(source: InspectedSource, grid: GeoBox) -> tuple[int, str | None]:
-    """Return the scale of a source, and the resampling if the default does not suit a source finer than the grid."""
-    own = source.grid
+def _finer(file: RasterFile, head: Header, grid: GeoBox) -> tuple[int, str | None]:
+    """Return the scale of a file, and the resampling if the default does not suit a file finer than the grid."""
+    own = head.grid
     if own.crs is None:
         return _image_scale((own.shape[0], own.shape[1]), (grid.shape[0], grid.shape[1])) or 1, None
-    alignment = align(source.files[0], source.headers[0], grid, resampling=None)
+    alignment = align(file, head, grid, resampling=None)
     if alignment.kind == "exact":
         return 1, None
     finer = 1 / min(alignment.reach)
@@ -207,8 +217,11 @@ def _finer(source: InspectedSource, grid: GeoBox) -> tuple[int, str | None]:
 
 
 def _coverage(own: GeoBox, grid: GeoBox) -> float:
-    """Return the share of a grid that another one covers; 1 for images without a CRS, which are aligned pixel by pixel."""
+    """Return the share of a grid that another one covers; 1 for images without a CRS, which are aligned pixel by pixel.
+
+    Computed in the file's CRS, because the extent of a global file cannot be transformed to every grid's.
+    """
     if own.crs is None or grid.crs is None:
         return 1.0
-    covered = grid.extent
-    return float(own.extent.to_crs(grid.crs, resolution="auto").intersection(covered).area / covered.area)
+    wanted = grid.extent.to_crs(own.crs, resolution="auto")
+    return float(wanted.intersection(own.extent).area / wanted.area)

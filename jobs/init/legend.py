@@ -31,6 +31,19 @@ class Legend:
     names: dict[int, str] = field(default_factory=dict)
     colors: dict[int, str] = field(default_factory=dict)  #: as #rrggbb; without transparent entries
 
+    def is_unlabelled(self, value: int) -> bool:
+        """Whether the name of a value says that it means "no label"."""
+        return value in self.names and means_unlabelled(self.names[value])
+
+
+def means_unlabelled(name: str) -> bool:
+    """Whether a class name means "no label".
+
+    >>> means_unlabelled(" No Data "), means_unlabelled("water")
+    (True, False)
+    """
+    return name.strip().lower() in UNLABELLED_NAMES
+
 
 def read_legend(url: str) -> Legend:
     """Read the names and colours of a raster file's values; empty if it has none or GDAL cannot read it."""

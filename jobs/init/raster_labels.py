@@ -10,7 +10,7 @@ from odc.geo.geobox import GeoBox
 from jobs.init.arguments import FileArgument
 from jobs.init.class_table import MAX_CLASSES, MAX_ID, DetectedLabels, raster_classes
 from jobs.init.inspect_files import choose_variable
-from jobs.init.legend import UNLABELLED_NAMES, Legend, read_legend
+from jobs.init.legend import Legend, read_legend
 from jobs.runtime.progress import progress_bar
 from mibf.errors import InputError
 from pipeline.grid import Window, windows
@@ -45,6 +45,9 @@ def find_raster_classes(file: FileArgument, grid: GeoBox, executor: Executor) ->
     if ignored:
         listed = ", ".join(f"{value} ({counts[value]:,} pixels)" for value in ignored)
         notes.append(f"values treated as unlabelled: {listed}; see `labels.ignore`")
+    doubtful = [value for value in classes if legend.is_unlabelled(value) or (value == 0 and value not in legend.names)]
+    if doubtful:
+        notes.append(f"{doubtful[0]} is taken as a class; list it in `labels.ignore` if it means unlabelled")
     if not all(value in legend.names for value in classes):
         notes.append("the file does not name its classes; write their names under `classes`")
     return DetectedLabels(Labels(labels.url, variable=labels.variable, ignore=tuple(ignored)), file.url, found, tuple(notes))
@@ -83,16 +86,22 @@ def _values(labels: RasterLabels, window: Window) -> dict[float, int]:
 def _divide(file: FileArgument, counts: dict[int, int], head: Header, legend: Legend) -> tuple[list[int], list[int]]:
     """Divide values into class ids and values that mean "no label".
 
-    Negative values and the largest value of the data type are fill values. So is 0, unless the file names it or declares
-    another nodata value, or there are only two values, as in a mask.
+    Negative values and the largest value of the data type are fill values. So are values that the file names as
+    unlabelled, and 0, unless the file names it or declares another nodata value; these are kept if they are needed for two
+    classes, as in a mask.
     """
     kind = np.dtype(head.dtypes[0])
     filler = int(np.iinfo(kind).max) if kind.kind in "iu" else None
-    ignored = [value for value in counts if value < 0 or value == filler or value == MAX_ID + 1]
+    ignored = [value for value in counts if value < 0 or value in (filler, MAX_ID + 1)]
     left = sorted(set(counts) - set(ignored))
-    if 0 in left and len(left) > 2 and _is_filler(legend.names.get(0), head):
-        ignored.append(0)
-        left.remove(0)
+    unlabelled = [
+        value
+        for value in left
+        if legend.is_unlabelled(value) or (value == 0 and value not in legend.names and head.nodata[0] is None)
+    ]
+    if len(left) - len(unlabelled) >= 2:
+        ignored += unlabelled
+        left = [value for value in left if value not in unlabelled]
     beyond = [value for value in left if value > MAX_ID]
     if len(left) > MAX_CLASSES:
         _refuse_many(file, counts)
@@ -107,12 +116,6 @@ def _divide(file: FileArgument, counts: dict[int, int], head: Header, legend: Le
             f"{file}: holds {'one class' if left else 'no class'} only{only} on the reference grid; a map needs two or more."
         )
     return left, sorted(ignored)
-
-
-def _is_filler(name: str | None, head: Header) -> bool:
-    if name is not None:
-        return name.lower() in UNLABELLED_NAMES
-    return head.nodata[0] is None
 
 
 def _refuse_many(file: object, counts: Counter[float] | dict[int, int]) -> None:

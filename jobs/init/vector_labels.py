@@ -12,6 +12,7 @@ from odc.geo.geobox import GeoBox
 
 from jobs.init.arguments import FileArgument
 from jobs.init.class_table import MAX_CLASSES, MAX_ID, DetectedLabels, vector_classes
+from jobs.init.legend import means_unlabelled
 from mibf.errors import InputError
 from pipeline.io import gdal, storage
 from pipeline.rasters.untrusted import check_vector_driver
@@ -40,13 +41,19 @@ def find_vector_classes(file: FileArgument, grid: GeoBox, attribute: str | None)
     attribute = attribute or _only_candidate(file, list(columns), counts)
     if attribute not in counts:
         raise InputError(f"{file}: attribute {attribute!r} contains neither text nor numbers; choose one that does.")
-    found = Counter({value: count for value, count in counts[attribute].items() if value.strip()})
+    ignored = tuple(value for value in counts[attribute] if means_unlabelled(value))
+    if len(counts[attribute]) - len(ignored) < 2:  # as in a mask of "background" and another class
+        ignored = tuple(value for value in ignored if not value.strip())
+    found = Counter({value: count for value, count in counts[attribute].items() if value not in ignored})
     _check_values(file, attribute, found)
-    blank = tuple(value for value in counts[attribute] if not value.strip())
-    absent = len(frame) - sum(found.values())
-    notes = (f"{absent:,} features without a value of {attribute!r} are skipped",) if absent else ()
-    labels = Labels(file.url, attribute=attribute, layer=layer, ignore=blank)
-    return DetectedLabels(labels, file.url, vector_classes(list(found), found), notes)
+    notes = []
+    if absent := len(frame) - sum(counts[attribute].values()) + sum(counts[attribute][v] for v in ignored if not v.strip()):
+        notes.append(f"{absent:,} features without a value of {attribute!r} are skipped")
+    if named := [value for value in ignored if value.strip()]:
+        listed = ", ".join(f"{value} ({counts[attribute][value]:,} features)" for value in named)
+        notes.append(f"values treated as unlabelled: {listed}; see `labels.ignore`")
+    labels = Labels(file.url, attribute=attribute, layer=layer, ignore=ignored)
+    return DetectedLabels(labels, file.url, vector_classes(list(found), found), tuple(notes))
 
 
 def _read_attributes(file: FileArgument, grid: GeoBox) -> tuple[Any, str | None]:

@@ -14,7 +14,7 @@ from affine import Affine
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from tests.support.scenes import TRANSFORM, SmallScene, write_polygons, write_raster
+from tests.support.scenes import COLUMNS, ROWS, TRANSFORM, SmallScene, write_polygons, write_raster
 
 
 def refused(folder: Path, arguments: Sequence[Any]) -> str:
@@ -61,6 +61,22 @@ def test_invalid_source_name_is_refused(scene: SmallScene, files: list[Path], na
 
 def test_duplicate_source_name_is_refused(scene: SmallScene, files: list[Path]) -> None:
     assert "'a' is given twice" in refused(scene.folder, [f"a={files[0]}", f"A={files[1]}"])
+
+
+def test_file_that_is_given_twice_is_refused(scene: SmallScene, files: list[Path]) -> None:
+    message = refused(scene.folder, [files[0], f"copy={files[0]}"])
+    assert "optical.tif: is given twice" in message
+    assert "`bands`" in message
+
+
+def test_files_of_a_source_that_need_different_resampling_are_refused(scene: SmallScene, files: list[Path]) -> None:
+    values = np.ones((1, 2 * ROWS, 2 * COLUMNS), np.float32)
+    fine = write_raster(scene.folder / "fine.tif", values, transform=TRANSFORM * Affine.scale(0.5))
+    same = write_raster(scene.folder / "same.tif", values[:, :ROWS, :COLUMNS])
+    message = refused(scene.folder, [files[0], f"mix={same},{fine}"])
+    assert "source 'mix': its files need different resampling" in message
+    assert "same.tif (EPSG:32633, 10 x 10 metre)" in message
+    assert "fine.tif (EPSG:32633, 5 x 5 metre)" in message
 
 
 def test_url_with_signature_is_refused(scene: SmallScene, files: list[Path]) -> None:

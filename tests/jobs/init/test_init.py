@@ -23,7 +23,7 @@ from jobs.config.config import Config
 from jobs.config.loader import load
 from jobs.config.resolve import labels as resolve_labels
 from pipeline.scenes.labels import RasterLabels
-from tests.support.scenes import TRANSFORM, SmallScene, make_scene, write_polygons, write_raster
+from tests.support.scenes import COLUMNS, ROWS, TRANSFORM, SmallScene, make_scene, write_polygons, write_raster
 
 
 def init(folder: Path, *arguments: str) -> tuple[Config, Result]:
@@ -138,6 +138,39 @@ def test_numeric_vector_labels_keep_their_ids(scene: SmallScene) -> None:
     assert [c.id for c in config.classes] == [1, 2, 5]
 
 
+def test_values_named_as_unlabelled_are_ignored(scene: SmallScene) -> None:
+    path = scene.folder / "named.tif"
+    write_raster(path, np.where(scene.truth == 5, 3, scene.truth)[None].astype(np.uint8))
+    categories = "".join(f"<Category>{name}</Category>" for name in ("", "water", "forest", "Unclassified"))
+    xml = f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{categories}</CategoryNames></PAMRasterBand></PAMDataset>'
+    path.with_name("named.tif.aux.xml").write_text(xml)
+    files = [str(scene.folder / "optical.tif"), str(scene.folder / "radar.tif")]
+    config, result = init(scene.folder, *files, "--labels", str(path))
+    assert {c.id: c.name for c in config.classes} == {1: "water", 2: "forest"}
+    assert config.scenes[0].labels is not None
+    assert config.scenes[0].labels.ignore == (3,)
+    assert "values treated as unlabelled: 3 (" in result.stdout
+
+
+def test_zero_kept_as_a_class_of_a_mask_is_noted(scene: SmallScene) -> None:
+    write_raster(scene.folder / "mask.tif", (scene.truth == 5)[None].astype(np.uint8))
+    files = [str(scene.folder / "optical.tif"), str(scene.folder / "radar.tif")]
+    config, result = init(scene.folder, *files, "--labels", str(scene.folder / "mask.tif"))
+    assert [c.id for c in config.classes] == [0, 1]
+    assert "note: 0 is taken as a class; list it in `labels.ignore` if it means unlabelled" in result.stdout
+
+
+def test_polygons_named_as_unlabelled_are_ignored(scene: SmallScene) -> None:
+    left, top = TRANSFORM.c, TRANSFORM.f
+    kinds = ["water", "forest", "unknown"]
+    rows = [(shapely.box(left + 400 * i, top - 1500, left + 400 * (i + 1), top), kind) for i, kind in enumerate(kinds)]
+    path = write_polygons(scene.folder / "areas.gpkg", rows * 2)
+    files = [str(scene.folder / "optical.tif"), str(scene.folder / "radar.tif")]
+    config, result = init(scene.folder, *files, "--labels", str(path))
+    assert sorted(c.name for c in config.classes) == ["forest", "water"]
+    assert "values treated as unlabelled: unknown (2 features)" in result.stdout
+
+
 def test_class_with_too_few_pixels_is_ignored(scene: SmallScene) -> None:
     path = scene.folder / "labels.tif"
     with rasterio.open(path, "r+") as dataset:
@@ -186,6 +219,22 @@ def test_source_that_covers_part_of_the_grid_is_reported(scene: SmallScene) -> N
     _, result = init(scene.folder, str(scene.folder / "optical.tif"), str(half))
     assert "covers 50 % of the grid" in result.stdout
     assert "missing: exclude  # covers 50 %" in (scene.folder / "mibf.yaml").read_text()
+
+
+def test_global_raster_covers_the_grid(scene: SmallScene) -> None:
+    """Its extent has no counterpart in a UTM zone."""
+    values = np.random.default_rng(0).random((1, 180, 360), np.float32)
+    write_raster(scene.folder / "dem.tif", values, transform=Affine(1, 0, -180, 0, -1, 90), crs="EPSG:4326")
+    _, result = init(scene.folder, str(scene.folder / "optical.tif"), str(scene.folder / "dem.tif"))
+    assert "% of the grid" not in result.stdout
+
+
+def test_least_covering_file_of_a_source_is_reported(scene: SmallScene) -> None:
+    write_raster(scene.folder / "all.tif", np.ones((1, ROWS, COLUMNS), np.float32))
+    write_raster(scene.folder / "half.tif", np.ones((1, ROWS // 2, COLUMNS), np.float32))
+    files = f"{scene.folder / 'all.tif'},{scene.folder / 'half.tif'}"
+    _, result = init(scene.folder, str(scene.folder / "optical.tif"), f"both={files}")
+    assert "covers 50 % of the grid" in result.stdout
 
 
 def test_alpha_band_is_excluded(scene: SmallScene) -> None:
