@@ -32,8 +32,8 @@ from pipeline.io.lease import Lease, acquire
 
 #: Function of a stage. Takes the configuration, the workspace, the fingerprint of the result and the workspace lease.
 StageFunction = Callable[[Config, Workspace, str, Lease], StageResult]
-#: Workspaces whose results of an earlier version were reported in this process.
-_legacy_reported: set[str] = set()
+#: Workspaces that this process has checked for results of an earlier version.
+_legacy_checked: set[str] = set()
 
 
 def run_stage(
@@ -85,12 +85,13 @@ def run_stage(
 
 def _report_legacy(workspace: Workspace) -> None:
     """Say once that results of an earlier version are made again, and why."""
-    legacy = legacy_stages(workspace)
-    if legacy and workspace.url not in _legacy_reported:
-        _legacy_reported.add(workspace.url)
+    if workspace.url in _legacy_checked:
+        return
+    _legacy_checked.add(workspace.url)
+    if legacy := legacy_stages(workspace):
         info(
             f"{workspace.url}: {', '.join(legacy)} finished with an earlier version of mibf, which recorded no algorithm "
-            "version; whether they are current is unknown, so what is run now is made again"
+            "version; whether they are current is unknown, so each stage that runs now computes its result again"
         )
 
 

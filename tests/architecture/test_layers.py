@@ -80,6 +80,18 @@ def test_no_command_imports_a_sibling_command() -> None:
     assert not {module: names for module, names in found.items() if names}
 
 
+def test_no_stage_imports_another() -> None:
+    """What stages share belongs to the folders below them."""
+    stages = {f"jobs.{name}" for name in ("prepare", "train", "evaluate", "map", "report")}
+    found = {
+        f"{module} imports {name}"
+        for module, path in MODULES.items()
+        for name in imports(path)
+        if name in MODULES and folder(module) != folder(name) and {folder(module), folder(name)} <= stages
+    }
+    assert not found
+
+
 def test_only_jobs_imports_ray() -> None:
     assert {dotted(path).partition(".")[0] for path in PATHS if "ray" in packages(path)} == {"jobs"}
 
