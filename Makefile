@@ -6,14 +6,14 @@ TOOLS := .venv-tools
 DOCS := .venv-docs
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint prose typecheck format docs metrics faults rehearsal sbom audit clean
+.PHONY: demo test lint prose typecheck format docs metrics faults rehearsal gpu sbom audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mibf demo
 
-# All checks and tests except fault injection and the end-to-end operations test. `lint` has run the prose checks.
+# All checks and tests except fault injection, the end-to-end operations test and the checks on a GPU. `lint` has run the prose checks.
 test: lint typecheck
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not faults and not rehearsal and not prose' -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not faults and not rehearsal and not gpu and not prose' -q
 
 # Check the rules of ruff, the formatting, and the wording of texts.
 lint: $(VENV)/.installed-test
@@ -49,6 +49,10 @@ faults: $(VENV)/.installed-test
 # End-to-end operations test: a real S3 server, a Ray cluster whose nodes are killed, the scheduled rerun.
 rehearsal: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m rehearsal -q tests/fault_injection/test_operations.py
+
+# Checks on a GPU: correctness against the CPU, throughput, failures. Figures are printed and written to gpu.json.
+gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m gpu -q tests/gpu
 
 # Write a bill of materials (CycloneDX) of the installed packages: sbom.json.
 sbom: $(VENV)/.installed $(TOOLS)/.installed

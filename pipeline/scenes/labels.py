@@ -13,7 +13,6 @@ from typing import Protocol
 
 import geopandas
 import numpy as np
-import pyogrio
 import shapely
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
@@ -250,6 +249,8 @@ def _repair_geometries(frame: geopandas.GeoDataFrame, grid: GeoBox) -> tuple[geo
 
 def _read_vector(url: str, layer: str | None, grid: GeoBox) -> geopandas.GeoDataFrame:
     """Read the features of a vector file or of one of its layers, near the grid and in the grid's CRS."""
+    import pyogrio  # only for vector files: it loads a GDAL of its own
+
     gdal.configure_gdal()
     if storage.is_local(url) and not storage.exists(url):
         raise InputError(f"{url}: no such file; check the path in the configuration.")
@@ -284,6 +285,8 @@ def _read_vector(url: str, layer: str | None, grid: GeoBox) -> geopandas.GeoData
 
 def _only_layer(url: str, path: str) -> str:
     """The name of a vector file's only layer."""
+    import pyogrio
+
     layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
     if len(layers) > 1:
         raise InputError(
@@ -300,6 +303,8 @@ def _describe_extents(url: str, grid: GeoBox) -> str:
     ours = f"x {extent.left:.6g} to {extent.right:.6g}, y {extent.bottom:.6g} to {extent.top:.6g}"
     if url.lower().endswith(PARQUET):
         return f"The grid spans {ours}."
+    import pyogrio
+
     info = pyogrio.read_info(gdal.gdal_path(url), force_total_bounds=True)
     if info["total_bounds"] is None:
         return "The file has no features with a geometry."

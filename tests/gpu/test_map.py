@@ -1,0 +1,80 @@
+"""Maps of a prepared scene in this process, on the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import rasterio
+import torch
+from numpy.typing import NDArray
+
+from jobs.bench.map import MapsElsewhere
+from jobs.config.config import Config
+from jobs.map.stage import map_scenes
+from jobs.workflow.workspace import Workspace
+from mibf.device import Precision
+from pipeline.grid import tile_grid
+from pipeline.io.lease import Lease
+from pipeline.maps.predictor import TilePredictor
+from pipeline.maps.products import MAP_PRODUCTS, product
+from pipeline.store.patch_store import PatchStore
+from tests.support.gpu import DEVICE, ON_GPU, PRECISIONS, Figures
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
+
+
+def mapped(config: Config, folder: Path, **changes: Any) -> dict[str, NDArray[Any]]:
+    """Map a scene with all products; return the pixels of every published file."""
+    config = config.model_copy(update={"map": config.map.model_copy(update={"products": tuple(MAP_PRODUCTS)} | changes)})
+    workspace = Workspace.of(config)
+    elsewhere = MapsElsewhere(workspace.url, workspace.run, str(folder))
+    map_scenes(config, elsewhere, "", Lease())
+    found = {}
+    for path in sorted(Path(elsewhere.map_folder(config.scenes[0].name)).glob("*.tif")):
+        with rasterio.open(path) as dataset:
+            found[path.stem] = dataset.read()
+    return found
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_map_is_the_same_bytes_for_any_tile_size(precision: Precision, small: Config, tmp_path: Path) -> None:
+    reference = mapped(small, tmp_path / "64", tile_size=64, precision=precision)
+    assert {"class", "confidence"} <= set(reference)
+    for side in (128, 256):
+        found = mapped(small, tmp_path / str(side), tile_size=side, precision=precision)
+        assert found.keys() == reference.keys()
+        for name, values in found.items():
+            np.testing.assert_array_equal(values, reference[name], err_msg=f"{name}, tiles of {side}")
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs a limit of device memory")
+def test_out_of_memory_halves_the_rows_and_maps_the_tile(small: Config, figures: Figures) -> None:
+    store = PatchStore(Workspace.of(small).store(small.scenes[0].name))
+    tile = tile_grid("random", store.shape, 128)[0]
+    predictor = TilePredictor(Workspace.of(small).read_bundle(), products=[product("class")], precision="float32")
+    content, before = predictor.read(store, tile), predictor.rows
+    expected = predictor.compute(content)["class"]
+    torch.cuda.empty_cache()
+    # Enough for some rows at a time; all rows of a cell take up to 2 GiB.
+    allowed = torch.cuda.memory_allocated() + (1 << 29)
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(DEVICE).total_memory)
+    try:
+        found = predictor.compute(content)["class"]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    figures.add("out of memory", rows_before=before, rows_after=predictor.rows)
+    assert predictor.rows < before
+    assert (found == expected).mean() > 0.999
+
+
+def test_ledger_names_the_device(small: Config, tmp_path: Path) -> None:
+    workspace = Workspace.of(small)
+    elsewhere = MapsElsewhere(workspace.url, workspace.run, str(tmp_path))
+    map_scenes(small, elsewhere, "", Lease())
+    segments = Path(elsewhere.map_folder(small.scenes[0].name), "ledger").rglob("*.parquet")
+    workers = {worker for path in segments for worker in pyarrow.parquet.read_table(path)["worker"].to_pylist()}
+    assert {worker.rpartition("/")[2] for worker in workers if worker} == {DEVICE.type}

@@ -1,0 +1,244 @@
+"""Throughput, memory and kernels of the network, of maps and of training. Nothing is asserted but that figures exist."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from jobs.bench.batches import Prepared
+from jobs.bench.map import MapsElsewhere
+from jobs.config.config import Config
+from jobs.map.attempt import make_job
+from jobs.map.scene_map import SceneMap
+from jobs.map.spec import MapSpec
+from jobs.map.stage import map_scenes
+from jobs.train.learner import make_train_state
+from jobs.train.settings import WorkerContext
+from jobs.workflow.workspace import Workspace
+from mibf.device import DTYPES, Precision, to_device
+from mibf.inference.cell import CELL
+from mibf.inference.dense import Dense
+from mibf.network.mibfnet import MIBFNet
+from mibf.training.epoch import Batch, train_epoch
+from pipeline.io.lease import Lease
+from pipeline.maps.tile_mapper import TileMapper
+from tests.support.gpu import BANDS, DEVICE, ON_GPU, PRECISIONS, Figures, batches_of, peak_memory, rate, spec_with, wait
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
+SECONDS = 2.0 if ON_GPU else 0.2
+BATCHES = (256, 1024, 4096, 16384) if ON_GPU else (64, 256)
+#: Steps that are not timed: the first ones choose algorithms and allocate memory.
+WARM_UP = 5
+TOP = 10
+_PEAKS: dict[Precision, float] = {}
+
+
+def peak_flops(precision: Precision) -> float:
+    """Measured rate of a large matrix product in floating-point operations per second; float32 without TF32."""
+    if precision not in _PEAKS:
+        size = 8192 if ON_GPU else 256
+        left, right = (torch.rand(size, size, device=DEVICE, dtype=DTYPES[precision]) for _ in range(2))
+        _PEAKS[precision] = rate(lambda: torch.mm(left, right), 2.0 * size**3, seconds=SECONDS / 4)
+    return _PEAKS[precision]
+
+
+def flops(work: Callable[[], object]) -> float:
+    """Floating-point operations of the matrix products and convolutions of a call."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the counter sees only this thread
+    try:
+        with FlopCounterMode(display=False) as counter:
+            work()
+    finally:
+        torch.set_num_threads(threads)
+    return float(counter.get_total_flops())
+
+
+def profiled(work: Callable[[], object]) -> dict[str, Any]:
+    """Profile a call: device time, the kernels that take most of it, and the number of calls of the CUDA runtime."""
+    work()
+    wait()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ON_GPU else [])]) as profiler:
+        started = time.perf_counter()
+        work()
+        wait()
+        seconds = time.perf_counter() - started
+    events = profiler.key_averages()
+
+    def spent(event: Any) -> float:
+        return float(event.self_device_time_total if ON_GPU else event.self_cpu_time_total)
+
+    kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA] if ON_GPU else list(events)
+    kernels.sort(key=spent, reverse=True)
+    runtime = {e.key: e.count for e in events if e.key.startswith("cu")}
+    return {
+        "seconds": seconds,
+        "kernel_seconds": sum(map(spent, kernels)) / 1e6,
+        "kernels": sum(e.count for e in kernels),
+        "launches": sum(count for name, count in runtime.items() if "Launch" in name),
+        "copies": sum(count for name, count in runtime.items() if "Memcpy" in name),
+        "waits": sum(count for name, count in runtime.items() if "Synchronize" in name),
+        "runtime": runtime,
+        "top": [{"name": e.key[:160], "count": e.count, "microseconds": spent(e)} for e in kernels[:TOP]],
+    }
+
+
+def dense_of(bands: tuple[int, ...], precision: Precision) -> Dense:
+    torch.manual_seed(0)
+    return Dense(to_device(MIBFNet(spec_with(bands, classes=11)).eval(), DEVICE), precision=precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("bands", BANDS)
+def test_dense_network(bands: tuple[int, ...], precision: Precision, figures: Figures) -> None:
+    dense = dense_of(bands, precision)
+    side = 8 * CELL if ON_GPU else CELL
+    reach = side + 2 * dense.spec.halo
+    tile = [torch.rand(b, reach, reach) for b in bands]
+    with peak_memory() as memory:
+        from_host = rate(lambda: dense(tile), side**2, seconds=SECONDS)
+    placed = [values.to(DEVICE) for values in tile]
+    resident = rate(lambda: dense(placed), side**2, seconds=SECONDS)
+    per_pixel = flops(lambda: dense(placed)) / side**2
+    figures.add(
+        f"dense, {bands}, {precision}",
+        pixels_per_second=from_host,
+        resident_pixels_per_second=resident,
+        rows=dense.rows,
+        peak_bytes=memory.peak,
+        flops_per_pixel=per_pixel,
+        share_of_matrix_peak=per_pixel * resident / peak_flops(precision),
+        matrix_peak=peak_flops(precision),
+    )
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_kernels_of_a_cell(precision: Precision, figures: Figures) -> None:
+    dense = dense_of(BANDS[0], precision)
+    reach = CELL + 2 * dense.spec.halo
+    tile = [torch.rand(b, reach, reach) for b in BANDS[0]]
+    figures.add(f"kernels of a cell, {BANDS[0]}, {precision}", **profiled(lambda: dense(tile)))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("bands", BANDS)
+def test_map(
+    bands: tuple[int, ...], precision: Precision, scenes: dict[tuple[int, ...], Config], figures: Figures, tmp_path: Path
+) -> None:
+    config = scenes[bands]
+    config = config.model_copy(update={"map": config.map.model_copy(update={"precision": precision})})
+    workspace = Workspace.of(config)
+    with peak_memory() as memory:
+        for number in range(2):  # the first one warms the page cache up
+            elsewhere = MapsElsewhere(workspace.url, workspace.run, str(tmp_path / str(number)))
+            found = map_scenes(config, elsewhere, "", Lease()).figures
+    total = found["pixels_mapped"] / (found["tiles_seconds"] + found["publish_seconds"])
+    shares = {
+        name: found[name] for name in ("pixels_per_second", "reading", "computing", "writing", "waiting", "publishing")
+    }
+    figures.add(f"map, {bands}, {precision}", published_pixels_per_second=total, **shares, peak_bytes=memory.peak)
+
+
+def test_time_to_the_first_tile(small: Config, figures: Figures, tmp_path: Path) -> None:
+    workspace = Workspace.of(small)
+    elsewhere = MapsElsewhere(workspace.url, workspace.run, str(tmp_path))
+    spec = MapSpec.of(small, elsewhere)
+    scene = SceneMap(spec, elsewhere, small.scenes[0])
+    scene.work(unrestored=lambda window: None)
+    started = time.perf_counter()
+    mapper = TileMapper(make_job(spec, {scene.name: scene}))
+    loaded = time.perf_counter()
+    outcome = next(iter(mapper.map(scene.tiles[:1])))
+    assert not outcome.cause
+    ended = time.perf_counter()
+    path = Path(workspace.url).parent / "random.yaml"
+    # From an empty process: imports, the start of CUDA, the model, one tile, publishing.
+    overrides = ("map.workers=0", f"map.model={workspace.bundle}", "map.drift=ignore", "run=first")
+    command = [sys.executable, "-m", "jobs.cli", "map", str(path), *(part for o in overrides for part in ("--set", o))]
+    clock = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    figures.add(
+        "first tile",
+        model_seconds=loaded - started,
+        tile_seconds=ended - loaded,
+        command_seconds=time.perf_counter() - clock,
+    )
+
+
+class Timed:
+    """Batches for some seconds after the warm-up, with the time that was spent waiting for them."""
+
+    def __init__(self, batches: Iterable[Batch], seconds: float) -> None:
+        self.batches, self.seconds = batches, seconds
+        self.samples, self.waited, self.elapsed = 0, 0.0, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        source = iter(self.batches)
+        started = 0.0
+        for number in itertools.count():
+            if number == WARM_UP:
+                wait()
+                started = time.perf_counter()
+            asked = time.perf_counter()
+            if number > WARM_UP and asked - started > self.seconds:
+                break
+            batch = next(source)
+            if number >= WARM_UP:
+                self.waited += time.perf_counter() - asked
+                self.samples += len(batch.labels)
+            yield batch
+        wait()
+        self.elapsed = time.perf_counter() - started
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_training(batch: int, precision: Precision, scenes: dict[tuple[int, ...], Config], figures: Figures) -> None:
+    prepared = Prepared.of(scenes[BANDS[0]])
+    train = prepared.config.train.model_copy(update={"precision": precision, "batch_size": batch})
+    settings = prepared.settings(Workspace.of(prepared.config), train)
+    sampler = prepared.sampler(augment=train.augment)
+    stored = Timed((b for epoch in itertools.count() for b in sampler.shuffled(batch=batch, seed=0, epoch=epoch)), SECONDS)
+    first = next(iter(sampler.shuffled(batch=batch, seed=0, epoch=0)))
+    fixed = Timed(itertools.repeat(first), SECONDS / 2)
+    found: dict[str, Any] = {}
+    with peak_memory() as memory:
+        for name, batches in (("from_store", stored), ("same_batch", fixed)):
+            learner = make_train_state(settings, WorkerContext(0, 1, DEVICE), seed=0, steps=10_000)
+            train_epoch(learner, batches, samples=batch, seed=lambda step: step)
+            found[f"{name}_samples_per_second"] = batches.samples / batches.elapsed
+    figures.add(
+        f"training, {BANDS[0]}, {precision}, batch {batch}",
+        **found,
+        waiting=stored.waited / stored.elapsed,
+        peak_bytes=memory.peak,
+    )
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_kernels_of_a_step(precision: Precision, scenes: dict[tuple[int, ...], Config], figures: Figures) -> None:
+    prepared = Prepared.of(scenes[BANDS[0]])
+    size = 4096 if ON_GPU else 64
+    train = prepared.config.train.model_copy(update={"precision": precision, "batch_size": size})
+    settings = prepared.settings(Workspace.of(prepared.config), train)
+    learner = make_train_state(settings, WorkerContext(0, 1, DEVICE), seed=0, steps=10_000)
+    (batch,) = batches_of(settings.spec, steps=1, size=size)
+    operations = flops(lambda: train_epoch(learner, [batch]))
+    found = profiled(lambda: train_epoch(learner, [batch]))
+    figures.add(
+        f"kernels of a step, {BANDS[0]}, {precision}, batch {size}",
+        **found,
+        flops_per_sample=operations / size,
+        share_of_matrix_peak=operations / found["kernel_seconds"] / peak_flops(precision),
+    )
