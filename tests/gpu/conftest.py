@@ -32,6 +32,14 @@ def gpu() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def keep_cudnn_settings() -> Iterator[None]:
+    """Restore what training sets for the process: deterministic algorithms."""
+    before = torch.backends.cudnn.deterministic
+    yield
+    torch.backends.cudnn.deterministic = before
+
+
 @pytest.fixture(scope="session")
 def figures(gpu: None) -> Figures:
     """The figures of this run."""

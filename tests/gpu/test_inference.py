@@ -20,14 +20,17 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 #: Largest difference of a float32 logit between devices.
 TOLERANCE = 1e-4
 SIDE = 3 * CELL if ON_GPU else CELL
-STEPS = 300 if ON_GPU else 30
+#: Steps of training, and samples per step.
+STEPS, BATCH = (300, 256) if ON_GPU else (20, 64)
+#: First row of the tiles that the networks are tested on; they were trained on the rows above it.
+TESTED = 512
 _NETWORKS: dict[tuple[int, ...], MIBFNet] = {}
 
 
 def network_of(bands: tuple[int, ...]) -> MIBFNet:
     """A trained network on the CPU; trained once."""
     if bands not in _NETWORKS:
-        _NETWORKS[bands] = trained_network(spec_with(bands), steps=STEPS)
+        _NETWORKS[bands] = trained_network(spec_with(bands), steps=STEPS, size=BATCH)
     return _NETWORKS[bands]
 
 
@@ -37,7 +40,7 @@ def on_device(network: MIBFNet) -> MIBFNet:
 
 def tile_of(network: MIBFNet, side: int = SIDE) -> list[Tensor]:
     """A tile that the network was not trained on."""
-    return [torch.from_numpy(values) for values in learnable_tile(network.spec, side, seed=1)[0]]
+    return [torch.from_numpy(values) for values in learnable_tile(network.spec, side, row=TESTED)[0]]
 
 
 def patchwise(network: MIBFNet, sources: list[Tensor]) -> Tensor:
@@ -62,7 +65,7 @@ def test_dense_float32_equals_cpu(bands: tuple[int, ...], figures: Figures) -> N
     ours = Dense(on_device(network))(tile, products=["logits", "class", "confidence"])
     theirs = Dense(network)(tile, products=["logits", "class", "confidence"])
     logits, reference = ours["logits"].cpu(), theirs["logits"]
-    accuracy = float((theirs["class"].numpy() == learnable_tile(network.spec, SIDE, seed=1)[1]).mean())
+    accuracy = float((theirs["class"].numpy() == learnable_tile(network.spec, SIDE, row=TESTED)[1]).mean())
     figures.add(
         f"dense against CPU, {bands}",
         logit_difference=float((logits - reference).abs().max()),
@@ -70,7 +73,7 @@ def test_dense_float32_equals_cpu(bands: tuple[int, ...], figures: Figures) -> N
         equal_labels=float((ours["class"].cpu() == theirs["class"]).float().mean()),
         accuracy=accuracy,
     )
-    assert accuracy > (0.9 if ON_GPU else 0.4)  # else the comparison would be of arbitrary labels
+    assert accuracy > (0.9 if ON_GPU else 0.25)  # else the comparison would be of arbitrary labels
     torch.testing.assert_close(logits, reference, rtol=0, atol=TOLERANCE)
     assert label_differences(reference, logits) == 0
     torch.testing.assert_close(ours["confidence"].cpu(), theirs["confidence"], rtol=0, atol=TOLERANCE)
@@ -80,7 +83,7 @@ def test_dense_float32_equals_cpu(bands: tuple[int, ...], figures: Figures) -> N
 def test_patchwise_network_equals_cpu_and_dense(bands: tuple[int, ...], figures: Figures) -> None:
     network = network_of(bands)
     spec, side = network.spec, CELL // 2
-    values, labels = learnable_tile(spec, side, seed=1)
+    values, labels = learnable_tile(spec, side, row=TESTED)
     pixels = np.argwhere(np.ones((side, side), bool))
     sources = [torch.from_numpy(x) for x in patches(spec, values, labels, pixels).sources]
     placed = on_device(network)

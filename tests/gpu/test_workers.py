@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from mibf.device import ieee_float32
 from mibf.training.epoch import TrainState, train_epoch
 from mibf.training.sync_batchnorm import synchronize
 from tests.support.gpu import BANDS, DEVICE, ON_GPU, Figures, batches_of, spec_with, train_state
@@ -40,7 +41,8 @@ def worker(rank: int, backend: str, folder: str) -> None:
     half = slice(rank * SIZE // 2, (rank + 1) * SIZE // 2)
     batches = batches_of(state.network.spec, steps=STEPS, size=SIZE)
     own = [type(b)(tuple(x[half] for x in b.sources), b.labels[half]) for b in batches]
-    loss = train_epoch(state, own, samples=SIZE).loss
+    with ieee_float32(device):
+        loss = train_epoch(state, own, samples=SIZE).loss
     torch.save({"loss": loss, "weights": state.network.state_dict()}, f"{folder}/{rank}.pt")
     del state  # before the group: see `tests.support.distributed.two_workers`
     dist.destroy_process_group()
@@ -53,7 +55,8 @@ def test_two_workers_train_as_one(backend: str, figures: Figures, tmp_path: Path
     torch.multiprocessing.spawn(worker, (backend, str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True, map_location="cpu") for rank in (0, 1))
     state = state_on(DEVICE)
-    loss = train_epoch(state, batches_of(state.network.spec, steps=STEPS, size=SIZE)).loss
+    with ieee_float32(DEVICE):
+        loss = train_epoch(state, batches_of(state.network.spec, steps=STEPS, size=SIZE)).loss
     alone = {name: values.cpu() for name, values in state.network.state_dict().items()}
     different = [name for name, values in first["weights"].items() if not torch.equal(values, second["weights"][name])]
     assert not different

@@ -106,13 +106,16 @@ def spec_with(bands: Sequence[int], *, classes: int = 4, without: tuple[NetworkP
     return NetworkSpec(sources, classes=classes, without=without)
 
 
-def learnable_tile(spec: NetworkSpec, side: int, *, seed: int = 0) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:
-    """Return a tile with its halo, normalized, and the class positions of its pixels; only all sources tell the classes."""
+def learnable_tile(spec: NetworkSpec, side: int, *, row: int = 0) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:
+    """Return a tile with its halo, normalized, and the class positions of its pixels; only all sources tell the classes.
+
+    All tiles belong to one scene; `row` is the first one of the tile.
+    """
     reach = side + 2 * spec.halo
-    scene = synthetic_scene(*(s.bands for s in spec.sources), shape=(reach, reach), seed=seed)
-    window = Window(0, 0, reach, reach)
+    scene = synthetic_scene(*(s.bands for s in spec.sources), shape=(row + reach, reach))
+    window = Window(row, 0, reach, reach)
     sources = [scene.values(i, window).astype(np.float32) / BRIGHTEST for i in range(len(spec.sources))]
-    inner = Window(spec.halo, spec.halo, side, side)
+    inner = Window(row + spec.halo, spec.halo, side, side)
     return sources, scene.truth(inner).astype(np.int64) - 1
 
 
@@ -130,7 +133,7 @@ def patches(
 
 def batches_of(spec: NetworkSpec, *, steps: int, size: int, side: int = 192, seed: int = 0) -> list[Batch]:
     """Return random batches of a learnable tile."""
-    sources, labels = learnable_tile(spec, side, seed=seed)
+    sources, labels = learnable_tile(spec, side)
     drawn = np.random.default_rng(seed).integers(0, side, (steps, size, 2))
     return [patches(spec, sources, labels, pixels) for pixels in drawn]
 
