@@ -35,6 +35,7 @@ from jobs.bench.harness.timing import Case, Timing, measure
 from jobs.bench.network import machine
 from jobs.config.config import Config
 from jobs.runtime.progress import info, progress_bar, warn
+from jobs.runtime.worker_resources import WorkerResources
 from jobs.train.settings import Settings, WorkerContext, steps_per_epoch
 from jobs.train.worker_loop import run
 from jobs.workflow.workspace import Workspace
@@ -228,7 +229,6 @@ class _Ways:
 
     def distributed(self, workers: int) -> list[_LastEpoch]:
         """Run one training on this many Ray Train workers."""
-        from jobs.runtime.ray_cluster import WorkerResources
         from jobs.train.ray_trainer import train_on_ray
 
         settings = self._settings(workers=workers)

@@ -17,7 +17,7 @@ import numpy as np
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
-from jobs.runtime import ray_cluster
+from jobs.runtime.worker_resources import WorkerResources
 from pipeline.grid import Tile, Window
 from pipeline.maps.outcome import TileOutcome
 from pipeline.maps.predictor import TileInput
@@ -37,7 +37,7 @@ _OUTCOME_FIELDS = tuple(field.name for field in fields(TileOutcome) if field.nam
 def map_on_ray(
     job: MapJob,
     tiles: Sequence[Tile],
-    share: ray_cluster.WorkerResources,
+    share: WorkerResources,
     *,
     each: Callable[[TileOutcome], None],
     isolated: bool = False,

@@ -15,6 +15,7 @@ import ray
 from dask.system import CPU_COUNT
 
 from jobs.runtime.progress import info
+from jobs.runtime.worker_resources import WorkerResources
 from mibf.errors import InputError
 
 #: Environment variable that Ray sets in the drivers of submitted jobs.
@@ -88,29 +89,6 @@ def close() -> None:
     """Disconnect from Ray; a local instance is shut down."""
     if ray.is_initialized():
         ray.shutdown()
-
-
-@dataclass(frozen=True)
-class WorkerResources:
-    """Resources per worker: whole CPUs, and a GPU if available.
-
-    With 0 workers, the resources of the command's own process.
-    """
-
-    workers: int
-    cpus: int
-    gpus: int
-
-    @property
-    def resources(self) -> dict[str, int]:
-        """The resources as a Ray resource request."""
-        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
-
-    def __str__(self) -> str:
-        device = "a GPU" if self.gpus else f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}"
-        if self.workers == 0:
-            return f"{device} in this process"
-        return f"{'1 worker' if self.workers == 1 else f'{self.workers} workers'} with {device} each"
 
 
 def share_cluster(workers: int, *, fewest: int | None = None, reserved_cpus: int = 0) -> WorkerResources:

@@ -15,7 +15,7 @@ import ray.train
 import ray.train.torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.runtime import ray_cluster
+from jobs.runtime.worker_resources import WorkerResources
 from jobs.train.settings import ProgressCallback, Settings, WorkerContext
 from jobs.train.worker_loop import run
 from jobs.workflow.errors import StageError
@@ -29,7 +29,7 @@ from pipeline.sampling.sampler import ReadError
 POLL_SECONDS = 1.0
 
 
-def train_on_ray(settings: Settings, share: ray_cluster.WorkerResources, callback: ProgressCallback) -> None:
+def train_on_ray(settings: Settings, share: WorkerResources, callback: ProgressCallback) -> None:
     """Train on Ray workers until all seeds are complete; report progress to `callback`.
 
     Raises:

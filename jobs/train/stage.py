@@ -18,9 +18,9 @@ from dask.system import CPU_COUNT
 
 from jobs.config.config import Config
 from jobs.config.train import Select
-from jobs.runtime import ray_cluster
 from jobs.runtime.progress import TrainingBar, info, pluralize, training_bar, warn
 from jobs.runtime.prometheus import TrainMetrics, train_metrics
+from jobs.runtime.worker_resources import WorkerResources
 from jobs.train.provenance import versions
 from jobs.train.resume import RESUME_SAFE_KEYS, begin_run, check_resumable, training_identity
 from jobs.train.settings import Settings, WorkerContext, make_settings, network_spec, steps_per_epoch
@@ -172,12 +172,14 @@ def _check_shared_out(config: Config, training: Sampler) -> None:
         )
 
 
-def _share(config: Config) -> ray_cluster.WorkerResources:
+def _share(config: Config) -> WorkerResources:
     """The resources of each worker; a precision that they do not support is refused before anything is written."""
     if config.train.workers == 0:
         device = best_device()
         check_precision(device, config.train.precision)
-        return ray_cluster.WorkerResources(0, config.train.threads or CPU_COUNT, int(device.type == "cuda"))
+        return WorkerResources(0, config.train.threads or CPU_COUNT, int(device.type == "cuda"))
+    from jobs.runtime import ray_cluster  # import Ray only where it is used
+
     ray_cluster.ensure(workers=config.train.workers)
     share = ray_cluster.share_cluster(config.train.most_workers, fewest=config.train.workers)
     if share.gpus:
@@ -223,7 +225,7 @@ def _train_locally(settings: Settings, total: int, metrics: TrainMetrics) -> Non
             raise StageError(f"training stopped: {error}") from error
 
 
-def _on_ray(settings: Settings, share: ray_cluster.WorkerResources, total: int, metrics: TrainMetrics) -> None:
+def _on_ray(settings: Settings, share: WorkerResources, total: int, metrics: TrainMetrics) -> None:
     """Train with Ray Train, which is imported only here."""
     from jobs.train.ray_trainer import train_on_ray
 

@@ -118,3 +118,11 @@ def test_help_does_not_import_heavy_packages(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_stages_import_ray_only_where_they_use_it() -> None:
+    """With no workers, a stage runs in its own process, where Ray need not be installed."""
+    stages = [f"jobs.{name}.stage" for name in ("prepare", "train", "evaluate", "map", "report")]
+    program = f"import sys, {', '.join(stages)}\nsys.exit('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr

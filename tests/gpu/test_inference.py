@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 TOLERANCE = 1e-4
 SIDE = 3 * CELL if ON_GPU else CELL
 #: Steps of training, and samples per step.
-STEPS, BATCH = (300, 256) if ON_GPU else (20, 64)
+STEPS, BATCH = (150, 256) if ON_GPU else (20, 64)
 #: First row of the tiles that the networks are tested on; they were trained on the rows above it.
 TESTED = 512
 _NETWORKS: dict[tuple[int, ...], MIBFNet] = {}
