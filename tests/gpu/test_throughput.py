@@ -33,6 +33,7 @@ from mibf.training.epoch import Batch, train_epoch
 from pipeline.io.lease import Lease
 from pipeline.maps.tile_mapper import TileMapper
 from tests.support.gpu import BANDS, DEVICE, ON_GPU, PRECISIONS, Figures, batches_of, peak_memory, rate, spec_with, wait
+from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 SECONDS = 1.5 if ON_GPU else 0.2
@@ -175,7 +176,7 @@ def test_time_to_the_first_tile(small: Config, figures: Figures, tmp_path: Path)
     overrides = ("map.workers=0", f"map.model={workspace.bundle}", "map.drift=ignore", "run=first")
     command = [sys.executable, "-m", "jobs.cli", "map", str(path), *(part for o in overrides for part in ("--set", o))]
     clock = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     figures.add(
         "first tile",
