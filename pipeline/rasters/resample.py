@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,11 +20,12 @@ from rasterio._err import CPLE_BaseError
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioIOError
 from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform, transform_bounds
+from rasterio.warp import transform
 
 from mibf.errors import InputError
 from pipeline.grid import Window
-from pipeline.rasters.header import Header, OpenRaster, RasterFile, warped_dtype
+from pipeline.rasters.header import Header, OpenRaster, RasterFile, in_memory, warped_dtype
+from pipeline.rasters.longitude import Cycle, Extent, centered, cycle, extent_of, extents_in, shifts
 
 #: Grids nest if no corner is off by more than this fraction of a pixel.
 CLOSE = 1e-2
@@ -39,13 +40,15 @@ Kind = Literal["exact", "resampled"]
 class Alignment:
     """How a raster maps onto a grid.
 
-    Exact: grid pixel (y, x) is raster pixel (y // coarser + row, x // coarser + column); no value is interpolated.
+    Exact: grid pixel (y, x) is raster pixel (y // coarser + row, x // coarser + column); no value is interpolated. Where
+    longitudes wrap, columns that differ by `turn` are the same place.
     """
 
     kind: Kind
     row: int = 0
     column: int = 0
     coarser: int = 1  #: grid pixels per raster pixel along an axis
+    turn: int = 0  #: raster pixels per turn of the Earth; 0 if the grid needs only one copy of the raster
     resampling: str = "nearest"
     #: Grid pixels per raster pixel along x and y, at most 1; sets the kernel's extent. GDAL would derive it from each
     #: window separately.
@@ -79,9 +82,9 @@ def align(file: RasterFile, header: Header, grid: GeoBox, *, resampling: str | N
             f"{file}: {which}, and its grid ({own.shape[0]} x {own.shape[1]} pixels) differs from the reference grid "
             f"({grid.shape[0]} x {grid.shape[1]}); assign a CRS first, for example with `rio edit-info --crs`."
         )
-    _check_overlap(file, own, grid)
+    placed = _check_overlap(file, own, grid)
     if own.crs == grid.crs:
-        nested = _nested(own, grid)
+        nested = _nested_copies(own, grid, placed)
         if nested is not None and (nested.coarser == 1 or resampling in (None, "nearest")):
             return nested
     return Alignment("resampled", resampling=resampling or "bilinear", reach=_reach(header, grid))
@@ -147,36 +150,36 @@ def _nested(own: GeoBox, grid: GeoBox) -> Alignment | None:
     return Alignment("exact", row=row // coarser, column=column // coarser, coarser=coarser)
 
 
-def _check_overlap(file: RasterFile, own: GeoBox, grid: GeoBox) -> None:
+def _nested_copies(own: GeoBox, grid: GeoBox, placed: list[float]) -> Alignment | None:
+    """How grid pixels nest in the pixels of a raster that is repeated at each of these shifts along x; None if not."""
+    nested = _nested(GeoBox(own.shape, Affine.translation(placed[0], 0) * own.affine, own.crs), grid)
+    if nested is None or len(placed) == 1:
+        return nested
+    around = cycle(own.crs.to_wkt())
+    assert around is not None, "only a CRS that wraps has several shifts"
+    if own.affine.d:
+        return None  # rotated: a turn is no number of columns
+    turn = around.period / own.affine.a
+    return replace(nested, turn=round(turn)) if abs(turn - round(turn)) * nested.coarser <= CLOSE else None
+
+
+def _check_overlap(file: RasterFile, own: GeoBox, grid: GeoBox) -> list[float]:
+    """The shifts along x with which the raster overlaps the grid: 0, or whole turns where longitudes wrap."""
     # Transform the grid to the file's CRS, not the reverse: a global file fits no projected CRS.
-    inside = _extent_in(grid, own.crs.to_wkt())
-    extent = own.boundingbox
-    if inside is not None and (
-        inside[0] < extent.right and extent.left < inside[2] and inside[1] < extent.top and extent.bottom < inside[3]
-    ):
-        return
+    crs, extent = own.crs.to_wkt(), extent_of(own)
+    places = [extent_of(grid)] if own.crs == grid.crs else extents_in(grid, crs)
+    placed = [shift for place in places or () for shift in shifts(extent, place, cycle(crs))]
+    if placed:
+        return placed
     where = "cannot be transformed to that CRS"
-    if inside is not None:
-        where = f"spans x {inside[0]:.6g} to {inside[2]:.6g}, y {inside[1]:.6g} to {inside[3]:.6g}"
+    if places:
+        left, right = places[0].left, places[-1].right
+        where = f"spans x {left:.6g} to {right:.6g}, y {places[0].bottom:.6g} to {places[0].top:.6g}"
     raise InputError(
         f"{file}: does not overlap the reference grid. In the file's CRS it spans x {extent.left:.6g} to "
         f"{extent.right:.6g}, y {extent.bottom:.6g} to {extent.top:.6g}; the grid {where}. "
         "Check the file and the scene's grid."
     )
-
-
-def _extent_in(grid: GeoBox, crs: str) -> tuple[float, float, float, float] | None:
-    """Left, bottom, right and top of a grid in another CRS; None if it cannot be transformed."""
-    box = grid.boundingbox
-    try:
-        left, bottom, right, top = transform_bounds(grid.crs.to_wkt(), crs, *box, densify_pts=21)
-    except CPLE_BaseError:
-        return None
-    if not np.isfinite([left, bottom, right, top]).all():
-        return None
-    if left > right:  # crosses the antimeridian: unbounded along x
-        left, right = -math.inf, math.inf
-    return left, bottom, right, top
 
 
 def read_aligned(
@@ -192,24 +195,30 @@ def read_aligned(
     values = np.full((raster.header.bands, window.height, window.width), np.nan, dtype)
     for piece, needed in _pieces(raster.header, grid, window):
         top, left = piece.y - window.y, piece.x - window.x
-        values[:, top : top + piece.height, left : left + piece.width] = _warped(raster, alignment, grid, piece, needed)
+        target = values[:, top : top + piece.height, left : left + piece.width]
+        for part in needed:
+            found = _warped(raster, alignment, grid, piece, part)
+            np.copyto(target, found, where=np.isnan(target))
     return values, np.asarray(np.isfinite(values).all(axis=0))
 
 
 def _read_exact(raster: OpenRaster, alignment: Alignment, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     rows, columns = raster.header.grid.shape
-    times = alignment.coarser
+    times, turn = alignment.coarser, alignment.turn
     top, left = window.y // times + alignment.row, window.x // times + alignment.column
     bottom = (window.y + window.height - 1) // times + 1 + alignment.row
     right = (window.x + window.width - 1) // times + 1 + alignment.column
-    inside = (max(top, 0), max(left, 0), min(bottom, rows), min(right, columns))
-    shape = (window.height, window.width)
-    if inside[0] >= inside[2] or inside[1] >= inside[3]:
-        return np.zeros((raster.header.bands, *shape), np.result_type(*raster.header.dtypes)), np.zeros(shape, bool)
-    values, valid = raster.read(Window(inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]))
-    if inside != (top, left, bottom, right):
-        around = ((inside[0] - top, bottom - inside[2]), (inside[1] - left, right - inside[3]))
-        values, valid = np.pad(values, ((0, 0), *around)), np.pad(valid, around)
+    upper, lower = max(top, 0), min(bottom, rows)
+    runs = list(_runs(left, right, columns, turn)) if upper < lower else []
+    if len(runs) == 1 and (upper, lower, runs[0].stop - runs[0].start) == (top, bottom, right - left):
+        values, valid = raster.read(Window(top, runs[0].source, bottom - top, right - left))
+    else:
+        shape = (bottom - top, right - left)
+        values = np.zeros((raster.header.bands, *shape), np.result_type(*raster.header.dtypes))
+        valid = np.zeros(shape, bool)
+        for run in runs:
+            part = np.s_[upper - top : lower - top, run.start : run.stop]
+            values[:, *part], valid[part] = raster.read(Window(upper, run.source, lower - upper, run.stop - run.start))
     if times > 1:
         y, x = window.y % times, window.x % times
         cut = np.s_[y : y + window.height, x : x + window.width]
@@ -218,12 +227,48 @@ def _read_exact(raster: OpenRaster, alignment: Alignment, window: Window) -> tup
     return values, valid
 
 
-def _pieces(header: Header, grid: GeoBox, window: Window) -> Iterator[tuple[Window, Window]]:
-    """Split a window into pieces, each with the raster window that it needs at most; omit pieces outside the raster."""
+@dataclass(frozen=True)
+class _Run:
+    """Columns [start, stop) of a window that are consecutive in the raster, from its column `source`."""
+
+    start: int
+    stop: int
+    source: int
+
+
+def _runs(left: int, right: int, columns: int, turn: int) -> Iterator[_Run]:
+    """The columns from left to right (raster pixels, possibly beyond its ends) that the raster has."""
+    at = left
+    while at < right:
+        inside = 0 <= at < columns
+        source = at if inside or not turn else at % turn
+        if source >= columns or source < 0:
+            at = min(right, 0 if at < 0 else right) if not turn else at + turn - source
+            continue
+        length = min(right - at, columns - source) if inside else min(right - at, columns - source, turn - source)
+        yield _Run(at - left, at - left + length, source)
+        at += length
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A window of the raster, and how its longitudes match those of the grid window: by a shift along x, or by a CRS."""
+
+    window: Window
+    shift: float = 0.0
+    crs: str | None = None  #: in place of the raster's own
+    #: Whether coordinates jump within the grid window. GDAL's samples of its border then do not show which pixels it needs.
+    jumps: bool = False
+    copied: bool = False  #: whether GDAL may read no other part, which could be the full width of the raster
+
+
+def _pieces(header: Header, grid: GeoBox, window: Window) -> Iterator[tuple[Window, list[_Part]]]:
+    """Split a window into pieces, each with the raster windows that it needs at most; omit pieces outside the raster."""
     needed = _needed(header, grid, window)
-    if needed is None:
+    if not needed:
         return
-    if needed.height * needed.width * header.bands <= MAX_PIXELS_IN_MEMORY or max(window.height, window.width) <= 16:
+    pixels = sum(part.window.height * part.window.width for part in needed)
+    if pixels * header.bands <= MAX_PIXELS_IN_MEMORY or max(window.height, window.width) <= 16:
         yield window, needed
         return
     tall = window.height >= window.width
@@ -238,43 +283,100 @@ def _pieces(header: Header, grid: GeoBox, window: Window) -> Iterator[tuple[Wind
     yield from _pieces(header, grid, second)
 
 
-def _needed(header: Header, grid: GeoBox, window: Window) -> Window | None:
-    """The raster window that covers a grid window, with a margin for any kernel; None if it is outside the raster."""
-    rows, columns = header.grid.shape
-    span = _span(header.grid, grid, window)
-    if span is None:
-        return Window(0, 0, rows, columns)
-    left, top, right, bottom = span
+def _needed(header: Header, grid: GeoBox, window: Window) -> list[_Part]:
+    """The parts of the raster that cover a grid window, with a margin for any kernel; none if it is outside the raster."""
+    own, part = header.grid, grid[window.slices]
+    crs = own.crs.to_wkt()
+    around = cycle(crs)
+    places = [extent_of(part)] if own.crs == grid.crs else extents_in(part, crs)
+    if around is None:
+        return [_Part(Window(0, 0, *own.shape))] if places is None else _cuts(own, places, window, None)
+    if own.crs == grid.crs:  # coordinates do not jump, wherever they are
+        assert places is not None
+        return _copied(_cuts(own, places, window, around))
+    if places is None:  # cannot be determined: anywhere
+        places = [Extent(around.low, own.boundingbox.bottom, around.high, own.boundingbox.top)]
+    if around.geographic:
+        return _by_crs(own, places, window, around)
+    parts = _cuts(own, places, window, around, inside=True)
+    return _copied([replace(cut, jumps=len(places) > 1 or len(parts) > 1) for cut in parts])
+
+
+def _by_crs(own: GeoBox, places: list[Extent], window: Window, around: Cycle) -> list[_Part]:
+    """The parts of a raster in degrees, each with the CRS in which the grid window has its longitudes."""
+    crs, extent = own.crs.to_wkt(), extent_of(own)
+    place = places[0] if len(places) == 1 else replace(places[0], right=places[1].right + around.period)
+    if place.right - place.left > 0.9 * around.period:  # around a pole: all longitudes, in the raster's own numbers
+        slack = abs(own.affine.a)
+        if around.low - slack <= extent.left and extent.right <= around.high + slack:
+            return _cuts(own, [place], window, None)
+        middle = (extent.left + extent.right) / 2
+        whole = replace(place, left=extent.left, right=extent.right)
+        return [replace(cut, crs=centered(crs, middle)) for cut in _cuts(own, [whole], window, None)]
+    parts = _cuts(own, [place], window, around)
+    if len(parts) == 1 and len(places) == 1 and not parts[0].shift:
+        return parts
+    middle = (place.left + place.right) / 2
+    return _copied([replace(cut, shift=0.0, crs=centered(crs, middle - cut.shift)) for cut in parts])
+
+
+def _copied(parts: list[_Part]) -> list[_Part]:
+    """The parts, to be copied if there are several."""
+    return [replace(part, copied=True) for part in parts] if len(parts) > 1 else parts
+
+
+def _cuts(own: GeoBox, places: list[Extent], window: Window, around: Cycle | None, *, inside: bool = False) -> list[_Part]:
+    """The parts of a raster at the places of a grid window in its CRS, shifted by whole turns.
+
+    With `inside`, no place is beyond the ends of the x axis, which a margin could reach.
+    """
+    spans = [_in_pixels(own, place) for place in places]
     # Kernels extend up to 3 pixels (Lanczos) of the coarser of the two grids.
-    room_x = 3 * max(1.0, (right - left) / window.width) + 2
-    room_y = 3 * max(1.0, (bottom - top) / window.height) + 2
-    y, x = max(0, math.floor(top - room_y)), max(0, math.floor(left - room_x))
-    height, width = min(rows, math.ceil(bottom + room_y)) - y, min(columns, math.ceil(right + room_x)) - x
+    room_x = 3 * max(1.0, sum(span.right - span.left for span in spans) / window.width) + 2
+    room_y = 3 * max(1.0, max(span.top - span.bottom for span in spans) / window.height) + 2
+    a, b, _, d, e, _ = list(own.affine)[:6]
+    across, along = abs(a) * room_x + abs(b) * room_y, abs(d) * room_x + abs(e) * room_y
+    found = []
+    for place in places:
+        near = Extent(place.left - across, place.bottom - along, place.right + across, place.top + along)
+        if inside and around is not None:
+            near = replace(near, left=max(near.left, around.low), right=min(near.right, around.high))
+        for shift in shifts(extent_of(own), near, around):
+            cut = _cut(own, _in_pixels(own, place.shifted(-shift)), room_x, room_y)
+            if cut is not None:
+                found.append(_Part(cut, shift))
+    return found
+
+
+def _in_pixels(own: GeoBox, place: Extent) -> Extent:
+    """A rectangle of the raster's CRS in its pixels; `bottom` is the first row."""
+    corners = [~own.affine * (x, y) for x in (place.left, place.right) for y in (place.bottom, place.top)]
+    x, y = zip(*corners, strict=True)
+    return Extent(min(x), min(y), max(x), max(y))
+
+
+def _cut(own: GeoBox, span: Extent, room_x: float, room_y: float) -> Window | None:
+    """The raster window around a rectangle in its pixels; None if it is outside."""
+    rows, columns = own.shape
+    y, x = max(0, math.floor(span.bottom - room_y)), max(0, math.floor(span.left - room_x))
+    height, width = min(rows, math.ceil(span.top + room_y)) - y, min(columns, math.ceil(span.right + room_x)) - x
     return Window(y, x, height, width) if height > 0 and width > 0 else None
 
 
-def _span(own: GeoBox, grid: GeoBox, window: Window) -> tuple[float, float, float, float] | None:
-    """Left, top, right and bottom of a grid window in pixels of another grid; None if that cannot be determined."""
-    extent = _extent_in(grid[window.slices], own.crs.to_wkt())
-    if extent is None or math.isinf(extent[0]):
-        return None
-    left, bottom, right, top = extent
-    corners = [~own.affine * (x, y) for x in (left, right) for y in (bottom, top)]
-    x, y = zip(*corners, strict=True)
-    return min(x), min(y), max(x), max(y)
-
-
-def _warped(raster: OpenRaster, alignment: Alignment, grid: GeoBox, window: Window, needed: Window) -> NDArray[Any]:
-    with raster.dataset(needed) as layers:
+def _warped(raster: OpenRaster, alignment: Alignment, grid: GeoBox, window: Window, needed: _Part) -> NDArray[Any]:
+    extra = {"SOURCE_EXTRA": str(max(needed.window.height, needed.window.width))} if needed.jumps else {}
+    with in_memory(raster, needed.window) if needed.copied else raster.dataset(needed.window) as layers:
         part = grid[window.slices]
         try:
             with WarpedVRT(
                 layers.dataset,
+                src_crs=needed.crs,
                 crs=grid.crs.to_wkt(),
                 transform=part.affine,
                 height=window.height,
                 width=window.width,
                 resampling=Resampling[alignment.resampling],
+                src_transform=Affine.translation(needed.shift, 0) * layers.dataset.transform if needed.shift else None,
                 src_nodata=layers.nodata,
                 nodata=np.nan,
                 dtype=warped_dtype(raster.header.dtypes),
@@ -282,6 +384,7 @@ def _warped(raster: OpenRaster, alignment: Alignment, grid: GeoBox, window: Wind
                 XSCALE=f"{alignment.reach[0]:.9f}",
                 YSCALE=f"{alignment.reach[1]:.9f}",
                 UNIFIED_SRC_NODATA="NO",  # otherwise a pixel is missing only if it is missing in all bands
+                **extra,
             ) as view:
                 values: NDArray[Any] = view.read(list(layers.indexes))
         except CPLE_BaseError as error:
