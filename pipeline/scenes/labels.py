@@ -27,6 +27,7 @@ from pipeline.rasters.header import Axis, RasterFile
 from pipeline.rasters.raster import header, open_raster
 from pipeline.rasters.resample import Alignment, align, read_aligned
 from pipeline.rasters.untrusted import check_vector_driver
+from pipeline.scenes.geometries import copies_on_grid, read_near, to_grid_crs, without_collections
 
 #: Extensions of vector files.
 VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".parquet", ".geoparquet", ".fgb", ".kml", ".gml")
@@ -232,6 +233,7 @@ def _repair_geometries(frame: geopandas.GeoDataFrame, grid: GeoBox) -> tuple[geo
     if empty.any():
         notes.append(f"without a usable geometry, skipped: {int(empty.sum())}")
         frame = frame[~empty]
+    frame = without_collections(frame)
     lines = ~frame.geometry.geom_type.isin(["Point", "MultiPoint", "Polygon", "MultiPolygon"])
     if lines.any():
         kinds = ", ".join(sorted(set(frame.geometry.geom_type[lines])))
@@ -244,7 +246,7 @@ def _repair_geometries(frame: geopandas.GeoDataFrame, grid: GeoBox) -> tuple[geo
         # Keep only areas: parts of a polygon that collapse to a line or a point are dropped.
         repaired = frame.geometry[crossing].make_valid(method="structure", keep_collapsed=False)
         frame.loc[crossing, frame.geometry.name] = repaired
-    return frame[frame.intersects(shapely.box(*grid.extent.boundingbox))], notes
+    return copies_on_grid(frame, grid), notes
 
 
 def _read_vector(url: str, layer: str | None, grid: GeoBox) -> geopandas.GeoDataFrame:
@@ -254,8 +256,6 @@ def _read_vector(url: str, layer: str | None, grid: GeoBox) -> geopandas.GeoData
     gdal.configure_gdal()
     if storage.is_local(url) and not storage.exists(url):
         raise InputError(f"{url}: no such file; check the path in the configuration.")
-    # Densified, because its straight sides are curves in another CRS.
-    box = grid.extent.geom.segmentize(max(grid.extent.geom.length / 400, 1e-9))
     path = gdal.gdal_path(url)
     try:
         with warnings.catch_warnings():
@@ -266,12 +266,9 @@ def _read_vector(url: str, layer: str | None, grid: GeoBox) -> geopandas.GeoData
                     frame = geopandas.read_parquet(file)
             else:
                 layer = layer or _only_layer(url, path)
-                near = None
                 info = pyogrio.read_info(path, layer=layer)
                 check_vector_driver(url, info["driver"])
-                if grid.crs is not None and info["crs"] is not None:
-                    near = geopandas.GeoSeries([box], crs=grid.crs.to_wkt())
-                frame = geopandas.read_file(path, layer=layer, bbox=near)
+                frame = read_near(path, layer, grid, info["crs"])
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{url}: cannot be read as a vector file ({error}).") from error
     if not isinstance(frame, geopandas.GeoDataFrame):
@@ -279,7 +276,7 @@ def _read_vector(url: str, layer: str | None, grid: GeoBox) -> geopandas.GeoData
     if grid.crs is not None:
         if frame.crs is None:
             raise InputError(f"{url}: has no CRS; assign one first, for example with `ogr2ogr -a_srs`.")
-        frame = frame.to_crs(grid.crs.to_wkt())
+        frame = to_grid_crs(frame, grid)
     return frame
 
 
