@@ -32,6 +32,9 @@ from pipeline.scenes.geometries import copies_on_grid, read_near, to_grid_crs, w
 #: Extensions of vector files.
 VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".parquet", ".geoparquet", ".fgb", ".kml", ".gml")
 PARQUET = (".parquet", ".geoparquet")
+#: Side in pixels of the squares, anchored at the grid's origin, in which geometries are burnt: where an edge goes exactly
+#: through a corner or center of a pixel, GDAL's rounding depends on the window.
+BURNT = 256
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,19 @@ class VectorLabels:
 
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Class ids (height, width) of a window, `UNLABELLED` where there is no label."""
+        found = np.full((window.height, window.width), UNLABELLED, np.uint8)
+        rows, columns = self.grid.shape
+        for y in range(window.y // BURNT * BURNT, window.y + window.height, BURNT):
+            for x in range(window.x // BURNT * BURNT, window.x + window.width, BURNT):
+                square = Window(y, x, min(BURNT, rows - y), min(BURNT, columns - x))
+                top, left = max(y, window.y), max(x, window.x)
+                bottom = min(y + square.height, window.y + window.height)
+                right = min(x + square.width, window.x + window.width)
+                burnt = self._burn(square)[top - y : bottom - y, left - x : right - x]
+                found[top - window.y : bottom - window.y, left - window.x : right - window.x] = burnt
+        return found
+
+    def _burn(self, window: Window) -> NDArray[np.uint8]:
         part = self.grid[window.slices]
         near = np.sort(self._tree.query(shapely.box(*part.extent.boundingbox)))
         if len(near) == 0:
