@@ -82,10 +82,11 @@ def build(
         tags: provenance metadata of the file.
 
     Returns:
-        The file and, for products of class ids, the sidecar file with the class names.
+        The file and, if it cannot hold everything, its sidecar file: the class names of products of class ids, and a CRS
+        that GeoTIFF cannot hold.
 
     Raises:
-        CogError: the file is not a valid cloud-optimised GeoTIFF, or its pixels differ from those written.
+        CogError: the file is not a valid cloud-optimised GeoTIFF, or its pixels or CRS differ from those written.
     """
     plain = path.with_suffix(".plain.tif")
     written = _write_plain(plain, read, product, window, grid=grid, names=names, classes=classes, tags=tags)
@@ -101,17 +102,36 @@ def build(
         bigtiff="if_safer",
         num_threads="all_cpus",
     )
-    plain.unlink()
+    for temporary in (plain, Path(f"{plain}.aux.xml")):
+        temporary.unlink(missing_ok=True)
     valid, errors, _ = cog_validate(path, strict=True, quiet=True)
     if not valid:
         raise CogError(f"{path}: not a valid cloud-optimised GeoTIFF: {'; '.join(errors)}")
     if _checksum(path) != written:
         raise CogError(f"{path}: pixels read back differ from those written")
-    if product.name not in CLASS_PRODUCTS:
-        return [path]
+    return [path, *_write_sidecar(path, grid, classes if product.name in CLASS_PRODUCTS else ())]
+
+
+def _write_sidecar(path: Path, grid: GeoBox, classes: Sequence[ClassName]) -> list[Path]:
+    """Write what a GeoTIFF cannot hold to a sidecar file, if there is anything; check that the CRS can be read back."""
     sidecar = Path(f"{path}.aux.xml")
-    sidecar.write_text(category_names(classes), "utf-8")
-    return [path, sidecar]
+    sidecar.unlink(missing_ok=True)  # of GDAL
+    root = Element("PAMDataset")
+    if not _holds_crs(path, grid):
+        SubElement(root, "SRS").text = grid.crs.to_wkt()
+    if classes:
+        _categories(SubElement(root, "PAMRasterBand", band="1"), classes)
+    if len(root):
+        sidecar.write_text(_text(root), "utf-8")
+    if not _holds_crs(path, grid):
+        raise CogError(f"{path}: the CRS read back differs from that of the grid, {grid.crs}")
+    return [sidecar] if len(root) else []
+
+
+def _holds_crs(path: Path, grid: GeoBox) -> bool:
+    """Whether GDAL reads the grid's CRS from a file."""
+    with rasterio.open(path) as dataset:
+        return bool(dataset.crs == (None if grid.crs is None else rasterio.CRS.from_wkt(grid.crs.to_wkt())))
 
 
 def _write_plain(
@@ -179,14 +199,8 @@ def color_table(classes: Sequence[ClassName]) -> dict[int, tuple[int, int, int, 
     return dict.fromkeys(range(256), (0, 0, 0, 0)) | colors
 
 
-def category_names(classes: Sequence[ClassName]) -> str:
-    """The class names as a GDAL sidecar file (.aux.xml), because GeoTIFF cannot store category names."""
-    root = Element("PAMDataset")
-    _categories(SubElement(root, "PAMRasterBand", band="1"), classes)
-    return _text(root)
-
-
 def _categories(band: Element, classes: Sequence[ClassName]) -> None:
+    """Add the class names, which GeoTIFF cannot store."""
     names = {c.id: c.name for c in classes}
     listed = SubElement(band, "CategoryNames")
     for i in range(max(names) + 1):

@@ -87,8 +87,8 @@ def publish(
         each: called with the name of each file that is built.
 
     Returns:
-        The files, product by product, a VRT after the files it mosaics. The sidecar files with class names,
-        `NAME.tif.aux.xml`, are not listed.
+        The files, product by product, a VRT after the files it mosaics. The sidecar files,
+        `NAME.tif.aux.xml`, with class names or a CRS, are not listed.
 
     Raises:
         PublishError: the disk is full.

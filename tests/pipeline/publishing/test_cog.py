@@ -13,6 +13,7 @@ import rasterio.shutil
 from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from rasterio.warp import transform
 from rio_cogeo.cogeo import cog_validate
 
 from mibf.bundle.classes import ClassName
@@ -226,3 +227,34 @@ def test_cog_whose_pixels_differ_from_those_written_raises(tmp_path: Path, monke
     monkeypatch.setattr(rasterio.shutil, "copy", copy)
     with pytest.raises(cog.CogError, match=r"class\.tif: pixels read back differ from those written"):
         build(tmp_path, product("class"), np.ones((1, 520, 600), np.uint8), grid=GeoBox((520, 600), TRANSFORM, CRS))
+
+
+ROTATED_POLE = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +to_meter=0.0174532925199433 +type=crs"
+AFFINE_ENGINEERING = (
+    'ENGCRS["site",EDATUM["site datum"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],LENGTHUNIT["metre",1]]'
+)
+GEOID_SHIFTED = "+proj=laea +lat_0=52 +lon_0=10 +ellps=bessel +towgs84=598.1,73.7,418.2,0.202,0.045,-2.455,6.7 +type=crs"
+
+
+@pytest.mark.parametrize("name", ["class", "confidence"])
+@pytest.mark.parametrize("crs", [ROTATED_POLE, AFFINE_ENGINEERING, GEOID_SHIFTED, "EPSG:4326", "EPSG:3035", CRS])
+@pytest.mark.parametrize("block", [1024, 512])
+def test_published_raster_has_the_crs_of_the_grid(tmp_path: Path, crs: str, name: str, block: int) -> None:
+    layer_product = product(name)
+    codes = codes_of(layer_product)[:, :520, :30]
+    wanted = rasterio.CRS.from_user_input(crs)
+    grid = GeoBox((520, 30), Affine(0.01, 0, -3, 0, -0.01, 2), wanted.to_wkt(version="WKT2_2019"))
+    path = build(tmp_path, layer_product, codes, block=block, grid=grid)
+    with rasterio.open(path) as dataset:
+        assert dataset.crs == wanted
+        found = dataset.read()
+        if "proj" in crs or "EPSG" in crs:  # coordinates, too: the order of the axes is kept
+            x, y = dataset.transform * (7.5, 9.5)
+            there = transform(dataset.crs, "EPSG:4326", [x], [y])
+            assert np.allclose(there, transform(crs, "EPSG:4326", [-3 + 0.075], [2 - 0.095]))
+    np.testing.assert_array_equal(found, codes)
+    assert not list(tmp_path.glob("*.plain*"))
+    if block == 1024 and name == "class":
+        assert "forest &amp; &lt;more&gt;" in Path(f"{path}.aux.xml").read_text()
+    if name == "confidence" and crs in ("EPSG:4326", "EPSG:3035", CRS):
+        assert not list(tmp_path.glob("*.aux.xml")), "GeoTIFF holds it"

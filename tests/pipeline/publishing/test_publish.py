@@ -175,7 +175,7 @@ FAILURES_BEFORE_REMOVAL = [
     (cog, "cog_validate", 6),
     (cog, "vrt", 1),
     (cog, "vrt", 2),
-    (cog, "category_names", 3),
+    (cog, "_write_sidecar", 3),
     (storage, "remove", 2),  # the item; the first call removes an earlier staging folder
 ]
 
