@@ -21,7 +21,7 @@ from mibf.errors import InputError
 from pipeline.codes import CODES, SUBSETS, Subset
 from pipeline.io import storage
 from pipeline.parallel.executor import Executor
-from pipeline.scenes.label_counts import LabelGrid, count_labels, count_subsets, random_splits
+from pipeline.scenes.label_counts import LabelGrid, count_labels, count_shared, count_subsets, random_splits
 from pipeline.scenes.labels import NoLabels, OpenLabels, open_labels, refuse_unknown
 from pipeline.scenes.source import AlignedSource, Source, open_source, reference_grid, stored_dtype
 from pipeline.scenes.split import Blocks, NoSplit, Split, assign_blocks, check_blocks, open_split_raster
@@ -69,7 +69,10 @@ def open_scenes(config: Config, executor: Executor) -> list[PreparedScene]:
             common = stored_dtype([str(dtype) for dtype in dtypes])
             for scene in opened:
                 scene.sources[position] = replace(scene.sources[position], dtype=common)
-    _check_disjoint_ground([scene for scene in opened if scene.declared.labels is not None])
+    _check_disjoint_ground(
+        [scene for scene in opened if scene.declared.labels is not None],
+        reach=buffer_pixels(config) or config.model.patch - 1,
+    )
     splits = _splits(config, classes, opened, executor)
     return [
         PreparedScene(
@@ -89,13 +92,17 @@ def _open(scene: SceneSection, classes: tuple[ClassName, ...], *, patch: int) ->
             f"scene {scene.name!r} would be {grid.shape[0]:,} x {grid.shape[1]:,} pixels; is `grid.resolution` "
             "in the units of `grid.crs` (degrees or metres)?"
         )
-    opened = [open_source(source, grid) for source in declared.values()]
+    like = None if scene.grid.like is None else declared[scene.grid.like].layers[0][0]
+    opened = [open_source(source, grid, like=like) for source in declared.values()]
     wanted = labels(scene)
-    return SceneDraft(scene, grid, opened, NoLabels() if wanted is None else open_labels(wanted, grid, classes))
+    return SceneDraft(scene, grid, opened, NoLabels() if wanted is None else open_labels(wanted, grid, classes, like=like))
 
 
-def _check_disjoint_ground(scenes: Sequence[SceneDraft]) -> None:
-    """Check that no ground is labelled in two scenes: test pixels of one would be training pixels of the other."""
+def _check_disjoint_ground(scenes: Sequence[SceneDraft], *, reach: int) -> None:
+    """Check that no ground is labelled in two scenes: test pixels of one would be training pixels of the other.
+
+    Scenes may overlap where their labels are more than `reach` pixels apart.
+    """
     by_url: dict[str, str] = {}
     for scene in scenes:
         assert scene.declared.labels is not None
@@ -105,12 +112,15 @@ def _check_disjoint_ground(scenes: Sequence[SceneDraft]) -> None:
                 f"scenes {by_url[url]!r} and {scene.declared.name!r} have the same labels, {url}: test pixels of one would "
                 "be training pixels of the other. Remove one of the scenes."
             )
-    placed = [(scene.declared.name, scene.grid.geographic_extent) for scene in scenes if scene.grid.crs is not None]
-    for (one, ground), (other, its_ground) in combinations(placed, 2):
-        if ground.intersection(its_ground).area > 0:
+    placed = [scene for scene in scenes if scene.grid.crs is not None]
+    for one, other in combinations(placed, 2):
+        shared = count_shared(one.labelled, one.grid, other.labelled, other.grid, reach=reach)
+        if shared:
             raise InputError(
-                f"scenes {one!r} and {other!r} share labelled ground: test pixels of one would be training pixels of the "
-                "other. Clip one of them, remove the labels of one, or merge their rasters as sources of one scene."
+                f"scenes {one.declared.name!r} and {other.declared.name!r} share labelled ground: {shared:,} labelled "
+                f"pixels of the first are within {reach} pixels of labelled pixels of the second, so that test pixels of "
+                "one would be training pixels of the other. Clip one of them, remove the labels of one, or merge their "
+                "rasters as sources of one scene."
             )
 
 

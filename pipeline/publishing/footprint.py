@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import shapely
 from odc.geo.geobox import GeoBox
+from pyproj.exceptions import ProjError
 from shapely.affinity import translate
 from shapely.geometry import Polygon, box
 from shapely.geometry.base import BaseGeometry
@@ -23,11 +24,14 @@ def footprint(grid: GeoBox) -> tuple[dict[str, Any], list[float]] | None:
     """Return a grid's outline in WGS 84 and its bounds [west, south, east, north], accurate to half a pixel.
 
     Across the antimeridian the outline has two parts, and west is greater than east. None for a grid without a CRS, or
-    one that extends beyond the area where its CRS is defined.
+    one that extends beyond the area where its CRS is defined, or is not on the Earth.
     """
     if grid.crs is None:
         return None
-    longitude, latitude = _border(grid)
+    try:
+        longitude, latitude = _border(grid)
+    except ProjError:  # an engineering CRS
+        return None
     if not (np.isfinite(longitude).all() and np.isfinite(latitude).all()):
         return None
     outline = _outline(np.unwrap(longitude, period=360), latitude)

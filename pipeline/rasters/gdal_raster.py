@@ -78,6 +78,7 @@ class GdalRaster:
             block=tuple(dataset.block_shapes[0]),
             gains=gains,
             offsets=offsets,
+            rpcs=dataset.rpcs is not None,
         )
         self._unscale = unscale
         self._dtype = np.result_type(*(dataset.dtypes[i] for i in at))

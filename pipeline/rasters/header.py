@@ -46,6 +46,7 @@ class Header:
     block: tuple[int, int]  #: rows and columns of the file's blocks, the unit that is read
     gains: tuple[float, ...]  #: the file's scale factor of each band
     offsets: tuple[float, ...]  #: the file's offset of each band
+    rpcs: bool = False  #: whether rational polynomial coefficients (RPCs) relate pixels to the ground
 
     @property
     def bands(self) -> int:

@@ -1,4 +1,4 @@
-"""Longitudes that wrap: where a grid lies in the coordinates of a CRS whose x axis goes around the Earth.
+"""Longitudes that wrap: the parts of a raster that a grid needs where the raster's x axis goes around the Earth.
 
 In such a CRS x and x + period are the same place. A raster may state either: 179 to 181, -181 to -179, -180 to 180 or 0 to
 360 degrees; PROJ returns the value from -180 to 180.
@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import pyproj
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from pyproj.exceptions import CRSError, ProjError
 from rasterio._err import CPLE_BaseError
 from rasterio.warp import transform, transform_bounds
+
+from pipeline.grid import Window
 
 #: Points along a side of a grid: a straight side is a curve in another CRS.
 DENSIFIED = 21
@@ -84,6 +87,21 @@ def cycle(wkt: str) -> Cycle | None:
     except (CRSError, ProjError, StopIteration):
         return None
     return Cycle(west - (east - west) / 2, 2 * (east - west)) if east > west else None
+
+
+@lru_cache(maxsize=64)
+def engineering_name(wkt: str) -> str | None:
+    """The name of an engineering (local) CRS, which no other CRS can be transformed to; None for another kind."""
+    crs = pyproj.CRS.from_wkt(wkt)
+    return crs.name if crs.is_engineering else None
+
+
+def same_crs(one: CRS, other: CRS) -> bool:
+    """Whether two CRSs are the same; engineering CRSs are if they have the same name."""
+    if one == other:
+        return True
+    name = engineering_name(one.to_wkt())
+    return name is not None and name == engineering_name(other.to_wkt())
 
 
 def extent_of(grid: GeoBox) -> Extent:
@@ -167,3 +185,97 @@ def centered(wkt: str, longitude: float) -> str | None:
     # GDAL caches transformations by code, or by WKT 2, which has no such extension: the name must tell CRSs apart.
     unnamed = re.sub(r'^GEOGCS\["[^"]*"', "", re.sub(r',AUTHORITY\["[^"]*","[^"]*"\]\]$', "]", crs))
     return f'GEOGCS["centered at {longitude:.9f}"{unnamed[:-1]},EXTENSION["CENTER_LONG","{longitude:.9f}"]]'
+
+
+@dataclass(frozen=True)
+class RasterPart:
+    """A window of the raster, and how its longitudes match those of the grid window: by a shift along x, or by a CRS."""
+
+    window: Window
+    shift: float = 0.0
+    crs: str | None = None  #: in place of the raster's own
+    #: Whether coordinates jump within the grid window. GDAL's samples of its border then do not show which pixels it needs.
+    jumps: bool = False
+    copied: bool = False  #: whether GDAL may read no other part, which could be the full width of the raster
+
+
+def needed_parts(own: GeoBox, grid: GeoBox, window: Window) -> list[RasterPart]:
+    """The parts of a raster that cover a grid window, with a margin for any kernel; none if it is outside the raster."""
+    part = grid[window.slices]
+    crs = own.crs.to_wkt()
+    around = cycle(crs)
+    places = [extent_of(part)] if same_crs(own.crs, grid.crs) else extents_in(part, crs)
+    if around is None:
+        return [RasterPart(Window(0, 0, *own.shape))] if places is None else _cuts(own, places, window, None)
+    if same_crs(own.crs, grid.crs):  # coordinates do not jump, wherever they are
+        assert places is not None
+        return _copied(_cuts(own, places, window, around))
+    if places is None:  # cannot be determined: anywhere
+        places = [Extent(around.low, own.boundingbox.bottom, around.high, own.boundingbox.top)]
+    if around.geographic:
+        return _by_crs(own, places, window, around)
+    parts = _cuts(own, places, window, around, inside=True)
+    return _copied([replace(cut, jumps=len(places) > 1 or len(parts) > 1) for cut in parts])
+
+
+def _by_crs(own: GeoBox, places: list[Extent], window: Window, around: Cycle) -> list[RasterPart]:
+    """The parts of a raster in degrees, each with the CRS in which the grid window has its longitudes."""
+    crs, extent = own.crs.to_wkt(), extent_of(own)
+    place = places[0] if len(places) == 1 else replace(places[0], right=places[1].right + around.period)
+    if place.right - place.left > 0.9 * around.period:  # around a pole: all longitudes, in the raster's own numbers
+        slack = abs(own.affine.a)
+        if around.low - slack <= extent.left and extent.right <= around.high + slack:
+            return _cuts(own, [place], window, None)
+        middle = (extent.left + extent.right) / 2
+        whole = replace(place, left=extent.left, right=extent.right)
+        return [replace(cut, crs=centered(crs, middle)) for cut in _cuts(own, [whole], window, None)]
+    parts = _cuts(own, [place], window, around)
+    if len(parts) == 1 and len(places) == 1 and not parts[0].shift:
+        return parts
+    middle = (place.left + place.right) / 2
+    return _copied([replace(cut, shift=0.0, crs=centered(crs, middle - cut.shift)) for cut in parts])
+
+
+def _copied(parts: list[RasterPart]) -> list[RasterPart]:
+    """The parts, to be copied if there are several."""
+    return [replace(part, copied=True) for part in parts] if len(parts) > 1 else parts
+
+
+def _cuts(
+    own: GeoBox, places: list[Extent], window: Window, around: Cycle | None, *, inside: bool = False
+) -> list[RasterPart]:
+    """The parts of a raster at the places of a grid window in its CRS, shifted by whole turns.
+
+    With `inside`, no place is beyond the ends of the x axis, which a margin could reach.
+    """
+    spans = [_in_pixels(own, place) for place in places]
+    # Kernels extend up to 3 pixels (Lanczos) of the coarser of the two grids.
+    room_x = 3 * max(1.0, sum(span.right - span.left for span in spans) / window.width) + 2
+    room_y = 3 * max(1.0, max(span.top - span.bottom for span in spans) / window.height) + 2
+    a, b, _, d, e, _ = list(own.affine)[:6]
+    across, along = abs(a) * room_x + abs(b) * room_y, abs(d) * room_x + abs(e) * room_y
+    found = []
+    for place in places:
+        near = Extent(place.left - across, place.bottom - along, place.right + across, place.top + along)
+        if inside and around is not None:
+            near = replace(near, left=max(near.left, around.low), right=min(near.right, around.high))
+        for shift in shifts(extent_of(own), near, around):
+            cut = _cut(own, _in_pixels(own, place.shifted(-shift)), room_x, room_y)
+            if cut is not None:
+                found.append(RasterPart(cut, shift))
+    return found
+
+
+def _in_pixels(own: GeoBox, place: Extent) -> Extent:
+    """A rectangle of the raster's CRS in its pixels; `bottom` is the first row."""
+    corners = [~own.affine * (x, y) for x in (place.left, place.right) for y in (place.bottom, place.top)]
+    x, y = zip(*corners, strict=True)
+    return Extent(min(x), min(y), max(x), max(y))
+
+
+def _cut(own: GeoBox, span: Extent, room_x: float, room_y: float) -> Window | None:
+    """The raster window around a rectangle in its pixels; None if it is outside."""
+    rows, columns = own.shape
+    y, x = max(0, math.floor(span.bottom - room_y)), max(0, math.floor(span.left - room_x))
+    height, width = min(rows, math.ceil(span.top + room_y)) - y, min(columns, math.ceil(span.right + room_x)) - x
+    return Window(y, x, height, width) if height > 0 and width > 0 else None

@@ -7,7 +7,6 @@ each window.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -25,10 +24,21 @@ from rasterio.warp import transform
 from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.rasters.header import Header, OpenRaster, RasterFile, in_memory, warped_dtype
-from pipeline.rasters.longitude import Cycle, Extent, centered, cycle, extent_of, extents_in, shifts
+from pipeline.rasters.longitude import (
+    RasterPart,
+    cycle,
+    engineering_name,
+    extent_of,
+    extents_in,
+    needed_parts,
+    same_crs,
+    shifts,
+)
 
 #: Grids nest if no corner is off by more than this fraction of a pixel.
 CLOSE = 1e-2
+#: Images without a CRS contradict each other if their transforms place a corner farther apart, in grid pixels.
+CONTRADICTION = 0.5
 #: Error tolerance in pixels of GDAL's coordinate transforms. Not 0, which a warped VRT rejects.
 TOLERANCE = 1e-6
 #: Maximum values (pixels x bands) of a raster held in memory to resample one piece of a window.
@@ -65,25 +75,34 @@ class Alignment:
         return "exact" if self.coarser == 1 else f"exact, each pixel repeated {self.coarser} x {self.coarser} times"
 
 
-def align(file: RasterFile, header: Header, grid: GeoBox, *, resampling: str | None) -> Alignment:
+def align(
+    file: RasterFile, header: Header, grid: GeoBox, *, resampling: str | None, like: RasterFile | None = None
+) -> Alignment:
     """Determine how a raster maps onto a grid: exactly where they nest, else by `resampling` (None: bilinear).
 
     With a method other than nearest, a coarser raster is resampled even if each of its pixels covers complete grid pixels.
+    Messages name the file `like` whose grid the reference grid is.
 
     Raises:
         InputError: the raster cannot be transformed to the grid, or does not overlap it.
     """
     own = header.grid
     if own.crs is None and grid.crs is None:
-        return _on_image(file, own, grid)
+        return _on_image(file, own, grid, like)
+    if own.crs is None and header.rpcs:
+        raise InputError(
+            f"{file}: is georeferenced by rational polynomial coefficients (RPCs) only; orthorectify it first, with an "
+            "elevation model, e.g. with `gdalwarp -rpc -to RPC_DEM=dem.tif`."
+        )
     if own.crs is None or grid.crs is None:
         which = "has no CRS" if own.crs is None else "has a CRS but the reference grid has none"
         raise InputError(
             f"{file}: {which}, and its grid ({own.shape[0]} x {own.shape[1]} pixels) differs from the reference grid "
             f"({grid.shape[0]} x {grid.shape[1]}); assign a CRS first, for example with `rio edit-info --crs`."
         )
+    _check_transformable(file, own, grid)
     placed = _check_overlap(file, own, grid)
-    if own.crs == grid.crs:
+    if same_crs(own.crs, grid.crs):
         nested = _nested_copies(own, grid, placed)
         if nested is not None and (nested.coarser == 1 or resampling in (None, "nearest")):
             return nested
@@ -103,7 +122,10 @@ def _reach(header: Header, grid: GeoBox) -> tuple[float, float]:
     steps = []
     for right, down in ((0, 0), (1, 0), (0, 1)):
         points = [grid.affine * point for point in zip(x + right, y + down, strict=True)]
-        found = transform(grid.crs.to_wkt(), header.grid.crs.to_wkt(), *zip(*points, strict=True))
+        if same_crs(grid.crs, header.grid.crs):
+            found = list(zip(*points, strict=True))
+        else:
+            found = transform(grid.crs.to_wkt(), header.grid.crs.to_wkt(), *zip(*points, strict=True))
         steps.append(np.array([~header.grid.affine * point for point in zip(*found, strict=True)]))
     reach = []
     for step in steps[1:]:
@@ -114,12 +136,11 @@ def _reach(header: Header, grid: GeoBox) -> tuple[float, float]:
     return reach[0], reach[1]
 
 
-def _on_image(file: RasterFile, own: GeoBox, grid: GeoBox) -> Alignment:
-    """Align images without a CRS pixel by pixel, by their sizes alone; their transforms, if any, are ignored."""
-    if own.shape == grid.shape:
-        return Alignment("exact")
-    coarser = grid.shape[0] // own.shape[0]
-    if coarser > 1 and tuple(grid.shape) == (own.shape[0] * coarser, own.shape[1] * coarser):
+def _on_image(file: RasterFile, own: GeoBox, grid: GeoBox, like: RasterFile | None) -> Alignment:
+    """Align images without a CRS pixel by pixel, by their sizes alone; their transforms, if any, must not contradict it."""
+    coarser = max(1, grid.shape[0] // own.shape[0])
+    if tuple(grid.shape) == (own.shape[0] * coarser, own.shape[1] * coarser):
+        _check_transforms(file, own, grid, like)
         return Alignment("exact", coarser=coarser)
     finer = own.shape[0] / grid.shape[0]
     hint = ""
@@ -130,6 +151,25 @@ def _on_image(file: RasterFile, own: GeoBox, grid: GeoBox) -> Alignment:
         f"{grid.shape[0]} x {grid.shape[1]}; images without a CRS are aligned pixel by pixel.{hint} Otherwise crop or "
         "resample it first, or assign a CRS."
     )
+
+
+def _check_transforms(file: RasterFile, own: GeoBox, grid: GeoBox, like: RasterFile | None) -> None:
+    """Check that the transforms of two images of the same area, if both have one, do not place them apart."""
+    if Affine.identity() in (own.affine, grid.affine):
+        return
+    corners = [(x, y) for x in (0, 1) for y in (0, 1)]
+    apart = 0.0
+    for x, y in corners:
+        here = ~grid.affine * (own.affine * (x * own.shape[1], y * own.shape[0]))
+        apart = max(apart, *(abs(a - b) for a, b in zip(here, (x * grid.shape[1], y * grid.shape[0]), strict=True)))
+    if apart > CONTRADICTION:
+        theirs, ours = (f"{t.c:.10g}, {t.f:.10g} with pixels of {t.a:.6g} x {t.e:.6g}" for t in (own.affine, grid.affine))
+        raise InputError(
+            f"{file}: has no CRS, and neither has the reference grid{'' if like is None else f', {like}'}, but their "
+            f"transforms place them {apart:.3g} pixels apart: the file starts at {theirs}, the reference grid at {ours}. "
+            "Assign their CRS to both, for example with `rio edit-info --crs`, to align them by position; or remove a wrong "
+            "transform, for example with `gdal_edit.py -unsetgt`, to align them pixel by pixel."
+        )
 
 
 def _nested(own: GeoBox, grid: GeoBox) -> Alignment | None:
@@ -150,6 +190,17 @@ def _nested(own: GeoBox, grid: GeoBox) -> Alignment | None:
     return Alignment("exact", row=row // coarser, column=column // coarser, coarser=coarser)
 
 
+def _check_transformable(file: RasterFile, own: GeoBox, grid: GeoBox) -> None:
+    name, wanted = (engineering_name(crs.to_wkt()) for crs in (own.crs, grid.crs))
+    if name != wanted:
+        which = f"an engineering CRS, {name!r}" if name else f"the CRS {own.crs.proj.name}"
+        others = f"is an engineering CRS, {wanted!r}" if wanted else f"is {grid.crs.proj.name}"
+        raise InputError(
+            f"{file}: has {which}, but that of the reference grid {others}; an engineering CRS cannot be transformed. "
+            "Assign its true CRS to the file that has it, for example with `rio edit-info --crs`."
+        )
+
+
 def _nested_copies(own: GeoBox, grid: GeoBox, placed: list[float]) -> Alignment | None:
     """How grid pixels nest in the pixels of a raster that is repeated at each of these shifts along x; None if not."""
     nested = _nested(GeoBox(own.shape, Affine.translation(placed[0], 0) * own.affine, own.crs), grid)
@@ -167,7 +218,7 @@ def _check_overlap(file: RasterFile, own: GeoBox, grid: GeoBox) -> list[float]:
     """The shifts along x with which the raster overlaps the grid: 0, or whole turns where longitudes wrap."""
     # Transform the grid to the file's CRS, not the reverse: a global file fits no projected CRS.
     crs, extent = own.crs.to_wkt(), extent_of(own)
-    places = [extent_of(grid)] if own.crs == grid.crs else extents_in(grid, crs)
+    places = [extent_of(grid)] if same_crs(own.crs, grid.crs) else extents_in(grid, crs)
     placed = [shift for place in places or () for shift in shifts(extent, place, cycle(crs))]
     if placed:
         return placed
@@ -250,21 +301,9 @@ def _runs(left: int, right: int, columns: int, turn: int) -> Iterator[_Run]:
         at += length
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A window of the raster, and how its longitudes match those of the grid window: by a shift along x, or by a CRS."""
-
-    window: Window
-    shift: float = 0.0
-    crs: str | None = None  #: in place of the raster's own
-    #: Whether coordinates jump within the grid window. GDAL's samples of its border then do not show which pixels it needs.
-    jumps: bool = False
-    copied: bool = False  #: whether GDAL may read no other part, which could be the full width of the raster
-
-
-def _pieces(header: Header, grid: GeoBox, window: Window) -> Iterator[tuple[Window, list[_Part]]]:
+def _pieces(header: Header, grid: GeoBox, window: Window) -> Iterator[tuple[Window, list[RasterPart]]]:
     """Split a window into pieces, each with the raster windows that it needs at most; omit pieces outside the raster."""
-    needed = _needed(header, grid, window)
+    needed = needed_parts(header.grid, grid, window)
     if not needed:
         return
     pixels = sum(part.window.height * part.window.width for part in needed)
@@ -283,94 +322,14 @@ def _pieces(header: Header, grid: GeoBox, window: Window) -> Iterator[tuple[Wind
     yield from _pieces(header, grid, second)
 
 
-def _needed(header: Header, grid: GeoBox, window: Window) -> list[_Part]:
-    """The parts of the raster that cover a grid window, with a margin for any kernel; none if it is outside the raster."""
-    own, part = header.grid, grid[window.slices]
-    crs = own.crs.to_wkt()
-    around = cycle(crs)
-    places = [extent_of(part)] if own.crs == grid.crs else extents_in(part, crs)
-    if around is None:
-        return [_Part(Window(0, 0, *own.shape))] if places is None else _cuts(own, places, window, None)
-    if own.crs == grid.crs:  # coordinates do not jump, wherever they are
-        assert places is not None
-        return _copied(_cuts(own, places, window, around))
-    if places is None:  # cannot be determined: anywhere
-        places = [Extent(around.low, own.boundingbox.bottom, around.high, own.boundingbox.top)]
-    if around.geographic:
-        return _by_crs(own, places, window, around)
-    parts = _cuts(own, places, window, around, inside=True)
-    return _copied([replace(cut, jumps=len(places) > 1 or len(parts) > 1) for cut in parts])
-
-
-def _by_crs(own: GeoBox, places: list[Extent], window: Window, around: Cycle) -> list[_Part]:
-    """The parts of a raster in degrees, each with the CRS in which the grid window has its longitudes."""
-    crs, extent = own.crs.to_wkt(), extent_of(own)
-    place = places[0] if len(places) == 1 else replace(places[0], right=places[1].right + around.period)
-    if place.right - place.left > 0.9 * around.period:  # around a pole: all longitudes, in the raster's own numbers
-        slack = abs(own.affine.a)
-        if around.low - slack <= extent.left and extent.right <= around.high + slack:
-            return _cuts(own, [place], window, None)
-        middle = (extent.left + extent.right) / 2
-        whole = replace(place, left=extent.left, right=extent.right)
-        return [replace(cut, crs=centered(crs, middle)) for cut in _cuts(own, [whole], window, None)]
-    parts = _cuts(own, [place], window, around)
-    if len(parts) == 1 and len(places) == 1 and not parts[0].shift:
-        return parts
-    middle = (place.left + place.right) / 2
-    return _copied([replace(cut, shift=0.0, crs=centered(crs, middle - cut.shift)) for cut in parts])
-
-
-def _copied(parts: list[_Part]) -> list[_Part]:
-    """The parts, to be copied if there are several."""
-    return [replace(part, copied=True) for part in parts] if len(parts) > 1 else parts
-
-
-def _cuts(own: GeoBox, places: list[Extent], window: Window, around: Cycle | None, *, inside: bool = False) -> list[_Part]:
-    """The parts of a raster at the places of a grid window in its CRS, shifted by whole turns.
-
-    With `inside`, no place is beyond the ends of the x axis, which a margin could reach.
-    """
-    spans = [_in_pixels(own, place) for place in places]
-    # Kernels extend up to 3 pixels (Lanczos) of the coarser of the two grids.
-    room_x = 3 * max(1.0, sum(span.right - span.left for span in spans) / window.width) + 2
-    room_y = 3 * max(1.0, max(span.top - span.bottom for span in spans) / window.height) + 2
-    a, b, _, d, e, _ = list(own.affine)[:6]
-    across, along = abs(a) * room_x + abs(b) * room_y, abs(d) * room_x + abs(e) * room_y
-    found = []
-    for place in places:
-        near = Extent(place.left - across, place.bottom - along, place.right + across, place.top + along)
-        if inside and around is not None:
-            near = replace(near, left=max(near.left, around.low), right=min(near.right, around.high))
-        for shift in shifts(extent_of(own), near, around):
-            cut = _cut(own, _in_pixels(own, place.shifted(-shift)), room_x, room_y)
-            if cut is not None:
-                found.append(_Part(cut, shift))
-    return found
-
-
-def _in_pixels(own: GeoBox, place: Extent) -> Extent:
-    """A rectangle of the raster's CRS in its pixels; `bottom` is the first row."""
-    corners = [~own.affine * (x, y) for x in (place.left, place.right) for y in (place.bottom, place.top)]
-    x, y = zip(*corners, strict=True)
-    return Extent(min(x), min(y), max(x), max(y))
-
-
-def _cut(own: GeoBox, span: Extent, room_x: float, room_y: float) -> Window | None:
-    """The raster window around a rectangle in its pixels; None if it is outside."""
-    rows, columns = own.shape
-    y, x = max(0, math.floor(span.bottom - room_y)), max(0, math.floor(span.left - room_x))
-    height, width = min(rows, math.ceil(span.top + room_y)) - y, min(columns, math.ceil(span.right + room_x)) - x
-    return Window(y, x, height, width) if height > 0 and width > 0 else None
-
-
-def _warped(raster: OpenRaster, alignment: Alignment, grid: GeoBox, window: Window, needed: _Part) -> NDArray[Any]:
+def _warped(raster: OpenRaster, alignment: Alignment, grid: GeoBox, window: Window, needed: RasterPart) -> NDArray[Any]:
     extra = {"SOURCE_EXTRA": str(max(needed.window.height, needed.window.width))} if needed.jumps else {}
     with in_memory(raster, needed.window) if needed.copied else raster.dataset(needed.window) as layers:
         part = grid[window.slices]
         try:
             with WarpedVRT(
                 layers.dataset,
-                src_crs=needed.crs,
+                src_crs=needed.crs or (grid.crs.to_wkt() if engineering_name(grid.crs.to_wkt()) else None),
                 crs=grid.crs.to_wkt(),
                 transform=part.affine,
                 height=window.height,

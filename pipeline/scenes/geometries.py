@@ -13,7 +13,7 @@ import shapely
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
-from pipeline.rasters.longitude import Extent, cycle, extent_of, extents_in, shifts
+from pipeline.rasters.longitude import Extent, cycle, engineering_name, extent_of, extents_in, shifts
 
 #: Margin around a grid, as a share of its size, for what is near it.
 MARGIN = 0.02
@@ -29,10 +29,13 @@ def read_near(path: str, layer: str | None, grid: GeoBox, crs: str | None) -> ge
     """
     if grid.crs is None or crs is None:
         return geopandas.read_file(path, layer=layer)
+    own = pyproj.CRS.from_user_input(crs).to_wkt()
+    if engineering_name(own) is not None or engineering_name(grid.crs.to_wkt()) is not None:
+        return geopandas.read_file(path, layer=layer)
     # Densified, because its straight sides are curves in another CRS.
     box = grid.extent.geom.segmentize(max(grid.extent.geom.length / 400, 1e-9))
     near = geopandas.GeoSeries([box], crs=grid.crs.to_wkt())
-    boxes = _boxes(path, layer, grid, pyproj.CRS.from_user_input(crs).to_wkt())
+    boxes = _boxes(path, layer, grid, own)
     if boxes is None:
         return geopandas.read_file(path, layer=layer, bbox=near)
     frames = [geopandas.read_file(path, layer=layer, bbox=box, fid_as_index=True) for box in boxes]
@@ -63,8 +66,8 @@ def _enlarged(extent: Extent) -> Extent:
 def to_grid_crs(frame: geopandas.GeoDataFrame, grid: GeoBox) -> geopandas.GeoDataFrame:
     """Transform features to the grid's CRS. A geometry that crosses the end of its x axis stays in one piece."""
     crs = grid.crs.to_wkt()
-    if frame.crs == crs:
-        return frame.to_crs(crs)
+    if frame.crs == crs or engineering_name(crs) is not None:
+        return frame.set_crs(crs, allow_override=True)
     around = cycle(crs)
     if around is None:
         return _wide_cut(frame, grid).to_crs(crs)

@@ -1,4 +1,7 @@
-"""Count labels window by window before anything is written, and make the splits that depend on these counts."""
+"""Count labels window by window before anything is written, and make the splits that depend on these counts.
+
+Labels of two scenes are compared where their ground overlaps.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
+from pyproj.exceptions import ProjError
+from shapely.geometry.base import BaseGeometry
 
 from pipeline.codes import SUBSETS, UNLABELLED
 from pipeline.grid import Window, windows
 from pipeline.parallel.executor import Executor
+from pipeline.rasters.longitude import cycle, same_crs
 from pipeline.scenes.labels import OpenLabels
-from pipeline.scenes.split import RandomSplit, Split, pixel_keys, sample_count
+from pipeline.scenes.split import RandomSplit, Split, dilate, pixel_keys, sample_count
 
 #: Side of the windows that are counted one at a time, in pixels.
 SIDE = 1024
 #: Bins of the histogram of random-split keys.
 BINS = 4096
+#: Points per side of a grid: a straight side is a curve in another CRS.
+POINTS = 64
+#: Scenes touch, and do not overlap, if the ground that they share is at most this wide, in reference pixels.
+TOUCHING = 0.5
 
 
 @dataclass(frozen=True)
@@ -163,3 +175,73 @@ def _gather_keys(
     ids, keys = _labelled_keys(scene, seed, position, window)
     bins = _bin(keys)
     return {(c, b): keys[(ids == c) & (bins == b)] for c, b in wanted}
+
+
+def count_shared(one: LabelGrid, its_grid: GeoBox, other: LabelGrid, other_grid: GeoBox, *, reach: int) -> int:
+    """Count labelled pixels of one scene that have a labelled pixel of another within `reach` of their pixels.
+
+    Only where the scenes overlap by more than `TOUCHING`: scenes that touch share no ground.
+    """
+    ground = _ground(other_grid, its_grid)
+    if ground is None or ground.intersection(shapely.box(0, 0, *one.shape_yx[::-1])).buffer(-TOUCHING / 2).is_empty:
+        return 0
+    near = ground.buffer(reach)
+    scale = max(1.0, float(np.sqrt(np.prod(other.shape_yx) / ground.area)))  # the other's pixels per pixel, along an axis
+    side = max(64, int(SIDE / scale))
+    shared = 0
+    for window in windows(one.shape_yx, side):
+        if near.intersects(shapely.box(window.x, window.y, window.x + window.width, window.y + window.height)):
+            rows, columns = np.nonzero(one.labels.read(window) != UNLABELLED)
+            places = _indices(its_grid, other_grid, np.add(columns, window.x + 0.5), np.add(rows, window.y + 0.5))
+            shared += _count_near(other, *places, reach=int(np.ceil(reach * scale)))
+    return shared
+
+
+def _count_near(other: LabelGrid, columns: NDArray[np.float64], rows: NDArray[np.float64], *, reach: int) -> int:
+    """Count the places, in fractional pixels of a scene, that have a labelled pixel within `reach`."""
+    height, width = other.shape_yx
+    there = (columns >= -reach) & (columns < width + reach) & (rows >= -reach) & (rows < height + reach)
+    if not there.any():
+        return 0
+    x, y = (np.floor(axis[there]).astype(np.int64) for axis in (columns, rows))
+    left, top = max(0, int(x.min()) - reach), max(0, int(y.min()) - reach)
+    right, bottom = min(width, int(x.max()) + reach + 1), min(height, int(y.max()) + reach + 1)
+    labelled = other.labels.read(Window(top, left, bottom - top, right - left)) != UNLABELLED
+    # The window with a margin that makes every place, and what is within reach of it, an index.
+    before_y, before_x = top - (int(y.min()) - reach), left - (int(x.min()) - reach)
+    after_y, after_x = int(y.max()) + reach + 1 - bottom, int(x.max()) + reach + 1 - right
+    close = dilate(np.pad(labelled, ((before_y, after_y), (before_x, after_x))), reach)
+    return int(close[y - y.min(), x - x.min()].sum())
+
+
+def _ground(other: GeoBox, grid: GeoBox) -> BaseGeometry | None:
+    """A grid's outline in the pixels of another; None if it cannot be transformed."""
+    rows, columns = other.shape
+    steps = np.arange(POINTS) / POINTS
+    ones, zeros = np.ones(POINTS), np.zeros(POINTS)
+    x = columns * np.concatenate([steps, ones, 1 - steps, zeros])
+    y = rows * np.concatenate([zeros, steps, ones, 1 - steps])
+    corners = np.column_stack(_indices(other, grid, x, y))
+    if not np.isfinite(corners).all():
+        return None
+    outline = shapely.Polygon(corners)
+    return outline if outline.is_valid else outline.convex_hull
+
+
+def _indices(
+    grid: GeoBox, other: GeoBox, columns: NDArray[np.float64], rows: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Columns and rows of a grid as those of another; where longitudes wrap, the turn that is closest to its middle."""
+    x, y = grid.affine * (columns, rows)
+    if not same_crs(grid.crs, other.crs):
+        try:
+            x, y = grid.crs.transformer_to_crs(other.crs, always_xy=True)(x, y)
+        except ProjError:
+            return np.full(len(columns), np.nan), np.full(len(rows), np.nan)
+    around = cycle(other.crs.to_wkt())
+    x, y = np.asarray(x), np.asarray(y)
+    if around is not None and len(x):
+        box = other.boundingbox
+        x = x - around.period * np.round((x - (box.left + box.right) / 2) / around.period)
+    found = ~other.affine * (x, y)
+    return np.asarray(found[0]), np.asarray(found[1])

@@ -24,6 +24,7 @@ from pipeline.codes import UNLABELLED
 from pipeline.grid import Window
 from pipeline.io import gdal, storage
 from pipeline.rasters.header import Axis, RasterFile
+from pipeline.rasters.longitude import engineering_name
 from pipeline.rasters.raster import header, open_raster
 from pipeline.rasters.resample import Alignment, align, read_aligned
 from pipeline.rasters.untrusted import check_vector_driver
@@ -168,8 +169,10 @@ class VectorLabels:
         return {}
 
 
-def open_labels(labels: Labels, grid: GeoBox, classes: tuple[ClassName, ...]) -> OpenLabels:
-    """Open labels on the reference grid.
+def open_labels(
+    labels: Labels, grid: GeoBox, classes: tuple[ClassName, ...], *, like: RasterFile | None = None
+) -> OpenLabels:
+    """Open labels on the reference grid, which is that of the file `like`, if given.
 
     Raises:
         InputError: the file is missing, unreadable or outside the grid, or a geometry has an undeclared label.
@@ -185,7 +188,7 @@ def open_labels(labels: Labels, grid: GeoBox, classes: tuple[ClassName, ...]) ->
     if head.bands != 1:
         raise InputError(f"{file}: has {head.bands} bands; a label raster must have one band.")
     return RasterLabels(
-        file, align(file, head, grid, resampling="nearest"), grid, tuple(c.id for c in classes), labels.ignore
+        file, align(file, head, grid, resampling="nearest", like=like), grid, tuple(c.id for c in classes), labels.ignore
     )
 
 
@@ -292,6 +295,13 @@ def _read_vector(url: str, layer: str | None, grid: GeoBox) -> geopandas.GeoData
     if grid.crs is not None:
         if frame.crs is None:
             raise InputError(f"{url}: has no CRS; assign one first, for example with `ogr2ogr -a_srs`.")
+        names = [engineering_name(crs.to_wkt()) for crs in (frame.crs, grid.crs)]
+        if names[0] != names[1]:
+            raise InputError(
+                f"{url}: has the CRS {frame.crs.name!r}, which cannot be transformed to that of the reference grid, "
+                f"{grid.crs.proj.name!r}: one is an engineering CRS. Assign its true CRS, for example with "
+                "`ogr2ogr -a_srs` or `rio edit-info --crs`."
+            )
         frame = to_grid_crs(frame, grid)
     return frame
 

@@ -16,7 +16,7 @@ from pipeline.codes import Missing
 from pipeline.grid import Window, finer
 from pipeline.rasters.header import Header, RasterFile
 from pipeline.rasters.raster import header, open_raster
-from pipeline.rasters.resample import Alignment, align, read_aligned
+from pipeline.rasters.resample import CLOSE, Alignment, align, read_aligned
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,14 @@ def _read_part(part: AlignedFile, grid: GeoBox, window: Window) -> tuple[NDArray
 
 
 def reference_grid(like: Source) -> GeoBox:
-    """The grid of a source's first file; for a source of scale s, each pixel covers s x s pixels of the file."""
-    own = header(like.layers[0][0]).grid
+    """The grid of a source's first file, extended to all files of its first layer that continue its pixels: its tiles.
+
+    For a source of scale s, each pixel covers s x s pixels of the files.
+
+    Raises:
+        InputError: a file cannot be read, or its pixels are not divisible by the scale.
+    """
+    own = _tiled(like.layers[0])
     if like.scale == 1:
         return own
     rows, columns = own.shape
@@ -163,14 +169,37 @@ def reference_grid(like: Source) -> GeoBox:
     return GeoBox((rows // like.scale, columns // like.scale), own.affine * Affine.scale(like.scale), own.crs)
 
 
-def open_source(source: Source, grid: GeoBox) -> AlignedSource:
-    """Open a source on the reference grid.
+def _tiled(files: Sequence[RasterFile]) -> GeoBox:
+    """The grid of the first file, extended to those that have its CRS, its resolution and its pixels' edges."""
+    first = header(files[0]).grid
+    left, top, right, bottom = 0, 0, first.shape[1], first.shape[0]
+    for file in files[1:]:
+        grid = header(file).grid
+        if first.crs is None or grid.crs != first.crs:
+            continue
+        place = ~first.affine * grid.affine
+        x, y = round(place.c), round(place.f)
+        corner = place * (grid.shape[1], grid.shape[0])
+        if (
+            max(abs(place.c - x), abs(place.f - y)) > CLOSE
+            or max(abs(corner[0] - x - grid.shape[1]), abs(corner[1] - y - grid.shape[0])) > CLOSE
+        ):
+            continue
+        left, top = min(left, x), min(top, y)
+        right, bottom = max(right, x + grid.shape[1]), max(bottom, y + grid.shape[0])
+    if (left, top, right, bottom) == (0, 0, first.shape[1], first.shape[0]):
+        return first
+    return GeoBox((bottom - top, right - left), first.affine * Affine.translation(left, top), first.crs)
+
+
+def open_source(source: Source, grid: GeoBox, *, like: RasterFile | None = None) -> AlignedSource:
+    """Open a source on the reference grid, which is that of the file `like`, if given.
 
     Raises:
         InputError: a file is missing, unreadable, outside the grid, or lacks a required CRS.
     """
     own = finer(grid, source.scale)
-    layers = tuple(tuple(_part(file, own, source.resampling) for file in layer) for layer in source.layers)
+    layers = tuple(tuple(_part(file, own, source.resampling, like) for file in layer) for layer in source.layers)
     for layer in layers:
         for part in layer[1:]:
             if part.header.bands != layer[0].header.bands:
@@ -180,15 +209,15 @@ def open_source(source: Source, grid: GeoBox) -> AlignedSource:
                 )
     parts = [part for layer in layers for part in layer]
     changed = source.gain != 1 or source.offset != 0
-    mask = None if source.mask is None else _part(source.mask.file, own, "nearest")
+    mask = None if source.mask is None else _part(source.mask.file, own, "nearest", like)
     interpolated = any(part.alignment.interpolates for part in parts)
     dtype = stored_dtype([dtype for part in parts for dtype in part.header.dtypes])
     return AlignedSource(source, own, layers, mask, np.dtype(np.float32) if changed or interpolated else dtype)
 
 
-def _part(file: RasterFile, grid: GeoBox, resampling: str | None) -> AlignedFile:
+def _part(file: RasterFile, grid: GeoBox, resampling: str | None, like: RasterFile | None) -> AlignedFile:
     head = header(file)
-    return AlignedFile(file, head, align(file, head, grid, resampling=resampling))
+    return AlignedFile(file, head, align(file, head, grid, resampling=resampling, like=like))
 
 
 def stored_dtype(dtypes: Sequence[str]) -> np.dtype[Any]:

@@ -81,3 +81,7 @@ def test_polar_and_global_grids_have_valid_footprints(place: GeoBox, bbox: list[
 
 def test_grid_outside_the_domain_of_its_crs_has_no_footprint() -> None:
     assert footprint(make_grid(Affine(1e6, 0, -15e6, 0, -1e6, 20e6), "+proj=geos +h=35785831 +lon_0=0")) is None
+
+
+def test_footprint_of_grid_in_an_engineering_crs_is_unknown() -> None:
+    assert footprint(GeoBox((40, 40), Affine(10, 0, 0, 0, -10, 400), 'LOCAL_CS["site grid",UNIT["metre",1]]')) is None

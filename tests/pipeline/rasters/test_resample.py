@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 from affine import Affine
@@ -19,6 +20,7 @@ import pipeline.rasters.resample
 from mibf.errors import InputError
 from pipeline.grid import Window, windows
 from pipeline.rasters.header import RasterFile
+from pipeline.rasters.longitude import needed_parts
 from pipeline.rasters.raster import header, open_raster
 from pipeline.rasters.resample import Alignment, align, read_aligned
 from tests.support.scenes import CRS, TRANSFORM, write_raster
@@ -167,7 +169,7 @@ def test_window_in_another_crs_reads_only_the_needed_pixels(tmp_path: Path) -> N
     """A corner of the grid needs only a small part of the raster."""
     random_raster(tmp_path / "a.tif", 300, 250, transform=Affine(4e-5, 0, 13.537, 0, -2.5e-5, 52.343), crs="EPSG:4326")
     file, alignment = aligned(tmp_path / "a.tif")
-    (part,) = pipeline.rasters.resample._needed(header(file), GRID, Window(30, 30, 10, 10))
+    (part,) = needed_parts(header(file).grid, GRID, Window(30, 30, 10, 10))
     needed = part.window
     assert needed.height * needed.width < 300 * 250 / 10
     assert alignment.reach[0] < 0.9  # the raster is finer than the grid, so kernels are wider in raster pixels
@@ -207,3 +209,95 @@ def test_undeclared_nan_in_a_float_raster_is_invalid(tmp_path: Path) -> None:
             fewest = 0.98 if resampling == "bilinear" else 1
             assert np.isfinite(found[0, 5:50, 5:50]).mean() >= fewest, (name, resampling)
             assert (found[np.isfinite(found)] == 5).all(), (name, resampling)
+
+
+@pytest.mark.parametrize(("right", "down"), [(20, 0), (0, 20), (0.7, 0)])
+def test_images_without_crs_whose_transforms_contradict_are_refused(tmp_path: Path, right: float, down: float) -> None:
+    first, second = tmp_path / "first.tif", tmp_path / "second.tif"
+    random_raster(first, 60, 50, crs=None)
+    random_raster(second, 60, 50, crs=None, transform=TRANSFORM * Affine.translation(right, down))
+    like, file = RasterFile(str(first)), RasterFile(str(second))
+    with pytest.raises(InputError, match=r"second\.tif: has no CRS.*first\.tif.*pixels apart: .*4000") as caught:
+        align(file, header(file), header(like).grid, resampling=None, like=like)
+    assert f"{max(right, down):g} pixels apart" in str(caught.value)
+
+
+def test_images_without_crs_whose_transforms_agree_are_matched(tmp_path: Path) -> None:
+    image = GeoBox((60, 50), TRANSFORM, None)
+    values = random_raster(tmp_path / "a.tif", 60, 50, crs=None, transform=TRANSFORM * Affine.translation(0.01, 0))
+    np.testing.assert_array_equal(read(tmp_path / "a.tif", image), values)
+    coarse = random_raster(tmp_path / "b.tif", 15, 10, crs=None, transform=TRANSFORM * Affine.scale(4))
+    fourfold = GeoBox((60, 40), TRANSFORM, None)
+    np.testing.assert_array_equal(read(tmp_path / "b.tif", fourfold), coarse.repeat(4, axis=1).repeat(4, axis=2))
+    random_raster(tmp_path / "c.tif", 60, 50, crs=None, transform=TRANSFORM * Affine.scale(1, -1))
+    with pytest.raises(InputError, match="pixels apart"):
+        read(tmp_path / "c.tif", image)
+
+
+SITE = 'LOCAL_CS["site grid",UNIT["metre",1]]'
+
+
+def test_engineering_crs_is_aligned_with_itself_alone(tmp_path: Path) -> None:
+    values = random_raster(tmp_path / "a.tif", 60, 50, crs=SITE)
+    # Another spelling of the same CRS, as another format would state it.
+    named = 'ENGCRS["site grid",EDATUM["pit"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],LENGTHUNIT["metre",1]]'
+    for crs in (SITE, named):
+        np.testing.assert_array_equal(read(tmp_path / "a.tif", GeoBox((60, 50), TRANSFORM, crs)), values)
+        shifted = GeoBox((40, 40), TRANSFORM * Affine.translation(5.5, 5), crs)
+        means = (values[:, 5:45, 5:45].astype(float) + values[:, 5:45, 6:46]) / 2
+        np.testing.assert_allclose(read(tmp_path / "a.tif", shifted), means, rtol=1e-6)
+    with pytest.raises(InputError, match=r"a\.tif: has an engineering CRS, 'site grid', but .* is WGS 84 / UTM zone 33N"):
+        read(tmp_path / "a.tif", GRID)
+    random_raster(tmp_path / "b.tif", 60, 50)
+    with pytest.raises(
+        InputError, match=r"b\.tif: has the CRS WGS 84 / UTM zone 33N, but .* is an engineering CRS, 'site grid'"
+    ):
+        read(tmp_path / "b.tif", GeoBox((60, 50), TRANSFORM, SITE))
+
+
+def test_envi_raster_with_arbitrary_map_info_is_aligned_with_itself_alone(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 99, (1, 60, 50)).astype(np.int16)
+    with rasterio.open(tmp_path / "a.img", "w", driver="ENVI", count=1, height=60, width=50, dtype="int16") as dataset:
+        dataset.write(values)
+    with (tmp_path / "a.hdr").open("a") as file:
+        file.write("map info = {Arbitrary, 1, 1, 400000, 5800000, 10, 10, 0, units=Meters}\n")
+    grid = header(RasterFile(str(tmp_path / "a.img"))).grid
+    assert grid.crs is not None
+    np.testing.assert_array_equal(read(tmp_path / "a.img", grid), values)
+    with pytest.raises(InputError, match=r"a\.img: has an engineering CRS, 'Arbitrary'"):
+        read(tmp_path / "a.img", GRID)
+
+
+def test_raster_with_rpcs_only_is_named_as_such(tmp_path: Path) -> None:
+    random_raster(tmp_path / "a.tif", 60, 50, crs=None, transform=Affine.identity())
+    coefficients = [1.0] + [0.0] * 19
+    with rasterio.open(tmp_path / "a.tif", "r+") as dataset:
+        dataset.rpcs = rasterio.rpc.RPC(
+            height_off=0, height_scale=1, lat_off=52, lat_scale=1, line_den_coeff=coefficients, line_num_coeff=coefficients,
+            line_off=0, line_scale=1, long_off=13, long_scale=1, samp_den_coeff=coefficients,
+            samp_num_coeff=coefficients, samp_off=0, samp_scale=1,
+        )  # fmt: skip  # all of them are required
+    with pytest.raises(
+        InputError, match=r"a\.tif: is georeferenced by rational polynomial coefficients \(RPCs\) only.*gdalwarp -rpc"
+    ):
+        read(tmp_path / "a.tif")
+    image = GeoBox((60, 50), Affine.identity(), None)
+    assert np.isfinite(read(tmp_path / "a.tif", image)).all(), "images of one sensor are stacked pixel by pixel"
+
+
+@pytest.mark.parametrize(("crs", "unit"), [("EPSG:4326", 9e-5), ("EPSG:32632", 10.0), ("EPSG:3857", 16.0)])
+@pytest.mark.parametrize("resampling", ["bilinear", "average", "lanczos"])
+def test_resampled_values_of_random_grids_hardly_depend_on_the_window(
+    tmp_path: Path, crs: str, unit: float, resampling: str
+) -> None:
+    """The promise of docs/configuration.md: values agree within 1 in 20,000 of the range."""
+    rng = np.random.default_rng(round(unit) + len(resampling))
+    x, y = pyproj.Transformer.from_crs(CRS, crs, always_xy=True).transform(*(TRANSFORM * (25, 30)))
+    for _ in range(2):
+        turned = Affine.rotation(rng.uniform(0, 90)) * Affine.scale(unit * rng.uniform(0.4, 2.5))
+        placed = Affine.translation(x, y) * turned * Affine.translation(-45, -45)
+        values = rng.integers(1, 2001, (1, 90, 90)).astype(np.float32)
+        write_raster(tmp_path / "a.tif", values, transform=placed, crs=crs)
+        whole = read(tmp_path / "a.tif", side=60, resampling=resampling)
+        for side in (14, 32):
+            np.testing.assert_allclose(read(tmp_path / "a.tif", side=side, resampling=resampling), whole, atol=0.1)

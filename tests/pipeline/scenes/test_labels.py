@@ -195,3 +195,32 @@ def test_raster_labels_on_another_grid_use_nearest_neighbour(tmp_path: Path) -> 
     coarse = np.random.default_rng(0).integers(1, 3, (1, 20, 17)).astype(np.uint8)
     path = write_raster(tmp_path / "l.tif", coarse, transform=TRANSFORM * Affine.scale(3))
     assert (ids_of(Labels(str(path))) == coarse[0].repeat(3, 0).repeat(3, 1)[:60, :50]).all()
+
+
+def test_all_touched_labels_do_not_depend_on_the_window(tmp_path: Path) -> None:
+    """Edges go through the corners of pixels: which of them GDAL takes depends on the rounding of coordinates."""
+    rng = np.random.default_rng(0)
+    shapes = [shapely.Polygon([TRANSFORM * tuple(map(float, c)) for c in rng.integers(5, 379, (3, 2))]) for _ in range(60)]
+    path = write_polygons(
+        tmp_path / "p.gpkg", [(shape.buffer(0), ("water", "forest")[i % 2]) for i, shape in enumerate(shapes)]
+    )
+    grid = GeoBox((384, 384), TRANSFORM, CRS)
+    opened = open_labels(Labels(str(path), attribute="kind", all_touched=True), grid, CLASSES)
+    whole = opened.read(Window(0, 0, 384, 384))
+    assert (whole != UNLABELLED).mean() > 0.5
+    for side in (97, 128, 256):
+        for window in windows((384, 384), side):
+            np.testing.assert_array_equal(opened.read(window), whole[window.slices])
+
+
+def test_vector_labels_in_an_engineering_crs(tmp_path: Path) -> None:
+    site = 'LOCAL_CS["site grid",UNIT["metre",1]]'
+    grid = GeoBox((60, 50), TRANSFORM, site)
+    path = write_polygons(tmp_path / "p.gpkg", [(square(5, 5, 30), "water")], crs=site)
+    found = open_labels(Labels(str(path), attribute="kind"), grid, CLASSES).read(Window(0, 0, 60, 50))
+    assert (found[5:35, 5:35] == 1).all()
+    assert (found == 1).sum() == 900
+    true = write_polygons(tmp_path / "q.gpkg", [(square(5, 5, 30), "water")])
+    for labels, box in ((path, GRID), (true, grid)):
+        with pytest.raises(InputError, match=f"{labels.name}: has the CRS .*cannot be transformed.*engineering"):
+            open_labels(Labels(str(labels), attribute="kind"), box, CLASSES)

@@ -11,7 +11,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
-from pipeline.grid import windows
+from pipeline.grid import Window, windows
 from pipeline.rasters.header import RasterFile
 from pipeline.scenes.source import AlignedSource, Source, open_source, reference_grid
 from tests.support.scenes import CRS, TRANSFORM, write_raster
@@ -110,3 +110,32 @@ def test_rotated_source_is_resampled_to_the_grid(tmp_path: Path) -> None:
     rotated = TRANSFORM * Affine.translation(25, 30) * Affine.rotation(30) * Affine.translation(-60, -60)
     path = write_raster(tmp_path / "turned.tif", np.full((1, 120, 120), 8, np.uint8), transform=rotated)
     assert (values_of(path) == 8).all()
+
+
+def test_grid_like_a_source_of_tiles_covers_all_of_them(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(1, 999, (1, 40, 60)).astype(np.int16)
+    # The first tile is in the middle of the mosaic; the last overlaps it, the others touch it.
+    cuts = [(10, 20, 20, 20), (10, 40, 20, 20), (10, 0, 20, 20), (0, 0, 10, 60), (25, 0, 15, 60)]
+    files = []
+    for row, column, rows, columns in cuts:
+        path = tmp_path / f"y{row}_x{column}.tif"
+        tile = values[:, row : row + rows, column : column + columns]
+        write_raster(path, tile, transform=TRANSFORM * Affine.translation(column, row))
+        files.append(RasterFile(str(path)))
+    grid = reference_grid(Source("optical", (tuple(files),)))
+    assert (grid.shape, grid.affine) == ((40, 60), TRANSFORM)
+    found, valid = open_source(Source("optical", (tuple(files),)), grid).read(Window(0, 0, 40, 60))
+    assert valid.all()
+    np.testing.assert_array_equal(found, values)
+    halved = reference_grid(Source("optical", (tuple(files),), scale=2))
+    assert (halved.shape, halved.affine) == ((20, 30), TRANSFORM * Affine.scale(2))
+
+
+def test_grid_like_a_source_of_files_with_other_pixels_is_that_of_the_first(tmp_path: Path) -> None:
+    first, shifted, other = (RasterFile(str(tmp_path / f"{name}.tif")) for name in "abc")
+    values = np.ones((1, 20, 20), np.int16)
+    write_raster(Path(first.url), values)
+    write_raster(Path(shifted.url), values, transform=TRANSFORM * Affine.translation(10.4, 0))
+    write_raster(Path(other.url), values, transform=TRANSFORM * Affine.scale(2))
+    for more in (shifted, other):
+        assert reference_grid(Source("optical", ((first, more),))).shape == (20, 20)
