@@ -13,6 +13,7 @@ from jobs.init.arguments import FileArgument, SourceArgument
 from mibf.errors import InputError
 from pipeline.io import gdal, storage
 from pipeline.rasters.header import Axis, Header, RasterFile
+from pipeline.rasters.longitude import cycle, extent_of, extents_in, same_crs, shifts
 from pipeline.rasters.raster import header
 from pipeline.rasters.resample import align
 from pipeline.rasters.untrusted import open_dataset
@@ -223,5 +224,11 @@ def _coverage(own: GeoBox, grid: GeoBox) -> float:
     """
     if own.crs is None or grid.crs is None:
         return 1.0
-    wanted = grid.extent.to_crs(own.crs, resolution="auto")
-    return float(wanted.intersection(own.extent).area / wanted.area)
+    crs, extent = own.crs.to_wkt(), extent_of(own)
+    same, around = same_crs(own.crs, grid.crs), cycle(own.crs.to_wkt())
+    places = [extent_of(grid)] if same else extents_in(grid, crs)
+    if around is not None and places is not None and (len(places) > 1 or list(shifts(extent, places[0], around)) != [0]):
+        area = sum(place.area for place in places)
+        return min(1.0, sum(p.shared(extent.shifted(s)) for p in places for s in shifts(extent, p, around)) / area)
+    wanted = grid.extent if same else grid.extent.to_crs(own.crs, resolution="auto")
+    return float(wanted.geom.intersection(own.extent.geom).area / wanted.area)

@@ -58,6 +58,16 @@ class Extent:
         """The rectangle moved along x."""
         return Extent(self.left + x, self.bottom, self.right + x, self.top)
 
+    @property
+    def area(self) -> float:
+        """Its area, in squared units of the CRS."""
+        return (self.right - self.left) * (self.top - self.bottom)
+
+    def shared(self, other: Extent) -> float:
+        """The area shared with a rectangle that overlaps this one."""
+        across = min(self.right, other.right) - max(self.left, other.left)
+        return across * (min(self.top, other.top) - max(self.bottom, other.bottom))
+
     def overlaps(self, other: Extent) -> bool:
         """Whether two rectangles share an area."""
         across = self.left < other.right and other.left < self.right

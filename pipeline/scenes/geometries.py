@@ -35,7 +35,7 @@ def read_near(path: str, layer: str | None, grid: GeoBox, crs: str | None) -> ge
     # Densified, because its straight sides are curves in another CRS.
     box = grid.extent.geom.segmentize(max(grid.extent.geom.length / 400, 1e-9))
     near = geopandas.GeoSeries([box], crs=grid.crs.to_wkt())
-    boxes = _boxes(path, layer, grid, own)
+    boxes = search_boxes(path, layer, grid, own)
     if boxes is None:
         return geopandas.read_file(path, layer=layer, bbox=near)
     frames = [geopandas.read_file(path, layer=layer, bbox=box, fid_as_index=True) for box in boxes]
@@ -43,8 +43,8 @@ def read_near(path: str, layer: str | None, grid: GeoBox, crs: str | None) -> ge
     return frame[~frame.index.duplicated()].sort_index()
 
 
-def _boxes(path: str, layer: str | None, grid: GeoBox, crs: str) -> list[tuple[float, float, float, float]] | None:
-    """Where features near the grid may be in a file whose CRS wraps; None if that is where the grid itself is."""
+def search_boxes(path: str, layer: str | None, grid: GeoBox, crs: str) -> list[tuple[float, float, float, float]] | None:
+    """Where features near a grid may be in a file whose CRS (WKT) wraps; None if that is where the grid itself is."""
     around = cycle(crs)
     places = None if around is None else extents_in(grid, crs)
     bounds = None if places is None else pyogrio.read_info(path, layer=layer, force_total_bounds=True)["total_bounds"]

@@ -341,3 +341,20 @@ def test_zion_configuration_matches_the_example(shared: Any, tmp_path: Path) -> 
     assert config.scenes[0].sources["elevation"].resampling == "bilinear"
     assert config.train.epochs == example["train"]["epochs"]
     assert config.name == "zion"
+
+
+def test_scene_across_180_degrees_is_configured(tmp_path: Path) -> None:
+    """A grid in UTM zone 60, a radar at 179 to 181 degrees and polygons cut at 180 degrees, one class on either side."""
+    rng = np.random.default_rng(0)
+    optical = rng.integers(1, 999, (2, 120, 120)).astype(np.uint16)
+    write_raster(tmp_path / "o.tif", optical, transform=Affine(500, 0, 803000, 0, -500, 30000), crs="EPSG:32660")
+    radar = rng.random((1, 100, 240)).astype(np.float32)
+    write_raster(tmp_path / "r.tif", radar, transform=Affine(0.01, 0, 178.8, 0, -0.01, 0.5), crs="EPSG:4326")
+    columns = [(179.75 + 0.04 * i, ("land", "sea")[i % 2]) for i in range(6)] + [
+        (-179.95 + 0.04 * i, "reef") for i in range(4)
+    ]
+    rows = [(shapely.box(left, -0.25, left + 0.03, 0.25), kind) for left, kind in columns]
+    write_polygons(tmp_path / "p.gpkg", rows, crs="EPSG:4326")
+    config, result = init(tmp_path, str(tmp_path / "o.tif"), f"r={tmp_path / 'r.tif'}", "--labels", str(tmp_path / "p.gpkg"))
+    assert {c.name for c in config.classes} == {"land", "sea", "reef"}
+    assert "% of the grid" not in result.stdout, "the radar covers the grid"
