@@ -123,13 +123,21 @@ def _write_sidecar(path: Path, grid: GeoBox, classes: Sequence[ClassName]) -> li
         _categories(SubElement(root, "PAMRasterBand", band="1"), classes)
     if len(root):
         sidecar.write_text(_text(root), "utf-8")
-    if not _holds_crs(path, grid):
-        raise CogError(f"{path}: the CRS read back differs from that of the grid, {grid.crs}")
+    check_crs(path, grid)
     return [sidecar] if len(root) else []
 
 
+def check_crs(path: Path, grid: GeoBox) -> None:
+    """Check that GDAL reads the grid's CRS from a file.
+
+    Raises:
+        CogError: it reads another one, or none.
+    """
+    if not _holds_crs(path, grid):
+        raise CogError(f"{path}: the CRS read back differs from that of the grid, {grid.crs}")
+
+
 def _holds_crs(path: Path, grid: GeoBox) -> bool:
-    """Whether GDAL reads the grid's CRS from a file."""
     with rasterio.open(path) as dataset:
         return bool(dataset.crs == (None if grid.crs is None else rasterio.CRS.from_wkt(grid.crs.to_wkt())))
 

@@ -149,6 +149,7 @@ def _build_files(
         path = folder / f"{product.name}.vrt"
         with _check_disk_space(folder, path.name):
             path.write_text(cog.vrt(parts, product, grid=grid, names=names, classes=classes, tags=tags), "utf-8")
+        cog.check_crs(path, grid)
         yield [path], Window(0, 0, rows, columns)
 
 

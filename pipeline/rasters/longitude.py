@@ -157,7 +157,10 @@ def _continuous(grid: GeoBox, crs: str, around: Cycle, found: Extent) -> Extent:
     box = grid.boundingbox
     across = np.concatenate([steps, ones, 1 - steps, zeros, [0]]) * (box.right - box.left) + box.left
     down = np.concatenate([zeros, steps, ones, 1 - steps, [0]]) * (box.bottom - box.top) + box.top
-    x = np.array(transform(grid.crs.to_wkt(), crs, across.tolist(), down.tolist())[0])
+    try:
+        x = np.array(transform(grid.crs.to_wkt(), crs, across.tolist(), down.tolist())[0])
+    except CPLE_BaseError:
+        return found
     if not np.isfinite(x).all():
         return found
     unrolled = np.unwrap(x, period=around.period)

@@ -91,6 +91,13 @@ ITEMS = {
     "across the antimeridian": {"grid": ANTIMERIDIAN, "datetime": "2024-06-01T00:00:00Z/2024-08-31T23:59:59Z"},
     "around the pole": {"grid": make_grid(Affine(1e5, 0, -2e6, 0, -1e5, 2e6), "EPSG:3413", (40, 40))},
     "custom CRS": {"grid": CUSTOM_CRS},
+    "engineering CRS": {"grid": make_grid(Affine(1, 0, 0, 0, -1, 40), 'LOCAL_CS["site grid",UNIT["metre",1]]')},
+    "rotated pole": {
+        "grid": make_grid(
+            Affine(0.1, 0, -3, 0, -0.1, 2),
+            "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +to_meter=0.0174532925199433 +type=crs",
+        )
+    },
 }
 
 
