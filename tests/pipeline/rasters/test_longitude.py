@@ -188,3 +188,18 @@ def test_x_axis_of_cylindrical_crss_wraps(crs: str, low: float | None, period: f
     assert (found is None) == (low is None)
     if found is not None:
         assert (found.low, found.period) == pytest.approx((low, period))
+
+
+@pytest.mark.parametrize("left", [-180, 0, -180.125])
+@pytest.mark.parametrize("side", [30, 100])
+def test_polar_grid_is_covered_by_global_rasters_of_any_longitudes(tmp_path: Path, left: float, side: int) -> None:
+    longitude = left + 0.25 + 0.5 * np.arange(720)
+    values = np.broadcast_to(1000 * np.cos(np.radians(longitude)), (1, 100, 720)).astype(np.float32)
+    write_raster(tmp_path / "a.tif", values, transform=Affine(0.5, 0, left, 0, -0.5, 90), crs="EPSG:4326", nodata=-9999)
+    grid = GeoBox((100, 100), Affine(40000, 0, -2e6, 0, -40000, 2e6), "EPSG:3413")
+    x, y = grid.affine * np.array(np.meshgrid(np.arange(100) + 0.5, np.arange(100) + 0.5))
+    longitude, latitude = pyproj.Transformer.from_crs("EPSG:3413", "EPSG:4326", always_xy=True).transform(x, y)
+    found = read(tmp_path / "a.tif", grid, side=side, resampling="bilinear")[0]
+    far = latitude < 86
+    np.testing.assert_allclose(found[far], 1000 * np.cos(np.radians(longitude[far])), atol=1)
+    assert np.isfinite(found).all()
