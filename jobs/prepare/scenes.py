@@ -21,6 +21,7 @@ from mibf.errors import InputError
 from pipeline.codes import CODES, SUBSETS, Subset
 from pipeline.io import storage
 from pipeline.parallel.executor import Executor
+from pipeline.rasters.longitude import geographic_extents, may_overlap
 from pipeline.scenes.label_counts import LabelGrid, count_labels, count_shared, count_subsets, random_splits
 from pipeline.scenes.labels import NoLabels, OpenLabels, open_labels, refuse_unknown
 from pipeline.scenes.source import AlignedSource, Source, open_source, reference_grid, stored_dtype
@@ -112,8 +113,10 @@ def _check_disjoint_ground(scenes: Sequence[SceneDraft], *, reach: int) -> None:
                 f"scenes {by_url[url]!r} and {scene.declared.name!r} have the same labels, {url}: test pixels of one would "
                 "be training pixels of the other. Remove one of the scenes."
             )
-    placed = [scene for scene in scenes if scene.grid.crs is not None]
-    for one, other in combinations(placed, 2):
+    placed = [(scene, geographic_extents(scene.grid)) for scene in scenes if scene.grid.crs is not None]
+    for (one, ground), (other, its_ground) in combinations(placed, 2):
+        if not may_overlap(ground, its_ground):
+            continue
         shared = count_shared(one.labelled, one.grid, other.labelled, other.grid, reach=reach)
         if shared:
             raise InputError(

@@ -22,6 +22,7 @@ from rasterio.warp import transform, transform_bounds
 
 from pipeline.grid import Window
 
+_WGS84 = pyproj.CRS.from_epsg(4326).to_wkt()
 #: Points along a side of a grid: a straight side is a curve in another CRS.
 DENSIFIED = 21
 #: Projections whose x axis is proportional to longitude, by the beginnings of their names in WKT.
@@ -168,6 +169,18 @@ def _continuous(grid: GeoBox, crs: str, around: Cycle, found: Extent) -> Extent:
         return found
     left, right = (float((v - around.low) % around.period + around.low) for v in (unrolled.min(), unrolled.max()))
     return Extent(left, found.bottom, right, found.top)
+
+
+def geographic_extents(grid: GeoBox) -> list[Extent] | None:
+    """Where a grid is in WGS 84, at any turn, in two parts if it crosses 180 degrees; None if that is unknown."""
+    return None if engineering_name(grid.crs.to_wkt()) else extents_in(grid, _WGS84)
+
+
+def may_overlap(one: list[Extent] | None, other: list[Extent] | None) -> bool:
+    """Whether two grids at these places in WGS 84 may overlap; unknown places may."""
+    if one is None or other is None:
+        return True
+    return any(True for first in one for second in other for _ in shifts(first, second, cycle(_WGS84)))
 
 
 def shifts(own: Extent, place: Extent, around: Cycle | None) -> Iterator[float]:

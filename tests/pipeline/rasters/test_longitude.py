@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pipeline.rasters.resample
 from mibf.errors import InputError
 from pipeline.grid import Window, windows
 from pipeline.rasters.header import RasterFile
-from pipeline.rasters.longitude import cycle, needed_parts
+from pipeline.rasters.longitude import cycle, geographic_extents, may_overlap, needed_parts
 from pipeline.rasters.raster import header, open_raster
 from pipeline.rasters.resample import align, read_aligned
 from tests.support.scenes import write_raster
@@ -203,3 +204,12 @@ def test_polar_grid_is_covered_by_global_rasters_of_any_longitudes(tmp_path: Pat
     far = latitude < 86
     np.testing.assert_allclose(found[far], 1000 * np.cos(np.radians(longitude[far])), atol=1)
     assert np.isfinite(found).all()
+
+
+def test_grids_may_overlap_at_any_turn_and_where_their_place_is_unknown() -> None:
+    site = GeoBox((24, 90), Affine(10, 0, 0, 0, -10, 0), 'LOCAL_CS["site grid",UNIT["metre",1]]')
+    europe = GeoBox((24, 90), Affine(RESOLUTION, 0, 10, 0, -RESOLUTION, 0.12), "EPSG:4326")
+    places = {name: geographic_extents(grid) for name, grid in (GRIDS | {"site": site, "Europe": europe}).items()}
+    for one, other in combinations(places, 2):
+        wanted = "Europe" not in (one, other) or "site" in (one, other)
+        assert may_overlap(places[one], places[other]) == may_overlap(places[other], places[one]) == wanted
