@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import geopandas
-import pandas
 import pyogrio
 import pyproj
 from odc.geo.geobox import GeoBox
@@ -19,7 +18,7 @@ from mibf.errors import InputError
 from pipeline.io import gdal, storage
 from pipeline.rasters.longitude import engineering_name
 from pipeline.rasters.untrusted import check_vector_driver
-from pipeline.scenes.geometries import search_boxes
+from pipeline.scenes.geometries import search_box
 from pipeline.scenes.labels import PARQUET, VECTORS, Labels
 
 #: Maximum number of values of a column listed in a message.
@@ -74,12 +73,7 @@ def _read_attributes(file: FileArgument, grid: GeoBox) -> tuple[Any, str | None]
         layer = _layer(file, path)
         info = pyogrio.read_info(path, layer=layer, force_total_bounds=True)
         check_vector_driver(file.url, info["driver"])
-        boxes = _bounds(path, layer, grid, info["crs"])
-        frames = [
-            pyogrio.read_dataframe(path, layer=layer, read_geometry=False, bbox=box, fid_as_index=True) for box in boxes
-        ]
-        frame = pandas.concat([part for part in frames if len(part)] or frames[:1])
-        frame = frame[~frame.index.duplicated()].sort_index()
+        frame = pyogrio.read_dataframe(path, layer=layer, read_geometry=False, bbox=_bounds(path, layer, grid, info["crs"]))
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{file}: cannot be read as a vector file ({error}). If it is a raster of class ids, omit --attribute."
@@ -110,20 +104,18 @@ def _layer(file: FileArgument, path: str) -> str | None:
     return file.part or layers[0]
 
 
-def _bounds(
-    path: str, layer: str | None, grid: GeoBox, crs: str | None
-) -> Sequence[tuple[float, float, float, float] | None]:
-    """Return the bounds of a grid in the CRS of a file, at each turn where longitudes wrap; None if either has no CRS."""
+def _bounds(path: str, layer: str | None, grid: GeoBox, crs: str | None) -> tuple[float, float, float, float] | None:
+    """Return the bounds of a grid in the CRS of a file, at any turn where longitudes wrap; None if either has no CRS."""
     if grid.crs is None or crs is None:
-        return [None]
+        return None
     own = pyproj.CRS.from_user_input(crs).to_wkt()
     if engineering_name(own) is not None or engineering_name(grid.crs.to_wkt()) is not None:
-        return [None]
-    boxes = search_boxes(path, layer, grid, own)
-    if boxes is not None:
-        return boxes
-    left, bottom, right, top = grid.extent.to_crs(crs, resolution="auto").boundingbox
-    return [(left, bottom, right, top)]
+        return None
+    box = search_box(path, layer, grid, own)
+    if box is None:
+        left, bottom, right, top = grid.extent.to_crs(crs, resolution="auto").boundingbox
+        box = left, bottom, right, top
+    return box
 
 
 def _are_scalars(values: Sequence[Any]) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import geopandas
 import numpy as np
-import pandas
-import pyogrio
 import pyproj
 import shapely
 from numpy.typing import NDArray
@@ -33,18 +32,16 @@ def read_near(path: str, layer: str | None, grid: GeoBox, crs: str | None) -> ge
     if engineering_name(own) is not None or engineering_name(grid.crs.to_wkt()) is not None:
         return geopandas.read_file(path, layer=layer)
     # Densified, because its straight sides are curves in another CRS.
-    box = grid.extent.geom.segmentize(max(grid.extent.geom.length / 400, 1e-9))
-    near = geopandas.GeoSeries([box], crs=grid.crs.to_wkt())
-    boxes = search_boxes(path, layer, grid, own)
-    if boxes is None:
-        return geopandas.read_file(path, layer=layer, bbox=near)
-    frames = [geopandas.read_file(path, layer=layer, bbox=box, fid_as_index=True) for box in boxes]
-    frame = pandas.concat([part for part in frames if len(part)] or frames[:1])
-    return frame[~frame.index.duplicated()].sort_index()
+    outline = grid.extent.geom.segmentize(max(grid.extent.geom.length / 400, 1e-9))
+    near = geopandas.GeoSeries([outline], crs=grid.crs.to_wkt())
+    box = search_box(path, layer, grid, own)
+    return geopandas.read_file(path, layer=layer, bbox=near if box is None else box)
 
 
-def search_boxes(path: str, layer: str | None, grid: GeoBox, crs: str) -> list[tuple[float, float, float, float]] | None:
-    """Where features near a grid may be in a file whose CRS (WKT) wraps; None if that is where the grid itself is."""
+def search_box(path: str, layer: str | None, grid: GeoBox, crs: str) -> tuple[float, float, float, float] | None:
+    """Bounds of all features near a grid in a file whose CRS (WKT) wraps; None if they are where the grid itself is."""
+    import pyogrio  # only for vector files: it loads a GDAL of its own
+
     around = cycle(crs)
     places = None if around is None else extents_in(grid, crs)
     bounds = None if places is None else pyogrio.read_info(path, layer=layer, force_total_bounds=True)["total_bounds"]
@@ -55,7 +52,8 @@ def search_boxes(path: str, layer: str | None, grid: GeoBox, crs: str) -> list[t
     if not found or (len(places) == 1 and all(shift == 0 for _, shift in found)):
         return None
     boxes = [place.shifted(-shift) for place, shift in found]
-    return [(box.left, box.bottom, box.right, box.top) for box in boxes]
+    left, bottom = min(box.left for box in boxes), min(box.bottom for box in boxes)
+    return left, bottom, max(box.right for box in boxes), max(box.top for box in boxes)
 
 
 def _enlarged(extent: Extent) -> Extent:
@@ -137,17 +135,33 @@ def copies_on_grid(frame: geopandas.GeoDataFrame, grid: GeoBox) -> geopandas.Geo
     left, _, right, _ = frame.total_bounds
     place = extent_of(grid)
     first, last = (math.floor(edge / around.period) for edge in (place.left - right, place.right - left))
-    copies = []
+    geometries = frame.geometry.to_numpy()
+    copies, positions = [], []
     for turn in range(first, last + 1):
-        moved = frame if turn == 0 else frame.set_geometry(frame.geometry.translate(turn * around.period))
-        copies.append(moved[moved.intersects(box)])
-    return pandas.concat(copies or [frame[:0]]).sort_index(kind="stable")
+        shift = partial(np.add, (turn * around.period, 0.0))
+        moved = shapely.transform(geometries, shift) if turn else geometries
+        there = np.flatnonzero(shapely.intersects(moved, box))
+        copies.append(moved[there])
+        positions.append(there)
+    return _rearranged(frame, copies, positions)
 
 
 def without_collections(frame: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
     """The features in order, each member of a geometry collection as a feature of its own."""
-    frame = frame.reset_index(drop=True)
-    while (collections := frame.geometry.geom_type == "GeometryCollection").any():
-        members = frame[collections].explode(index_parts=False)
-        frame = pandas.concat([frame[~collections], members]).sort_index(kind="stable").reset_index(drop=True)
+    while (collections := (frame.geometry.geom_type == "GeometryCollection").to_numpy()).any():
+        geometries = frame.geometry.to_numpy()
+        others, several = np.flatnonzero(~collections), np.flatnonzero(collections)
+        members, owner = shapely.get_parts(geometries[several], return_index=True)
+        frame = _rearranged(frame, [geometries[others], members], [others, several[owner]])
     return frame
+
+
+def _rearranged(
+    frame: geopandas.GeoDataFrame, geometries: list[NDArray[np.object_]], positions: list[NDArray[np.int64]]
+) -> geopandas.GeoDataFrame:
+    """The rows at these positions, sorted, with these geometries in place of their own."""
+    position = np.concatenate([np.zeros(0, np.int64), *positions])
+    order = np.argsort(position, kind="stable")
+    geometry = np.concatenate([np.zeros(0, object), *geometries])[order]
+    rows = frame.iloc[position[order]].reset_index(drop=True)
+    return rows.set_geometry(geopandas.GeoSeries(geometry, crs=frame.crs))
