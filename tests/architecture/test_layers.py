@@ -18,7 +18,7 @@ ALLOWED = {
     "mibf": {"torch", "numpy", "safetensors"},
     "pipeline": {
         "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "numcodecs", "numpy", "odc", "pyarrow", "pyogrio",
-        "pystac", "rasterio", "rio_cogeo", "rioxarray", "scipy", "shapely", "skimage", "torch", "xarray", "zarr",
+        "pyproj", "pystac", "rasterio", "rio_cogeo", "rioxarray", "scipy", "shapely", "skimage", "torch", "xarray", "zarr",
     },
 }  # fmt: skip  # a list of names: one per line would fill a page
 BELOW = {"mibf": {"mibf"}, "pipeline": {"mibf", "pipeline"}, "jobs": {"mibf", "pipeline", "jobs"}}

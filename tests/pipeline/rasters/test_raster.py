@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+import rioxarray  # noqa: F401  # registers xarray's `rio` accessor
 import scipy.io
 import xarray as xr
 from affine import Affine
