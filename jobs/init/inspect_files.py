@@ -12,7 +12,7 @@ from rasterio.errors import RasterioIOError
 from jobs.init.arguments import FileArgument, SourceArgument
 from mibf.errors import InputError
 from pipeline.io import gdal, storage
-from pipeline.rasters.header import Header, RasterFile
+from pipeline.rasters.header import Axis, Header, RasterFile
 from pipeline.rasters.raster import header
 from pipeline.rasters.resample import align
 from pipeline.rasters.untrusted import open_dataset
@@ -20,7 +20,7 @@ from pipeline.rasters.variables import CONTAINERS, Variable, list_variables
 from pipeline.scenes.source import AlignedSource, Source, open_source
 
 #: Axis order of the MATLAB files of hyperspectral benchmarks; no other order is assumed.
-MATLAB_AXES: tuple[str, ...] = ("y", "x", "band")
+MATLAB_AXES: tuple[Axis, ...] = ("y", "x", "band")
 #: Resolution ratios at which a finer source keeps its resolution.
 SCALES = (2, 4)
 #: A source finer than the grid by more than this is averaged: bilinear interpolation would skip some of its pixels.

@@ -21,6 +21,9 @@ from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.io import storage
 
+#: The name of an array's axis: band, y, x, or another one along which `select` takes one value.
+Axis = str
+
 
 @dataclass(frozen=True)
 class RasterFile:
@@ -28,7 +31,7 @@ class RasterFile:
 
     url: str
     variable: str | None = None  #: the array to read from a file with several (MATLAB, Zarr, NetCDF, HDF5)
-    axes: tuple[str, ...] | None = None  #: order of the array's axes (band, y, x, others), if the file does not state it
+    axes: tuple[Axis, ...] | None = None  #: order of the array's axes, if the file does not state it
     bands: tuple[int, ...] | None = None  #: bands to read, numbered from 1, in this order; None: all
     nodata: float | None = None  #: overrides the file's nodata values; an int is compared exactly
     unscale: bool = False  #: apply the file's scale and offset

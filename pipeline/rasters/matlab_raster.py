@@ -31,7 +31,7 @@ def open_matlab(file: RasterFile) -> ArrayRaster:
     Raises:
         InputError: the file cannot be read, or has no such variable, or its axes are unknown.
     """
-    variables = _matlab_file(file.url, checksums.input_fingerprint(file.url))
+    variables = matlab_arrays(file.url, checksums.input_fingerprint(file.url))
     if file.variable is None:
         raise InputError(f"{file.url}: is a MATLAB file; select the array with `variable`: {', '.join(variables)}.")
     if file.variable not in variables:
@@ -62,10 +62,13 @@ class _Reversed:
 
 
 @lru_cache(maxsize=4)
-def _matlab_file(url: str, stamp: str) -> dict[str, Any]:
+def matlab_arrays(url: str, stamp: str) -> dict[str, Any]:
     """The arrays of a MATLAB file by name: version 7.3 as HDF5 datasets, read in windows; version 5 loaded completely.
 
     Version 5 compresses each array as one block, of at most 2 GiB, which cannot be read in windows.
+
+    Raises:
+        InputError: the file cannot be read.
     """
     del stamp  # part of the cache key: changes when the file does
     filesystem, path = storage.open_url(url)
@@ -82,14 +85,14 @@ def _matlab_file(url: str, stamp: str) -> dict[str, Any]:
         raise InputError(f"{url}: no such file; check the path in the configuration.") from error
     except (OSError, ValueError, TypeError, zlib.error, MatReadError) as error:
         raise InputError(f"{url}: cannot be read as a MATLAB file ({error}); it is damaged or of another format.") from error
-    return {name: value for key, item in found.items() if not key.startswith("__") for name, value in arrays(key, item)}
+    return {name: value for key, item in found.items() if not key.startswith("__") for name, value in _arrays(key, item)}
 
 
-def arrays(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _arrays(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """The matrices of a variable as scipy loads it: its own, or those of the fields of a struct, by name."""
     if isinstance(value, np.ndarray) and value.dtype.names is not None and value.size == 1:
         for key in value.dtype.names:
-            yield from arrays(f"{name}.{key}", value.ravel()[0][key])
+            yield from _arrays(f"{name}.{key}", value.ravel()[0][key])
     elif scipy.sparse.issparse(value) or (isinstance(value, np.ndarray) and value.ndim >= 2 and value.dtype.kind in "iufbc"):
         yield name, value
 

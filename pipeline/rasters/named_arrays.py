@@ -48,13 +48,10 @@ def is_zarr(url: str) -> bool:
     if storage.is_local(url):
         filesystem, local = storage.open_url(url)
         return bool(filesystem.isdir(local)) and any(filesystem.exists(posixpath.join(local, name)) for name in ZARR_ROOTS)
-    return "." not in posixpath.basename(path) and _has_zarr_root(url.rstrip("/"))
-
-
-@lru_cache(maxsize=1024)
-def _has_zarr_root(url: str) -> bool:
-    filesystem, path = storage.open_url(url)
-    return any(filesystem.exists(f"{path}/{name}") for name in ZARR_ROOTS)
+    if "." in posixpath.basename(path):
+        return False
+    filesystem, remote = storage.open_url(url)
+    return any(filesystem.exists(f"{remote.rstrip('/')}/{name}") for name in ZARR_ROOTS)
 
 
 # --- Zarr ---
@@ -181,7 +178,7 @@ def _array_name(file: RasterFile, chosen: bool, stamp: str) -> str | None:
                 check_hdf5(file.url, container)
             found = file.variable or (opened[1] if opened else None) or _only_variable(container)
             array = None if found is None else _named(container, found, file.url)
-            placed_by_gdal = opened is not None and opened[0] and array is not None and _gdal_order(array)
+            placed_by_gdal = opened is not None and opened[0] and array is not None and _gdal_order(array, file.url)
             return None if array is None or placed_by_gdal else found
     except _NoContainerError as error:
         if chosen or (opened is not None and not opened[0]):
@@ -204,10 +201,11 @@ def _opened_by_gdal(file: RasterFile) -> tuple[bool, str | None] | None:
         return None
 
 
-def _gdal_order(array: NamedArray) -> bool:
-    """Whether an array has the only order of axes that GDAL knows."""
+def _gdal_order(array: NamedArray, url: str) -> bool:
+    """Whether an array has the only order of axes that GDAL knows: other axes, which become bands, then y and x."""
     names = named_axes(array)
-    return len(array.dims) in (2, 3) and (not {"y", "x"} <= {*names} or names[-2:] == ("y", "x"))
+    known = len(names) <= 3 or url.split("?")[0].lower().endswith(NETCDF_ENDS)
+    return known and (not {"y", "x"} <= {*names} or names[-2:] == ("y", "x"))
 
 
 class _NoContainerError(Exception):

@@ -23,7 +23,7 @@ from mibf.errors import InputError
 from pipeline.codes import UNLABELLED
 from pipeline.grid import Window
 from pipeline.io import gdal, storage
-from pipeline.rasters.header import RasterFile
+from pipeline.rasters.header import Axis, RasterFile
 from pipeline.rasters.raster import header, open_raster
 from pipeline.rasters.resample import Alignment, align, read_aligned
 from pipeline.rasters.untrusted import check_vector_driver
@@ -45,7 +45,7 @@ class Labels:
     attribute: str | None = None
     layer: str | None = None
     variable: str | None = None
-    axes: tuple[str, ...] | None = None
+    axes: tuple[Axis, ...] | None = None
     nodata: float | None = None
     ignore: tuple[int | str, ...] = ()
     all_touched: bool = False
