@@ -163,8 +163,8 @@ class GdalRaster:
             return False
         if self._dtype.kind == "f":
             return not any(np.isfinite(value) for value in values)  # the data may also contain NaN
-        # A view takes nodata as a float, which is exact for integers of up to 32 bits.
-        return not values or (len(values) == 1 and self._dtype.itemsize <= 4)
+        # A view compares with nodata as float32, which is exact for integers of up to 16 bits.
+        return not values or (len(values) == 1 and self._dtype.itemsize <= 2)
 
 
 def _absent_values(file: RasterFile, dataset: DatasetReader, band: int, declared: float | None) -> list[float]:

@@ -154,22 +154,23 @@ def named_array_file(file: RasterFile) -> RasterFile | None:
     """The file, with its variable, if it is to be read by `open_container`; None if GDAL reads it.
 
     GDAL reads what it can place by itself. It knows no order of axes but (band, y, x), turns NetCDF variables that it cannot
-    place upside down, and reads HDF5 arrays of four axes as zeros.
+    place upside down, reads HDF5 arrays of four axes as zeros, and replaces NaN in NetCDF by the file's nodata value, or 0.
 
     Raises:
         InputError: the file does not exist, or cannot be read as `axes` or `select` require.
     """
     if not file.url.split("?")[0].lower().endswith((*NETCDF_ENDS, *HDF5_ENDS)):
         return None
-    chosen = file.axes is not None or bool(file.select)
-    name = _array_name(RasterFile(file.url, file.variable), chosen, checksums.input_fingerprint(file.url))
+    asked = file.axes is not None or bool(file.select)
+    stamp = checksums.input_fingerprint(file.url)
+    name = _array_name(RasterFile(file.url, file.variable, nodata=file.nodata), asked, stamp)
     return None if name is None else replace(file, variable=name)
 
 
 @lru_cache(maxsize=1024)
-def _array_name(file: RasterFile, chosen: bool, stamp: str) -> str | None:
+def _array_name(file: RasterFile, asked: bool, stamp: str) -> str | None:
     del stamp  # part of the cache key: changes when the file does
-    opened = None if chosen else _opened_by_gdal(file)
+    opened = None if asked else _opened_by_gdal(file)
     if opened is not None and opened[0] and file.variable is None and not opened[1]:
         return None
     try:
@@ -181,13 +182,13 @@ def _array_name(file: RasterFile, chosen: bool, stamp: str) -> str | None:
             placed_by_gdal = opened is not None and opened[0] and array is not None and _gdal_order(array, file.url)
             return None if array is None or placed_by_gdal else found
     except _NoContainerError as error:
-        if chosen or (opened is not None and not opened[0]):
+        if asked or (opened is not None and not opened[0]):
             raise InputError(f"{file}: {error}; copy it to a disk as NetCDF-4, for example with `nccopy -k nc4`.") from error
         return None
 
 
 def _opened_by_gdal(file: RasterFile) -> tuple[bool, str | None] | None:
-    """Whether GDAL places a variable, and its name if known; None if GDAL does not open it."""
+    """Whether GDAL reads a variable as it is, and its name if known; None if GDAL does not open it."""
     gdal.configure_gdal()
     try:
         with open_dataset(file.url, gdal_name(file)) as dataset:
@@ -196,7 +197,9 @@ def _opened_by_gdal(file: RasterFile) -> tuple[bool, str | None] | None:
             # Without a CRS only the order of pixels counts, and GDAL leaves columns that run to the west as they are.
             mirrored = dataset.crs is None and dataset.transform.a < 0
             placed = (dataset.transform != Affine.identity() and not mirrored) or bool(dataset.gcps[0])
-            return placed, dataset.tags(1).get("NETCDF_VARNAME")
+            floating = dataset.driver == "netCDF" and dataset.dtypes[0].startswith("float")
+            replaced = floating and (dataset.nodatavals[0] is None or file.nodata is not None)
+            return placed and not replaced, dataset.tags(1).get("NETCDF_VARNAME")
     except RasterioIOError:
         return None
 

@@ -40,6 +40,8 @@ AXIS_NAMES = {
 DIRECTED = {
     "lat", "latitude", "northing", "projection_y_coordinate", "lon", "longitude", "easting", "projection_x_coordinate",
 }  # fmt: skip  # a list of names
+#: CF's unit of coordinates that are not in meters although their CRS is.
+KILOMETERS = {"km", "kilometer", "kilometers", "kilometre", "kilometres"}
 #: Coordinates are evenly spaced if none is further than this share of a pixel from its place, plus their own rounding.
 EVEN = 0.1
 
@@ -83,8 +85,8 @@ def place(file: RasterFile, array: NamedArray) -> Placement:
     axes = _axes(file, array)
     rows, columns = (int(array.values.shape[axes.index(axis)]) for axis in ("y", "x"))
     dims = {axis: array.dims[axes.index(axis)] for axis in ("y", "x")}
-    affine = _affine(file, array, (rows, columns), dims)
     crs = _crs(file, array)
+    affine = _affine(file, array, (rows, columns), dims, crs)
     wkt = None if crs is None else rasterio.crs.CRS.from_wkt(crs.to_wkt()).to_wkt()  # GDAL's text, as of other formats
     grid = with_crs(file, GeoBox((rows, columns), affine, wkt))
     if affine.b or affine.d:
@@ -217,7 +219,9 @@ def _size(shape: Sequence[int]) -> str:
 # --- position ---
 
 
-def _affine(file: RasterFile, array: NamedArray, shape: tuple[int, int], dims: Mapping[str, str | None]) -> Affine:
+def _affine(
+    file: RasterFile, array: NamedArray, shape: tuple[int, int], dims: Mapping[str, str | None], crs: CRS | None
+) -> Affine:
     """From the array's pixel corners, as stored, to its CRS; identity for an image."""
     stated = _stated_affine(file, array, shape)
     if stated is not None:
@@ -227,7 +231,10 @@ def _affine(file: RasterFile, array: NamedArray, shape: tuple[int, int], dims: M
     ]
     if lines[0] is not None and lines[1] is not None:
         (top, down), (left, right) = lines[0], lines[1]
-        return Affine(right, 0, left - right / 2, 0, down, top - down / 2)
+        units = {str(array.coordinates[str(dims[axis])].attributes.get("units")).lower() for axis in "yx"}
+        meters = crs is not None and crs.axis_info and crs.axis_info[0].unit_name == "metre"
+        scale = 1000 if meters and units <= KILOMETERS else 1
+        return Affine.scale(scale) * Affine(right, 0, left - right / 2, 0, down, top - down / 2)
     for attributes in array.attributes:
         if "proj:transform" in attributes and _fits(attributes.get("proj:shape"), shape):
             return _numbers(file, "proj:transform", attributes["proj:transform"])

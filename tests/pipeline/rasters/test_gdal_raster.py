@@ -10,11 +10,13 @@ import pytest
 import rasterio
 import rasterio.shutil
 from affine import Affine
+from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.rasters.header import Header, RasterFile
 from pipeline.rasters.raster import open_raster
+from pipeline.rasters.resample import Alignment, read_aligned
 from tests.support.scenes import CRS, TRANSFORM, write_raster
 
 SHAPE = (5, 7)
@@ -84,6 +86,17 @@ def test_extreme_nodata_values_of_integers_are_exact(tmp_path: Path, dtype: str,
     assert np.argwhere(~valid).tolist() == np.argwhere(~expected).tolist() == [[1, 2]]
     assert list(head.nodata) == [nodata]
     assert (viewed(file) == valid).all()
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint32", 2**32 - 1), ("int32", 2**31 - 1), ("int32", -(2**31))])
+def test_neighbors_of_a_large_nodata_value_are_resampled(tmp_path: Path, dtype: str, nodata: int) -> None:
+    """GDAL's warper compares as float32, which these values and their neighbors share."""
+    values = picture(dtype, {(1, 2): nodata, (3, 3): nodata - 1 if nodata > 0 else nodata + 1})
+    file = RasterFile(str(write_raster(tmp_path / "a.tif", values, nodata=nodata)))
+    grid = GeoBox(SHAPE, TRANSFORM * Affine.translation(0.25, 0.25), CRS)
+    with open_raster(file) as raster:
+        _, valid = read_aligned(raster, Alignment("resampled", resampling="nearest"), grid, EVERYWHERE)
+    assert np.argwhere(~valid).tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize("text", ["-3.4028234663852886e+38", "-3.40282e+38", "-3.4e+38"])
