@@ -33,10 +33,19 @@ def sources(scene: SceneSection) -> dict[str, Source]:
 
 
 def _source(name: str, section: SourceSection) -> Source:
-    def file(url: str) -> RasterFile:
+    def file(url: str, variable: str | None) -> RasterFile:
         return RasterFile(
-            storage.absolute(url), section.variable, section.axes, section.bands, section.nodata, section.unscale
+            storage.absolute(url),
+            variable,
+            section.axes,
+            section.bands,
+            section.nodata,
+            section.unscale,
+            section.crs,
+            tuple(section.select.items()),
         )
+
+    variables = section.variable if isinstance(section.variable, tuple) else (section.variable,)
 
     mask = None
     if section.mask is not None:
@@ -48,11 +57,13 @@ def _source(name: str, section: SourceSection) -> Source:
             mask_section.axes,
             (mask_section.band,),
             nodata=math.nan,
+            crs=mask_section.crs,
+            select=tuple(mask_section.select.items()),
         )
         mask = Mask(mask_file, mask_section.valid, mask_section.invalid, mask_section.bits)
     return Source(
         name,
-        tuple(tuple(file(url) for url in layer) for layer in _layers(section)),
+        tuple(tuple(file(url, variable) for url in layer) for layer in _layers(section) for variable in variables),
         resampling=section.resampling,
         scale=section.scale,
         gain=section.gain,

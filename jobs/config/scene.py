@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from jobs.config.base import Name, Section
 from pipeline.scenes.acquisition_time import period
@@ -38,7 +47,27 @@ class GridSection(Section):
         return self
 
 
-Axes = tuple[Literal["band", "y", "x"], ...]
+def _axes(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if value is not None and (len(set(value)) != len(value) or not {"y", "x"} <= {*value}):
+        raise ValueError("list each axis once, y and x among them, for example [y, x, band]")
+    return value
+
+
+def _exact(value: Any, as_float: ValidatorFunctionWrapHandler) -> float | None:
+    # A number of the file's data type: an integer that a float cannot hold stays an integer.
+    number = int(value) if isinstance(value, str) and value.removeprefix("-").isdecimal() else value
+    if isinstance(number, int) and 2**53 < abs(number) < 2**64:
+        return number
+    return cast(float | None, as_float(value))
+
+
+def _text(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, date) else value  # YAML parses times itself
+
+
+Axes = Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")], ...] | None, AfterValidator(_axes)]
+Nodata = Annotated[float | None, WrapValidator(_exact), PlainSerializer(lambda value: value)]
+Select = dict[Annotated[str, Field(min_length=1)], Annotated[int | float | str, BeforeValidator(_text)]]
 
 
 class StacSection(Section):
@@ -53,7 +82,9 @@ class MaskSection(Section):
 
     url: str
     variable: str | None = None
-    axes: Axes | None = None
+    axes: Axes = None
+    select: Select = Field(default_factory=dict)
+    crs: str | None = None
     band: int = Field(default=1, ge=1)
     valid: tuple[int, ...] = ()
     invalid: tuple[int, ...] = ()
@@ -75,15 +106,17 @@ class SourceSection(Section):
     urls: tuple[str, ...] = ()
     tiles: tuple[str, ...] = ()
     stac: StacSection | None = None
-    variable: str | None = None
-    axes: Axes | None = None
+    variable: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    axes: Axes = None
+    select: Select = Field(default_factory=dict)
+    crs: str | None = None
     bands: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None
     scale: Literal[1, 2, 4] = 1
     resampling: Resampling | None = None
     gain: float = 1.0
     offset: float = 0.0
     unscale: bool = False
-    nodata: float | None = None
+    nodata: Nodata = None
     mask: MaskSection | None = None
     missing: Literal["exclude", "fill"] = "exclude"
     branch: Literal["wide", "narrow"] | None = None
@@ -123,8 +156,8 @@ class LabelsSection(Section):
     attribute: str | None = None
     layer: str | None = None
     variable: str | None = None
-    axes: Axes | None = None
-    nodata: float | None = None
+    axes: Axes = None
+    nodata: Nodata = None
     ignore: tuple[int | str, ...] = ()
     all_touched: bool = False
     priority: tuple[int | str, ...] = ()
@@ -142,7 +175,7 @@ class SceneSection(Section):
     @field_validator("datetime", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        return value.isoformat() if isinstance(value, date) else value  # YAML parses timestamps itself
+        return _text(value)
 
     @field_validator("datetime")
     @classmethod

@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import numcodecs
 import zarr
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+from fsspec.implementations.zip import ZipFileSystem
 from numcodecs.abc import Codec
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import FsspecStore, LocalStore, WrapperStore
+from zarr.storage import FsspecStore, LocalStore, WrapperStore, ZipStore
 
-from pipeline.io.storage import is_local, local_path
+from pipeline.io.storage import is_local, local_path, open_url
 
 #: Read, fill, or create (replacing what is there).
 ZarrMode = Literal["r", "r+", "w"]
@@ -42,9 +44,16 @@ class _NoPickle(Codec):  # type: ignore[misc]  # numcodecs has no types
 numcodecs.register_codec(_NoPickle)
 
 
-def zarr_location(url: str) -> str:
-    """Convert a URL to the form that zarr and xarray accept."""
-    return local_path(url) if is_local(url) else url
+def zarr_location(url: str) -> str | Store:
+    """Convert a URL to the form that zarr and xarray accept; for a ZIP file of a store, which is only read, its store."""
+    if not url.split("?")[0].lower().endswith(".zip"):
+        return local_path(url) if is_local(url) else url
+    if is_local(url):
+        return ZipStore(local_path(url), mode="r")
+    filesystem, path = open_url(url)
+    return FsspecStore(
+        AsyncFileSystemWrapper(ZipFileSystem(filesystem.open(path, "rb")), asynchronous=True), read_only=True, path=""
+    )
 
 
 def open_zarr(url: str, *, mode: ZarrMode = "r") -> zarr.Group:

@@ -1,44 +1,40 @@
-"""Zarr arrays, HDF5 and NetCDF variables and MATLAB matrices as rasters."""
+"""Rasters that are read from arrays instead of by GDAL: validity, scale and offset of what `placement` has placed."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
-import h5py
 import numpy as np
-import rioxarray  # noqa: F401  # registers xarray's `rio` accessor
-import scipy.io
-import xarray as xr
-from affine import Affine
 from numpy.typing import NDArray
-from odc.geo.geobox import GeoBox
-from scipy.io.matlab import MatReadError
+from xarray.backends.zarr import FillValueCoder
 
 from mibf.errors import InputError
-from pipeline.grid import Window, grid_from_json
-from pipeline.io import checksums, storage, zarr_store
-from pipeline.rasters.header import Axis, GdalBands, Header, RasterFile, chosen_bands, in_memory, masked_data, unreadable
-from pipeline.rasters.untrusted import check_hdf5
-
-#: Dimension names that identify an axis.
-AXIS_NAMES: dict[str, Axis] = {
-    **dict.fromkeys(("y", "lat", "latitude", "northing", "row", "rows", "line"), "y"),
-    **dict.fromkeys(("x", "lon", "longitude", "easting", "column", "columns", "sample"), "x"),
-}
+from pipeline.grid import Window
+from pipeline.rasters.header import (
+    GdalBands,
+    Header,
+    RasterFile,
+    chosen_bands,
+    dtype_holds,
+    in_memory,
+    masked_data,
+    unreadable,
+)
+from pipeline.rasters.placement import NamedArray, Placement, place
 
 
 @dataclass(frozen=True)
 class ArrayRaster:
-    """A raster backed by an array instead of GDAL; `fetch` returns the values (band, y, x) of a window."""
+    """A raster backed by an array instead of GDAL; `fetch` returns the stored values (band, y, x) of a window."""
 
     file: RasterFile
     header: Header
     fetch: Callable[[Window], NDArray[Any]] = field(repr=False)
+    absent: tuple[float, ...] = ()  #: nodata values, as stored
+    limits: tuple[float, float] | None = None  #: lowest and highest valid value, as stored
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `OpenRaster.read`."""
@@ -46,7 +42,15 @@ class ArrayRaster:
             values = self.fetch(window)
         except (OSError, RuntimeError, ValueError) as error:  # raised by codecs for a damaged chunk
             raise unreadable(self.file, error) from error
-        return values, masked_data(values, self.header.nodata)
+        valid = masked_data(values, [self.absent] * len(values))
+        if self.limits is not None:
+            valid &= ((values >= self.limits[0]) & (values <= self.limits[1])).all(axis=0)
+        if not self.file.unscale or not self.header.unscaled:
+            return values, valid
+        with np.errstate(over="ignore", invalid="ignore"):  # of values without data, and checked for the others
+            gain, offset = np.float32(self.header.gains[0]), np.float32(self.header.offsets[0])
+            physical = np.asarray(values * gain + offset, np.float32)
+        return physical, valid & np.isfinite(physical).all(axis=0)
 
     @contextmanager
     def dataset(self, window: Window) -> Iterator[GdalBands]:
@@ -55,164 +59,112 @@ class ArrayRaster:
             yield copy
 
 
-def open_array(
-    file: RasterFile,
-    values: Any,
-    axes: tuple[Axis, ...],
-    *,
-    grid: Callable[[int, int], GeoBox],
-    nodata: float | None = None,
-    gain: float = 1.0,
-    offset: float = 0.0,
-    block: tuple[int, ...] = (),
-) -> ArrayRaster:
-    """Make a raster of anything that is indexed like a numpy array; `axes` names its axes in order."""
-    order = [axes.index(a) for a in ("band", "y", "x") if a in axes]
-    sizes = {axis: int(values.shape[i]) for i, axis in enumerate(axes)}
-    chosen = [i - 1 for i in chosen_bands(file, sizes.get("band", 1))]
-    unscale = file.unscale and (gain != 1 or offset != 0)
+def open_array(file: RasterFile, array: NamedArray) -> ArrayRaster:
+    """Make a raster of an array; its attributes are CF's.
 
-    def fetch(window: Window) -> NDArray[Any]:
-        rows, columns = window.slices
-        places = {"y": rows, "x": columns, "band": slice(min(chosen), max(chosen) + 1)}
-        part = np.asarray(values[tuple(places[a] for a in axes)]).transpose(order)
-        part = part if "band" in axes else part[None]
-        part = part[[i - min(chosen) for i in chosen]]
-        return np.asarray(part * np.float32(gain) + np.float32(offset), np.float32) if unscale else part
-
-    dtype = np.dtype(values.dtype)
+    Raises:
+        InputError: its place is unknown or its values are not real numbers.
+    """
+    attributes = array.attributes[0]
+    dtype = np.dtype(array.values.dtype)
     if dtype.kind not in "iufb":
         raise InputError(f"{file}: holds {dtype}, not real numbers; convert complex values to amplitude first.")
+    dtype = dtype.newbyteorder("=")
+    if str(attributes.get("_Unsigned")).lower() == "true" and dtype.kind == "i":  # NetCDF-3 has no unsigned types
+        dtype = np.dtype(f"uint{8 * dtype.itemsize}")
+    placement = place(file, array)
+    sizes = dict(zip(placement.axes, array.values.shape, strict=True))
+    chosen = [i - 1 for i in chosen_bands(file, int(sizes.get("band", 1)))]
+    absent = _nodata(file, attributes, dtype)
+    gain, offset = (_number(file, name, attributes.get(name, default)) for name, default in SCALING.items())
+    unscale = file.unscale and (gain != 1 or offset != 0)
+    block = array.block or tuple(array.values.shape)
     head = Header(
-        grid=grid(sizes["y"], sizes["x"]),
+        grid=placement.grid,
         dtypes=("float32" if unscale else dtype.name,) * len(chosen),
-        nodata=((nodata if file.nodata is None else file.nodata),) * len(chosen),
-        block=(block[axes.index("y")], block[axes.index("x")]) if block else (sizes["y"], sizes["x"]),
+        nodata=(absent[0] if absent else None,) * len(chosen),
+        block=(int(block[placement.axes.index("y")]), int(block[placement.axes.index("x")])),
         gains=(gain,) * len(chosen),
         offsets=(offset,) * len(chosen),
     )
-    return ArrayRaster(file, head, fetch)
+    fetch = _fetcher(array.values, placement, chosen, dtype)
+    return ArrayRaster(file, head, fetch, absent, _limits(file, attributes, dtype))
 
 
-def _resolve_axes(
-    file: RasterFile, shape: tuple[int, ...], found: tuple[Axis | None, ...] | None = None
-) -> tuple[Axis, ...]:
-    """The axes as configured, else as named in the file; two axes are (y, x) by default."""
-    size = " x ".join(map(str, shape))
-    axes: tuple[Axis | None, ...] | None = file.axes or found or (("y", "x") if len(shape) == 2 else None)
-    if axes is None or None in axes:
-        raise InputError(
-            f"{file}: the axis order of this {size} array is unknown; set it, for example `axes: [y, x, band]`."
-        )
-    if len(axes) != len(shape) or set(axes) not in ({"y", "x"}, {"y", "x", "band"}) or len(set(axes)) != len(axes):
-        raise InputError(
-            f"{file}: `axes` {list(axes)} does not match the array's {len(shape)} axes ({size}); list each axis once."
-        )
-    return tuple(a for a in axes if a is not None)
+#: CF's attributes of scale and offset, and their defaults.
+SCALING = {"scale_factor": 1.0, "add_offset": 0.0}
 
 
-def _image_grid(rows: int, columns: int) -> GeoBox:
-    """The grid of an image without georeferencing."""
-    return GeoBox((rows, columns), Affine.identity(), None)
+def _fetcher(values: Any, placement: Placement, chosen: list[int], dtype: np.dtype[Any]) -> Callable[[Window], NDArray[Any]]:
+    """A function that reads the stored values (band, y, x) of a window of the placed raster."""
+    order = [axis for axis in placement.axes if isinstance(axis, str)]
+    first = min(chosen)
+
+    def fetch(window: Window) -> NDArray[Any]:
+        places: dict[str, slice] = {"band": slice(first, max(chosen) + 1)}
+        for axis, wanted, turned, size in zip("yx", window.slices, placement.turned, placement.grid.shape, strict=True):
+            places[axis] = slice(size - wanted.stop, size - wanted.start) if turned else wanted
+        part = np.asarray(values[tuple(places[a] if isinstance(a, str) else a for a in placement.axes)])
+        part = part.transpose([order.index(axis) for axis in ("band", "y", "x") if axis in order])
+        part = part if "band" in order else part[None]
+        part = part[[i - first for i in chosen]]
+        part = part[:, :: -1 if placement.turned[0] else 1, :: -1 if placement.turned[1] else 1]
+        part = part.astype(part.dtype.newbyteorder("="), copy=False)
+        return np.ascontiguousarray(part).view(dtype) if part.dtype != dtype else np.ascontiguousarray(part)
+
+    return fetch
 
 
-def open_zarr_raster(file: RasterFile) -> ArrayRaster:
-    """Open an array of a Zarr group, which `variable` selects."""
-    if file.variable is None:
-        raise InputError(f"{file.url}: is a Zarr group; select the array with `variable`.")
-    group, _, name = file.variable.strip("/").rpartition("/")
+def _nodata(file: RasterFile, attributes: Mapping[str, Any], dtype: np.dtype[Any]) -> tuple[float, ...]:
+    """The stored values that mean no data: the configured one, else CF's `_FillValue` and `missing_value`."""
+    if file.nodata is not None:
+        return (file.nodata,)
+    found: list[float] = []
+    for name in ("_FillValue", "missing_value"):
+        value = attributes.get(name)
+        if value is not None:
+            found += _attribute_numbers(file, name, value, dtype)
+    if dtype.kind == "u" and str(attributes.get("_Unsigned")).lower() == "true":  # stated as the signed type stores them
+        found = [v + 2 ** (8 * dtype.itemsize) if v < 0 else v for v in found]
+    held = [v for v in found if dtype.kind == "f" or dtype_holds(dtype, v)]
+    return tuple(dict.fromkeys(held))
+
+
+def _limits(file: RasterFile, attributes: Mapping[str, Any], dtype: np.dtype[Any]) -> tuple[float, float] | None:
+    """The valid range of stored values by CF's attributes; a range in another kind of number is of unpacked values."""
+    low, high = -np.inf, np.inf
+    for name in ("valid_range", "valid_min", "valid_max"):
+        if name not in attributes or file.nodata is not None:
+            continue
+        numbers = _attribute_numbers(file, name, attributes[name], dtype)
+        if len(numbers) != (2 if name == "valid_range" else 1) or any(
+            dtype.kind != "f" and not isinstance(v, int) for v in numbers
+        ):
+            continue
+        low = numbers[0] if name != "valid_max" else low
+        high = numbers[-1] if name != "valid_min" else high
+    return None if (low, high) == (-np.inf, np.inf) else (low, high)
+
+
+def _attribute_numbers(file: RasterFile, name: str, value: Any, dtype: np.dtype[Any]) -> list[float]:
+    """The numbers of an attribute, exactly as it states them: integers as int."""
+    if isinstance(value, str | bytes) and dtype.kind == "f":
+        try:
+            return [float(value)]  # also NaN and Infinity
+        except ValueError:
+            pass
+        try:
+            return [float(FillValueCoder.decode(value, dtype))]  # xarray's form in Zarr 3
+        except (ValueError, TypeError):
+            pass
     try:
-        root = zarr_store.open_zarr(file.url)
-        dataset = xr.open_zarr(
-            zarr_store.zarr_location(file.url),
-            group=group or None,
-            chunks=None,
-            mask_and_scale=False,
-            decode_coords="all",
-            consolidated=root.metadata.consolidated_metadata is not None and not group,
-        )
-    except Exception as error:  # zarr and xarray raise many types for invalid metadata
-        raise InputError(f"{file}: cannot be opened as a Zarr group ({type(error).__name__}: {error}).") from error
-    if name not in dataset:
-        raise InputError(f"{file.url}: has no array {file.variable!r}; it has {', '.join(map(str, dataset)) or 'none'}.")
-    array = dataset[name]
-    dims: list[Axis | None] = [AXIS_NAMES.get(str(d).lower()) for d in array.dims]
-    if len(dims) == 3 and dims.count(None) == 1:
-        dims[dims.index(None)] = "band"
-    axes = _resolve_axes(file, array.shape, tuple(dims))
-    attributes = {**array.attrs, **array.encoding}
-
-    def grid(rows: int, columns: int) -> GeoBox:
-        for known in (array.attrs, dataset.attrs, dict(root.attrs)):
-            if "spatial:transform" in known:
-                return grid_from_json({**known, "spatial:shape": [rows, columns]})
-        names = {str(array.dims[axes.index(axis)]): axis for axis in ("y", "x")}
-        placed = array.rename({name: axis for name, axis in names.items() if name != axis})
-        for axis in ("y", "x"):
-            steps = np.diff(placed[axis].values) if axis in placed.coords else np.zeros(0)
-            if len(steps) and np.abs(steps - steps.mean()).max() > 0.01 * abs(steps.mean()):
-                raise InputError(
-                    f"{file}: its coordinates along {axis} are not evenly spaced; resample to a regular grid first."
-                )
-        if not ("x" in placed.coords and "y" in placed.coords) and placed.rio.crs is None:
-            return _image_grid(rows, columns)
-        crs = placed.rio.crs
-        return GeoBox((rows, columns), placed.rio.transform(recalc=True), crs and crs.to_wkt())
-
-    nodata = attributes.get("_FillValue", attributes.get("missing_value"))
-    return open_array(
-        file,
-        array.variable,
-        axes,
-        grid=grid,
-        nodata=None if nodata is None else _attribute_number(file, "_FillValue", nodata),
-        gain=_attribute_number(file, "scale_factor", attributes.get("scale_factor", 1.0)),
-        offset=_attribute_number(file, "add_offset", attributes.get("add_offset", 0.0)),
-        block=tuple(int(c) for c in array.encoding.get("shards") or array.encoding.get("chunks") or ()),
-    )
-
-
-def _attribute_number(file: RasterFile, name: str, value: Any) -> float:
-    try:
-        return float(np.asarray(value).ravel()[0])
-    except (TypeError, ValueError, IndexError) as error:
+        return [v if isinstance(v, int) else float(v) for v in np.asarray(value).ravel().tolist()]
+    except (TypeError, ValueError) as error:
         raise InputError(f"{file}: its attribute {name} is {value!r}, not a number; fix the attribute.") from error
 
 
-def open_matlab(file: RasterFile) -> ArrayRaster:
-    """Open a variable of a MATLAB file, which `variable` selects if there are several."""
-    variables = _matlab_file(file.url, checksums.input_fingerprint(file.url))
-    if file.variable is None:
-        raise InputError(f"{file.url}: is a MATLAB file; select the array with `variable`: {', '.join(variables)}.")
-    if file.variable not in variables:
-        raise InputError(f"{file.url}: has no variable {file.variable!r}; it has {', '.join(variables)}.")
-    values = variables[file.variable]
-    if isinstance(values, h5py.Dataset):
-        # HDF5 stores MATLAB's column-major array with its axes reversed.
-        axes = _resolve_axes(file, values.shape[::-1])
-        return open_array(file, values, axes[::-1], grid=_image_grid, block=values.chunks or ())
-    return open_array(file, values, _resolve_axes(file, values.shape), grid=_image_grid)
-
-
-@lru_cache(maxsize=4)
-def _matlab_file(url: str, stamp: str) -> dict[str, Any]:
-    """The arrays of a MATLAB file by name: version 7.3 as HDF5 datasets, read in windows; version 5 loaded completely.
-
-    Version 5 compresses each array as one block, of at most 2 GiB, which cannot be read in windows.
-    """
-    del stamp  # part of the cache key: changes when the file does
-    filesystem, path = storage.open_url(url)
-    try:
-        handle = filesystem.open(path)
-        try:
-            found = scipy.io.loadmat(handle)
-        except NotImplementedError:  # raised by scipy for version 7.3
-            file = h5py.File(handle)
-            check_hdf5(url, file)
-            return {name: file[name] for name in file if isinstance(file[name], h5py.Dataset)}
-        handle.close()
-    except FileNotFoundError as error:
-        raise InputError(f"{url}: no such file; check the path in the configuration.") from error
-    except (OSError, ValueError, TypeError, zlib.error, MatReadError) as error:
-        raise InputError(f"{url}: cannot be read as a MATLAB file ({error}); it is damaged or of another format.") from error
-    return {name: value for name, value in found.items() if isinstance(value, np.ndarray) and value.ndim in (2, 3)}
+def _number(file: RasterFile, name: str, value: Any) -> float:
+    numbers = _attribute_numbers(file, name, value, np.dtype(np.float64))
+    if len(numbers) != 1:
+        raise InputError(f"{file}: its attribute {name} is {value!r}, not a number; fix the attribute.")
+    return float(numbers[0])

@@ -6,7 +6,9 @@ themselves when their missing part is read.
 
 from __future__ import annotations
 
+import gzip
 import struct
+import zlib
 
 import numpy as np
 from rasterio.io import DatasetReader
@@ -28,11 +30,30 @@ def check_complete(url: str, dataset: DatasetReader) -> None:
         InputError: the file is truncated.
     """
     if dataset.driver in RAW:
-        pixels = dataset.width * dataset.height * sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
+        envi = dataset.tags(ns="ENVI")
+        wanted = dataset.width * dataset.height * sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
+        wanted += int(envi.get("header_offset", 0))
         filesystem, path = storage.open_url(url)
-        _refuse_if(url, int(filesystem.size(path)), pixels)
+        compressed = envi.get("file_compression") == "1"  # with gzip; GDAL reads its missing part as zeros, too
+        _refuse_if(url, _unpacked_size(url, wanted) if compressed else int(filesystem.size(path)), wanted)
     elif dataset.driver in JPEG_2000:
         _check_jpeg_2000(url)
+
+
+def _unpacked_size(url: str, expected: int) -> int:
+    """The bytes that a gzip file holds: as its last four bytes state (RFC 1952) if they are as expected, else counted."""
+    filesystem, path = storage.open_url(url)
+    size = int(filesystem.size(path))
+    if int.from_bytes(filesystem.cat_file(path, start=max(0, size - 4), end=size), "little") == expected % (1 << 32):
+        return expected
+    found = 0
+    try:
+        with filesystem.open(path, "rb") as handle, gzip.open(handle) as unpacked:
+            while content := unpacked.read(storage.CHUNK_BYTES):
+                found += len(content)
+    except (OSError, EOFError, zlib.error):
+        pass  # what comes after the damage is lost
+    return found
 
 
 def _refuse_if(url: str, found: int, wanted: int) -> None:

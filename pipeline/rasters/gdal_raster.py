@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
+import rasterio.shutil
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import RasterioIOError
-from rasterio.io import DatasetReader
+from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window as GdalWindow
 
 from mibf.errors import InputError
@@ -27,6 +30,7 @@ from pipeline.rasters.header import (
     dtype_holds,
     in_memory,
     masked_data,
+    with_crs,
 )
 from pipeline.rasters.untrusted import check_contained, open_dataset
 
@@ -34,9 +38,11 @@ from pipeline.rasters.untrusted import check_contained, open_dataset
 @contextmanager
 def open_gdal(file: RasterFile) -> Iterator[GdalRaster]:
     """Open a file with GDAL for as long as the context lasts."""
+    if file.select:
+        raise InputError(f"{file}: `select` applies to arrays of Zarr, NetCDF, HDF5 and MATLAB files; use `bands` instead.")
     gdal.configure_gdal()
     try:
-        dataset = open_dataset(file.url, _gdal_name(file))
+        dataset = open_dataset(file.url, gdal_name(file))
     except RasterioIOError as error:
         if storage.is_local(file.url) and not storage.exists(file.url):
             raise InputError(f"{file.url}: no such file; check the path in the configuration.") from error
@@ -52,7 +58,8 @@ def open_gdal(file: RasterFile) -> Iterator[GdalRaster]:
         yield GdalRaster(file, dataset)
 
 
-def _gdal_name(file: RasterFile) -> str:
+def gdal_name(file: RasterFile) -> str:
+    """GDAL's name of a file, or of its variable."""
     name = gdal.gdal_path(file.url)
     if file.variable is None:
         return name
@@ -70,11 +77,12 @@ class GdalRaster:
         at = [i - 1 for i in self.indexes]
         crs = dataset.crs and dataset.crs.to_wkt()
         gains, offsets = (tuple(float(v[i]) for i in at) for v in (dataset.scales, dataset.offsets))
+        declared = _declared_nodata(dataset)
         unscale = file.unscale and any(g != 1 or o != 0 for g, o in zip(gains, offsets, strict=True))
         self.header = Header(
-            grid=GeoBox((dataset.height, dataset.width), dataset.transform, crs),
+            grid=with_crs(file, GeoBox((dataset.height, dataset.width), dataset.transform, crs)),
             dtypes=tuple("float32" if unscale else dataset.dtypes[i] for i in at),
-            nodata=tuple(dataset.nodatavals[i] if file.nodata is None else file.nodata for i in at),
+            nodata=tuple(declared[i] if file.nodata is None else file.nodata for i in at),
             block=tuple(dataset.block_shapes[0]),
             gains=gains,
             offsets=offsets,
@@ -82,9 +90,15 @@ class GdalRaster:
         )
         self._unscale = unscale
         self._dtype = np.result_type(*(dataset.dtypes[i] for i in at))
-        # Validity is given by a mask band, per dataset or per band (which has no flag), or by an alpha band.
+        self._absent = [_absent_values(file, dataset, i, declared[i]) for i in at]
+        # Validity is given by a mask band, per dataset or per band (which has no flag), by an alpha band, or by nodata
+        # values of all bands together, which have both flags and which a configured nodata value overrides.
         flags = [dataset.mask_flag_enums[i] for i in at]
-        self._masked = any(MaskFlags.per_dataset in band_flags or not band_flags for band_flags in flags)
+        self._masked = any(
+            not band_flags
+            or (MaskFlags.per_dataset in band_flags and (file.nodata is None or MaskFlags.nodata not in band_flags))
+            for band_flags in flags
+        )
 
     def _check_kind(self) -> None:
         for index in self.indexes:
@@ -107,37 +121,86 @@ class GdalRaster:
         """See `OpenRaster.read`."""
         gdal_window = GdalWindow(window.x, window.y, window.width, window.height)
         with as_read_errors(self.file):
-            values = self._read(gdal_window)
-            valid = masked_data(values, self.header.nodata)
+            values, valid = self._read(gdal_window)
             if self._masked:
                 valid &= (self._dataset.read_masks(self.indexes, window=gdal_window) != 0).all(axis=0)
-        return self._physical(values), valid
+        if not self._unscale:
+            return values, valid
+        physical = self._physical(values)
+        return physical, valid & np.isfinite(physical).all(axis=0)
 
-    def _read(self, gdal_window: GdalWindow) -> NDArray[Any]:
+    def _read(self, gdal_window: GdalWindow) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Values as stored, and where no band has one of its nodata values."""
         if len({self._dataset.dtypes[i - 1] for i in self.indexes}) == 1:
-            return np.asarray(self._dataset.read(self.indexes, window=gdal_window))
-        # rasterio cannot read bands of different types in one call
-        return np.stack([self._dataset.read(i, window=gdal_window).astype(self._dtype) for i in self.indexes])
+            values = np.asarray(self._dataset.read(self.indexes, window=gdal_window))
+            return values, masked_data(values, self._absent)
+        # rasterio cannot read bands of different types in one call; each is compared with nodata in its own type
+        bands = [self._dataset.read(i, window=gdal_window) for i in self.indexes]
+        masks = [masked_data(band[None], [absent]) for band, absent in zip(bands, self._absent, strict=True)]
+        return np.stack([band.astype(self._dtype) for band in bands]), np.logical_and.reduce(masks)
 
     def _physical(self, values: NDArray[Any]) -> NDArray[Any]:
-        if not self._unscale:
-            return values
         gains, offsets = (np.array(v, np.float32)[:, None, None] for v in (self.header.gains, self.header.offsets))
-        return np.asarray(values * gains + offsets, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # of values without data, and checked for the others
+            return np.asarray(values * gains + offsets, np.float32)
 
     @contextmanager
     def dataset(self, window: Window) -> Iterator[GdalBands]:
         """See `OpenRaster.dataset`."""
-        # A GDAL view would miss this: float data with a finite nodata value may also contain NaN.
-        undeclared = self._dtype.kind == "f" and any(n is not None and np.isfinite(n) for n in self.header.nodata)
-        if self._masked or self._unscale or undeclared or len(set(map(str, self.header.nodata))) > 1:
+        if self._masked or self._unscale or not self._viewable():
             with in_memory(self, window) as copy:
                 yield copy
             return
-        nodata = self.header.nodata[0]
-        if nodata is not None and self._dtype.kind in "iu" and not dtype_holds(self._dtype, nodata):
-            nodata = None  # outside the range of the type: no pixel has it
+        nodata = self._absent[0][0] if self._absent[0] else None
         if self._dtype.kind == "f":
             nodata = np.nan
         with as_read_errors(self.file):
             yield GdalBands(self._dataset, self.indexes, nodata)  # GDAL reads only what it needs
+
+    def _viewable(self) -> bool:
+        """Whether a GDAL view of the file finds the same valid pixels as `read`: one exact nodata value for all bands."""
+        values = {value for absent in self._absent for value in absent}
+        if any(len(absent) != len(values) for absent in self._absent):
+            return False
+        if self._dtype.kind == "f":
+            return not any(np.isfinite(value) for value in values)  # the data may also contain NaN
+        # A view compares with nodata as float32, which is exact for integers of up to 16 bits.
+        return not values or (len(values) == 1 and self._dtype.itemsize <= 2)
+
+
+def _absent_values(file: RasterFile, dataset: DatasetReader, band: int, declared: float | None) -> list[float]:
+    """The nodata values of a band (from 0) that its data type can hold."""
+    found = [] if declared is None else [declared]
+    if file.nodata is not None:
+        found = [file.nodata]
+    elif dataset.driver in ("netCDF", "HDF5Image"):  # CF allows several values and attributes; GDAL takes one value
+        tags = dataset.tags(band + 1)
+        for text in re.findall(r"[^{},\s]+", f"{tags.get('_FillValue', '')},{tags.get('missing_value', '')}"):
+            found += _number(text)
+    dtype = np.dtype(dataset.dtypes[band])
+    return list(dict.fromkeys(value for value in found if dtype.kind == "f" or dtype_holds(dtype, value)))
+
+
+def _number(text: str) -> list[float]:
+    """The number that a text states, an int if it can be; empty if it states none."""
+    for kind in (int, float):
+        try:
+            return [kind(text)]
+        except ValueError:
+            continue
+    return []
+
+
+def _declared_nodata(dataset: DatasetReader) -> list[float | None]:
+    """The nodata value of each band; exact for 64-bit integers, which rasterio returns as floats or not at all."""
+    declared = list(dataset.nodatavals)
+    wide = [i for i in range(dataset.count) if dataset.dtypes[i] in ("int64", "uint64")]
+    if not any(MaskFlags.nodata in dataset.mask_flag_enums[i] for i in wide):
+        return declared
+    with MemoryFile(ext=".vrt") as memory:  # a virtual copy states it in decimal digits
+        rasterio.shutil.copy(dataset, memory.name, driver="VRT")
+        bands = ElementTree.fromstring(memory.read()).findall("VRTRasterBand")
+    for i in wide:
+        text = bands[i].findtext("NoDataValue")
+        declared[i] = next(iter(_number(text or "")), None)
+    return declared

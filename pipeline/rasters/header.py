@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import rasterio.crs
+from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from pyproj import CRS
+from pyproj.exceptions import CRSError
 from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader, MemoryFile
 
@@ -17,7 +21,8 @@ from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.io import storage
 
-Axis = Literal["band", "y", "x"]
+#: The name of an array's axis: band, y, x, or another one along which `select` takes one value.
+Axis = str
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,10 @@ class RasterFile:
     variable: str | None = None  #: the array to read from a file with several (MATLAB, Zarr, NetCDF, HDF5)
     axes: tuple[Axis, ...] | None = None  #: order of the array's axes, if the file does not state it
     bands: tuple[int, ...] | None = None  #: bands to read, numbered from 1, in this order; None: all
-    nodata: float | None = None  #: overrides the file's nodata value
+    nodata: float | None = None  #: overrides the file's nodata values; an int is compared exactly
     unscale: bool = False  #: apply the file's scale and offset
+    crs: str | None = None  #: of a file that states none
+    select: tuple[tuple[str, str | float], ...] = ()  #: the one value that is read along axes other than band, y and x
 
     def __str__(self) -> str:
         url = storage.redact_url(self.url)
@@ -103,10 +110,38 @@ def unreadable(file: RasterFile, error: BaseException) -> UnreadableError:
     )
 
 
+def with_crs(file: RasterFile, grid: GeoBox) -> GeoBox:
+    """A file's grid, with the CRS that the configuration states for a file that states none.
+
+    Raises:
+        InputError: the file states another one, or no position that a CRS could apply to; or it is not a CRS.
+    """
+    if file.crs is None:
+        return grid
+    try:
+        stated = CRS.from_user_input(file.crs)
+    except CRSError as error:
+        raise InputError(f"{file}: `crs` {file.crs!r} is not a CRS ({error}); give, for example, EPSG:32633.") from error
+    if grid.crs is None:
+        if grid.affine == Affine.identity():
+            raise InputError(
+                f"{file}: `crs` cannot place it, because the file states no position either (no geotransform and no "
+                "coordinates); georeference it first, for example with `gdal_translate -a_srs ... -a_ullr ...`."
+            )
+        return GeoBox(grid.shape, grid.affine, rasterio.crs.CRS.from_wkt(stated.to_wkt()).to_wkt())
+    own = CRS.from_wkt(grid.crs.to_wkt())
+    if not own.equals(stated, ignore_axis_order=True) and (own.to_epsg() or -1) != stated.to_epsg():
+        raise InputError(
+            f"{file}: `crs` is {stated.name} ({file.crs}), but the file states {own.name}; remove `crs`, or fix the file."
+        )
+    return grid
+
+
 def dtype_holds(dtype: np.dtype[Any], value: float) -> bool:
-    """Whether an integer type can represent a value."""
-    limits = np.iinfo(dtype)
-    return bool(np.isfinite(value)) and limits.min <= value <= limits.max and value == int(value)
+    """Whether an integer or boolean type can represent a value."""
+    lowest, highest = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    # As Python integers: a 64-bit limit compared with a float would be rounded.
+    return bool(np.isfinite(value)) and int(lowest) <= int(value) <= int(highest) and value == int(value)
 
 
 def chosen_bands(file: RasterFile, count: int) -> list[int]:
@@ -118,18 +153,35 @@ def chosen_bands(file: RasterFile, count: int) -> list[int]:
     return chosen
 
 
-def masked_data(values: NDArray[Any], nodata: Sequence[float | None]) -> NDArray[np.bool_]:
-    """Where (y, x) all bands are valid: finite and not equal to their nodata value."""
+def masked_data(values: NDArray[Any], nodata: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
+    """Where (y, x) all bands (band, y, x) are valid: finite and equal to none of their nodata values.
+
+    Values must be those of the file, before any scale or offset: they are compared in the file's own data type.
+    """
     valid = np.ones(values.shape[1:], bool)
-    floating = values.dtype.kind == "f"
     for band, absent in zip(values, nodata, strict=True):
-        if floating:
+        if band.dtype.kind == "f":
             valid &= np.isfinite(band)
-        if absent is None or not (np.isfinite(absent) if floating else dtype_holds(values.dtype, absent)):
-            continue
-        # Compare in the dtype of the values: a nodata value of -3.4e38 means the nearest float32.
-        valid &= band != np.float64(absent).astype(band.dtype)
+        for value in absent:
+            valid &= ~_equals(band, value)
     return valid
+
+
+def _equals(band: NDArray[Any], value: float) -> NDArray[np.bool_]:
+    """Where a band equals a nodata value, as the nearest value of the band's data type; nowhere if that cannot hold it."""
+    dtype = band.dtype
+    if dtype.kind != "f":
+        return band == np.array(int(value), dtype) if dtype_holds(dtype, value) else np.zeros(band.shape, bool)
+    if not np.isfinite(value):
+        return np.zeros(band.shape, bool)  # what is not finite is never valid
+    for largest in (np.finfo(np.float32).max, np.finfo(np.float64).max):
+        low, high = np.float64(0.9) * largest, float(largest) * 1.001
+        if low < abs(value) < high:
+            # The largest float, whose digits headers cut differently: -3.4e38, -3.40282e38, -3.4028235e38.
+            same_sign = np.float64(np.sign(value)) * band
+            return np.asarray((same_sign > low) & (same_sign < np.float64(high)))
+    with np.errstate(over="ignore"):  # a float64 nodata value beyond the range of a float32 file
+        return np.asarray(band == np.float64(value).astype(dtype))
 
 
 def warped_dtype(dtypes: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Read a raster window by window: a file that GDAL opens, a Zarr array or a MATLAB variable.
+"""Read a raster window by window: a file that GDAL opens, or an array of a Zarr, NetCDF, HDF5 or MATLAB file.
 
 Every format yields values (band, y, x), a validity mask and a georeferenced grid.
 """
@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 from pipeline.io import checksums
-from pipeline.rasters.array_raster import open_matlab, open_zarr_raster
 from pipeline.rasters.gdal_raster import GdalRaster, open_gdal
 from pipeline.rasters.header import Header, OpenRaster, RasterFile
+from pipeline.rasters.matlab_raster import open_matlab
+from pipeline.rasters.named_arrays import is_zarr, named_array_file, open_container, open_zarr_raster
 
 
 @contextmanager
@@ -22,11 +23,13 @@ def open_raster(file: RasterFile) -> Iterator[OpenRaster]:
     Raises:
         InputError: the file is missing, cannot be read, or lacks a requested variable or band.
     """
-    path = file.url.split("?")[0].rstrip("/").lower()
-    if path.endswith(".mat"):
+    if file.url.split("?")[0].lower().endswith(".mat"):
         yield open_matlab(file)
-    elif path.endswith(".zarr"):
+    elif is_zarr(file.url):
         yield open_zarr_raster(file)
+    elif (named := named_array_file(file)) is not None:
+        with open_container(named) as raster:
+            yield raster
     else:
         with open_gdal(file) as opened:
             yield opened

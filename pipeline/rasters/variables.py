@@ -1,28 +1,27 @@
-"""List the arrays of a MATLAB, Zarr, NetCDF or HDF5 file that holds several. Reads only headers."""
+"""List the arrays of a MATLAB, Zarr, NetCDF or HDF5 file that holds several. Reads only headers, except of MATLAB files."""
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
-import h5py
-import scipy.io
+import zarr
 from rasterio.errors import RasterioIOError
-from scipy.io.matlab import MatReadError
 
 from mibf.errors import InputError
-from pipeline.io import gdal, storage, zarr_store
-from pipeline.rasters.untrusted import check_hdf5, open_dataset
+from pipeline.io import checksums, gdal, storage, zarr_store
+from pipeline.rasters.matlab_raster import matlab_arrays
+from pipeline.rasters.named_arrays import HDF5_ENDS, NETCDF_ENDS, ZARR_ENDS, is_zarr
+from pipeline.rasters.untrusted import open_dataset
 
 #: Ends of the names of NetCDF and HDF5 files, which GDAL reads.
-GDAL_CONTAINERS = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".he5")
+GDAL_CONTAINERS = (*NETCDF_ENDS, *HDF5_ENDS)
 #: Ends of the names of all files that hold arrays by name.
-CONTAINERS = (".mat", ".zarr", *GDAL_CONTAINERS)
+CONTAINERS = (".mat", *ZARR_ENDS, *GDAL_CONTAINERS)
 
 
 @dataclass(frozen=True)
 class Variable:
-    """An array of a file, which may be a raster: of two or three axes."""
+    """An array of a file, which may be a raster: of two to four axes."""
 
     name: str
     shape: tuple[int, ...] | None = None  #: as the file's own tools show it; None where GDAL lists the names alone
@@ -37,32 +36,21 @@ def list_variables(url: str) -> list[Variable]:
     path = url.rstrip("/").lower()
     if path.endswith(".mat"):
         return _matlab_variables(url)
-    if path.endswith(".zarr"):
+    if is_zarr(url):
         return _zarr_variables(url)
     return _gdal_variables(url) if path.endswith(GDAL_CONTAINERS) else []
 
 
 def _matlab_variables(url: str) -> list[Variable]:
-    filesystem, path = storage.open_url(url)
-    try:
-        with filesystem.open(path, "rb") as handle:
-            try:
-                found = [(str(name), tuple(shape)) for name, shape, kind in scipy.io.whosmat(handle) if kind != "char"]
-            except NotImplementedError:  # version 7.3, which is HDF5 with the axes the other way round
-                with h5py.File(handle, "r") as file:
-                    check_hdf5(url, file)
-                    arrays = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
-                    found = [(name, tuple(array.shape[::-1])) for name, array in arrays.items()]
-    except FileNotFoundError as error:
-        raise InputError(f"{storage.redact_url(url)}: no such file; check the path.") from error
-    except (OSError, ValueError, TypeError, zlib.error, MatReadError) as error:
-        raise InputError(f"{storage.redact_url(url)}: cannot be read as a MATLAB file ({error}).") from error
-    return [Variable(name, shape) for name, shape in found if _is_raster(shape)]
+    # Fields of structs are only known when the file is read; it is kept for reading pixels.
+    arrays = matlab_arrays(url, checksums.input_fingerprint(url))
+    return [Variable(name, tuple(array.shape)) for name, array in arrays.items() if _is_raster(array.shape)]
 
 
 def _zarr_variables(url: str) -> list[Variable]:
     try:
-        arrays = dict(zarr_store.open_zarr(url).arrays())
+        members = zarr_store.open_zarr(url).members(max_depth=None)
+        arrays = {name: item for name, item in members if isinstance(item, zarr.Array)}
     except Exception as error:  # zarr has many for metadata that are damaged
         raise InputError(
             f"{storage.redact_url(url)}: cannot be opened as a Zarr group ({type(error).__name__}: {error})."
@@ -83,5 +71,5 @@ def _gdal_variables(url: str) -> list[Variable]:
 
 
 def _is_raster(shape: tuple[int, ...]) -> bool:
-    """Whether an array may be an image: two or three axes, of which two at least are longer than a single value."""
-    return len(shape) in (2, 3) and sum(size > 1 for size in shape) >= 2
+    """Whether an array may be an image: two to four axes, of which two at least are longer than a single value."""
+    return len(shape) in (2, 3, 4) and sum(size > 1 for size in shape) >= 2

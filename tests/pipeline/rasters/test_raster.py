@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+import rioxarray  # noqa: F401  # registers xarray's `rio` accessor
 import scipy.io
 import xarray as xr
 from affine import Affine
@@ -43,6 +45,14 @@ def as_gdal(driver: str, suffix: str) -> Callable[[Path], RasterFile]:
         return RasterFile(str(path))
 
     return write
+
+
+def as_compressed_envi(folder: Path) -> RasterFile:
+    file = as_gdal("ENVI", ".img")(folder)
+    Path(file.url).write_bytes(gzip.compress(Path(file.url).read_bytes()))
+    head = Path(file.url).with_suffix(".hdr")
+    head.write_text(head.read_text() + "file compression = 1\n")
+    return file
 
 
 def as_jp2(folder: Path) -> RasterFile:
@@ -92,6 +102,7 @@ KINDS: dict[str, Callable[[Path], RasterFile]] = {
     "GeoTIFF": as_gdal("GTiff", ".tif"),
     "COG": as_gdal("COG", ".cog.tif"),
     "ENVI": as_gdal("ENVI", ".img"),
+    "compressed ENVI": as_compressed_envi,
     "JPEG 2000": as_jp2,
     "NetCDF": as_netcdf,
     "Zarr": as_zarr,
@@ -354,13 +365,20 @@ def test_signature_of_a_url_is_not_in_messages() -> None:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.97, 0.999])
-@pytest.mark.parametrize("kind", ["JPEG 2000", "ENVI"])
+@pytest.mark.parametrize("kind", ["JPEG 2000", "ENVI", "compressed ENVI"])
 def test_truncated_file_that_gdal_opens_silently_is_refused(tmp_path: Path, kind: str, share: float) -> None:
     path = Path(KINDS[kind](tmp_path).url)
     assert header(RasterFile(str(path))).bands == BANDS
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(InputError, match=path.name.replace(".", r"\.")):
         header(RasterFile(str(path)))
+
+
+def test_compressed_raw_raster_with_more_bytes_than_its_pixels_is_read(tmp_path: Path) -> None:
+    file = as_compressed_envi(tmp_path)
+    Path(file.url).write_bytes(gzip.compress(VALUES.tobytes() + b"padding"))
+    assert header(file).bands == BANDS
+    assert (read(file)[0] == VALUES[:, *WINDOW.slices]).all()
 
 
 def test_per_band_mask_is_applied(tmp_path: Path) -> None:
