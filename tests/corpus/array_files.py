@@ -117,7 +117,9 @@ def write_netcdf(folder: Path, case: Case, truth: Truth) -> RasterFile:
         for number, axis in enumerate(order):
             values = coordinates.get(axis, np.arange(picture.shape[number]) if axis == "band" else None)
             scale = file.create_dataset(axis, data=np.zeros(picture.shape[number], "f4") if values is None else values)
-            scale.make_scale(axis if values is not None else f"This is a netCDF dimension but not a netCDF variable.{len(scale):10d}")
+            scale.make_scale(
+                axis if values is not None else f"This is a netCDF dimension but not a netCDF variable.{len(scale):10d}"
+            )
             picture.dims[number].attach_scale(scale)
         if case.wkt is not None:
             crs = pyproj.CRS(case.wkt)
@@ -166,7 +168,12 @@ ARRAY_FORMATS = {
     "netcdf": ArrayFormat(write_netcdf, ORDERS, nodata=tuple(kind for kind in FILLS if kind != "nan")),
     "hdf5": ArrayFormat(write_hdf5, ORDERS, ALL, UNPLACED, ("north-up",), ("none",), ("plain",)),
     "matlab": ArrayFormat(
-        write_matlab, tuple(f"{v}-{o}" for v in ("v5", "v5-packed", "v7.3") for o in ORDERS), ALL, UNPLACED, ("north-up",), ("none",),
+        write_matlab,
+        tuple(f"{v}-{o}" for v in ("v5", "v5-packed", "v7.3") for o in ORDERS),
+        ALL,
+        UNPLACED,
+        ("north-up",),
+        ("none",),
         ("plain",),
     ),
-}  # fmt: skip  # one format per row
+}

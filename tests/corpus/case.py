@@ -19,7 +19,9 @@ CRSS: dict[str, str | None] = {
     "degrees": "EPSG:4326",
     "mercator": "EPSG:3857",
     "south": "EPSG:32719",
-    "custom": pyproj.CRS("+proj=laea +lat_0=45 +lon_0=12 +x_0=100 +y_0=-200 +ellps=GRS80 +units=m +no_defs").to_wkt("WKT1_GDAL"),
+    "custom": pyproj.CRS("+proj=laea +lat_0=45 +lon_0=12 +x_0=100 +y_0=-200 +ellps=GRS80 +units=m +no_defs").to_wkt(
+        "WKT1_GDAL"
+    ),
     "none": None,
 }
 ORIENTATIONS = {

@@ -63,27 +63,108 @@ FORMATS = {
         tuple(kind for kind in BY_DATASET if kind != "alpha"),
         ("north-up", "rotated"),
     ),
-    "hfa": Format("HFA", ".img", {"hfa": {}, "compressed": {"COMPRESSED": "YES"}}, tuple(d for d in ALL if "64" not in d or d == "float64"), PLAIN, ("north-up", "south-up", "rotated")),
-    "nitf": Format("NITF", ".ntf", {"nitf": {}}, ("uint8", "uint16", "int16", "int32", "float32"), PLAIN, ("north-up",), ("utm", "degrees", "none")),
+    "hfa": Format(
+        "HFA",
+        ".img",
+        {"hfa": {}, "compressed": {"COMPRESSED": "YES"}},
+        tuple(d for d in ALL if "64" not in d or d == "float64"),
+        PLAIN,
+        ("north-up", "south-up", "rotated"),
+    ),
+    "nitf": Format(
+        "NITF",
+        ".ntf",
+        {"nitf": {}},
+        ("uint8", "uint16", "int16", "int32", "float32"),
+        PLAIN,
+        ("north-up",),
+        ("utm", "degrees", "none"),
+    ),
     "rraster": Format(
-        "RRASTER", ".grd", {"bil": {}, "bip": {"INTERLEAVE": "BIP"}}, ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64"),
-        PLAIN, ("north-up",), AS_ONE, ("plain",),
+        "RRASTER",
+        ".grd",
+        {"bil": {}, "bip": {"INTERLEAVE": "BIP"}},
+        ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64"),
+        PLAIN,
+        ("north-up",),
+        AS_ONE,
+        ("plain",),
     ),
-    "ehdr": Format("EHdr", ".bil", {"bil": {}}, ("uint8", "uint16", "int16", "int32", "float32"), ("none", "in-range", "user", "unmatched"), ("north-up",), AS_ONE),
-    "png": Format("PNG", ".png", {"png": {}}, ("uint8", "uint16"), ("none", "in-range", "lowest", "user", "mask", "alpha"), ("north-up", "south-up", "mirrored"), bands=3),
+    "ehdr": Format(
+        "EHdr",
+        ".bil",
+        {"bil": {}},
+        ("uint8", "uint16", "int16", "int32", "float32"),
+        ("none", "in-range", "user", "unmatched"),
+        ("north-up",),
+        AS_ONE,
+    ),
+    "png": Format(
+        "PNG",
+        ".png",
+        {"png": {}},
+        ("uint8", "uint16"),
+        ("none", "in-range", "lowest", "user", "mask", "alpha"),
+        ("north-up", "south-up", "mirrored"),
+        bands=3,
+    ),
     "jp2": Format(
-        "JP2OpenJPEG", ".jp2", {"jp2": {}}, ("uint8", "uint16", "int16"), ("none", "in-range", "lowest", "user", "unmatched", "mask"), ("north-up",),
-        tuple(name for name in CRSS if name != "none"), bands=3, only={"QUALITY": "100", "REVERSIBLE": "YES"},
+        "JP2OpenJPEG",
+        ".jp2",
+        {"jp2": {}},
+        ("uint8", "uint16", "int16"),
+        ("none", "in-range", "lowest", "user", "unmatched", "mask"),
+        ("north-up",),
+        tuple(name for name in CRSS if name != "none"),
+        bands=3,
+        only={"QUALITY": "100", "REVERSIBLE": "YES"},
     ),
-    "gpkg": Format("GPKG", ".gpkg", {"png": {"TILE_FORMAT": "PNG", "BLOCKSIZE": "8"}}, ("uint8",), ("none", "user"), ("north-up",), ("utm", "degrees", "mercator"), ("plain",), bands=3),
+    "gpkg": Format(
+        "GPKG",
+        ".gpkg",
+        {"png": {"TILE_FORMAT": "PNG", "BLOCKSIZE": "8"}},
+        ("uint8",),
+        ("none", "user"),
+        ("north-up",),
+        ("utm", "degrees", "mercator"),
+        ("plain",),
+        bands=3,
+    ),
     "gpkg-grid": Format(
-        "GPKG", ".gpkg", {"tiff": {"TILE_FORMAT": "TIFF", "BLOCKSIZE": "8"}}, ("float32",), ("none", "in-range", "user"), ("north-up",), ("utm", "degrees", "mercator"), ("plain",),
+        "GPKG",
+        ".gpkg",
+        {"tiff": {"TILE_FORMAT": "TIFF", "BLOCKSIZE": "8"}},
+        ("float32",),
+        ("none", "in-range", "user"),
+        ("north-up",),
+        ("utm", "degrees", "mercator"),
+        ("plain",),
         bands=1,
     ),
-    "saga": Format("SAGA", ".sdat", {"saga": {}}, ("uint8", "int16", "uint16", "int32", "float32", "float64"), ("in-range", "user"), ("north-up",), AS_ONE, ("plain",), bands=1),
-    "ascii": Format("AAIGrid", ".asc", {"ascii": {}}, ("int32", "float32"), ("none", "in-range", "user"), ("north-up",), AS_ONE, ("plain",), bands=1),
+    "saga": Format(
+        "SAGA",
+        ".sdat",
+        {"saga": {}},
+        ("uint8", "int16", "uint16", "int32", "float32", "float64"),
+        ("in-range", "user"),
+        ("north-up",),
+        AS_ONE,
+        ("plain",),
+        bands=1,
+    ),
+    "ascii": Format(
+        "AAIGrid",
+        ".asc",
+        {"ascii": {}},
+        ("int32", "float32"),
+        ("none", "in-range", "user"),
+        ("north-up",),
+        AS_ONE,
+        ("plain",),
+        bands=1,
+    ),
     "bmp": Format("BMP", ".bmp", {"bmp": {}}, ("uint8",), ("none", "user"), ("north-up",), ("utm", "none"), bands=3),
-}  # fmt: skip  # one format per row
+}
 
 
 def write_gdal(folder: Path, case: Case, truth: Truth) -> RasterFile:
@@ -112,8 +193,8 @@ def _write_virtual(folder: Path, case: Case, truth: Truth) -> Path:
     mask = f"<MaskBand>{_source('Byte', 'mask.tif', 1)}</MaskBand>" if case.nodata == "mask" else ""
     path = folder / "a.vrt"
     path.write_text(
-        f'<VRTDataset rasterXSize="{COLUMNS}" rasterYSize="{ROWS}"><SRS dataAxisToSRSAxisMapping="1,2">{escape(case.wkt or "")}'
-        f"</SRS>{place}{bands}{mask}</VRTDataset>"
+        f'<VRTDataset rasterXSize="{COLUMNS}" rasterYSize="{ROWS}"><SRS dataAxisToSRSAxisMapping="1,2">'
+        f"{escape(case.wkt or '')}</SRS>{place}{bands}{mask}</VRTDataset>"
     )
     return path
 

@@ -27,7 +27,11 @@ EVERY = 24
 CASES = [*all_cases()[::EVERY]]
 CLASSES = (ClassName(1, "water", "#0072b2"), ClassName(2, "forest", "#009e73"))
 #: Class ids, some of which no class has been given to.
-LABELS = np.where(np.arange(ROWS * COLUMNS) % 5 == 0, 255, np.arange(ROWS * COLUMNS) % 2 + 1).reshape(ROWS, COLUMNS).astype(np.uint8)
+LABELS = (
+    np.where(np.arange(ROWS * COLUMNS) % 5 == 0, 255, np.arange(ROWS * COLUMNS) % 2 + 1)
+    .reshape(ROWS, COLUMNS)
+    .astype(np.uint8)
+)
 
 
 class Training:
@@ -80,8 +84,11 @@ def test_store_of_a_mosaic_holds_the_pixels_of_its_tiles(dtype: str, nodata: str
     for name, (column, width) in {"west": (0, 4), "east": (3, 4)}.items():  # they share a column
         cut = RasterFile(str(tmp_path / f"{name}.vrt"), nodata=file.nodata)
         text = (tmp_path / "a.vrt").read_text()
-        text = text.replace(f'rasterXSize="{COLUMNS}"', f'rasterXSize="{width}"').replace("400000.0", str(400000.0 + 10 * column))
-        moved = f'<SrcRect xOff="{column}" yOff="0" xSize="{width}" ySize="{ROWS}"/><DstRect xOff="0" yOff="0" xSize="{width}" ySize="{ROWS}"/>'
+        text = text.replace(f'rasterXSize="{COLUMNS}"', f'rasterXSize="{width}"').replace(
+            "400000.0", str(400000.0 + 10 * column)
+        )
+        size = f'xSize="{width}" ySize="{ROWS}"'
+        moved = f'<SrcRect xOff="{column}" yOff="0" {size}/><DstRect xOff="0" yOff="0" {size}/>'
         Path(cut.url).write_text(text.replace("</SimpleSource>", f"{moved}</SimpleSource>"))
         tiles.append(cut)
     store, labels = prepare(tmp_path, case, (tuple(tiles),))
