@@ -46,6 +46,7 @@ class Labels:
     layer: str | None = None
     variable: str | None = None
     axes: tuple[Axis, ...] | None = None
+    band: int | None = None  #: of a raster with several, numbered from 1
     nodata: float | None = None
     ignore: tuple[int | str, ...] = ()
     all_touched: bool = False
@@ -155,7 +156,8 @@ def open_labels(labels: Labels, grid: GeoBox, classes: tuple[ClassName, ...]) ->
     """Open labels on the reference grid.
 
     Raises:
-        InputError: the file is missing, unreadable or outside the grid, or a geometry has an undeclared label.
+        InputError: the file is missing, unreadable or outside the grid, a geometry has an undeclared label, or a class has
+            the id that means no label.
     """
     if labels.attribute is not None:
         return _open_vector(labels, labels.attribute, grid, classes)
@@ -163,10 +165,18 @@ def open_labels(labels: Labels, grid: GeoBox, classes: tuple[ClassName, ...]) ->
         raise InputError(f"{labels.url}: is a vector file; set `labels.attribute` to the column with the class.")
     if labels.priority or labels.all_touched:
         raise InputError(f"{labels.url}: `priority` and `all_touched` apply only to vector labels; this is a raster.")
-    file = RasterFile(labels.url, labels.variable, labels.axes, nodata=labels.nodata)
+    bands = None if labels.band is None else (labels.band,)
+    file = RasterFile(labels.url, labels.variable, labels.axes, bands=bands, nodata=labels.nodata)
     head = header(file)
     if head.bands != 1:
-        raise InputError(f"{file}: has {head.bands} bands; a label raster must have one band.")
+        raise InputError(f"{file}: has {head.bands} bands; select the one with the class ids with `labels.band`.")
+    for declared in classes:
+        if declared.id == head.nodata[0]:
+            raise InputError(
+                f"{file}: {declared.id} is both the id of class {declared.name} and the nodata value "
+                f"{'of the file' if labels.nodata is None else 'in `labels.nodata`'}. If it is a class, set `labels.nodata` "
+                "to a value that the file does not hold; if it means no label, remove the class."
+            )
     return RasterLabels(
         file, align(file, head, grid, resampling="nearest"), grid, tuple(c.id for c in classes), labels.ignore
     )

@@ -95,9 +95,9 @@ class BandHistogram:
         return total
 
     def limits(self) -> tuple[float, float]:
-        """The quantiles `LOW` and `HIGH`; where they coincide, the minimum and maximum, which differ unless all values agree.
+        """The quantiles `LOW` and `HIGH`; where they coincide, the minimum and maximum.
 
-        The rule is the same for integers and floats: a band is constant only if all its values are equal.
+        Integers and floats follow this one rule: a band is constant only if all its values are equal.
         """
         low, high = self.quantile(LOW), self.quantile(HIGH)
         return (low, high) if low < high else (self.least, self.most)
