@@ -10,15 +10,17 @@ from typing import Any, cast
 import h5py
 import numpy as np
 import pyproj
+import rioxarray  # noqa: F401  # registers `rio`
 import scipy.io
 import xarray as xr
 import zarr
+from affine import Affine
 
-from pipeline.rasters.header import Axis, RasterFile
+from pipeline.rasters.header import RasterFile
 from tests.corpus.case import COLUMNS, ROWS, Case, Truth
 from tests.corpus.gdal_files import ALL
 
-AXES: dict[str, tuple[Axis, ...]] = {"b": ("band",), "y": ("y",), "x": ("x",)}
+AXES = {"b": "band", "y": "y", "x": "x"}
 FILLS = ("none", "in-range", "lowest", "highest", "beyond-53-bits", "unmatched", "rounded", "nan", "undeclared-nan", "user")
 CRSS = ("utm", "degrees", "mercator", "south", "custom", "none")
 PLACED = ("north-up", "south-up", "mirrored")
@@ -39,8 +41,8 @@ class ArrayFormat:
     bands: int = 2
 
 
-def _order(case: Case) -> tuple[Axis, ...]:
-    return tuple(AXES[letter][0] for letter in case.layout.rpartition("-")[2])
+def _order(case: Case) -> tuple[Any, ...]:
+    return tuple(AXES[letter] for letter in case.layout.rpartition("-")[2])
 
 
 def _arranged(case: Case, truth: Truth) -> np.ndarray:
@@ -66,7 +68,7 @@ def _attributes(case: Case, truth: Truth) -> dict[str, Any]:
     return found
 
 
-def _file(path: Path, case: Case, truth: Truth, variable: str, axes: tuple[Axis, ...] | None = None) -> RasterFile:
+def _file(path: Path, case: Case, truth: Truth, variable: str, axes: tuple[Any, ...] | None = None) -> RasterFile:
     return RasterFile(str(path), variable, axes, nodata=truth.user, unscale=case.scaling == "unscale")
 
 
@@ -90,7 +92,10 @@ def write_zarr(folder: Path, case: Case, truth: Truth) -> RasterFile:
 
 
 def write_geozarr(folder: Path, case: Case, truth: Truth) -> RasterFile:
-    """Write a Zarr group by the GeoZarr conventions `proj:` and `spatial:`, on the group or on the array."""
+    """Write a Zarr group by the GeoZarr conventions `proj:` and `spatial:`, on the group or on the array.
+
+    The CRS is stated as WKT, as a code or as PROJJSON; the transform is that of pixels' corners or, for `node`, centres.
+    """
     path, order = folder / "a.zarr", _order(case)
     root = zarr.create_group(path, zarr_format=3)
     pixels = _arranged(case, truth)
@@ -100,8 +105,16 @@ def write_geozarr(folder: Path, case: Case, truth: Truth) -> RasterFile:
     if case.crs != "none":
         crs = pyproj.CRS(case.wkt)
         code = crs.to_epsg()
-        place |= {"spatial:transform": list(case.affine)[:6], "spatial:shape": [ROWS, COLUMNS]}
-        place |= {"proj:wkt2": crs.to_wkt()} | ({"proj:code": f"EPSG:{code}"} if code else {})
+        node = "node" in case.layout
+        affine = case.affine * Affine.translation(0.5, 0.5) if node else case.affine
+        place |= {"spatial:transform": list(affine)[:6], "spatial:shape": [ROWS, COLUMNS]}
+        place |= {"spatial:registration": "node"} if node else {}
+        if "code" in case.layout and code:
+            place |= {"proj:code": f"EPSG:{code}"}
+        elif "projjson" in case.layout:
+            place |= {"proj:projjson": crs.to_json_dict()}
+        else:
+            place |= {"proj:wkt2": crs.to_wkt()}
     (array if "array" in case.layout else root).attrs.update(place)
     return _file(path, case, truth, "picture")
 
@@ -132,6 +145,21 @@ def write_netcdf(folder: Path, case: Case, truth: Truth) -> RasterFile:
     return _file(path, case, truth, "picture", None if order == ("band", "y", "x") else order)
 
 
+def write_netcdf3(folder: Path, case: Case, truth: Truth) -> RasterFile:
+    """Write a NetCDF file of version 3, by xarray."""
+    path, order = folder / "a.nc", _order(case)
+    attributes = _attributes(case, truth)
+    fill = attributes.pop("_FillValue", None)
+    dataset = xr.Dataset(
+        {"picture": xr.DataArray(_arranged(case, truth), dims=order, coords=_coordinates(case), attrs=attributes)}
+    )
+    if case.wkt is not None:
+        dataset = dataset.rio.write_crs(case.wkt).rio.write_coordinate_system()
+    dataset["picture"].encoding |= {"_FillValue": fill}
+    dataset.to_netcdf(path, engine="scipy", format="NETCDF3_CLASSIC")
+    return _file(path, case, truth, "picture", None if order == ("band", "y", "x") else order)
+
+
 def write_hdf5(folder: Path, case: Case, truth: Truth) -> RasterFile:
     """Write an HDF5 file with one dataset in a group and nothing else."""
     path, order = folder / "a.h5", _order(case)
@@ -157,15 +185,22 @@ def write_matlab(folder: Path, case: Case, truth: Truth) -> RasterFile:
 
 UNPLACED = ("none", "user", "unmatched", "undeclared-nan")
 ARRAY_FORMATS = {
-    "zarr": ArrayFormat(write_zarr, tuple(f"{v}-{o}" for v in ("v2", "v3", "v3-sharded") for o in ORDERS)),
+    "zarr": ArrayFormat(write_zarr, ("v2-byx", "v2-xyb", "v3-byx", "v3-yxb", "v3-sharded-yxb", "v3-sharded-xyb")),
     "geozarr": ArrayFormat(
         write_geozarr,
-        ("group-byx", "array-byx", "group-yxb"),
+        ("group-byx", "array-byx", "group-yxb", "group-node-byx", "array-code-byx", "group-projjson-xyb"),
         nodata=("none", "user", "unmatched", "undeclared-nan"),
         orientations=(*PLACED, "rotated"),
         scalings=("plain",),
     ),
     "netcdf": ArrayFormat(write_netcdf, ORDERS, nodata=tuple(kind for kind in FILLS if kind != "nan")),
+    "netcdf3": ArrayFormat(
+        write_netcdf3,
+        ORDERS,
+        ("int8", "int16", "int32", "float32", "float64"),
+        ("none", "in-range", "lowest", "user", "unmatched", "undeclared-nan"),
+        crss=("utm", "degrees", "none"),
+    ),
     "hdf5": ArrayFormat(write_hdf5, ORDERS, ALL, UNPLACED, ("north-up",), ("none",), ("plain",)),
     "matlab": ArrayFormat(
         write_matlab,

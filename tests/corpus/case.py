@@ -31,7 +31,7 @@ ORIENTATIONS = {
     "rotated": Affine.rotation(30),
 }
 #: Containers whose scale and offset are those of an array, not of a band.
-ARRAYS = ("zarr", "netcdf")
+ARRAYS = ("zarr", "netcdf", "netcdf3")
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 FLOATS = ("float32", "float64")
 #: How a file marks pixels without data; `Truth` gives the meaning of each.
@@ -70,9 +70,10 @@ class Case:
         """Whether a file can have this combination of type and nodata value, and of orientation and CRS."""
         if self.dtype not in _FEASIBLE.get(self.nodata, (self.dtype,)):
             return False
-        # An image without a CRS has no orientation, and ENVI's driver writes no rotation in this projection.
-        placed = self.crs != "none" and (self.container, self.crs) != ("envi", "mercator")
-        return placed or self.orientation == "north-up"
+        if self.crs == "none":  # an image has no orientation; GeoTIFF states that pixels are points in an unnamed CRS
+            return self.orientation == "north-up" and self.layout != "point"
+        # ENVI's driver writes no rotation in this projection.
+        return self.orientation == "north-up" or (self.container, self.crs) != ("envi", "mercator")
 
     @property
     def wkt(self) -> str | None:
@@ -169,7 +170,7 @@ def _picture(dtype: np.dtype[Any], bands: int) -> np.ndarray:
     if dtype.kind == "f":
         return np.asarray(values + dtype.type(0.25))
     limits = np.iinfo(dtype)
-    values[0, 0, 1], values[0, 0, 2] = limits.min, limits.max - 1
+    values[0, 0, 1], values[0, 0, 2] = limits.min, limits.max - 2  # one less is NetCDF's own fill value
     if dtype.itemsize == 8:
         values[0, 0, 3], values[0, 0, 4] = 2**53, 2**53 + 2
     return values

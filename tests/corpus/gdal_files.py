@@ -51,6 +51,7 @@ FORMATS = {
             "deflate": {"COMPRESS": "DEFLATE"},
             "bigtiff": {"BIGTIFF": "YES"},
             "big-endian": {"ENDIANNESS": "BIG"},
+            "point": {},
         },
     ),
     "cog": Format("COG", ".tif", {"cog": {"BLOCKSIZE": "128"}}),
@@ -70,6 +71,7 @@ FORMATS = {
         tuple(d for d in ALL if "64" not in d or d == "float64"),
         PLAIN,
         ("north-up", "south-up", "rotated"),
+        ("utm", "custom", "none"),
     ),
     "nitf": Format(
         "NITF",
@@ -191,6 +193,8 @@ def _write_virtual(folder: Path, case: Case, truth: Truth) -> Path:
     bands = "".join(_band(case, truth, kind, number) for number in range(1, len(pixels) + 1))
     place = "" if case.crs == "none" else f"<GeoTransform>{','.join(map(repr, case.affine.to_gdal()))}</GeoTransform>"
     mask = f"<MaskBand>{_source('Byte', 'mask.tif', 1)}</MaskBand>" if case.nodata == "mask" else ""
+    if case.layout == "point":  # the header places the centres of pixels
+        place = f'<Metadata><MDI key="AREA_OR_POINT">Point</MDI></Metadata>{place}'
     path = folder / "a.vrt"
     path.write_text(
         f'<VRTDataset rasterXSize="{COLUMNS}" rasterYSize="{ROWS}"><SRS dataAxisToSRSAxisMapping="1,2">'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,13 @@ def check_place(case: Case, grid: GeoBox) -> None:
     assert grid.crs is not None
     corners = [case.affine * corner for corner in ((0, 0), (COLUMNS, 0), (0, ROWS))]
     x, y = zip(*corners, strict=True)
-    longitudes = [
-        pyproj.Transformer.from_crs(pyproj.CRS(crs).to_2d(), "EPSG:4326", always_xy=True).transform(x, y)
-        for crs in (case.wkt, grid.crs.to_wkt())
-    ]
-    np.testing.assert_allclose(longitudes[0], longitudes[1], rtol=0, atol=1e-7)
+    wanted, found = (_to_degrees(crs).transform(x, y) for crs in (case.wkt, grid.crs.to_wkt()))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-7)
+
+
+@cache
+def _to_degrees(crs: str) -> pyproj.Transformer:
+    return pyproj.Transformer.from_crs(pyproj.CRS(crs).to_2d(), "EPSG:4326", always_xy=True)
 
 
 def north_up(values: np.ndarray, valid: np.ndarray, affine: Affine) -> tuple[np.ndarray, np.ndarray, Any]:
