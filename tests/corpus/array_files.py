@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ AXES = {"b": "band", "y": "y", "x": "x"}
 FILLS = ("none", "in-range", "lowest", "highest", "beyond-53-bits", "unmatched", "rounded", "nan", "undeclared-nan", "user")
 CRSS = ("utm", "degrees", "mercator", "south", "custom", "none")
 PLACED = ("north-up", "south-up", "mirrored")
+NO_ATTRIBUTES: Mapping[str, Any] = {}
 ORDERS = ("byx", "yxb", "xyb")
 
 
@@ -72,11 +73,11 @@ def _file(path: Path, case: Case, truth: Truth, variable: str, axes: tuple[Any, 
     return RasterFile(str(path), variable, axes, nodata=truth.user, unscale=case.scaling == "unscale")
 
 
-def write_zarr(folder: Path, case: Case, truth: Truth) -> RasterFile:
-    """Write a Zarr group as xarray does, in format 2 or 3, sharded or not."""
+def write_zarr(folder: Path, case: Case, truth: Truth, more: Mapping[str, Any] = NO_ATTRIBUTES) -> RasterFile:
+    """Write a Zarr group as xarray does, in format 2 or 3, sharded or not, with `more` attributes of the array."""
     version, path = case.layout[1], folder / "a.zarr"
     order = _order(case)
-    attributes = _attributes(case, truth)
+    attributes = _attributes(case, truth) | {k: np.asarray(v).tolist() for k, v in more.items()}
     fill = attributes.pop("_FillValue", None)
     array = xr.DataArray(_arranged(case, truth), dims=order, coords=_coordinates(case), attrs=attributes)
     dataset = xr.Dataset({"picture": array})
@@ -119,13 +120,13 @@ def write_geozarr(folder: Path, case: Case, truth: Truth) -> RasterFile:
     return _file(path, case, truth, "picture")
 
 
-def write_netcdf(folder: Path, case: Case, truth: Truth) -> RasterFile:
-    """Write a NetCDF 4 file: HDF5 with dimension scales and a grid mapping, by h5py."""
+def write_netcdf(folder: Path, case: Case, truth: Truth, more: Mapping[str, Any] = NO_ATTRIBUTES) -> RasterFile:
+    """Write a NetCDF 4 file: HDF5 with dimension scales and a grid mapping, by h5py; with `more` attributes of the array."""
     path, order = folder / "a.nc", _order(case)
     with h5py.File(path, "w") as file:
         picture = file.create_dataset("picture", data=_arranged(case, truth))
-        for name, value in _attributes(case, truth).items():
-            picture.attrs.create(name, np.array([value]))
+        for name, value in (_attributes(case, truth) | dict(more)).items():
+            picture.attrs[name] = np.bytes_(value) if isinstance(value, str) else np.atleast_1d(value)
         coordinates: dict[str, np.ndarray] = {"band": np.arange(case.bands), **_coordinates(case)}
         for number, axis in enumerate(order):
             values = coordinates.get(axis, np.arange(picture.shape[number]) if axis == "band" else None)
