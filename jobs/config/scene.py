@@ -157,6 +157,7 @@ class LabelsSection(Section):
     layer: str | None = None
     variable: str | None = None
     axes: Axes = None
+    band: Annotated[int, Field(ge=1)] | None = None
     nodata: Nodata = None
     ignore: tuple[int | str, ...] = ()
     all_touched: bool = False

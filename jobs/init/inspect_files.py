@@ -131,11 +131,11 @@ def _raster_file(file: FileArgument) -> RasterFile:
     variable = choose_variable(file)
     matlab = file.url.lower().endswith(".mat")
     axes = MATLAB_AXES if matlab and variable is not None and variable.shape and len(variable.shape) == 3 else None
-    bands = None if variable is not None else _opaque_bands(file.url)
+    bands = None if variable is not None else opaque_bands(file.url)
     return RasterFile(storage.absolute(file.url), None if variable is None else variable.name, axes, bands)
 
 
-def _opaque_bands(url: str) -> tuple[int, ...] | None:
+def opaque_bands(url: str) -> tuple[int, ...] | None:
     """Return the bands that are not tagged as transparency; None if all or none are."""
     gdal.configure_gdal()
     try:

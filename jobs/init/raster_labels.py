@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 from odc.geo.geobox import GeoBox
 
 from jobs.init.arguments import FileArgument
 from jobs.init.class_table import MAX_CLASSES, MAX_ID, DetectedLabels, raster_classes
-from jobs.init.inspect_files import choose_variable
+from jobs.init.inspect_files import choose_variable, opaque_bands
 from jobs.init.legend import Legend, read_legend
 from jobs.runtime.progress import progress_bar
 from mibf.errors import InputError
@@ -32,8 +33,10 @@ def find_raster_classes(file: FileArgument, grid: GeoBox, executor: Executor) ->
         InputError: it cannot be read, has several bands, does not overlap the grid, or its values are not class ids.
     """
     variable = choose_variable(file)
-    labels = Labels(file.url, variable=None if variable is None else variable.name)
-    raster = RasterFile(labels.url, labels.variable)
+    bands = None if variable is not None else opaque_bands(file.url)
+    band = bands[0] if bands is not None and len(bands) == 1 else None
+    labels = Labels(file.url, variable=None if variable is None else variable.name, band=band)
+    raster = RasterFile(labels.url, labels.variable, bands=bands)
     head = header(raster)
     if head.bands != 1:
         raise InputError(f"{file}: has {head.bands} bands; labels are a raster of one band, or a vector file.")
@@ -50,7 +53,7 @@ def find_raster_classes(file: FileArgument, grid: GeoBox, executor: Executor) ->
         notes.append(f"{doubtful[0]} is taken as a class; list it in `labels.ignore` if it means unlabelled")
     if not all(value in legend.names for value in classes):
         notes.append("the file does not name its classes; write their names under `classes`")
-    return DetectedLabels(Labels(labels.url, variable=labels.variable, ignore=tuple(ignored)), file.url, found, tuple(notes))
+    return DetectedLabels(replace(labels, ignore=tuple(ignored)), file.url, found, tuple(notes))
 
 
 def _count_values(raster: RasterFile, head: Header, grid: GeoBox, executor: Executor) -> dict[int, int]:

@@ -129,6 +129,7 @@ def _labels(found: DetectedLabels) -> list[str]:
         ("attribute", "column with the class"),
         ("layer", ""),
         ("variable", ""),
+        ("band", "the other one is transparency"),
     ):
         value = getattr(labels, key)
         if value is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.config.config import Config
 from jobs.inspection.plan_map import MapPlan, format_duration, plan_map
-from jobs.prepare.preflight import check_free_space, check_memory, file_remarks
+from jobs.prepare.preflight import check_data, check_free_space, check_memory, file_remarks
 from jobs.prepare.scenes import open_scenes
 from jobs.runtime.progress import pluralize, progress_bar
 from jobs.workflow.workspace import Workspace
@@ -75,6 +75,7 @@ def plan(config: Config) -> Plan:
         scenes = open_scenes(config, workers)
         if config.prepare.scheduler is None:
             check_memory(scenes, workers.workers)
+        check_data(scenes, workers)
         found = {}
         with progress_bar("write sample shards to memory", len(scenes), unit="scenes") as advance:
             for scene in scenes:

@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import psutil
 
 from mibf.errors import InputError
 from pipeline.io import storage
-from pipeline.parallel.executor import ThreadExecutor
+from pipeline.parallel.executor import Executor, ThreadExecutor
+from pipeline.scenes.coverage import bands_without_data, sources_without_data
 from pipeline.store.build import PreparedScene
 from pipeline.store.estimate import estimate, memory, remarks
 
 #: Uncompressed size as a share of free disk space above which the stored size is estimated before writing.
 LARGE = 0.5
+#: Maximum number of bands listed in a message.
+MOST_LISTED = 20
 
 
 def file_remarks(scene: PreparedScene) -> list[str]:
     """Return remarks on a scene's files that the user may want to fix before they are read."""
     return [remark for source in scene.sources for remark in remarks(source, scene.template.shard)]
+
+
+def check_data(scenes: Sequence[PreparedScene], executor: Executor) -> None:
+    """Check that every source has a valid pixel; reads a few small windows of each, and all of one that has none there.
+
+    Raises:
+        InputError: a source has none, with the numbers of the bands without data; or a file cannot be read.
+    """
+    for scene in scenes:
+        shape = scene.template.shape
+        for source in (scene.sources[i] for i in sources_without_data(executor, scene.sources, shape)):
+            bands = bands_without_data(executor, source, shape)
+            if not bands:
+                why = "no pixel has data in all its bands, or its mask excludes those that have"
+            elif len(bands) == source.bands:
+                why = "all its pixels are nodata or not finite"
+            else:
+                listed = ", ".join(bands[:MOST_LISTED]) + (", ..." if len(bands) > MOST_LISTED else "")
+                lacking = f"band {listed} has no data" if len(bands) == 1 else f"bands {listed} have no data"
+                why = f"{lacking}, and a pixel is valid only if all bands are; select the others with `bands`"
+            files = ", ".join(str(file) for file in source.declared.files[:5])
+            raise InputError(
+                f"scene {scene.name!r}: source {source.declared.name!r} has no valid pixel on the reference grid ({files}): "
+                f"{why}. Check `nodata`, `mask` and the files."
+            )
 
 
 def available_memory() -> int:

@@ -15,7 +15,7 @@ from jobs.config.config import Config
 from jobs.config.resolve import class_names, labels, sources
 from jobs.config.scene import SceneSection
 from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection
-from jobs.runtime.progress import progress_bar, warn
+from jobs.runtime.progress import pluralize, progress_bar, warn
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
 from pipeline.codes import CODES, SUBSETS, Subset
@@ -174,7 +174,7 @@ def _splits(config: Config, classes: tuple[ClassName, ...], scenes: Sequence[Sce
         if subset != "validation" or config.validated:
             check_subset(subset, int(labelled[subset].sum()))
     if blocked:
-        _warn_about_shares(config, classes, labelled)
+        _warn_about_shares(config, classes, labelled, scenes, executor)
     return splits
 
 
@@ -224,17 +224,31 @@ def _fractions(config: Config) -> dict[Subset, float]:
     return {"train": shares.train, "validation": shares.validation, "test": shares.test}
 
 
-def _warn_about_shares(config: Config, classes: tuple[ClassName, ...], labelled: dict[Subset, NDArray[np.int64]]) -> None:
+def _warn_about_shares(
+    config: Config,
+    classes: tuple[ClassName, ...],
+    labelled: dict[Subset, NDArray[np.int64]],
+    scenes: Sequence[SceneDraft],
+    executor: Executor,
+) -> None:
     """Warn of classes whose shares per subset are far below the requested fractions because of blocks and buffer."""
     fractions = _fractions(config)
-    total = np.sum([labelled[s] for s in SUBSETS], axis=0)
-    for position, c in enumerate(classes):
-        shares = {s: labelled[s][position] / max(1, total[position]) for s in SUBSETS}
-        if any(shares[s] < fractions[s] / 2 for s in SUBSETS):
-            listed = ", ".join(f"{s} {labelled[s][position]:,}" for s in SUBSETS)
-            warn(
-                f"class {c.name} is unevenly split between subsets ({listed} pixels); smaller blocks (split.block) may help"
-            )
+    total = np.maximum(1, np.sum([labelled[s] for s in SUBSETS], axis=0))
+    uneven = np.logical_or.reduce([labelled[s] / total < fractions[s] / 2 for s in SUBSETS])
+    if not uneven.any():
+        return
+    assert isinstance(config.split, BlocksSection)
+    # Smaller blocks help only a class that lies in several of them; a quarter of the side is a fair try.
+    side = max(2 * (buffer_pixels(config) or 0) + 1, config.split.block // 4)
+    ids = tuple(c.id for c in classes)
+    tables = [count_labels(executor, scene.labelled, block=side, ids=ids)[1] for scene in scenes]
+    held = np.sum([(table > 0).sum(axis=(0, 1)) for table in tables], axis=0)
+    for position in np.flatnonzero(uneven):
+        listed = ", ".join(f"{s} {labelled[s][position]:,}" for s in SUBSETS)
+        advice = f"smaller blocks may help, for example `split.block: {side}`"
+        if side >= config.split.block or held[position] < len(SUBSETS):
+            advice = f"it lies in {pluralize(int(held[position]), 'blocks')} of {side} pixels; label it in more places"
+        warn(f"class {classes[position].name} is unevenly split between subsets ({listed} pixels); {advice}")
 
 
 def check_subset(subset: Subset, samples: int) -> None:

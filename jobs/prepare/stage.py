@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from jobs.config.config import Config
-from jobs.prepare.preflight import check_memory, check_room, file_remarks
+from jobs.prepare.preflight import check_data, check_memory, check_room, file_remarks
 from jobs.prepare.scenes import buffer_pixels, open_scenes, subset_counts
 from jobs.runtime.progress import pluralize, progress_bar, warn
 from jobs.workflow.errors import StageError
@@ -56,6 +56,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
             check_memory(scenes, executor.workers)
         reusable = sum(sum(checksums.object_sizes(_partial_store(workspace, scene)).values()) for scene in scenes)
         check_room(scenes, workspace.url, written=reusable)
+        check_data(scenes, executor)
         shifts = {scene.name: _measure_shifts(scene, executor) for scene in scenes}
         for scene in scenes:
             for note in [*scene.labels.notes, *file_remarks(scene)]:
@@ -134,13 +135,6 @@ def _write(scene: PreparedScene, workspace: Workspace, config: Config, executor:
     else:
         with progress_bar(f"{scene.name}: write store", len(scene.shards), unit="shards") as advance:
             records = build_store(executor, scene, url, fingerprint=fingerprint, each=advance)
-    for source in scene.sources:
-        if not records.valid(source.declared.name):
-            listed = ", ".join(str(file) for file in source.declared.files[:5])
-            raise InputError(
-                f"scene {scene.name!r}: source {source.declared.name!r} has no valid pixel ({listed}): all are nodata or "
-                "not finite in some band, or excluded by the mask. Check `nodata`, `mask` and the files."
-            )
     with progress_bar(f"{scene.name}: count samples", len(scene.shards), unit="shards") as advance:
         found = collect_statistics(executor, url, patch=config.model.patch, sketched=records.sketched, each=advance)
         merge(found.sketches, records.sketches)

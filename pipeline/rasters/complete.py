@@ -1,7 +1,7 @@
 """Detect truncated rasters in the formats whose readers do not.
 
-GDAL silently reads the missing part of such a file as zeros or noise: raw rasters and JPEG 2000. Other formats fail by
-themselves when their missing part is read.
+GDAL silently reads the missing part of such a file as zeros or noise: raw rasters, JPEG 2000 and PNG. Other formats fail
+by themselves when their missing part is read.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ RAW = {"ENVI", "EHdr", "ISCE", "ROI_PAC", "RRASTER"}
 JPEG_2000 = {"JP2OpenJPEG", "JP2KAK", "JP2ECW"}
 #: First bytes of a JPEG 2000 codestream, and the marker that ends it (ISO/IEC 15444-1, annex A).
 BEGIN, END = b"\xff\x4f\xff\x51", b"\xff\xd9"
+#: Type and checksum of the chunk that ends a PNG file (ISO/IEC 15948, 11.2.5), and where it is searched for: other bytes may
+#: follow it.
+PNG_END, PNG_TAIL = b"IEND\xae\x42\x60\x82", 1 << 16
 
 
 def check_complete(url: str, dataset: DatasetReader) -> None:
@@ -33,11 +36,15 @@ def check_complete(url: str, dataset: DatasetReader) -> None:
         envi = dataset.tags(ns="ENVI")
         wanted = dataset.width * dataset.height * sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
         wanted += int(envi.get("header_offset", 0))
-        filesystem, path = storage.open_url(url)
+        # An R raster is opened by its header; the pixels are in another file.
+        where = f"{url[:-4]}.gri" if dataset.driver == "RRASTER" else url
+        filesystem, path = storage.open_url(where)
         compressed = envi.get("file_compression") == "1"  # with gzip; GDAL reads its missing part as zeros, too
-        _refuse_if(url, _unpacked_size(url, wanted) if compressed else int(filesystem.size(path)), wanted)
+        _refuse_if(where, _unpacked_size(url, wanted) if compressed else int(filesystem.size(path)), wanted)
     elif dataset.driver in JPEG_2000:
         _check_jpeg_2000(url)
+    elif dataset.driver == "PNG":
+        _check_png(url)
 
 
 def _unpacked_size(url: str, expected: int) -> int:
@@ -87,6 +94,15 @@ def _check_jpeg_2000(url: str) -> None:
             return  # not a known box; GDAL has opened the file
         offset += length
     if offset >= size or filesystem.cat_file(path, start=size - len(END), end=size) != END:
+        raise InputError(
+            f"{storage.redact_url(url)}: ends before its image does; it is truncated. Copy or download it again."
+        )
+
+
+def _check_png(url: str) -> None:
+    filesystem, path = storage.open_url(url)
+    size = int(filesystem.size(path))
+    if PNG_END not in filesystem.cat_file(path, start=max(0, size - PNG_TAIL), end=size):
         raise InputError(
             f"{storage.redact_url(url)}: ends before its image does; it is truncated. Copy or download it again."
         )

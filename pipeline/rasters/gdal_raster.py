@@ -94,7 +94,9 @@ class GdalRaster:
         # Validity is given by a mask band, per dataset or per band (which has no flag), by an alpha band, or by nodata
         # values of all bands together, which have both flags and which a configured nodata value overrides.
         flags = [dataset.mask_flag_enums[i] for i in at]
-        self._masked = any(
+        # GDAL applies an alpha band only in files of two or four bands.
+        self._alpha = [i for i, kind in enumerate(dataset.colorinterp, 1) if kind == ColorInterp.alpha]
+        self._masked = bool(self._alpha) or any(
             not band_flags
             or (MaskFlags.per_dataset in band_flags and (file.nodata is None or MaskFlags.nodata not in band_flags))
             for band_flags in flags
@@ -104,8 +106,9 @@ class GdalRaster:
         for index in self.indexes:
             if self._dataset.colorinterp[index - 1] == ColorInterp.alpha:
                 raise InputError(
-                    f"{self.file}: band {index} is tagged as transparency (alpha). Leave it out with `bands`: pixels "
-                    f"where it is 0 are then treated as no data. If it is a sensor's band, remove the tag with "
+                    f"{self.file}: band {index} is tagged as transparency (alpha). Leave it out with `bands` (of labels: "
+                    f"select another one with `band`): pixels where it is 0 are then treated as no data. If it is a "
+                    f"sensor's band, remove the tag with "
                     f"`gdal_translate -colorinterp_{index} undefined`."
                 )
             if self._dataset.dtypes[index - 1].startswith("complex"):
@@ -124,6 +127,8 @@ class GdalRaster:
             values, valid = self._read(gdal_window)
             if self._masked:
                 valid &= (self._dataset.read_masks(self.indexes, window=gdal_window) != 0).all(axis=0)
+            if self._alpha:
+                valid &= (self._dataset.read(self._alpha, window=gdal_window) != 0).all(axis=0)
         if not self._unscale:
             return values, valid
         physical = self._physical(values)

@@ -36,6 +36,8 @@ NETCDF_FILLS = {
     "int16": -32767, "uint16": 65535, "int32": -2147483647, "uint32": 4294967295, "int64": -9223372036854775806,
     "uint64": 18446744073709551614, "float32": 9.9692099683868690e36, "float64": 9.9692099683868690e36,
 }  # fmt: skip  # a table
+#: Attributes by which GDAL's NetCDF driver replaces values, or fails at a signed fill value of unsigned ones.
+REINTERPRETED = {"valid_range", "valid_min", "valid_max", "_Unsigned"}
 #: Attributes with which HDF5 and NetCDF-4 link variables and dimensions.
 _HDF5_LINKS = {"DIMENSION_LIST", "REFERENCE_LIST", "CLASS", "NAME", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
 
@@ -154,7 +156,8 @@ def named_array_file(file: RasterFile) -> RasterFile | None:
     """The file, with its variable, if it is to be read by `open_container`; None if GDAL reads it.
 
     GDAL reads what it can place by itself. It knows no order of axes but (band, y, x), turns NetCDF variables that it cannot
-    place upside down, reads HDF5 arrays of four axes as zeros, and replaces NaN in NetCDF by the file's nodata value, or 0.
+    place upside down, reads HDF5 arrays of four axes as zeros, and replaces NaN and values outside the valid range in NetCDF
+    by the file's nodata value, or 0.
 
     Raises:
         InputError: the file does not exist, or cannot be read as `axes` or `select` require.
@@ -199,7 +202,9 @@ def _opened_by_gdal(file: RasterFile) -> tuple[bool, str | None] | None:
             placed = (dataset.transform != Affine.identity() and not mirrored) or bool(dataset.gcps[0])
             floating = dataset.driver == "netCDF" and dataset.dtypes[0].startswith("float")
             replaced = floating and (dataset.nodatavals[0] is None or file.nodata is not None)
-            return placed and not replaced, dataset.tags(1).get("NETCDF_VARNAME")
+            tags = dataset.tags(1)
+            reinterpreted = dataset.driver == "netCDF" and bool(REINTERPRETED & tags.keys())
+            return placed and not replaced and not reinterpreted, tags.get("NETCDF_VARNAME")
     except RasterioIOError:
         return None
 

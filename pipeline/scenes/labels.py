@@ -51,6 +51,7 @@ class Labels:
     layer: str | None = None
     variable: str | None = None
     axes: tuple[Axis, ...] | None = None
+    band: int | None = None  #: of a raster with several, numbered from 1
     nodata: float | None = None
     ignore: tuple[int | str, ...] = ()
     all_touched: bool = False
@@ -175,7 +176,8 @@ def open_labels(
     """Open labels on the reference grid, which is that of the file `like`, if given.
 
     Raises:
-        InputError: the file is missing, unreadable or outside the grid, or a geometry has an undeclared label.
+        InputError: the file is missing, unreadable or outside the grid, a geometry has an undeclared label, or a class has
+            the id that means no label.
     """
     if labels.attribute is not None:
         return _open_vector(labels, labels.attribute, grid, classes)
@@ -183,10 +185,18 @@ def open_labels(
         raise InputError(f"{labels.url}: is a vector file; set `labels.attribute` to the column with the class.")
     if labels.priority or labels.all_touched:
         raise InputError(f"{labels.url}: `priority` and `all_touched` apply only to vector labels; this is a raster.")
-    file = RasterFile(labels.url, labels.variable, labels.axes, nodata=labels.nodata)
+    bands = None if labels.band is None else (labels.band,)
+    file = RasterFile(labels.url, labels.variable, labels.axes, bands=bands, nodata=labels.nodata)
     head = header(file)
     if head.bands != 1:
-        raise InputError(f"{file}: has {head.bands} bands; a label raster must have one band.")
+        raise InputError(f"{file}: has {head.bands} bands; select the one with the class ids with `labels.band`.")
+    for declared in classes:
+        if declared.id == head.nodata[0]:
+            raise InputError(
+                f"{file}: {declared.id} is both the id of class {declared.name} and the nodata value "
+                f"{'of the file' if labels.nodata is None else 'in `labels.nodata`'}. If it is a class, set `labels.nodata` "
+                "to a value that the file does not hold; if it means no label, remove the class."
+            )
     return RasterLabels(
         file, align(file, head, grid, resampling="nearest", like=like), grid, tuple(c.id for c in classes), labels.ignore
     )

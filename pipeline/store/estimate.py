@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from zarr.storage import MemoryStore
@@ -79,26 +80,39 @@ def estimate(scene: PreparedScene, *, workers: int) -> Estimate:
 
 
 def remarks(source: AlignedSource, side: int) -> list[str]:
-    """What the user may want to change in a source's files before they are read, for shards `side` pixels wide."""
-    found = []
+    """What the user may want to change in a source's files before they are read, for shards `side` pixels wide.
+
+    One remark for all files that it applies to, with the largest figure among them.
+    """
+    grid = source.grid
+    finer, unscaled, amplified = {}, {}, {}
     for part in source.parts:
-        grid, own = source.grid, part.header.grid
-        if part.alignment.kind == "resampled" and grid.crs == own.crs:
-            finer = abs(grid.resolution.x / own.resolution.x)
-            if finer >= 1.99 and source.scale == 1:
-                found.append(
-                    f"{part.file} has {finer:g} times the grid's resolution; `scale: 2` or `scale: 4` keeps its detail"
-                )
-        if part.header.unscaled and not part.file.unscale:
-            found.append(f"{part.file} has a scale or offset; set `unscale: true` to apply it")
-        times = _amplification(part, side * source.scale)
-        if times > AMPLIFIED:
-            rows, columns = part.header.block
-            found.append(
-                f"{part.file} is stored in blocks of {rows} x {columns} pixels, so {times:.0f} times as much data is read "
-                "as needed; convert it to a tiled file first, for example with `rio cogeo create`"
-            )
-    return list(dict.fromkeys(found))
+        name, own = str(part.file), part.header.grid
+        if part.alignment.kind == "resampled" and grid.crs == own.crs and source.scale == 1:
+            finer[name] = abs(grid.resolution.x / own.resolution.x)
+        unscaled[name] = part.header.unscaled and not part.file.unscale
+        amplified[name] = _amplification(part, side * source.scale), part.header.block
+    found = []
+    if files := [name for name, times in finer.items() if times >= 1.99]:
+        times = max(finer[name] for name in files)
+        found.append(f"{_listed(files, 'has')} {times:g} times the grid's resolution; `scale: 2` or `scale: 4` keeps detail")
+    if files := [name for name, declared in unscaled.items() if declared]:
+        found.append(f"{_listed(files, 'has')} a scale or offset; set `unscale: true` to apply it")
+    if files := [name for name, (times, _) in amplified.items() if times > AMPLIFIED]:
+        times, (rows, columns) = max(amplified[name] for name in files)
+        found.append(
+            f"{_listed(files, 'is')} stored in blocks of {rows} x {columns} pixels, so {times:.0f} times as much data is "
+            "read as needed; convert to tiled files first, for example with `rio cogeo create`"
+        )
+    return found
+
+
+def _listed(files: list[str], verb: Literal["has", "is"]) -> str:
+    """The first file and the number of others, with a verb."""
+    if len(files) == 1:
+        return f"{files[0]} {verb}"
+    others = "1 other file" if len(files) == 2 else f"{len(files) - 1} other files"
+    return f"{files[0]} and {others} {'have' if verb == 'has' else 'are'}"
 
 
 def _amplification(part: AlignedFile, side: int) -> float:

@@ -95,9 +95,12 @@ class BandHistogram:
         return total
 
     def limits(self) -> tuple[float, float]:
-        """The quantiles `LOW` and `HIGH`; if they share a bin although values differ, the minimum and maximum."""
+        """The quantiles `LOW` and `HIGH`; where they coincide, the minimum and maximum.
+
+        Integers and floats follow this one rule: a band is constant only if all its values are equal.
+        """
         low, high = self.quantile(LOW), self.quantile(HIGH)
-        return (low, high) if self.exact or low < high else (self.least, self.most)
+        return (low, high) if low < high else (self.least, self.most)
 
 
 class QuantileSketch:

@@ -85,15 +85,20 @@ def test_missing_grid_with_different_crs_exits_2(scene: SmallScene) -> None:
     assert "scenes.0.grid: is missing; give the reference grid as" in refused(scene, scenes=[first])
 
 
-def test_source_without_valid_pixels_exits_2(scene: SmallScene) -> None:
-    """Detected only after the store is written; the store is then removed."""
+@pytest.mark.parametrize("command", ["plan", "prepare"])
+def test_source_without_valid_pixels_exits_2(scene: SmallScene, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setattr("jobs.prepare.stage.build_store", None)  # refused before the store is written
     for nothing in (np.nan, -np.inf):
         write_raster(scene.folder / "radar.tif", np.full((1, 150, 130), nothing, np.float32))
-        assert "source 'radar' has no valid pixel" in refused(scene)
+        assert "source 'radar' has no valid pixel" in refused(scene, command=command)
     write_raster(scene.folder / "radar.tif", np.full((1, 150, 130), 7, np.uint8), nodata=7)
-    message = refused(scene)
+    message = refused(scene, command=command)
     assert "source 'radar' has no valid pixel" in message
-    assert "radar.tif" in message
+    assert "radar.tif): all its pixels are nodata or not finite" in message
+    optical = np.full((4, 150, 130), 9, np.uint16)
+    optical[1] = optical[3] = 0
+    write_raster(scene.folder / "optical.tif", optical, nodata=0)
+    assert "optical.tif): bands 2, 4 have no data, and a pixel is valid only if" in refused(scene, command=command)
 
 
 def test_missing_band_exits_2(scene: SmallScene) -> None:

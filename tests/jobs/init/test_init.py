@@ -57,6 +57,20 @@ def test_scene_with_a_label_raster_is_configured(scene: SmallScene) -> None:
     assert not (scene.folder / "work").exists()
 
 
+def test_transparency_band_of_a_label_raster_is_left_out(scene: SmallScene) -> None:
+    with rasterio.open(scene.folder / "labels.tif") as dataset:
+        values = np.repeat(dataset.read(), 2, axis=0)
+    values[1], values[1, 0] = 255, 0
+    path = write_raster(scene.folder / "labels.tif", values)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.colorinterp = (rasterio.enums.ColorInterp.gray, rasterio.enums.ColorInterp.alpha)
+    config, _ = init(scene.folder, *small_scene_arguments(scene))
+    section = config.scenes[0].labels
+    assert section is not None
+    assert section.band == 1
+    assert [c.id for c in config.classes] == [1, 2, 5]
+
+
 def test_every_section_has_a_comment(scene: SmallScene) -> None:
     init(scene.folder, *small_scene_arguments(scene))
     lines = (scene.folder / "mibf.yaml").read_text().splitlines()

@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from odc.geo.geobox import GeoBox
 
-from jobs.prepare.preflight import check_free_space, check_memory, check_room
+from jobs.prepare.preflight import check_data, check_free_space, check_memory, check_room
 from mibf.errors import InputError
 from pipeline.io import storage
+from pipeline.parallel.executor import ThreadExecutor
+from pipeline.rasters.header import RasterFile
+from pipeline.scenes.coverage import bands_without_data, sources_without_data
+from pipeline.scenes.source import AlignedSource, Source, open_source
 from tests.support.commands import run
-from tests.support.scenes import SmallScene
+from tests.support.scenes import CRS, TRANSFORM, SmallScene, write_raster
+
+
+def aligned(folder: Path, *bands: np.ndarray, **declared: Any) -> AlignedSource:
+    """A source of one file per band, all with nodata 0."""
+    files = [
+        RasterFile(str(write_raster(folder / f"b{n}.tif", band[None], nodata=0)), bands=(1,)) for n, band in enumerate(bands)
+    ]
+    grid = GeoBox(bands[0].shape, TRANSFORM, CRS)
+    return open_source(Source("optical", tuple((file,) for file in files), **declared), grid)
+
+
+def test_bands_without_data_are_found_by_their_file_and_a_single_pixel_of_data_is_enough(tmp_path: Path) -> None:
+    full, empty, corner = np.ones((300, 200), np.uint8), np.zeros((300, 200), np.uint8), np.zeros((300, 200), np.uint8)
+    corner[299, 0] = 1  # outside all windows that are read first
+    source = aligned(tmp_path, full, empty, corner)
+    assert sources_without_data(ThreadExecutor(1), [source], (300, 200)) == [0]
+    assert bands_without_data(ThreadExecutor(1), source, (300, 200)) == [f"1 of {tmp_path / 'b1.tif'}"]
+    assert sources_without_data(ThreadExecutor(1), [aligned(tmp_path, full, corner)], (300, 200)) == []
+
+
+def test_bands_that_never_have_data_at_the_same_pixel_are_reported(tmp_path: Path) -> None:
+    left = np.repeat([[1, 0]], 60, axis=0).repeat(30, axis=1).astype(np.uint8)
+    scene: Any = SimpleNamespace(
+        name="valley", template=SimpleNamespace(shape=(60, 60)), sources=[aligned(tmp_path, left, 1 - left)]
+    )
+    with pytest.raises(
+        InputError, match=r"'valley': source 'optical' has no valid pixel.*no pixel has data in all its bands"
+    ):
+        check_data([scene], ThreadExecutor(1))
 
 
 @pytest.mark.parametrize("command", ["plan", "prepare"])

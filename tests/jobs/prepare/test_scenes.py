@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from affine import Affine
 
+from jobs.config.loader import load
+from jobs.prepare.scenes import open_scenes
 from pipeline.codes import CODES, UNLABELLED
 from pipeline.grid import Window
+from pipeline.parallel.executor import ThreadExecutor
 from pipeline.scenes.split import dilate
 from pipeline.store.patch_store import PatchStore
 from tests.support.commands import run
@@ -168,3 +171,24 @@ def test_sources_are_read_over_http(scene: SmallScene, address: str) -> None:
     assert objects(scene) == objects(scene, "local")
     sources["radar"]["url"] = f"{address}/none.tif"
     assert f"{address}/none.tif: no such file" in run(scene, status=2, **config).stderr
+
+
+@pytest.mark.parametrize(
+    ("corners", "advice"),
+    [
+        ([(4, 4)], "it lies in 1 block of 12 pixels; label it in more places"),
+        ([(1, 1), (20, 1), (1, 20), (20, 20)], "smaller blocks may help, for example `split.block: 12`"),
+    ],
+)
+def test_smaller_blocks_are_suggested_only_for_a_class_in_several_of_them(
+    scene: SmallScene, capsys: pytest.CaptureFixture[str], corners: list[tuple[int, int]], advice: str
+) -> None:
+    labels = np.where(scene.truth == 5, 1, scene.truth)
+    labels[:48, :48] = 1
+    for row, column in corners:  # all in one block of 48 pixels
+        labels[row : row + 5, column : column + 5] = 5
+    write_raster(scene.folder / "labels.tif", labels[None])
+    config = load(str(scene.write_config(split={"block": 48})))
+    open_scenes(config, ThreadExecutor(1))
+    assert f"class town is unevenly split between subsets (train {25 * len(corners)}" in (found := capsys.readouterr().err)
+    assert advice in found

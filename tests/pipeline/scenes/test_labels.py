@@ -8,9 +8,11 @@ from typing import Any
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from rasterio.enums import ColorInterp
 
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
@@ -187,8 +189,40 @@ def test_non_integer_labels_and_multiband_label_rasters_are_refused(tmp_path: Pa
     values[0, 0, :2] = 1.5
     with pytest.raises(InputError, match=r"1\.5 \(2\)"):
         ids_of(Labels(str(write_raster(tmp_path / "l.tif", values))))
-    with pytest.raises(InputError, match="has 2 bands; a label raster must have one band"):
+    with pytest.raises(InputError, match=r"has 2 bands; select the one with the class ids with `labels\.band`"):
         ids_of(Labels(str(write_raster(tmp_path / "m.tif", np.ones((2, 60, 50), np.uint8)))))
+
+
+@pytest.mark.parametrize("shift", [0, 0.5])
+def test_band_of_a_label_raster_is_selected_and_its_transparent_pixels_have_no_label(tmp_path: Path, shift: float) -> None:
+    values = np.ones((3, 60, 50), np.uint8)
+    values[1, :, 25:] = 2
+    values[2] = np.arange(60)[:, None] // 20 * 100  # transparent in the upper third
+    path = write_raster(tmp_path / "l.tif", values, transform=TRANSFORM * Affine.translation(shift, shift))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.colorinterp = (ColorInterp.gray, ColorInterp.undefined, ColorInterp.alpha)
+    with pytest.raises(InputError, match=r"band 3 is tagged as transparency.*of labels: select another one with `band`"):
+        ids_of(Labels(str(path)))
+    found = ids_of(Labels(str(path), band=2))
+    assert (found[:19] == UNLABELLED).all()
+    wanted = values[1, 21:].copy()
+    if shift:  # the first column is outside the file, and centres fall between two columns
+        found, wanted = found[:, [10, 40]], wanted[:, [10, 40]]
+    assert (found[21:] == wanted).all()
+
+
+def test_class_whose_id_is_the_nodata_value_is_refused_until_nodata_is_stated(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2, (1, 60, 50)).astype(np.uint8)
+    path = str(write_raster(tmp_path / "l.tif", values, nodata=0))
+    classes = (ClassName(0, "soil", "#000000"), ClassName(1, "water", "#0000ff"))
+    with pytest.raises(
+        InputError, match=r"0 is both the id of class soil and the nodata value of the file.*`labels\.nodata`"
+    ):
+        open_labels(Labels(path), GRID, classes)
+    with pytest.raises(InputError, match=r"0 is both the id of class soil and the nodata value in `labels\.nodata`"):
+        open_labels(Labels(path, nodata=0), GRID, classes)
+    found = open_labels(Labels(path, nodata=255), GRID, classes).read(Window(0, 0, 60, 50))
+    assert (found == values[0]).all()
 
 
 def test_raster_labels_on_another_grid_use_nearest_neighbour(tmp_path: Path) -> None:

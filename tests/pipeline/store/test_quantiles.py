@@ -93,6 +93,25 @@ def test_band_varying_within_one_bin_is_not_constant() -> None:
     assert len(set(same.limits())) == 1
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.float32])
+def test_band_is_constant_only_if_all_values_are_equal_whatever_its_dtype(dtype: type) -> None:
+    rare = np.full(1000, 3, dtype)
+    rare[:4] = 90  # 0.4 %: beyond the quantiles
+    sketch = QuantileSketch(3, np.dtype(dtype))
+    values = np.stack([rare, np.full(1000, 3, dtype), np.arange(1000).astype(dtype) % 100])[:, None]
+    sketch.add(values, np.ones((1, 1000), bool))
+    scaling = sketch.scaling()
+    assert scaling.constant.tolist() == [False, True, False]
+    assert (scaling.low[0], scaling.high[0]) == (3, 90)
+    assert scaling.fill[0] == pytest.approx(3, rel=2**-14)
+
+
+@given(st.integers(-100, 100), st.integers(-100, 100), st.integers(1, 3))
+def test_limits_of_integers_equal_those_of_the_same_numbers_as_floats(usual: int, other: int, share: int) -> None:
+    values = np.array([usual] * 997 + [other] * share, np.int16)
+    assert counted(values, exact=True).limits() == counted(values.astype(np.float32), exact=False).limits()
+
+
 def test_source_without_training_data_raises_with_name() -> None:
     sketches: dict[str, QuantileSketch] = {}
     merge(sketches, {"radar": QuantileSketch(1, np.dtype(np.float32))})

@@ -1,0 +1,1 @@
+"""A corpus of odd raster files, written by code, and one oracle that every reader is compared with."""
