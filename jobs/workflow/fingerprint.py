@@ -22,7 +22,7 @@ ALGORITHM_VERSIONS: dict[StageName, int] = {
     "train": mibf.training.ALGORITHM_VERSION,
     "evaluate": mibf.metrics.ALGORITHM_VERSION,
     "map": pipeline.maps.ALGORITHM_VERSION,
-    "report": 1,
+    "report": 2,
 }
 #: Keys of `map` that do not change the map.
 MAP_KEYS_WITHOUT_EFFECT = ("workers", "readers", "attempts", "backoff", "drift", "drift_distance")

@@ -78,18 +78,3 @@ def test_metrics_without_samples_are_nan() -> None:
     assert figures["samples"] == 0
     assert np.isnan(figures["overall_accuracy"])
     assert np.isnan(figures["kappa"])
-
-
-@pytest.mark.parametrize(("method", "overlap"), [("blocks", 0.0), ("random", 0.97), ("random", None)])
-def test_caveat_is_given_for_random_split_only(method: str, overlap: float | None) -> None:
-    from types import SimpleNamespace
-    from typing import Any, cast
-
-    from jobs.evaluate.stage import _caveat
-
-    caveat = _caveat(cast(Any, SimpleNamespace(provenance={})), {"method": method, "overlap": {"scene": overlap}})
-    if method == "blocks":
-        assert caveat is None
-    else:
-        assert caveat is not None
-        assert f"up to {overlap or 0:.0%} of a scene's test patches overlap a training patch" in caveat
