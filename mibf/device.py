@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, TypeVar
 
 import torch
@@ -47,9 +48,21 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "float32")
 
 
-def ieee_float32(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which float32 convolutions on a GPU keep all 24 bits; by default (TF32), cuDNN rounds to 11."""
+@contextmanager
+def ieee_float32(device: torch.device) -> Iterator[None]:
+    """Return a context in which float32 convolutions and matrix products on a GPU keep all 24 bits.
+
+    With TF32, cuDNN's default, they round their inputs to 11 bits; NVIDIA's images set it for matrix products too. The flags
+    are the process's, so the backward pass, which runs in a thread of its own, has to be within the context.
+    """
     if device.type != "cuda":
-        return nullcontext()
+        yield
+        return
     cudnn = torch.backends.cudnn
-    return cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
+    matrix_products = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(matrix_products)

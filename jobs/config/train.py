@@ -42,20 +42,33 @@ class ModelSection(Section):
 #: Presets of `train` by name. Keys that a recipe omits keep their defaults; keys given in the file override the recipe.
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
-    # Geng et al. 2023, released code: peak rate 1e-3 * batch / 256, 10 of 300 epochs warm-up, the last epoch is the model.
+    # Geng et al. 2023, released code; see `_paper_schedule` for its rate and warm-up. The last epoch is the model.
     "paper": {
         "optimizer": "adam",
         "epochs": 300,
         "batch_size": 64,
-        "learning_rate": 1e-3 * 64 / 256,
         "weight_decay": 5e-4,
-        "warmup": 10 / 300,
         "ema": None,
         "augment": False,
         "select": "last",
     },
 }
 Select = Literal["overall_accuracy", "average_accuracy", "macro_f1", "kappa", "loss", "last"]
+
+
+def _paper_schedule(values: dict[str, Any]) -> dict[str, float]:
+    """Return the released code's peak rate, 1e-3 * batch / 256, and its warm-up of ten epochs, as a share of all epochs.
+
+    Ten epochs or fewer would be nothing but warm-up; they get the share of the released 300. The result is empty for values
+    that are not numbers above 0, which validation refuses.
+    """
+    try:
+        batch, epochs = int(values["batch_size"]), int(values["epochs"])
+    except (TypeError, ValueError):
+        return {}
+    if min(batch, epochs) < 1:
+        return {}
+    return {"learning_rate": 1e-3 * batch / 256, "warmup": 10 / (epochs if epochs > 10 else 300)}
 
 
 class TrainSection(Section):
@@ -111,7 +124,9 @@ class TrainSection(Section):
     def _by_recipe(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return RECIPES.get(str(values.get("recipe", "default")), {}) | values
+        recipe = str(values.get("recipe", "default"))
+        merged = RECIPES.get(recipe, {}) | values
+        return _paper_schedule(merged) | merged if recipe == "paper" else merged
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:

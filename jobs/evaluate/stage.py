@@ -21,6 +21,7 @@ from jobs.workflow.fingerprint import imported_checkpoint
 from jobs.workflow.manifest import StageResult, read_manifest
 from jobs.workflow.runner import invalidate
 from jobs.workflow.seed_summary import REPORTED, format_accuracies, mean_and_deviation
+from jobs.workflow.split_caveat import split_caveat
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
 from mibf.class_priors import CHOICES, PriorSetting
@@ -74,6 +75,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
         "split": split["method"],
         "buffer": split["buffer"],
         "overlap": split["overlap"],
+        "source_overlap": split.get("source_overlap"),
         "caveat": _caveat(bundle, split),
         "classes": per_class(confusion, [c.name for c in bundle.classes]),
         "confusion": confusion.counts.tolist(),
@@ -129,13 +131,8 @@ def _accuracies(reliability: Reliability) -> dict[str, float]:
 def _caveat(bundle: Bundle, split: dict[str, Any]) -> str | None:
     """The caveats that must accompany the metrics; None if there are none."""
     caveats = [UNKNOWN_TRAINING] if "authors" in bundle.provenance else []
-    if split["method"] == "random":
-        share = max((s for s in split["overlap"].values() if s is not None), default=0.0)
-        caveats.append(
-            f"the split is random and leaks: up to {share:.0%} of a scene's test patches overlap a training patch, so "
-            "these metrics can compare methods but do not measure map accuracy"
-        )
-    return "; ".join(caveats) or None
+    leak = split_caveat(split)
+    return "; ".join([*caveats, *([] if leak is None else [leak])]) or None
 
 
 def _check_trained_on(config: Config, workspace: Workspace) -> None:

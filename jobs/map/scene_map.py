@@ -19,6 +19,7 @@ from jobs.map.spec import MapSpec
 from jobs.runtime.progress import info, pluralize
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
+from mibf.normalization import scaling_to_json
 from pipeline.grid import Tile, Window, grid_to_json, tile_grid
 from pipeline.io import checksums, storage
 from pipeline.io.lease import Lease
@@ -51,7 +52,7 @@ class SceneMap:
         self.ledger_url = storage.join(self.folder, "ledger")
         self.store = PatchStore(workspace.store(scene.name))
         check_sources(self.store, spec.bundle)
-        self._records = workspace.records(scene.name)
+        self._records, self._scaling = workspace.records(scene.name), workspace.scaling
 
     @property
     def tile_size(self) -> int:
@@ -80,6 +81,17 @@ class SceneMap:
             halo=spec.bundle.spec.halo,
             side=self.store.shard,
         )
+
+    @property
+    def is_training_data(self) -> bool:
+        """Whether the model's normalization was fitted on this scene's store: it has training pixels, and equal limits."""
+        try:
+            fitted = storage.read_json(self._scaling)
+        except FileNotFoundError:
+            return False
+        trained = scaling_to_json(self.spec.bundle.scaling)
+        same = all(fitted.get(name) == limits for name, limits in trained.items())
+        return same and bool(self.store.windows_with_samples("train"))
 
     @property
     def input_bytes(self) -> int:

@@ -33,6 +33,9 @@ from pipeline.maps.drift import describe_drift, measure_drift
 from pipeline.maps.map_store import MapStore
 from pipeline.maps.tile_mapper import MapJob, Predictor
 
+#: Maximum length of a warning about drift, in characters.
+LONGEST_WARNING = 250
+
 
 def map_scenes(
     config: Config,
@@ -168,12 +171,14 @@ def check_tiles(config: Config, keys: Sequence[str]) -> None:
 def _check_drift(scene: SceneMap) -> None:
     """Compare a scene's values with the training data, as configured by `map.drift`."""
     section = scene.spec.config.map
-    if section.drift == "ignore":
+    if section.drift == "ignore" or scene.is_training_data:
         return
-    far = describe_drift(measure_drift(scene.store, scene.spec.bundle.scaling), section.drift_distance)
+    subject = f"scene {scene.name!r} differs from the model's training data: "
+    drifts = measure_drift(scene.store, scene.spec.bundle.scaling)
+    far = describe_drift(drifts, section.drift_distance, length=LONGEST_WARNING - len(subject))
     if far is None:
         return
-    text = f"scene {scene.name!r} differs from the model's training data: {far}"
+    text = f"{subject}{far}"
     if section.drift == "refuse":
         raise InputError(
             f"{text}. Check the units, band order and nodata of its files, or set `map.drift: warn` to map it anyway."

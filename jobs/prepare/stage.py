@@ -20,6 +20,7 @@ from jobs.runtime.progress import pluralize, progress_bar, warn
 from jobs.workflow.errors import StageError
 from jobs.workflow.manifest import StageResult, read_manifest
 from jobs.workflow.runner import invalidate
+from jobs.workflow.split_caveat import split_caveat
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from mibf.normalization import Scaling, scaling_to_json
@@ -33,6 +34,7 @@ from pipeline.store.build import PreparedScene, build_store, discard_partial, re
 from pipeline.store.quantiles import QuantileSketch, fit_scaling, merge
 from pipeline.store.records import StoreRecords
 from pipeline.store.sample_statistics import StoreStatistics, collect_statistics
+from pipeline.store.source_overlap import SourceOverlap, measure_source_overlap
 
 #: Minimum share of valid pixels; the summary lists the coverage of sources below it.
 COVERED = 0.999
@@ -46,6 +48,7 @@ class _Written:
     url: str
     records: StoreRecords
     found: StoreStatistics
+    overlap: dict[str, SourceOverlap]  #: by source
 
 
 def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> StageResult:
@@ -80,9 +83,16 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
                 discard_partial(_partial_store(workspace, w.scene))
     _warn_about_bands(scaling)
     storage.write_json(workspace.scaling, scaling_to_json(scaling))
-    overlap = {w.scene.name: w.found.overlap for w in written}
-    figures = {"method": config.split.method, "counts": counts, "overlap": overlap, "buffer": buffer_pixels(config)}
+    figures = {
+        "method": config.split.method,
+        "counts": counts,
+        "overlap": {w.scene.name: w.found.overlap for w in written},
+        "source_overlap": {w.scene.name: {name: o.share for name, o in w.overlap.items()} for w in written},
+        "buffer": buffer_pixels(config),
+    }
     storage.write_json(workspace.split, figures)
+    for w in written:
+        _warn_about_shared_pixels(config, w)
     lines = [line for w in written for line in _store_lines(w, shifts[w.scene.name])]
     lines += _split_lines(config, figures) if config.labelled else ["no labels: no training samples and no normalization"]
     stores = [workspace.store(scene.name) for scene in scenes]
@@ -138,7 +148,8 @@ def _write(scene: PreparedScene, workspace: Workspace, config: Config, executor:
     with progress_bar(f"{scene.name}: count samples", len(scene.shards), unit="shards") as advance:
         found = collect_statistics(executor, url, patch=config.model.patch, sketched=records.sketched, each=advance)
         merge(found.sketches, records.sketches)
-    return _Written(scene, url, records.with_samples(url, found.samples), found)
+    overlap = measure_source_overlap(executor, url, scene.sources, patch=config.model.patch) if found.tests else {}
+    return _Written(scene, url, records.with_samples(url, found.samples), found, overlap)
 
 
 def _fit_normalization(config: Config, written: Sequence[_Written]) -> tuple[dict[Subset, dict[str, int]], Scaling]:
@@ -156,6 +167,19 @@ def _warn_about_bands(scaling: Scaling) -> None:
         if bands.constant.any():
             listed = ", ".join(str(b + 1) for b in np.nonzero(bands.constant)[0])
             warn(f"source {name!r}: band {listed} is constant over the training pixels; the band is set to 0")
+
+
+def _warn_about_shared_pixels(config: Config, w: _Written) -> None:
+    """Warn of the source whose file pixels most test patches share with training patches, where a buffer prevents it."""
+    if config.split.method != "blocks" or not w.overlap:
+        return
+    name, worst = max(w.overlap.items(), key=lambda pair: pair[1].share)
+    if worst.shared:
+        buffer = config.model.patch - 1 + max(overlap.reach for overlap in w.overlap.values())
+        warn(
+            f"{w.scene.name}: {worst.share:.2%} of test patches hold a pixel of source {name!r} that a training patch "
+            f"holds; set split.buffer to {buffer} (with split.block above {2 * buffer}) so that none does"
+        )
 
 
 def _coverage(w: _Written) -> dict[str, float]:
@@ -212,8 +236,18 @@ def _split_lines(config: Config, figures: Mapping[str, object]) -> list[str]:
         for name, share in overlap.items()
         if np.isfinite(share)
     ]
+    shared = figures["source_overlap"]
+    assert isinstance(shared, dict)
+    lines += [
+        f"  {scene}: {share:.2%} of test patches hold a pixel of source {source!r} that a training patch holds"
+        for scene, sources in shared.items()
+        for source, share in sources.items()
+    ]
+    caveat = split_caveat(figures)
     if config.split.method == "random":
         lines.append(
             "note: a random split leaks: test patches contain training pixels; use its metrics only to compare methods"
         )
+    elif config.split.method == "raster" and caveat is not None:
+        lines.append(f"note: {caveat}")
     return lines

@@ -23,6 +23,7 @@ from jobs.config.config import Config
 from jobs.workflow.manifest import DEPENDENCIES, StageResult, read_manifest
 from jobs.workflow.runner import invalidate
 from jobs.workflow.seed_summary import REPORTED, mean_and_deviation
+from jobs.workflow.split_caveat import is_apart, split_caveat
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
 from mibf.bundle.classes import ClassName
@@ -47,6 +48,7 @@ def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease)
     invalidate(workspace, "report", lease)
     bundle = workspace.read_bundle()
     evaluation = storage.read_json(workspace.evaluation)
+    split = storage.read_json(workspace.split)
     authors = bundle.provenance.get("authors")
     history = [] if authors else [json.loads(line) for line in storage.read_bytes(workspace.metrics).splitlines()]
     history = [line for line in history if line["seed"] == bundle.provenance.get("seed")]
@@ -68,7 +70,9 @@ def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease)
         other_model=None if config.map.model is None else storage.redact_url(config.map.model),
         classes=bundle.classes,
         shaded=_shaded(evaluation["confusion"]),
-        split=storage.read_json(workspace.split),
+        split=split,
+        leak=split_caveat(split),
+        apart=is_apart(split),
         subsets=SUBSETS,
         subset_colors=SUBSET_COLORS,
         scenes=[_pictures(config, workspace, bundle, scene.name) for scene in config.scenes],

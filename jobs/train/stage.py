@@ -30,6 +30,7 @@ from jobs.workflow.errors import StageError
 from jobs.workflow.fingerprint import imported_checkpoint
 from jobs.workflow.manifest import StageResult
 from jobs.workflow.seed_summary import format_accuracies, mean_and_deviation
+from jobs.workflow.split_caveat import split_caveat
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
 from mibf.device import best_device, check_precision
@@ -272,7 +273,8 @@ def _origin(config: Config, split: Mapping[str, Any], fingerprint: str, seeds: l
         "run": config.run,
         "seeds": seeds,
         "scenes": [scene.name for scene in config.scenes],
-        "split": {key: split[key] for key in ("method", "buffer")},
+        "split": {"method": split["method"], "buffer": split["buffer"]}
+        | ({"caveat": split_caveat(split)} if "source_overlap" in split else {}),
         "hyperparameters": {
             "beta": config.model.beta,
             **config.sampling.model_dump(mode="json"),

@@ -15,6 +15,7 @@ from jobs.workflow.manifest import StageName, dependencies, read_manifest
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import MODEL
 from pipeline.io import checksums, model_bundle
+from pipeline.scenes.split import SEEDED_ASSIGNMENT_VERSION
 
 #: The algorithm version of each stage, kept next to the code that computes its values; of the report, its layout's.
 ALGORITHM_VERSIONS: dict[StageName, int] = {
@@ -22,7 +23,7 @@ ALGORITHM_VERSIONS: dict[StageName, int] = {
     "train": mibf.training.ALGORITHM_VERSION,
     "evaluate": mibf.metrics.ALGORITHM_VERSION,
     "map": pipeline.maps.ALGORITHM_VERSION,
-    "report": 1,
+    "report": 2,
 }
 #: Keys of `map` that do not change the map.
 MAP_KEYS_WITHOUT_EFFECT = ("workers", "readers", "attempts", "backoff", "drift", "drift_distance")
@@ -60,6 +61,8 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
             config.model.patch,
             config.prepare.shard,
         ]
+        if config.split.method == "blocks" and config.split.seed:
+            parts["assignment"] = SEEDED_ASSIGNMENT_VERSION
         parts["inputs"] = {url: checksums.input_fingerprint(url) for url in input_urls(config)}
     elif stage == "train" and (checkpoint := checkpoint or imported_checkpoint(workspace)):
         parts["algorithm"] = ["import", mibf.bundle.ALGORITHM_VERSION]

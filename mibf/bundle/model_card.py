@@ -147,16 +147,20 @@ def _origin(bundle: Bundle) -> list[str]:
 
 
 def _limits(bundle: Bundle) -> list[str]:
-    method = _object(bundle.provenance.get("split")).get("method")
+    recorded = _object(bundle.provenance.get("split"))
+    method, caveat = recorded.get("method"), recorded.get("caveat")
     if method == "random":
         split = [
             "- **The split was random and leaks**: patches overlap; metrics can compare methods but do not measure a map."
         ]
     else:
-        split = [
-            "- Metrics of a block split measure transfer to ground that was not trained on; those of a random split leak.",
-            "- No split measures the accuracy of a map: only a probability sample does.",
-        ]
+        if isinstance(caveat, str) and caveat:
+            split = [f"- **{_text(caveat[0].upper() + caveat[1:])}.**"]
+        elif "caveat" in recorded:
+            split = ["- No test patch shared a pixel with a training patch: metrics measure transfer to other ground."]
+        else:
+            split = ["- Metrics measure transfer to other ground only if test patches share no pixel with training patches."]
+        split += ["- No split measures the accuracy of a map: only a probability sample does."]
         split += ["- The split method of this model is not recorded."] if method is None else []
     return [
         "- Inputs must have the same sensors, bands, order and units: others are misclassified without any warning.",

@@ -58,7 +58,8 @@ class ConfusionMatrix:
     @property
     def f1(self) -> NDArray[np.float64]:
         """2 TP / (2 TP + FP + FN) of each class; NaN for a class without samples."""
-        return np.where(self.support > 0, _ratios(2 * np.diag(self.counts), self.support + self.counts.sum(axis=0)), np.nan)
+        agreed = 2.0 * np.diag(self.counts)
+        return np.where(self.support > 0, _ratios(agreed, self.support + self.counts.sum(axis=0)), np.nan)
 
     @property
     def average_accuracy(self) -> float:
@@ -69,7 +70,9 @@ class ConfusionMatrix:
     @property
     def kappa(self) -> float:
         """Cohen's kappa (Cohen 1960), for comparison with papers; NaN where chance agreement is certain."""
-        chance = _ratio(float((self.support * self.counts.sum(axis=0)).sum()), float(self.samples) ** 2)
+        # Products of counts exceed 64 bits from about 3e9 samples of a class: Python's integers do not overflow.
+        pairs = zip(self.support.tolist(), self.counts.sum(axis=0).tolist(), strict=True)
+        chance = _ratio(float(sum(reference * predicted for reference, predicted in pairs)), float(self.samples) ** 2)
         return _ratio(self.overall_accuracy - chance, 1.0 - chance)
 
     @property

@@ -261,7 +261,8 @@ def train_epoch(
         own = len(batch.labels)
         # The wrapper averages over workers, so each worker scales its loss to its share of the mean over the step.
         share = 1.0 if samples is None else own * workers() / samples
-        loss = _backward(state, batch, share, sums)
+        with ieee_float32(device):
+            loss = _backward(state, batch, share, sums)
         _optimizer_step(state, guard, position, loss)
         state.schedule.step()
         average_over_workers([network.noise.mean_gate])

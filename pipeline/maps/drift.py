@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mibf.errors import InputError
 from mibf.normalization import BandScaling, Scaling
 from pipeline.grid import Window, windows
@@ -24,8 +27,10 @@ from pipeline.store.template import CHUNK, StoredSource
 
 #: Maximum number of windows of `CHUNK` x `CHUNK` pixels that are read per scene: 4.2 million pixels.
 WINDOWS = 256
-#: Maximum number of bands listed individually.
-REPORTED_BANDS = 5
+#: Maximum number of bands, or ranges of bands, that are listed individually.
+NAMED_BANDS = 5
+#: A constant offset or factor explains a source's drift if it leaves at most this share of the distances.
+EXPLAINED = 0.5
 
 
 @dataclass(frozen=True)
@@ -115,20 +120,94 @@ def _distance(scene: tuple[float, float, float], training: tuple[float, float, f
     return math.inf if any(differences) else 0.0
 
 
-def describe_drift(found: Sequence[BandDrift], limit: float) -> str | None:
-    """Describe the bands with a distance above `limit`, worst first; None if there are none."""
-    far = sorted((drift for drift in found if drift.distance > limit), key=lambda drift: -drift.distance)
-    if not far:
+def describe_drift(found: Sequence[BandDrift], limit: float, *, length: int = 200) -> str | None:
+    """Describe the bands with a distance above `limit`, the worst source first; None if there are none.
+
+    A constant offset or factor of a source is named. Sources that do not fit into `length` characters are counted; the worst
+    one is described whatever its length.
+    """
+    by_source: dict[str, list[BandDrift]] = {}
+    for drift in found:
+        by_source.setdefault(drift.source, []).append(drift)
+    worst = {name: max(drift.distance for drift in bands) for name, bands in by_source.items()}
+    texts = [
+        _describe_source(by_source[name], limit) for name in sorted(worst, key=lambda n: -worst[n]) if worst[name] > limit
+    ]
+    if not texts:
         return None
-    more = [f"and {len(far) - REPORTED_BANDS} more"] if len(far) > REPORTED_BANDS else []
-    return "; ".join([*map(_describe_band, far[:REPORTED_BANDS]), *more])
+    text = texts[0]
+    for count, more in enumerate(texts[1:], 1):
+        rest = f"; {len(texts) - count} more sources"
+        if len(text) + 2 + len(more) + (len(rest) if count < len(texts) - 1 else 0) > length:
+            return text + (rest if count < len(texts) - 1 else "; 1 more source")
+        text += f"; {more}"
+    return text
 
 
-def _describe_band(drift: BandDrift) -> str:
-    name = f"{drift.source} band {drift.band}"
-    if math.isnan(drift.outside):
-        return f"{name} has no data"
-    scene, training = (" / ".join(f"{value:.6g}" for value in values) for values in (drift.scene, drift.training))
-    far = f"is {drift.distance:.2f} training ranges off" if math.isfinite(drift.distance) else "was constant in training"
-    quantiles = f"{scene} (0.5 % / median / 99.5 %), {training} in training"
-    return f"{name} {far}: {quantiles}, {drift.outside:.0%} of pixels out of range"
+def _describe_source(bands: Sequence[BandDrift], limit: float) -> str:
+    """Describe the drift of a source with bands above `limit`."""
+    far = sorted((drift for drift in bands if drift.distance > limit), key=lambda drift: -drift.distance)
+    worst = far[0]
+    named = f"{worst.source} {_band_numbers([drift.band for drift in far])}"
+    if math.isnan(worst.outside):
+        return f"{named} {'has' if len(far) == 1 else 'have'} no data"
+    change = _constant_change(bands, far)
+    if change is not None:
+        return f"{named}: {change}"
+    scene, training = (" / ".join(f"{value:.4g}" for value in values) for values in (worst.scene, worst.training))
+    which = "" if len(far) == 1 else f"band {worst.band} "
+    if math.isinf(worst.distance):
+        return f"{named}: {which}was constant ({worst.training[1]:.4g}) in training, here {scene} (0.5 / 50 / 99.5 %)"
+    return f"{named}: {which}is {worst.distance:.2f} training ranges off, {scene} (0.5 / 50 / 99.5 %), trained on {training}"
+
+
+def _band_numbers(numbers: Sequence[int]) -> str:
+    """Name bands: "band 3", "bands 1-4, 7", or their number if these are many."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    if len(runs) > NAMED_BANDS:
+        return f"in {len(numbers)} bands"
+    listed = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"band{'s' if len(numbers) > 1 else ''} {listed}"
+
+
+def _constant_change(bands: Sequence[BandDrift], far: Sequence[BandDrift]) -> str | None:
+    """Name the offset or factor that explains the drift of all bands of a source, or of the far ones; None if none does."""
+    varying = [[band for band in group if band.training[2] > band.training[0]] for group in (bands, far)]
+    for group in varying if varying[1] else []:
+        scene, training = (np.array([getattr(band, name) for band in group]) for name in ("scene", "training"))
+        span = training[:, 2:] - training[:, :1]
+        offset, factor = _consistent(scene - training), None
+        same_sign = scene * training > 0
+        if 2 * same_sign.sum() > same_sign.size:
+            factor = _consistent(np.log(scene[same_sign] / training[same_sign]), most=0.25)
+        changes = {}
+        if offset is not None:
+            changes[f"constant offset of about {_rounded(offset, '+')}; check `offset`"] = scene - offset
+        if factor is not None:
+            changes[f"constant factor of about {_rounded(math.exp(factor))}; check `gain`"] = scene / math.exp(factor)
+        left = {text: _mean_distance(undone, training, span) for text, undone in changes.items()}
+        best = min(left, key=lambda text: left[text], default="")
+        if best and left[best] <= EXPLAINED * _mean_distance(scene, training, span):
+            return best
+    return None
+
+
+def _consistent(differences: NDArray[np.float64], *, most: float = math.inf) -> float | None:
+    """The median of differences that are alike: half of them are within a quarter of it, and within `most`; else None."""
+    median = float(np.median(differences))
+    return median if np.median(abs(differences - median)) <= min(abs(median) / 4, most) else None
+
+
+def _mean_distance(scene: NDArray[np.float64], training: NDArray[np.float64], span: NDArray[np.float64]) -> float:
+    """Mean distance of bands, from their quantiles (band, 3) and training ranges (band, 1)."""
+    return float((abs(scene - training) / span).max(axis=1).mean())
+
+
+def _rounded(value: float, sign: str = "") -> str:
+    """A number with three digits, thousands separated."""
+    return f"{float(f'{value:.3g}'):{sign},g}"

@@ -114,3 +114,28 @@ def test_every_map_product_can_be_configured() -> None:
 @pytest.mark.parametrize("override", ["map.block=1000", "map.block=0", "map.dtype=int16", "map.missing=exclude"])
 def test_invalid_map_settings_are_refused(scene: SmallScene, override: str) -> None:
     assert override.split("=")[0] in load_error(scene, [override])
+
+
+@pytest.mark.parametrize(
+    ("train", "rate", "warmup"),
+    [
+        ({}, 1e-3 * 64 / 256, 10 / 300),
+        ({"batch_size": 256}, 1e-3, 10 / 300),
+        ({"batch_size": 1024, "epochs": 100}, 4e-3, 10 / 100),
+        ({"batch_size": "128"}, 5e-4, 10 / 300),
+        ({"batch_size": 256, "learning_rate": 2e-4, "epochs": 50, "warmup": 0.0}, 2e-4, 0.0),
+        ({"epochs": 2}, 2.5e-4, 10 / 300),
+    ],
+)
+def test_paper_recipe_scales_rate_and_warmup_as_the_released_code(
+    scene: SmallScene, train: dict[str, object], rate: float, warmup: float
+) -> None:
+    section = load(str(scene.write_config(train={"recipe": "paper", "workers": 0} | train))).train
+    assert (section.learning_rate, section.warmup) == pytest.approx((rate, warmup))
+    default = load(str(scene.write_config(train={"batch_size": 512}))).train
+    assert (default.learning_rate, default.warmup) == (2e-3, 0.05)
+
+
+def test_invalid_batch_size_of_the_paper_recipe_is_named(scene: SmallScene) -> None:
+    message = load_error(scene, train={"recipe": "paper", "batch_size": "many"})
+    assert "train.batch_size: must be an integer (found 'many')" in message

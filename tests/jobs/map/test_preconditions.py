@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.map.stage import LONGEST_WARNING
 from tests.support.mapped_scene import TILES, Mapped
 from tests.support.scenes import write_raster
 
@@ -133,9 +135,22 @@ def test_mismatched_input_is_rejected_and_nothing_is_written(
 def test_drifted_scene_is_mapped_with_warning_when_drift_is_warn(mapped: Mapped) -> None:
     brighten_optical(mapped)
     warned = mapped.does("map", "map.drift=warn")
-    assert "scene 'small' differs from the model's training data: " in warned.stderr
-    assert "optical" in warned.stderr
+    (line,) = (line for line in warned.stderr.splitlines() if "differs from the model's training data: optical" in line)
+    assert "constant factor of about 3.0" in line
+    assert len(line) <= len("warning: ") + LONGEST_WARNING
     assert mapped.states() == {"done": 9}
+
+
+def test_drift_of_the_scene_that_the_model_was_trained_on_is_not_reported(mapped: Mapped) -> None:
+    """Its unlabelled part may differ from its training pixels; a store with other limits is compared."""
+    done = mapped.does("map", "map.drift=refuse", "map.drift_distance=1e-6")
+    assert "differs from the model's training data" not in done.stderr
+    path = mapped.folder / "work/scaling.json"
+    limits = json.loads(path.read_text())
+    limits["optical"]["high"][0] += 1.0
+    path.write_text(json.dumps(limits))
+    refused = mapped.does("map", "map.drift=refuse", "map.drift_distance=1e-6", status=2)
+    assert "differs from the model's training data" in refused.stderr
 
 
 def test_unlabelled_scene_is_mapped_by_an_external_model(reference: Mapped, trained: Mapped, tmp_path: Path) -> None:

@@ -47,6 +47,33 @@ def test_random_split_counts_are_exact_and_leakage_is_warned_about(
     assert any(f"{share:.2%} of test patches overlap a training patch" in line for line in stage["lines"])
 
 
+def test_pixels_of_a_coarse_source_shared_by_subsets_are_measured_and_a_buffer_removes_them(scene: SmallScene) -> None:
+    ids = np.arange(15 * 13, dtype=np.float32).reshape(1, 15, 13)
+    write_raster(scene.folder / "radar.tif", ids, transform=TRANSFORM * Affine.scale(10))
+    stage = run(scene, SHARDS, "split.block=25")["stages"][0]
+    store = PatchStore(str(scene.folder / "work/stores/small.zarr"))
+    codes = store.array("split")[:]
+    # The file pixels of every patch of 5 x 5 pixels, from the file pixel of each reference pixel.
+    padded = np.pad(ids[0].repeat(10, 0).repeat(10, 1), 2, mode="edge")
+    patches = np.lib.stride_tricks.sliding_window_view(padded, (5, 5)).reshape(*codes.shape, 25)
+    trained = np.unique(patches[codes == CODES["train"]])
+    share = np.isin(patches[codes == CODES["test"]], trained).any(axis=1).mean()
+    assert 0.05 < share < 0.9
+    assert stage["figures"]["source_overlap"]["small"]["radar"] == pytest.approx(share)
+    assert any(f"{share:.2%} of test patches hold a pixel of source 'radar'" in line for line in stage["lines"])
+    assert any("set split.buffer to 13 (with split.block above 26)" in line for line in stage["warnings"])
+    wider = run(scene, SHARDS, "split.buffer=13", "split.block=27")["stages"][0]
+    assert wider["figures"]["source_overlap"]["small"]["radar"] == 0
+
+
+def test_raster_split_that_leaks_is_reported_as_such(scene: SmallScene) -> None:
+    columns = np.arange(130) % 3 + 1
+    write_raster(scene.folder / "split.tif", np.tile(columns, (1, 150, 1)).astype(np.uint8))
+    stage = run(scene, SHARDS, split={"method": "raster", "url": str(scene.folder / "split.tif")})["stages"][0]
+    assert stage["figures"]["overlap"]["small"] == pytest.approx(1.0, abs=1e-3)
+    assert any("the raster split leaks: up to 100% of a scene's test patches" in line for line in stage["lines"])
+
+
 def test_random_split_depends_only_on_its_seed(scene: SmallScene) -> None:
     def codes(seed: int, shard: int) -> np.ndarray:
         run(scene, f"prepare.shard={shard}", split={"method": "random", "train": 0.2, "validation": 0.1, "seed": seed})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -15,7 +16,27 @@ from jobs.workflow.workspace import Workspace
 from pipeline.maps.products import MAP_PRODUCTS, MapDtype, product
 from pipeline.publishing.publish import PublishedMap, publish
 from pipeline.store.patch_store import PatchStore
-from tests.support.scenes import COLUMNS, ROWS, SmallScene
+from tests.support.commands import run
+from tests.support.scenes import COLUMNS, ROWS, SmallScene, write_raster
+
+
+def test_report_and_model_card_of_a_leaking_split_claim_no_unseen_ground(scene: SmallScene) -> None:
+    write_raster(scene.folder / "split.tif", np.tile(np.arange(COLUMNS) % 3 + 1, (1, ROWS, 1)).astype(np.uint8))
+    run(
+        scene,
+        command="run",
+        split={"method": "raster", "url": str(scene.folder / "split.tif")},
+        train={"epochs": 1, "batch_size": 256, "workers": 0},
+        map={"workers": 0},
+    )
+    work = scene.folder / "work"
+    page = (work / "report/index.html").read_text()
+    card = (work / "models/main/README.md").read_text()
+    caveat = "he raster split leaks: up to 100% of a scene"
+    assert caveat in page
+    assert caveat in card
+    assert caveat in json.loads((work / "runs/main/evaluation.json").read_text())["caveat"]
+    assert "not trained on" not in page + card
 
 
 @pytest.mark.parametrize("dtype", get_args(MapDtype))

@@ -65,6 +65,17 @@ def test_stating_a_default_changes_no_fingerprint(scene: SmallScene) -> None:
     assert stage_fingerprints(scene, sampling={"frequencies": "natural"}) == stage_fingerprints(scene)
 
 
+def test_new_version_of_seeded_assignments_makes_only_their_stores_stale(
+    scene: SmallScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default, seeded = {}, {"split": {"block": 20, "seed": 3}}
+    before = [stage_fingerprints(scene, **changes) for changes in (default, seeded)]
+    monkeypatch.setattr(fingerprints, "SEEDED_ASSIGNMENT_VERSION", fingerprints.SEEDED_ASSIGNMENT_VERSION + 1)
+    after = [stage_fingerprints(scene, **changes) for changes in (default, seeded)]
+    assert after[0] == before[0]
+    assert {name for name in before[1] if before[1][name] != after[1][name]} == {"prepare"}
+
+
 def test_keys_without_effect_exist_in_the_configuration() -> None:
     assert set(TRAIN_KEYS_WITHOUT_EFFECT) <= set(TrainSection.model_fields)
     assert set(RESUME_SAFE_KEYS) <= set(TrainSection.model_fields)

@@ -32,6 +32,12 @@ def test_model_card_describes_bundle(bundle: Bundle) -> None:
     [
         ({}, "is not recorded"),
         ({"split": {"method": "random"}}, "was random and leaks"),
+        (
+            {"split": {"method": "raster", "caveat": "the raster split leaks: up to 9%"}},
+            "**The raster split leaks: up to 9%.**",
+        ),
+        ({"split": {"method": "raster", "caveat": None}}, "No test patch shared a pixel with a training patch"),
+        ({"split": {"method": "raster"}}, "only if test patches share no pixel with training patches"),
         ({"chosen": 3, "split": "blocks", "scenes": 4, "versions": []}, "is not recorded"),
         ({"authors": {"checkpoint": "m.pth", "sha256": "aa"}}, "The training data are unknown"),
         ({"authors": True}, "The training data are unknown"),

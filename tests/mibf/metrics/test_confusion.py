@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -26,6 +28,23 @@ def test_metrics_match_cohens_worked_example() -> None:
     assert matrix.f1 == pytest.approx([2 * 20 / 55, 2 * 15 / 45])
     assert matrix.average_accuracy == pytest.approx(0.7)
     assert matrix.majority_share == 0.5
+
+
+def exact_kappa(counts: list[list[int]]) -> float:
+    """Cohen's kappa in rational numbers."""
+    total = sum(map(sum, counts))
+    observed = Fraction(sum(row[i] for i, row in enumerate(counts)), total)
+    columns = [sum(column) for column in zip(*counts, strict=True)]
+    chance = Fraction(sum(sum(row) * column for row, column in zip(counts, columns, strict=True)), total**2)
+    return float((observed - chance) / (1 - chance))
+
+
+@pytest.mark.parametrize("scale", [1, 10**7, 10**9, 5 * 10**9, 10**15])
+def test_kappa_of_any_number_of_samples_equals_rational_arithmetic(scale: int) -> None:
+    counts = [[4 * scale, scale, 7], [scale, 3 * scale, 0], [0, 5, 2 * scale]]
+    matrix = ConfusionMatrix(np.array(counts))
+    assert matrix.kappa == pytest.approx(exact_kappa(counts), rel=1e-12)
+    assert matrix.f1[0] == pytest.approx(float(Fraction(8 * scale, 10 * scale + 7)), rel=1e-12)
 
 
 @given(pairs, pairs)
@@ -59,18 +78,3 @@ def test_metrics_without_samples_are_nan() -> None:
     assert figures["samples"] == 0
     assert np.isnan(figures["overall_accuracy"])
     assert np.isnan(figures["kappa"])
-
-
-@pytest.mark.parametrize(("method", "overlap"), [("blocks", 0.0), ("random", 0.97), ("random", None)])
-def test_caveat_is_given_for_random_split_only(method: str, overlap: float | None) -> None:
-    from types import SimpleNamespace
-    from typing import Any, cast
-
-    from jobs.evaluate.stage import _caveat
-
-    caveat = _caveat(cast(Any, SimpleNamespace(provenance={})), {"method": method, "overlap": {"scene": overlap}})
-    if method == "blocks":
-        assert caveat is None
-    else:
-        assert caveat is not None
-        assert f"up to {overlap or 0:.0%} of a scene's test patches overlap a training patch" in caveat

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -64,6 +66,25 @@ def fresh(steps: int = 40, *, spec: NetworkSpec = SPEC, average: float | None = 
 
 def epoch(state: TrainState, given_batches: Iterator[Batch]) -> float:
     return train_epoch(state, given_batches).cross_entropy
+
+
+def test_forward_and_backward_of_training_are_within_ieee_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    active, seen = [False], Counter[tuple[str, bool]]()
+
+    @contextmanager
+    def recorded(_: torch.device) -> Iterator[None]:
+        active[0] = True
+        yield
+        active[0] = False
+
+    monkeypatch.setattr(mibf.training.epoch, "ieee_float32", recorded)
+    state = fresh(spec=DETERMINISTIC)
+    for module in state.network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(lambda *_: seen.update([("forward", active[0])]))
+            module.weight.register_hook(lambda _: seen.update([("backward", active[0])]))
+    epoch(state, batches(2))
+    assert set(seen) == {("forward", True), ("backward", True)}
 
 
 def test_training_reduces_loss_and_reaches_95_percent_accuracy() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from itertools import pairwise
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from jobs.workflow.workspace import Workspace
 from mibf.normalization import BandScaling, Scaling, scaling_from_json
 from pipeline.grid import Window
 from pipeline.io import storage
-from pipeline.maps.drift import REPORTED_BANDS, BandDrift, describe_drift, measure_drift, spread_windows
+from pipeline.maps.drift import BandDrift, describe_drift, measure_drift, spread_windows
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.quantiles import QuantileSketch
 from pipeline.store.template import CHUNK, StoredSource
@@ -112,9 +113,9 @@ def test_swapped_bands_are_reported_by_source_and_band_number() -> None:
     assert found[2].distance == 0
     line = describe_drift(found, 0.5)
     assert line is not None
-    assert "optical band 1 is 0." in line
-    assert "optical band 2 is 0." in line
-    assert "band 3" not in line
+    assert line.startswith("optical bands 1-2: band ")
+    assert "offset" not in line
+    assert "factor" not in line
 
 
 def test_drift_holds_scene_quantiles_and_share_out_of_range() -> None:
@@ -139,8 +140,7 @@ def test_constant_training_band_has_zero_or_infinite_drift() -> None:
     assert (same.distance, same.outside) == (0, 0)
     assert (other.distance, other.outside) == (math.inf, 1)
     assert describe_drift([same, other], 0.3) == (
-        "optical band 1 was constant in training: 8 / 8 / 8 (0.5 % / median / 99.5 %), 7 / 7 / 7 in training, "
-        "100% of pixels out of range"
+        "optical band 1: was constant (7) in training, here 8 / 8 / 8 (0.5 / 50 / 99.5 %)"
     )
 
 
@@ -164,7 +164,7 @@ def test_source_without_data_has_infinite_drift_and_is_reported_first() -> None:
     found = measure_drift(store, scaling_of(values))
     assert all(drift.distance == math.inf and math.isnan(drift.outside) for drift in found)
     assert all(all(map(math.isnan, drift.scene)) for drift in found)
-    assert describe_drift(found, 1e9) == "optical band 1 has no data; optical band 2 has no data"
+    assert describe_drift(found, 1e9) == "optical bands 1-2 have no data"
 
 
 def test_sources_not_used_by_the_model_are_not_read() -> None:
@@ -234,17 +234,57 @@ def test_prepared_store_has_low_drift_from_its_own_normalization_only(
 # ------------------------------------------------------------------------------------------------------------------ Messages
 
 
-def test_worst_bands_are_reported_first_and_the_rest_counted() -> None:
-    quantiles = (120.0, 16907.25, 2e9)
-    found = [BandDrift("radar", n, distance, 0.25, quantiles, (0.0, 0.5, 1.0)) for n, distance in enumerate(range(12), 1)]
-    line = describe_drift(found, 3.5)
-    assert line is not None
-    parts = line.split("; ")
-    assert len(parts) == REPORTED_BANDS + 1
-    assert parts[0] == (
-        "radar band 12 is 11.00 training ranges off: 120 / 16907.2 / 2e+09 (0.5 % / median / 99.5 %), "
-        "0 / 0.5 / 1 in training, 25% of pixels out of range"
+def drifts(source: str, scene: np.ndarray, training: np.ndarray) -> list[BandDrift]:
+    """The drift of bands with these quantiles, (band, 3)."""
+    span = training[:, 2] - training[:, 0]
+    distances = abs(scene - training).max(axis=1) / span
+    rows = zip(distances, scene.tolist(), training.tolist(), strict=True)
+    return [BandDrift(source, n, d, 0.25, tuple(s), tuple(t)) for n, (d, s, t) in enumerate(rows, 1)]
+
+
+def test_worst_sources_and_bands_are_described_first_and_the_rest_counted() -> None:
+    training = np.tile([0.0, 0.5, 1.0], (12, 1))
+    scene = training.copy()
+    scene[8:, 1:] += np.array([[1.0, 2.0], [9.0, 9.0], [3.0, 4.0], [0.2, 0.4]])
+    radar = drifts("radar", scene, training)
+    line = describe_drift(radar, 0.3)
+    assert line == (
+        "radar bands 9-12: band 10 is 9.00 training ranges off, 0 / 9.5 / 10 (0.5 / 50 / 99.5 %), trained on 0 / 0.5 / 1"
     )
-    assert [part.split()[2] for part in parts[:-1]] == ["12", "11", "10", "9", "8"]
-    assert parts[-1] == "and 3 more"
-    assert describe_drift(found, 11.0) is None, "a band exactly at the threshold is not reported"
+    others = [drift for name in ("b", "c", "d") for drift in drifts(name, scene[8:9], training[8:9])]
+    assert describe_drift([*others, *radar], 0.3, length=150) == f"{line}; 3 more sources"
+    assert describe_drift(radar, 9.0) is None, "a band exactly at the threshold is not reported"
+    scattered = drifts("radar", np.where(np.arange(12)[:, None] % 2, training, scene[9]), training)
+    assert (describe_drift(scattered, 0.3) or "").startswith("radar in 6 bands: band 1 is 9.00")
+
+
+@pytest.mark.parametrize("bands", [1, 4, 13])
+@pytest.mark.parametrize("seed", range(3))
+def test_constant_offset_and_factor_are_named_although_the_ground_differs(bands: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    training = np.sort(generator.uniform(200, 3000, (bands, 3)), axis=1) + np.array([0.0, 200.0, 400.0])
+    ground = training * generator.uniform(0.95, 1.05, (bands, 3))
+    offset = describe_drift(drifts("sentinel2", ground + 1000, training), 0.2) or ""
+    (found,) = re.findall(r"constant offset of about \+([\d,.]+); check `offset`", offset)
+    assert float(found.replace(",", "")) == pytest.approx(1000, abs=150)
+    factor = describe_drift(drifts("sentinel2", ground / 1e4, training), 0.2) or ""
+    (found,) = re.findall(r"constant factor of about ([\d,.e-]+); check `gain`", factor)
+    assert float(found.replace(",", "")) == pytest.approx(1e-4, rel=0.1)
+    assert len(offset) < 120
+    assert len(factor) < 120
+
+
+def test_exact_offset_of_a_scene_is_named() -> None:
+    values = scene(3)
+    line = describe_drift(measure_drift(store_of(values + np.uint16(1000)), scaling_of(values)), 0.3)
+    assert line == "optical bands 1-3: constant offset of about +1,000; check `offset`"
+    lower = describe_drift(measure_drift(store_of(values), scaling_of(values + np.uint16(1000))), 0.3)
+    assert lower == "optical bands 1-3: constant offset of about -1,000; check `offset`"
+
+
+def test_description_stays_within_its_length() -> None:
+    generator = np.random.default_rng(1)
+    training = np.sort(generator.uniform(-1e5, 1e5, (30, 3)), axis=1)
+    mapped = np.sort(generator.uniform(-1e9, 1e9, (30, 3)), axis=1)
+    found = [drift for i in range(9) for drift in drifts(f"source_{i}", mapped, training)]
+    assert len(describe_drift(found, 0.3, length=190) or "") <= 190
