@@ -43,10 +43,11 @@ def publish_scene(scene: SceneMap, work: MapStore, run: str, fingerprint: str, l
             block=block,
             missing=config.map.missing,
             describe=lambda assets: _item(scene, assets, run, fingerprint),
+            run=run,
             lease=lease,
             each=lambda _: advance(1),
         )
-    scene.remove_work()
+    scene.remove_work(lease)
 
 
 def _item(scene: SceneMap, assets: Sequence[Asset], run: str, fingerprint: str) -> dict[str, Any]:

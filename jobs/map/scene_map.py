@@ -280,9 +280,15 @@ class SceneMap:
         last = self.ledger.last()
         return [window for window in self.planned if _digest_in(work, self.spec.products, window) != last[window].checksum]
 
-    def remove_work(self) -> None:
-        """Remove the map store if it exists. If interrupted, what is left is no longer recognised as a map store."""
+    def remove_work(self, lease: Lease) -> None:
+        """Remove the map store if it exists. If interrupted, what is left is no longer recognised as a map store.
+
+        Raises:
+            LeaseLostError: the workspace lease was lost.
+        """
+        lease.check()
         storage.remove(storage.join(self.work_url, "zarr.json"))
+        lease.check()
         storage.remove(self.work_url)
 
     def _reusable_store(self, layout: str) -> MapStore | None:

@@ -122,10 +122,14 @@ def begin_run(
     invalidate(workspace, "train", lease)
     resumable = previous == identity and not finished and not restart
     if not resumable:
-        storage.remove(workspace.all_checkpoints)
-        storage.remove(workspace.metrics)
-        storage.remove(workspace.step_metrics)
+        for url in (workspace.all_checkpoints, workspace.metrics, workspace.step_metrics):
+            lease.check()
+            storage.remove(url)
+    lease.check()
     storage.write_json(workspace.started, {"fingerprint": fingerprint, "identity": identity, "seeds": seeds_to_train})
+    lease.check()
     save_training_config(config, workspace)
-    storage.write_json(workspace.environment, environment(config, workspace))
+    found = environment(config, workspace)
+    lease.check()
+    storage.write_json(workspace.environment, found)
     return resumable and storage.exists(workspace.all_checkpoints)

@@ -52,6 +52,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
     Raises:
         InputError: there is nothing to train on, or this configuration cannot be trained.
         StageError: training stopped; the run can be resumed.
+        LeaseLostError: the workspace lease was lost; nothing is overwritten from then on.
     """
     if not config.labelled:
         raise InputError(
@@ -78,6 +79,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
         training,
         threads=config.train.threads or share.cpus,
         identity=identity,
+        lease=lease if config.train.workers == 0 else lease.for_workers(),
         fingerprint=fingerprint,
         mlflow=mlflow,
     )
@@ -92,7 +94,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
     results = _read_results(config, workspace)
     best = _best(config, results)
     origin = _origin(config, split, fingerprint, list(results))
-    _write_bundles(workspace, results, best, partial(_bundle, settings, stores[0], scaling, origin))
+    _write_bundles(workspace, results, best, partial(_bundle, settings, stores[0], scaling, origin), lease)
     parameters = sum(p.numel() for p in MIBFNet(spec).parameters())
     figures = {"chosen": results[best]["chosen"], "parameters": parameters, "seeds": [*results.values()]}
     return StageResult(
@@ -117,17 +119,19 @@ def _write_bundles(
     results: Mapping[int, dict[str, Any]],
     best: int,
     build: Callable[[int, dict[str, Any]], Bundle],
+    lease: Lease,
 ) -> None:
     """Write the best seed's bundle and, if there are several seeds, one for each; remove those of other seeds."""
     several = len(results) > 1
     for seed, result in results.items():
         bundle = build(seed, result)
         if several:
-            write = partial(workspace.write_bundle, bundle, seed=seed)
+            write = partial(workspace.write_bundle, bundle, lease, seed=seed)
             call_with_retry(workspace.seed_bundle(seed), write, report=warn)
         if seed == best:
-            call_with_retry(workspace.bundle, partial(workspace.write_bundle, bundle), report=warn)
-    call_with_retry(workspace.bundle, partial(workspace.keep_seed_bundles, results if several else ()), report=warn)
+            call_with_retry(workspace.bundle, partial(workspace.write_bundle, bundle, lease), report=warn)
+    remove = partial(workspace.keep_seed_bundles, results if several else (), lease)
+    call_with_retry(workspace.bundle, remove, report=warn)
 
 
 def _check_not_imported(workspace: Workspace) -> None:

@@ -31,6 +31,7 @@ from mibf.training.checkpoint import Checkpoint, TrainingPosition
 from mibf.training.epoch import EpochMetrics, MetricAccumulator, Step, train_epoch, validate
 from pipeline.io import storage
 from pipeline.io.checkpoints import Checkpoints
+from pipeline.io.lease import Lease, LeaseLostError
 from pipeline.io.retry import call_with_retry
 from pipeline.sampling.sampler import Sampler
 from pipeline.store.patch_store import PatchStore
@@ -96,6 +97,7 @@ class SeedTrainer:
         if self.worker.rank > 0:
             return Tracker()
         settings = self.settings
+        settings.lease.check()
         return Tracker.begin(
             settings.folder(self.seed),
             name=settings.name if len(self.section.every_seed) == 1 else f"{settings.name} seed {self.seed}",
@@ -236,13 +238,18 @@ class SeedTrainer:
             identity=self.settings.identity,
         )
         write = partial(
-            self.checkpoints.write, checkpoint, best=None if best is None else TrainingPosition(best["epoch"], 0)
+            self.checkpoints.write,
+            checkpoint,
+            best=None if best is None else TrainingPosition(best["epoch"], 0),
+            before_each=self.settings.lease.check,
         )
         if with_retry:
             call_with_retry(self.checkpoints.url, write, report=self.callback.warn)
             return
         try:
             write()
+        except LeaseLostError:
+            raise
         except Exception as error:  # each file system raises its own errors when a server does not respond
             url = storage.redact_url(self.checkpoints.checkpoint_url(position))
             self.callback.warn(f"{url}: cannot be written ({type(error).__name__}: {error}); training continues without it")
@@ -253,7 +260,8 @@ class SeedTrainer:
         epochs = epoch_lines(self.history)
         steps = [line for line in self.history if "train_loss" not in line]
         for url, lines in ((workspace.metrics, epochs), (workspace.step_metrics, steps)):
-            call_with_retry(url, partial(_write_lines, url, self.seed, lines), report=self.callback.warn)
+            write = partial(_write_lines, url, self.seed, lines, self.settings.lease)
+            call_with_retry(url, write, report=self.callback.warn)
 
     def _finish(self) -> None:
         """Validate the selected epoch's weights again, calibrated; write the result, which marks the seed complete."""
@@ -291,7 +299,12 @@ class SeedTrainer:
         if self.worker.rank == 0:
             result["hardware"] = hardware()  # the worker's hardware: the driver may have no GPU
             url = self.settings.workspace.result(self.seed)
-            call_with_retry(url, lambda: storage.write_json(url, result), report=self.callback.warn)
+
+            def write() -> None:
+                self.settings.lease.check()
+                storage.write_json(url, result)
+
+            call_with_retry(url, write, report=self.callback.warn)
 
     def _samples_of_earlier_seeds(self) -> int:
         """The number of samples of the preceding seeds, as counted by the progress bar."""
@@ -366,9 +379,10 @@ def _format_line(line: dict[str, Any], section: TrainSection) -> str:
     )
 
 
-def _write_lines(url: str, seed: int, lines: list[dict[str, Any]]) -> None:
+def _write_lines(url: str, seed: int, lines: list[dict[str, Any]], lease: Lease) -> None:
     """Write the lines of one seed to a metrics file, after those of the other seeds."""
     text = "".join(json.dumps(storage.without_nan(line)) + "\n" for line in [*_other_seeds(url, seed), *lines])
+    lease.check()
     storage.write_bytes(url, text.encode())
 
 
