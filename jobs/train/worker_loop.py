@@ -19,14 +19,14 @@ from jobs.config.train import TrainSection
 from jobs.train.learner import make_train_state
 from jobs.train.model_selection import chosen_epoch, epoch_lines, should_stop_early
 from jobs.train.provenance import hardware
+from jobs.train.restore import check_equal, read_chosen, restore_newest
 from jobs.train.settings import ProgressCallback, Settings, WorkerContext, steps_per_epoch
 from jobs.train.tracking.tracker import Tracker
 from mibf.class_priors import CHOICES
 from mibf.device import check_precision
-from mibf.distributed import barrier
-from mibf.errors import InputError
+from mibf.distributed import barrier, decided_by_first
 from mibf.metrics.calibration import Reliability, TemperatureFit
-from mibf.normalization import Scaling, scaling_from_json
+from mibf.normalization import Scaling, scaling_from_json, scaling_to_json
 from mibf.training.checkpoint import Checkpoint, TrainingPosition
 from mibf.training.epoch import EpochMetrics, MetricAccumulator, Step, train_epoch, validate
 from pipeline.io import storage
@@ -48,7 +48,8 @@ def run(settings: Settings, worker: WorkerContext, callback: ProgressCallback) -
     check_precision(worker.device, settings.train.precision)
     for seed in settings.train.every_seed:
         result = settings.workspace.result(seed)
-        if not call_with_retry(result, partial(storage.exists, result), report=callback.warn):
+        look = partial(call_with_retry, result, partial(storage.exists, result), report=callback.warn)
+        if not decided_by_first(look, worker.device):
             SeedTrainer(settings, seed, worker, callback).run()
 
 
@@ -60,11 +61,11 @@ class SeedTrainer:
         self.section = section = settings.train
         self.checkpoints = Checkpoints(settings.workspace.checkpoints(seed))
         stores, scaling = call_with_retry(settings.workspace.url, self._opened, report=callback.warn)
-        scaling = {source.name: scaling[source.name] for source in settings.spec.sources}
+        self.scaling = {source.name: scaling[source.name] for source in settings.spec.sources}
         make_sampler = partial(
             Sampler,
             stores,
-            scaling,
+            self.scaling,
             settings.spec.patch,
             rank=worker.rank,
             workers=worker.workers,
@@ -115,23 +116,21 @@ class SeedTrainer:
 
     def _restored(self) -> tuple[TrainingPosition, MetricAccumulator | None]:
         """Restore the newest checkpoint; return its position and the partial sums of the epoch."""
-        report = self.callback.warn if self.worker.rank == 0 else _no_output
-        checkpoint = call_with_retry(self.checkpoints.url, lambda: self.checkpoints.newest(report), report=report)
-        if checkpoint is None:
-            return TrainingPosition(0, 0), None
-        if checkpoint.identity != self.settings.identity:
-            raise InputError(
-                f"{self.checkpoints.url}: the checkpoints belong to another training run; restart it "
-                "(`mibf train --restart`)."
-            )
-        checkpoint.restore(self.learner)
-        self.history = list(checkpoint.history)
+        found = restore_newest(
+            self.learner,
+            self.checkpoints,
+            self.worker,
+            identity=self.settings.identity,
+            scaling=scaling_to_json(self.scaling),
+            report=self.callback.warn,
+        )
+        self.history = found.history
         sums = None
-        if checkpoint.sums is not None:
+        if found.sums is not None:
             sums = MetricAccumulator(self.settings.spec.classes, self.worker.device)
             if self.worker.rank == 0:
-                sums.load(checkpoint.sums)
-        return TrainingPosition(checkpoint.epoch, checkpoint.step), sums
+                sums.load(found.sums)
+        return found.position, sums
 
     def _epoch(self, epoch: int, *, start: int, sums: MetricAccumulator | None) -> None:
         section, learner = self.section, self.learner
@@ -159,6 +158,8 @@ class SeedTrainer:
             "samples_per_second": round(self.clock.rate, 1),
             "waiting": round(self.clock.waiting, 4),
         }
+        # Early stopping and the selected epoch follow from these lines, so all workers keep those of worker 0.
+        line = decided_by_first(lambda: line, self.worker.device)
         self.history.append(line)
         if self.worker.rank == 0:
             self._write(TrainingPosition(epoch + 1, 0), None, with_retry=True)
@@ -268,9 +269,8 @@ class SeedTrainer:
         line = self._chosen()
         position = TrainingPosition(line["epoch"], 0)
         barrier()  # barrier: worker 0 may still be writing the checkpoint that all workers read
-        checkpoint = call_with_retry(
-            self.checkpoints.url, lambda: self.checkpoints.read(position), report=self.callback.warn
-        )
+        checkpoint = read_chosen(self.checkpoints, position, self.worker, report=self.callback.warn)
+        check_equal(checkpoint.digest(), self.checkpoints, position)
         result: dict[str, Any] = {"seed": self.seed, "chosen": line, "epochs": len(epoch_lines(self.history))}
         if self.validation.samples():
             network = self.learner.eval_network
@@ -353,10 +353,6 @@ class _Clock:
 def _noise_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     """The seed of a step's random numbers."""
     return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1)[0])
-
-
-def _no_output(line: str) -> None:
-    pass
 
 
 def _named(subset: str, figures: EpochMetrics) -> dict[str, float]:
