@@ -8,20 +8,26 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import ray
+import torch
 from dask.system import CPU_COUNT
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.runtime.progress import info
 from jobs.runtime.worker_resources import WorkerResources
+from mibf.device import best_device
 from mibf.errors import InputError
 
 #: Environment variable that Ray sets in the drivers of submitted jobs.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 #: Object store size of a local Ray instance. Only small rows pass through it, no tiles or samples.
 OBJECT_STORE_BYTES = 128 << 20
+#: Seconds until an actor that holds a GPU has started.
+HOLD_SECONDS = 60.0
 
 
 def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
@@ -89,6 +95,57 @@ def close() -> None:
     """Disconnect from Ray; a local instance is shut down."""
     if ray.is_initialized():
         ray.shutdown()
+
+
+class AssignedDevice(NamedTuple):
+    """The device that Ray assigned to this worker."""
+
+    node: str  #: id of the Ray node
+    name: str  #: for people; unique on the node
+    device: torch.device
+
+
+def assigned_device() -> AssignedDevice:
+    """Return the device of this worker: the GPU that Ray assigned to it, or the CPU, even if it can see GPUs."""
+    context = ray.get_runtime_context()
+    node, gpus = context.get_node_id(), context.get_accelerator_ids().get("GPU", [])
+    host = socket.gethostname()
+    if not gpus:
+        return AssignedDevice(node, f"{host}, worker {(context.get_actor_id() or '')[:8]}", torch.device("cpu"))
+    name = f"{host}, GPU {gpus[0]}"
+    if best_device().type == "cpu":
+        return AssignedDevice(node, name, torch.device("cpu"))
+    # Ray shows a worker its own GPUs alone, unless it is told not to.
+    seen = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    position = seen.index(str(gpus[0])) if str(gpus[0]) in seen else 0 if seen else int(gpus[0])
+    return AssignedDevice(node, name, torch.device("cuda", position))
+
+
+class _Holder:
+    """Actor that does nothing but hold the GPU that Ray assigned to it."""
+
+    def name(self) -> str:
+        return assigned_device().name
+
+
+def hold_gpu(node: str, name: str, held: ExitStack) -> None:
+    """Keep a GPU, by the name that `assigned_device` gives it, from other workers until `held` ends.
+
+    Actors are started on its node until one is assigned that GPU. If none is within `HOLD_SECONDS` each, it stays free.
+    """
+    where = NodeAffinitySchedulingStrategy(node, soft=False)
+    gpus = sum(int(each["Resources"].get("GPU", 0)) for each in ray.nodes() if each["NodeID"] == node)
+    with ExitStack() as others:
+        for _ in range(gpus):
+            holder = ray.remote(num_cpus=0, num_gpus=1)(_Holder).options(scheduling_strategy=where).remote()
+            try:
+                found = ray.get(holder.name.remote(), timeout=HOLD_SECONDS)
+            except ray.exceptions.RayError:  # all GPUs of the node are taken, or the node is gone
+                ray.kill(holder)
+                return
+            (held if found == name else others).callback(ray.kill, holder)
+            if found == name:
+                return
 
 
 def share_cluster(workers: int, *, fewest: int | None = None, reserved_cpus: int = 0) -> WorkerResources:

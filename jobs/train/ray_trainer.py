@@ -100,7 +100,7 @@ def _worker(config: dict[str, Any]) -> None:
     actor, settings = config["actor"], config["settings"]
     if ray.get(actor.fatal_error.remote()) is not None:
         return  # Ray Train restarted the workers, but the same error would occur again
-    worker = WorkerContext(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    worker = WorkerContext(context.get_world_rank(), context.get_world_size(), ray_cluster.assigned_device().device)
     if worker.rank == 0:
         actor.gathered.remote(worker.workers)
     try:

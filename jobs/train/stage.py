@@ -32,7 +32,7 @@ from jobs.workflow.manifest import StageResult
 from jobs.workflow.seed_summary import format_accuracies, mean_and_deviation
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
-from mibf.device import best_device, check_precision
+from mibf.device import best_device, check_precision, means_device_failed
 from mibf.errors import InputError
 from mibf.network.mibfnet import MIBFNet
 from mibf.normalization import Scaling, scaling_from_json
@@ -227,6 +227,13 @@ def _train_locally(settings: Settings, total: int, metrics: TrainMetrics) -> Non
             run(settings, WorkerContext(0, 1, best_device()), LocalProgress(bar, metrics))
         except (NonFiniteError, ReadError, StorageUnavailableError) as error:
             raise StageError(f"training stopped: {error}") from error
+        except RuntimeError as error:
+            if not means_device_failed(error):
+                raise
+            raise StageError(
+                f"training stopped: the device failed ({error}). Check it, then run the same command again to resume from "
+                "the newest checkpoint."
+            ) from error
 
 
 def _on_ray(settings: Settings, share: WorkerResources, total: int, metrics: TrainMetrics) -> None:
