@@ -149,19 +149,25 @@ def hold_gpu(node: str, name: str, held: ExitStack) -> None:
 
 
 def share_cluster(workers: int, *, fewest: int | None = None, reserved_cpus: int = 0) -> WorkerResources:
-    """Divide the cluster's current resources among workers. GPUs are used only if there is one per worker.
+    """Divide the cluster's current resources among workers. GPUs are used only if there is one per required worker.
+
+    Where their number is elastic, there are then as many workers as GPUs, and each has one.
 
     `fewest`: the workers required to start, if their number is elastic. `reserved_cpus`: CPUs reserved for other processes.
     """
     nodes, places = _nodes()
+    required = workers if fewest is None else fewest
     cpus, gpus = sum(node.cpus for node in nodes) - bool(places), sum(node.gpus for node in nodes)
-    if 0 < gpus < workers:
-        info(f"warning: only {gpus} GPU for {workers} workers, so no GPU is used; set workers to {gpus} to use GPUs")
-    if cpus < (fewest or workers) + reserved_cpus:
+    on_gpus = gpus >= required
+    if on_gpus:
+        workers = min(workers, gpus)
+    elif gpus:
+        info(f"warning: only {gpus} GPU for {required} workers, so no GPU is used; set workers to {gpus} to use GPUs")
+    if cpus < required + reserved_cpus:
         others = f" plus {reserved_cpus} reserved CPU" if reserved_cpus else ""
-        info(f"warning: the cluster has {cpus} CPU for {workers} workers{others}; waiting for more")
-    each = cpus_each(nodes, workers, driver=places, reserved_cpus=reserved_cpus, on_gpus=gpus >= workers)
-    return WorkerResources(workers, each, int(gpus >= workers))
+        info(f"warning: the cluster has {cpus} CPU for {required} workers{others}; waiting for more")
+    each = cpus_each(nodes, workers, driver=places, reserved_cpus=reserved_cpus, on_gpus=on_gpus)
+    return WorkerResources(workers, each, int(on_gpus))
 
 
 @dataclass(frozen=True)
@@ -194,11 +200,16 @@ def cpus_each(
     return 1
 
 
+def _no_cpu_in_use() -> bool:
+    """Whether all CPUs of the cluster are free: then this job's driver takes none, as with `--entrypoint-num-cpus 0`."""
+    return bool(ray.available_resources().get("CPU", 0) >= ray.cluster_resources().get("CPU", 0))
+
+
 def _nodes() -> tuple[list[Node], list[int]]:
     """Return the live nodes, and the indices of those on one of which this process, if a job's driver, takes a CPU."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     nodes = [Node(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in alive]
-    if _JOB not in os.environ:
+    if _JOB not in os.environ or _no_cpu_in_use():
         return nodes, []
     own_node = ray.get_runtime_context().get_node_id()
     able = [position for position, node in enumerate(nodes) if node.cpus]
