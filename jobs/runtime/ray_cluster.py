@@ -17,7 +17,8 @@ import torch
 from dask.system import CPU_COUNT
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.runtime.progress import info
+from jobs.runtime.progress import info, warn
+from jobs.runtime.version import library_versions, version_changes
 from jobs.runtime.worker_resources import WorkerResources
 from mibf.device import best_device
 from mibf.errors import InputError
@@ -26,6 +27,8 @@ from mibf.errors import InputError
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 #: Object store size of a local Ray instance. Only small rows pass through it, no tiles or samples.
 OBJECT_STORE_BYTES = 128 << 20
+#: Seconds in which a node must report its versions.
+NODE_SECONDS = 60.0
 #: Seconds until an actor that holds a GPU has started.
 HOLD_SECONDS = 60.0
 
@@ -38,7 +41,7 @@ def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
         object_store: object store size in bytes, if Ray is started locally.
 
     Raises:
-        InputError: the cluster at RAY_ADDRESS cannot be reached.
+        InputError: the cluster at RAY_ADDRESS cannot be reached, or a node of it has another version of mibf.
     """
     if ray.is_initialized():
         return
@@ -56,6 +59,7 @@ def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
                 f"RAY_ADDRESS={address}: no Ray cluster can be reached there ({error}). Start one, correct the address, "
                 "set RAY_AUTH_MODE=token and its token if required, or unset RAY_ADDRESS to start Ray locally."
             ) from error
+        _check_nodes()
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each epoch's report waits for the next health check
@@ -68,6 +72,42 @@ def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
+
+
+def _check_nodes() -> None:
+    """Ask every node that may get workers for its versions; say once which nodes compute with other libraries.
+
+    Raises:
+        InputError: a node has another version of mibf, or none.
+    """
+    here = library_versions()
+    ask = ray.remote(num_cpus=0, max_retries=0)(library_versions)
+    asked = {
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
+        for node in ray.nodes()
+        if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
+    }
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS) if asked else ([], [])
+    others = [f"{asked[each]['NodeManagerAddress']} did not answer within {NODE_SECONDS:g} s" for each in silent]
+    for each in answered:
+        address = asked[each]["NodeManagerAddress"]
+        try:
+            versions = ray.get(each)
+        except ray.exceptions.RayError as error:
+            raise InputError(
+                f"Ray node {address}: mibf cannot be used there ({str(error).strip().splitlines()[-1]}); install mibf "
+                f"{here['mibf']} on it."
+            ) from error
+        if versions["mibf"] != here["mibf"]:
+            raise InputError(
+                f"Ray node {address} has mibf {versions['mibf']}, and this process has {here['mibf']}; install the same "
+                "version on all nodes."
+            )
+        if changed := version_changes(here, versions):
+            others.append(f"{address} does not have this machine's {changed.replace('(now', '(but')}")
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        warn(f"Ray nodes may compute slightly different values: {'; '.join(others[:3])}{more}")
 
 
 def _check_listening(address: str) -> None:
@@ -115,7 +155,7 @@ def assigned_device() -> AssignedDevice:
     name = f"{host}, GPU {gpus[0]}"
     if best_device().type == "cpu":
         return AssignedDevice(node, name, torch.device("cpu"))
-    # Ray shows a worker its own GPUs alone, unless it is told not to.
+    # Ray shows a worker its own GPUs alone, unless the environment says otherwise.
     seen = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
     position = seen.index(str(gpus[0])) if str(gpus[0]) in seen else 0 if seen else int(gpus[0])
     return AssignedDevice(node, name, torch.device("cuda", position))

@@ -15,6 +15,7 @@ import ray.train
 import ray.train.torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.runtime.ray_cluster import assigned_device
 from jobs.runtime.worker_resources import WorkerResources
 from jobs.train.settings import ProgressCallback, Settings, WorkerContext
 from jobs.train.worker_loop import run
@@ -100,7 +101,7 @@ def _worker(config: dict[str, Any]) -> None:
     actor, settings = config["actor"], config["settings"]
     if ray.get(actor.fatal_error.remote()) is not None:
         return  # Ray Train restarted the workers, but the same error would occur again
-    worker = WorkerContext(context.get_world_rank(), context.get_world_size(), ray_cluster.assigned_device().device)
+    worker = WorkerContext(context.get_world_rank(), context.get_world_size(), assigned_device().device)
     if worker.rank == 0:
         actor.gathered.remote(worker.workers)
     try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.config.config import Config
+from jobs.runtime.version import pinned_versions
 from jobs.train.provenance import environment
 from jobs.workflow.fingerprint import ALGORITHM_VERSIONS
 from jobs.workflow.manifest import read_manifest
@@ -50,6 +51,7 @@ def training_identity(config: Config, workspace: Workspace, spec: NetworkSpec) -
                 "sampling": config.sampling.model_dump(mode="json"),
                 "train": {key: value for key, value in wanted.items() if key not in RESUME_SAFE_KEYS},
             }
+            | ({"libraries": pinned_versions()} if config.stale_on_upgrade else {})
         )
     )
     return found

@@ -102,9 +102,9 @@ def test_failed_device_is_given_up_and_no_tile_fails(
     tiles, outcomes = mapped(prepared, tmp_path, 2, lambda name: name.endswith("GPU 0"))
     assert Counter(outcome.tile for outcome in outcomes if not outcome.cause).keys() == set(tiles)
     assert not [outcome.cause for outcome in outcomes if outcome.cause]
-    told = capsys.readouterr().err
-    assert told.count("GPU 0 failed 2 times in a row (RuntimeError: CUDA error: an illegal memory access") == 1
-    assert "the map continues with 1 worker" in told
+    reported = capsys.readouterr().err
+    assert reported.count("GPU 0 failed 2 times in a row (RuntimeError: CUDA error: an illegal memory access") == 1
+    assert "the map continues with 1 worker" in reported
 
 
 @pytest.mark.usefixtures("two_gpus")

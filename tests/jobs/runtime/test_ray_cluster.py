@@ -11,7 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.runtime import ray_cluster
 from jobs.runtime.ray_cluster import Node, WorkerResources, cpus_each, share_cluster
+from mibf.errors import InputError
 from tests.support.paths import ROOT
 
 NODES = st.lists(st.builds(Node, st.integers(0, 12), st.integers(0, 4)), max_size=4)
@@ -113,3 +115,68 @@ def test_driver_that_takes_a_cpu_leaves_the_others_to_the_workers(monkeypatch: p
     assert share_cluster(1) == WorkerResources(1, 7, 0), "the head node is reported, wherever the CPU was taken"
     simulate(monkeypatch, [Node(0), Node(8)], job_on=0, used=0)
     assert share_cluster(1) == WorkerResources(1, 8, 0)
+
+
+# --- versions on the nodes
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, nodes: dict[str, Any]) -> None:
+    """Let nodes report these versions, by address: changes to this machine's, an exception, or None for no answer."""
+    described = [
+        {"Alive": True, "NodeID": f"{i:056x}", "NodeManagerAddress": address, "Resources": {"CPU": 4.0}}
+        for i, address in enumerate(nodes)
+    ]
+    head = {"Alive": True, "NodeID": "f" * 56, "NodeManagerAddress": "head", "Resources": {}}
+    asked = iter(nodes)
+
+    class Task:
+        def options(self, **_: Any) -> Task:
+            return self
+
+        def remote(self) -> str:
+            return next(asked)
+
+    def get(address: str) -> dict[str, str]:
+        found = nodes[address]
+        if isinstance(found, Exception):
+            raise found
+        return ray_cluster.library_versions() | found
+
+    def wait(addresses: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        there = [address for address in addresses if nodes[address] is not None]
+        return there, [address for address in addresses if address not in there]
+
+    monkeypatch.setattr(ray, "nodes", lambda: [head, *described])
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: Task())
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", get)
+
+
+def test_node_with_another_mibf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, {"10.0.0.1": {}, "10.0.0.2": {"mibf": "0.0.9"}})
+    with pytest.raises(InputError, match=r"Ray node 10\.0\.0\.2 has mibf 0\.0\.9, and this process has .*install the same"):
+        ray_cluster._check_nodes()
+
+
+def test_node_without_mibf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, {"10.0.0.1": ray.exceptions.RaySystemError("ModuleNotFoundError: No module named 'jobs'")})
+    with pytest.raises(InputError, match=r"Ray node 10\.0\.0\.1: mibf cannot be used there .*No module named 'jobs'"):
+        ray_cluster._check_nodes()
+
+
+def test_nodes_with_other_libraries_are_reported_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(monkeypatch, {"10.0.0.1": {}, "10.0.0.2": {"gdal": "3.1.0"}, "10.0.0.3": None})
+    ray_cluster._check_nodes()
+    printed = capsys.readouterr().err
+    assert printed.count("may compute slightly different values") == 1
+    assert f"10.0.0.2 does not have this machine's GDAL {ray_cluster.library_versions()['gdal']} (but 3.1.0)" in printed
+    assert "10.0.0.3 did not answer within 60 s" in printed
+    assert "10.0.0.1" not in printed
+
+
+def test_equal_nodes_are_accepted_silently(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(monkeypatch, {"10.0.0.1": {}})
+    ray_cluster._check_nodes()
+    assert capsys.readouterr().err == ""
