@@ -29,6 +29,7 @@ from jobs.workflow.manifest import (
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.io import storage
+from pipeline.io.file_system import check_file_system
 from pipeline.io.lease import Lease, acquire
 
 #: Function of a stage. Takes the configuration, the workspace, the fingerprint of the result and the workspace lease.
@@ -60,6 +61,7 @@ def run_stage(
     check_dependencies(config, stage)
     current = fingerprint(config, stage, checkpoint=checkpoint)
     storage.check_writable(workspace.url)
+    check_file_system(workspace.url)
     subject = {"workspace": storage.redact_url(workspace.url), "name": config.name, "run": config.run, "stage": stage}
     with about(**subject), acquire(workspace.url, what=f"mibf {stage} of {config.name}, run {config.run}") as lease:
         manifest = read_manifest(workspace, stage)

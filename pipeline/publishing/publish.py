@@ -87,7 +87,7 @@ def publish(
         band_names: returns the names of a product's bands.
         tags: provenance metadata written to each file.
         block: maximum side of a file in pixels, a multiple of 512; a larger grid is divided into blocks.
-        run: id of the run, which names its staging folder: a run that lost the lease shares none with its successor.
+        run: id of the run, which names its staging folder.
         lease: checked before each step that cannot be undone.
         each: called with the name of each file that is built.
 
@@ -102,22 +102,17 @@ def publish(
     """
     gdal.configure_gdal()  # limits GDAL's cache, which by default grows to a fraction of the machine's memory
     staging = storage.join(folder, f"{STAGING}-{run}")
-    for name in storage.names(folder):
-        if name.startswith(STAGING):  # left by a run that was killed
-            lease.check()
-            storage.remove(storage.join(folder, name))
-    with storage.folder_in_use(folder), _build_folder(staging) as build_folder:
-        published: list[PublishedFile] = []
-        names: list[str] = []
+    with storage.folder_in_use(folder), _build_folder(folder, staging, lease) as build_folder:
+        published, names = list[PublishedFile](), list[str]()
         for product in products:
             bands = band_names(product)
             for paths, window in _build_files(
                 product, build_folder, make_reader(product), grid=grid, names=bands, classes=classes, tags=tags, block=block
             ):
+                name = paths[0].name
                 size, sha256 = _size_and_sha256(paths[0])
-                url = storage.join(folder, paths[0].name)
-                published.append(PublishedFile(product, paths[0].name, url, window, size, sha256))
-                each(paths[0].name)
+                published.append(PublishedFile(product, name, storage.join(folder, name), window, size, sha256))
+                each(name)
                 for path in paths:
                     names.append(path.name)
                     if not storage.is_local(staging):
@@ -166,8 +161,15 @@ def _build_files(
 
 
 @contextmanager
-def _build_folder(staging: str) -> Iterator[Path]:
-    """Provide a local folder to build files for the staging URL; afterwards remove both, ignoring failures."""
+def _build_folder(published: str, staging: str, lease: Lease) -> Iterator[Path]:
+    """Provide a local folder to build files for the staging URL; afterwards remove both, ignoring failures.
+
+    Staging folders that killed runs left next to the published map are removed first.
+    """
+    for name in storage.names(published):
+        if name.startswith(STAGING):
+            lease.check()
+            storage.remove(storage.join(published, name))
     try:
         with ExitStack() as stack:
             if storage.is_local(staging):
