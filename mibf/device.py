@@ -18,6 +18,29 @@ DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.
 Module = TypeVar("Module", bound=nn.Module)
 
 
+#: Texts of torch's errors after which a process can no longer use its device, and of out-of-memory errors without a class.
+_FAILED = (
+    "CUDA error",
+    "HIP error",
+    "device-side assert",
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+    "CUBLAS_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+)
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+
+def means_no_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on the device or the host."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in str(error) for part in _NO_MEMORY)
+
+
+def means_device_failed(error: BaseException) -> bool:
+    """Return whether an error says that the device failed: every later call of this process on it fails too."""
+    return isinstance(error, RuntimeError) and not means_no_memory(error) and any(part in str(error) for part in _FAILED)
+
+
 def best_device() -> torch.device:
     """Return the first CUDA device if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

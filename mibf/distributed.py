@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 
 def workers() -> int:
@@ -32,6 +36,28 @@ def sum_over_workers(*sums: Tensor) -> None:
     if is_distributed():
         for each in sums:
             dist.all_reduce(each)
+
+
+def decided_by_first(decide: Callable[[], Value], device: torch.device) -> Value:
+    """Return the value that the first worker decides on; `decide` is called there alone.
+
+    A decision that each worker made for itself, from a listing or a clock, could differ between workers.
+    `device` is the worker's own; the process group may require it.
+    """
+    if not is_distributed():
+        return decide()
+    box = [decide() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0, device=device)
+    return box[0]  # type: ignore[return-value]  # not None: set by the first worker
+
+
+def unlike_first(value: str) -> list[int]:
+    """Return the ranks of the workers whose value differs from that of the first, on every worker the same."""
+    if not is_distributed():
+        return []
+    values = [""] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return [rank for rank, other in enumerate(values) if other != values[0]]
 
 
 def barrier() -> None:

@@ -34,6 +34,7 @@ from mibf.network.spec import NetworkSpec
 from mibf.normalization import Scaling, scaling_from_json
 from mibf.training.epoch import Batch, Step, train_epoch
 from pipeline.io import storage
+from pipeline.io.lease import Lease
 from pipeline.sampling.sampler import Sampler
 from pipeline.store.patch_store import PatchStore
 
@@ -119,7 +120,9 @@ class Prepared:
     def settings(self, workspace: Workspace, train: TrainSection, *, threads: int = 0) -> Settings:
         """Return the training settings for a run in this workspace."""
         config = self.config.model_copy(update={"train": train})
-        return make_settings(config, workspace, self.spec, self.sampler(), threads=threads, identity={}, fingerprint="")
+        return make_settings(
+            config, workspace, self.spec, self.sampler(), threads=threads, identity={}, lease=Lease(), fingerprint=""
+        )
 
 
 def _measured(config: Config, name: str, *, rounds: int, steps: int) -> Result:

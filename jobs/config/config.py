@@ -19,11 +19,15 @@ from mibf.redaction import without_queries
 
 
 class Config(Section):
-    """The complete configuration file."""
+    """The complete configuration file.
+
+    With `stale_on_upgrade`, results are stale once the major or minor version of GDAL, PROJ or torch changes.
+    """
 
     name: Name
     workspace: str = Field(min_length=1)
     run: Name = "main"
+    stale_on_upgrade: bool = False
     scenes: tuple[SceneSection, ...] = Field(min_length=1)
     classes: tuple[ClassSection, ...] = Field(min_length=2)
     prepare: PrepareSection = PrepareSection()

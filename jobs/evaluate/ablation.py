@@ -20,6 +20,7 @@ from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from mibf.network.spec import BETWEEN, PARTS
 from pipeline.io import storage
+from pipeline.io.lease import acquire
 
 #: Runs a stage of a configuration unless it is current.
 Stage = Callable[[Config, StageName], Manifest]
@@ -128,7 +129,9 @@ def ablate(config: Config, stage: Stage, *, test: bool) -> Ablation:
         measured = [_accuracies(seed) for seed in stage(changed, "evaluate").figures["seeds"]] if test else []
         rows.append(Row(variant, changed.run, trained.seconds, validation, measured))
     found = Ablation(rows)
-    storage.write_json(workspace.ablation, found.to_json())
+    with acquire(workspace.url, what=f"mibf ablate of {config.name}, run {config.run}") as lease:
+        lease.check()
+        storage.write_json(workspace.ablation, found.to_json())
     return found
 
 

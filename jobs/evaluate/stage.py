@@ -80,6 +80,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
         "classes": per_class(confusion, [c.name for c in bundle.classes]),
         "confusion": confusion.counts.tolist(),
     }
+    lease.check()
     storage.write_json(workspace.evaluation, evaluation)
     return StageResult(evaluation, summary(evaluation), [workspace.evaluation])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,10 +16,11 @@ from jobs.map.spec import MapSpec
 from jobs.runtime.logs import event
 from jobs.runtime.progress import info, pluralize, progress_bar
 from jobs.runtime.prometheus import MapMetrics, map_metrics
+from jobs.workflow.errors import StageError
 from pipeline.grid import Tile
 from pipeline.io.lease import Lease
 from pipeline.maps.ledger import LedgerEvent
-from pipeline.maps.outcome import TileOutcome
+from pipeline.maps.outcome import DeviceFailedError, TileOutcome
 from pipeline.maps.tile_mapper import MapJob, TileMapper
 
 #: Cause recorded for a tile whose worker died.
@@ -92,6 +93,7 @@ class Attempt:
 
         Raises:
             LeaseLostError: the workspace lease was lost.
+            StageError: every device failed.
         """
         last = {name: scene.ledger.last() for name, scene in self._maps.items()}
         self._before = {t: state.attempts if (state := last[t.scene].get(t.window)) else 0 for t in tiles}
@@ -116,6 +118,8 @@ class Attempt:
     def _record(self, outcome: TileOutcome) -> None:
         tile = outcome.tile
         self._open.remove(tile)
+        if outcome.cause:  # by this machine's clock, as the delay before a retry; a worker's may be wrong by hours
+            outcome = replace(outcome, finished=time.time())
         scene, attempt = self._maps[tile.scene], self._before[tile] + 1
         fingerprint, model = scene.planned[tile.window], self._spec.digest
         scene.ledger.append([LedgerEvent.of(outcome, fingerprint=fingerprint, model=model, run=self._run, attempt=attempt)])
@@ -149,8 +153,14 @@ def _executor(
     if section.workers == 0:
 
         def in_process(tiles: Sequence[Tile], take: Callable[[TileOutcome], None]) -> None:
-            for outcome in TileMapper(job, threads=CPU_COUNT).map(tiles):
-                take(outcome)
+            try:
+                for outcome in TileMapper(job, threads=CPU_COUNT).map(tiles):
+                    take(outcome)
+            except DeviceFailedError as error:
+                raise StageError(
+                    f"tile {error.tile.key}: the device of this process failed ({error.cause}). Finished tiles are kept, "
+                    "and no tile counts as failed. Check the device, then run `mibf rerun` to map the remaining tiles."
+                ) from error
 
         where, map_tiles = f"in this process on {pluralize(CPU_COUNT, 'cores')}", in_process
     else:

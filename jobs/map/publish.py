@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.config.resolve import scene_urls
-from jobs.map.scene_map import SceneMap
+from jobs.map.scene_map import VERSIONS, SceneMap
 from jobs.runtime.progress import progress_bar
 from mibf import __version__
 from mibf.bundle.bundle import MODEL
@@ -42,14 +42,15 @@ def publish_scene(scene: SceneMap, work: MapStore, run: str, fingerprint: str, l
             tile_size=scene.tile_size,
             block=block,
             missing=config.map.missing,
-            describe=lambda assets: _item(scene, assets, run, fingerprint),
+            describe=lambda assets: _item(scene, work, assets, run, fingerprint),
+            run=run,
             lease=lease,
             each=lambda _: advance(1),
         )
-    scene.remove_work()
+    scene.remove_work(lease)
 
 
-def _item(scene: SceneMap, assets: Sequence[Asset], run: str, fingerprint: str) -> dict[str, Any]:
+def _item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str, fingerprint: str) -> dict[str, Any]:
     """The STAC item of a scene's map."""
     spec = scene.spec
     config, model = spec.config, model_bundle.bundle_folder(spec.model)
@@ -62,6 +63,7 @@ def _item(scene: SceneMap, assets: Sequence[Asset], run: str, fingerprint: str) 
         "priors": config.prediction.priors,
         "precision": config.map.precision,
         "missing": config.map.missing,
+        VERSIONS.removeprefix("mibf:"): work.group.attrs[VERSIONS],
     }
     return map_item(
         id=f"{config.name}-{scene.name}-{config.run}",

@@ -8,18 +8,25 @@ cluster read for them; their tiles pass through Ray's object store, which limits
 from __future__ import annotations
 
 import math
+import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import ray.data
+import torch
 from ray.util.annotations import RayDeprecationWarning
 
+from jobs.map.device_health import Device, DeviceHealth, format_all_failed, format_given_up
+from jobs.runtime import ray_cluster
+from jobs.runtime.progress import warn
 from jobs.runtime.worker_resources import WorkerResources
+from jobs.workflow.errors import StageError
 from pipeline.grid import Tile, Window
-from pipeline.maps.outcome import TileOutcome
+from pipeline.maps.outcome import DeviceFailedError, TileOutcome
 from pipeline.maps.predictor import TileInput
 from pipeline.maps.tile_mapper import LoadedTile, MapJob, TileMapper
 
@@ -47,7 +54,51 @@ def map_on_ray(
 
     A tile whose workers died is not reported, and neither may be tiles waiting for the same worker. With `isolated`
     each tile is a separate task, and no task is queued on a busy worker.
+
+    A tile at which a device failed is put back, as are those that waited for it; a device that fails again at once is given
+    up, and the others map the rest.
+
+    Raises:
+        StageError: all devices were given up.
     """
+    health = DeviceHealth(share.workers)
+    left = list(tiles)
+    with ExitStack() as held:
+        while left:
+            put_back: dict[Tile, None] = {}
+            open_tiles = dict.fromkeys(left)
+            given_up = set(health.given_up)
+            with closing(_rows(job, left, share, isolated=isolated, readers=readers)) as rows:
+                for row in rows:
+                    outcome, device = _from_row(row)
+                    if not row["device_error"]:
+                        health.worked(device)
+                    else:
+                        verdict = "again" if row["put_back"] else health.failed(device, outcome.tile, outcome.cause)
+                        if verdict != "tile":
+                            put_back[outcome.tile] = None
+                        if verdict == "again":
+                            continue
+                        if verdict == "device":
+                            break
+                    open_tiles.pop(outcome.tile, None)
+                    each(outcome)
+            lost = [device for device in health.given_up if device not in given_up]
+            # After a complete pass, the tiles that are open but not put back are those whose workers died.
+            left = list(open_tiles if lost else put_back)
+            for device in lost:
+                share = replace(share, workers=share.workers - 1)
+                warn(format_given_up(device, health.given_up[device], share.workers))
+                if not share.workers:
+                    raise StageError(format_all_failed(health.given_up, len(left)))
+                if share.gpus:
+                    ray_cluster.hold_gpu(device.node, device.name, held)
+
+
+def _rows(
+    job: MapJob, tiles: Sequence[Tile], share: WorkerResources, *, isolated: bool, readers: int
+) -> Generator[dict[str, Any], None, None]:
+    """Map tiles once and yield the workers' rows; closing the iterator ends the workers."""
     at_a_time = 1 if isolated or readers else max(1, min(TILES_A_TASK, len(tiles) // (TASKS_A_WORKER * share.workers)))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -78,8 +129,7 @@ def map_on_ray(
             num_gpus=share.gpus or None,
             **deaths,
         )
-    for row in dataset.iter_rows():
-        each(_from_row(row))
+    yield from dataset.iter_rows()
 
 
 def reading_cpus(readers: int) -> int:
@@ -96,28 +146,42 @@ def object_store(tile: int, workers: int, readers: int) -> int:
 
 
 class _Worker:
-    """Actor that maps tiles in a separate process."""
+    """Actor that maps tiles in a separate process, on the device that Ray assigned to it."""
 
     def __init__(self, job: MapJob, threads: int) -> None:
-        self.mapper = TileMapper(job, threads=threads)
+        self.assigned = ray_cluster.assigned_device()
+        self.mapper = TileMapper(job, threads=threads, device=self.assigned.device)
+        self.failed = False
 
     def __call__(self, rows: Rows) -> Rows:
+        if self.failed:  # this process cannot use its device any more: Ray runs the task again in a new process
+            os._exit(1)
         planned = _tiles(rows)
+        done: list[TileOutcome] = []
+        failure = None
+        try:
+            for outcome in self._mapped(planned, rows):
+                done.append(outcome)
+        except DeviceFailedError as error:
+            failure, self.failed = error, True
+        return _to_rows(done, planned, failure, self.assigned)
+
+    def _mapped(self, planned: list[Tile], rows: Rows) -> Iterator[TileOutcome]:
         if "content" not in rows:
-            return _to_rows(self.mapper.map(planned))
+            return self.mapper.map(planned)
         loaded = zip(planned, rows["started"], rows["seconds"], rows["content"], rows["cause"], strict=True)
         reads = (
             LoadedTile(tile, float(started), float(seconds), TileInput.from_bytes(content) if content else None, str(cause))
             for tile, started, seconds, content, cause in loaded
         )
-        return _to_rows(self.mapper.finish(reads))
+        return self.mapper.finish(reads)
 
 
 class _Reader:
-    """Actor that reads tiles for the workers."""
+    """Actor that reads tiles for the workers; it loads no network and uses no device."""
 
     def __init__(self, job: MapJob) -> None:
-        self.mapper = TileMapper(job, threads=1)
+        self.mapper = TileMapper(job, threads=1, device=torch.device("cpu"))
 
     def __call__(self, rows: Rows) -> Rows:
         reads = list(self.mapper.read(_tiles(rows)))
@@ -132,14 +196,25 @@ def _tiles(rows: Rows) -> list[Tile]:
     return [Tile(str(s), Window(*map(int, w))) for s, w in zip(rows["scene"], windows, strict=True)]
 
 
-def _to_rows(done: Iterator[TileOutcome]) -> Rows:
+def _to_rows(
+    done: list[TileOutcome], planned: list[Tile], failure: DeviceFailedError | None, assigned: ray_cluster.AssignedDevice
+) -> Rows:
+    """The rows of a task: outcomes, then the tile at which the device failed, then those that were put back untried."""
     found = list(done)
+    if failure is not None:
+        finished = {outcome.tile for outcome in done}
+        left = [tile for tile in planned if tile not in finished and tile != failure.tile]
+        found += [TileOutcome(tile=failure.tile, cause=failure.cause), *(TileOutcome(tile=tile) for tile in left)]
     columns: dict[str, list[Any]] = {"scene": [d.tile.scene for d in found]}
     columns |= {name: [getattr(d.tile.window, name) for d in found] for name in _WINDOW_FIELDS}
     columns |= {name: [getattr(d, name) for d in found] for name in _OUTCOME_FIELDS}
+    columns["device_error"] = [position >= len(done) for position in range(len(found))]
+    columns["put_back"] = [position > len(done) for position in range(len(found))]
+    columns |= {"node": [assigned.node] * len(found), "device": [assigned.name] * len(found)}
     return {name: np.array(values) for name, values in columns.items()}
 
 
-def _from_row(row: dict[str, Any]) -> TileOutcome:
+def _from_row(row: dict[str, Any]) -> tuple[TileOutcome, Device]:
     tile = Tile(str(row["scene"]), Window(*(int(row[name]) for name in _WINDOW_FIELDS)))
-    return TileOutcome(tile=tile, **{name: row[name] for name in _OUTCOME_FIELDS})
+    outcome = TileOutcome(tile=tile, **{name: row[name] for name in _OUTCOME_FIELDS})
+    return outcome, Device(str(row["node"]), str(row["device"]))

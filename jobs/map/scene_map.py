@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from jobs.config.scene import SceneSection
 from jobs.map.request import TileRequest
 from jobs.map.spec import MapSpec
 from jobs.runtime.progress import info, pluralize
+from jobs.runtime.version import library_versions, version_changes
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from mibf.normalization import scaling_to_json
@@ -35,6 +36,8 @@ from pipeline.store.records import StoreRecords
 
 #: Attributes of a map store: digest of its layout; and that the tiles of an earlier map have all been restored.
 LAYOUT, RESTORED = "mibf:layout", "mibf:restored"
+#: Attribute of a map store and property of an item: the versions of the libraries that made its tiles, oldest first.
+VERSIONS = "mibf:versions"
 
 
 class SceneMap:
@@ -233,7 +236,20 @@ class SceneMap:
             info(f"{self.name}: {pluralize(kept, 'tiles')} restored from the published map")
         for window in unrestored:
             self._record(window, "pending", run, cause="pixels could not be restored from the published map")
+        self._record_versions(work)
         return work
+
+    def _record_versions(self, work: MapStore) -> None:
+        """Add the versions of the libraries to those that made the map's tiles; say if finished tiles had others."""
+        now, done = library_versions(), sum(state == "done" for state in self.states().values())
+        before = cast(list[dict[str, str]], work.group.attrs.get(VERSIONS, [])) if done else []
+        changed = [text for versions in before if (text := version_changes(versions, now))]
+        if changed:
+            info(
+                f"{self.name}: {pluralize(done, 'tiles')} finished with {changed[-1]} are kept, so the map mixes versions; "
+                "`mibf map --restart` maps all again, and `stale_on_upgrade: true` does so after each upgrade"
+            )
+        work.group.attrs[VERSIONS] = [*(versions for versions in before if versions != now), now]
 
     def requeue_corrupt(self, work: MapStore, run: str) -> list[Window]:
         """Mark tiles as pending whose stored pixels differ from those written, for example after a disk error."""
@@ -270,7 +286,8 @@ class SceneMap:
         )
         last = self.ledger.last()
         finished = [window for window, state in self.states().items() if state == "done"]
-        published = None if self.item() is None else PublishedMap(self.folder)
+        item = self.item()
+        published = None if item is None else PublishedMap(self.folder)
         kept = 0
         for window in finished:
             try:
@@ -284,7 +301,8 @@ class SceneMap:
                 unrestored(window)
             else:
                 kept += 1
-        work.group.attrs.update({LAYOUT: layout, RESTORED: True})
+        versions = [] if item is None else item["properties"].get(VERSIONS, [])
+        work.group.attrs.update({VERSIONS: versions, LAYOUT: layout, RESTORED: True})
         return work, kept
 
     def corrupt_tiles(self, work: MapStore) -> list[Window]:
@@ -292,9 +310,15 @@ class SceneMap:
         last = self.ledger.last()
         return [window for window in self.planned if _digest_in(work, self.spec.products, window) != last[window].checksum]
 
-    def remove_work(self) -> None:
-        """Remove the map store if it exists. If interrupted, what is left is no longer recognised as a map store."""
+    def remove_work(self, lease: Lease) -> None:
+        """Remove the map store if it exists. If interrupted, what is left is no longer recognised as a map store.
+
+        Raises:
+            LeaseLostError: the workspace lease was lost.
+        """
+        lease.check()
         storage.remove(storage.join(self.work_url, "zarr.json"))
+        lease.check()
         storage.remove(self.work_url)
 
     def _reusable_store(self, layout: str) -> MapStore | None:

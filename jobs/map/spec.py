@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from jobs.config.config import Config
 from jobs.config.resolve import class_names
+from jobs.runtime.version import pinned_versions
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
 from mibf.errors import InputError
@@ -73,7 +74,8 @@ class MapSpec:
             section.tile_size,
             self.config.prediction.priors,
         ]
-        return checksums.digest([ALGORITHM_VERSION, grid, rules, options, [asdict(p) for p in self.products]])
+        libraries = [pinned_versions()] if self.config.stale_on_upgrade else []
+        return checksums.digest([ALGORITHM_VERSION, grid, rules, options, [asdict(p) for p in self.products], *libraries])
 
 
 def _check_classes(config: Config, bundle: Bundle, model: str) -> None:

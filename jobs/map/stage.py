@@ -64,7 +64,7 @@ def map_scenes(
     timings = MapTimings()
     with ExitStack() as ledgers:
         for scene in maps.values():
-            ledgers.enter_context(scene.ledger.writing())
+            ledgers.enter_context(scene.ledger.writing(lease))
             scene.record_pending(run, restart=request.restart)
         if any(not scene.is_published() or scene.select(request, only).tiles for scene in maps.values()):
             invalidate(workspace, "map", lease)
@@ -102,7 +102,7 @@ def _open_map_stores(maps: Mapping[str, SceneMap], run: str, lease: Lease) -> di
     map_stores = {}
     for name, scene in maps.items():
         if scene.is_published():
-            scene.remove_work()  # an earlier run may have ended after publishing, before removing it
+            scene.remove_work(lease)  # an earlier run may have ended after publishing, before removing it
         else:
             map_stores[name] = scene.open_work(run, lease)
     return map_stores

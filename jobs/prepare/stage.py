@@ -66,7 +66,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
                 warn(note)
         with storage.folder_in_use(workspace.stores), _as_stage_errors(workspace):
             try:
-                written = [_write(scene, workspace, config, executor, fingerprint) for scene in scenes]
+                written = [_write(scene, workspace, config, executor, fingerprint, lease) for scene in scenes]
                 counts, scaling = _fit_normalization(config, written) if config.labelled else ({}, {})
             except InputError as error:
                 if isinstance(error, UnreadableError) and any(map(_is_remote, scenes)):
@@ -78,10 +78,14 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
             invalidate(workspace, "prepare", lease)
             for w in written:
                 if w.url != workspace.store(w.scene.name):
+                    lease.check()
                     w.records.write(workspace.records(w.scene.name))
+                    lease.check()
                     storage.move(w.url, workspace.store(w.scene.name))
+                lease.check()
                 discard_partial(_partial_store(workspace, w.scene))
     _warn_about_bands(scaling)
+    lease.check()
     storage.write_json(workspace.scaling, scaling_to_json(scaling))
     figures = {
         "method": config.split.method,
@@ -90,6 +94,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
         "source_overlap": {w.scene.name: {name: o.share for name, o in w.overlap.items()} for w in written},
         "buffer": buffer_pixels(config),
     }
+    lease.check()
     storage.write_json(workspace.split, figures)
     for w in written:
         _warn_about_shared_pixels(config, w)
@@ -135,7 +140,9 @@ def _measure_shifts(scene: PreparedScene, executor: Executor) -> dict[str, Shift
     return found
 
 
-def _write(scene: PreparedScene, workspace: Workspace, config: Config, executor: Executor, fingerprint: str) -> _Written:
+def _write(
+    scene: PreparedScene, workspace: Workspace, config: Config, executor: Executor, fingerprint: str, lease: Lease
+) -> _Written:
     url, final = _partial_store(workspace, scene), workspace.store(scene.name)
     records = None
     if read_manifest(workspace, "prepare") is None:  # the store may have been moved there just before an interruption
@@ -144,7 +151,13 @@ def _write(scene: PreparedScene, workspace: Workspace, config: Config, executor:
         url = final
     else:
         with progress_bar(f"{scene.name}: write store", len(scene.shards), unit="shards") as advance:
-            records = build_store(executor, scene, url, fingerprint=fingerprint, each=advance)
+
+            def each(shards: int) -> None:
+                lease.check()  # shards of a run that lost the lease must not reach the store of its successor
+                advance(shards)
+
+            lease.check()
+            records = build_store(executor, scene, url, fingerprint=fingerprint, each=each)
     with progress_bar(f"{scene.name}: count samples", len(scene.shards), unit="shards") as advance:
         found = collect_statistics(executor, url, patch=config.model.patch, sketched=records.sketched, each=advance)
         merge(found.sketches, records.sketches)

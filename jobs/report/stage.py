@@ -87,6 +87,7 @@ def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease)
         stages=manifests,
         versions=bundle.provenance["versions"],
     )
+    lease.check()
     storage.write_bytes(workspace.report, page.encode())
     return StageResult({"bytes": len(page)}, [f"{len(page) / 1e6:.1f} MB, self-contained"], [workspace.report])
 

@@ -8,20 +8,29 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import ray
+import torch
 from dask.system import CPU_COUNT
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.runtime.progress import info
+from jobs.runtime.progress import info, warn
+from jobs.runtime.version import library_versions, version_changes
 from jobs.runtime.worker_resources import WorkerResources
+from mibf.device import best_device
 from mibf.errors import InputError
 
 #: Environment variable that Ray sets in the drivers of submitted jobs.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 #: Object store size of a local Ray instance. Only small rows pass through it, no tiles or samples.
 OBJECT_STORE_BYTES = 128 << 20
+#: Seconds in which a node must report its versions.
+NODE_SECONDS = 60.0
+#: Seconds until an actor that holds a GPU has started.
+HOLD_SECONDS = 60.0
 
 
 def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
@@ -32,7 +41,7 @@ def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
         object_store: object store size in bytes, if Ray is started locally.
 
     Raises:
-        InputError: the cluster at RAY_ADDRESS cannot be reached.
+        InputError: the cluster at RAY_ADDRESS cannot be reached, or a node of it has another version of mibf.
     """
     if ray.is_initialized():
         return
@@ -50,6 +59,7 @@ def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
                 f"RAY_ADDRESS={address}: no Ray cluster can be reached there ({error}). Start one, correct the address, "
                 "set RAY_AUTH_MODE=token and its token if required, or unset RAY_ADDRESS to start Ray locally."
             ) from error
+        _check_nodes()
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each epoch's report waits for the next health check
@@ -62,6 +72,42 @@ def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
+
+
+def _check_nodes() -> None:
+    """Ask every node that may get workers for its versions; say once which nodes compute with other libraries.
+
+    Raises:
+        InputError: a node has another version of mibf, or none.
+    """
+    here = library_versions()
+    ask = ray.remote(num_cpus=0, max_retries=0)(library_versions)
+    asked = {
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
+        for node in ray.nodes()
+        if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
+    }
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS) if asked else ([], [])
+    others = [f"{asked[each]['NodeManagerAddress']} did not answer within {NODE_SECONDS:g} s" for each in silent]
+    for each in answered:
+        address = asked[each]["NodeManagerAddress"]
+        try:
+            versions = ray.get(each)
+        except ray.exceptions.RayError as error:
+            raise InputError(
+                f"Ray node {address}: mibf cannot be used there ({str(error).strip().splitlines()[-1]}); install mibf "
+                f"{here['mibf']} on it."
+            ) from error
+        if versions["mibf"] != here["mibf"]:
+            raise InputError(
+                f"Ray node {address} has mibf {versions['mibf']}, and this process has {here['mibf']}; install the same "
+                "version on all nodes."
+            )
+        if changed := version_changes(here, versions):
+            others.append(f"{address} does not have this machine's {changed.replace('(now', '(but')}")
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        warn(f"Ray nodes may compute slightly different values: {'; '.join(others[:3])}{more}")
 
 
 def _check_listening(address: str) -> None:
@@ -91,20 +137,77 @@ def close() -> None:
         ray.shutdown()
 
 
+class AssignedDevice(NamedTuple):
+    """The device that Ray assigned to this worker."""
+
+    node: str  #: id of the Ray node
+    name: str  #: for people; unique on the node
+    device: torch.device
+
+
+def assigned_device() -> AssignedDevice:
+    """Return the device of this worker: the GPU that Ray assigned to it, or the CPU, even if it can see GPUs."""
+    context = ray.get_runtime_context()
+    node, gpus = context.get_node_id(), context.get_accelerator_ids().get("GPU", [])
+    host = socket.gethostname()
+    if not gpus:
+        return AssignedDevice(node, f"{host}, worker {(context.get_actor_id() or '')[:8]}", torch.device("cpu"))
+    name = f"{host}, GPU {gpus[0]}"
+    if best_device().type == "cpu":
+        return AssignedDevice(node, name, torch.device("cpu"))
+    # Ray shows a worker its own GPUs alone, unless the environment says otherwise.
+    seen = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    position = seen.index(str(gpus[0])) if str(gpus[0]) in seen else 0 if seen else int(gpus[0])
+    return AssignedDevice(node, name, torch.device("cuda", position))
+
+
+class _Holder:
+    """Actor that does nothing but hold the GPU that Ray assigned to it."""
+
+    def name(self) -> str:
+        return assigned_device().name
+
+
+def hold_gpu(node: str, name: str, held: ExitStack) -> None:
+    """Keep a GPU, by the name that `assigned_device` gives it, from other workers until `held` ends.
+
+    Actors are started on its node until one is assigned that GPU. If none is within `HOLD_SECONDS` each, it stays free.
+    """
+    where = NodeAffinitySchedulingStrategy(node, soft=False)
+    gpus = sum(int(each["Resources"].get("GPU", 0)) for each in ray.nodes() if each["NodeID"] == node)
+    with ExitStack() as others:
+        for _ in range(gpus):
+            holder = ray.remote(num_cpus=0, num_gpus=1)(_Holder).options(scheduling_strategy=where).remote()
+            try:
+                found = ray.get(holder.name.remote(), timeout=HOLD_SECONDS)
+            except ray.exceptions.RayError:  # all GPUs of the node are taken, or the node is gone
+                ray.kill(holder)
+                return
+            (held if found == name else others).callback(ray.kill, holder)
+            if found == name:
+                return
+
+
 def share_cluster(workers: int, *, fewest: int | None = None, reserved_cpus: int = 0) -> WorkerResources:
-    """Divide the cluster's current resources among workers. GPUs are used only if there is one per worker.
+    """Divide the cluster's current resources among workers. GPUs are used only if there is one per required worker.
+
+    Where their number is elastic, there are then as many workers as GPUs, and each has one.
 
     `fewest`: the workers required to start, if their number is elastic. `reserved_cpus`: CPUs reserved for other processes.
     """
     nodes, places = _nodes()
+    required = workers if fewest is None else fewest
     cpus, gpus = sum(node.cpus for node in nodes) - bool(places), sum(node.gpus for node in nodes)
-    if 0 < gpus < workers:
-        info(f"warning: only {gpus} GPU for {workers} workers, so no GPU is used; set workers to {gpus} to use GPUs")
-    if cpus < (fewest or workers) + reserved_cpus:
+    on_gpus = gpus >= required
+    if on_gpus:
+        workers = min(workers, gpus)
+    elif gpus:
+        info(f"warning: only {gpus} GPU for {required} workers, so no GPU is used; set workers to {gpus} to use GPUs")
+    if cpus < required + reserved_cpus:
         others = f" plus {reserved_cpus} reserved CPU" if reserved_cpus else ""
-        info(f"warning: the cluster has {cpus} CPU for {workers} workers{others}; waiting for more")
-    each = cpus_each(nodes, workers, driver=places, reserved_cpus=reserved_cpus, on_gpus=gpus >= workers)
-    return WorkerResources(workers, each, int(gpus >= workers))
+        info(f"warning: the cluster has {cpus} CPU for {required} workers{others}; waiting for more")
+    each = cpus_each(nodes, workers, driver=places, reserved_cpus=reserved_cpus, on_gpus=on_gpus)
+    return WorkerResources(workers, each, int(on_gpus))
 
 
 @dataclass(frozen=True)
@@ -137,11 +240,16 @@ def cpus_each(
     return 1
 
 
+def _no_cpu_in_use() -> bool:
+    """Whether all CPUs of the cluster are free: then this job's driver takes none, as with `--entrypoint-num-cpus 0`."""
+    return bool(ray.available_resources().get("CPU", 0) >= ray.cluster_resources().get("CPU", 0))
+
+
 def _nodes() -> tuple[list[Node], list[int]]:
     """Return the live nodes, and the indices of those on one of which this process, if a job's driver, takes a CPU."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     nodes = [Node(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in alive]
-    if _JOB not in os.environ:
+    if _JOB not in os.environ or _no_cpu_in_use():
         return nodes, []
     own_node = ray.get_runtime_context().get_node_id()
     able = [position for position, node in enumerate(nodes) if node.cpus]

@@ -94,8 +94,9 @@ class _Checkpoint:
                 f"({config.model.patch}) is used"
             )
         invalidate(workspace, "train", lease)
+        lease.check()
         save_training_config(config, workspace)
-        workspace.write_bundle(bundle)
+        workspace.write_bundle(bundle, lease)
         parameters = sum(p.numel() for p in network.parameters())
         lines = [
             f"{parameters:,} parameters from {self.file_name} (SHA-256 {self.sha256}), bottleneck form: {origin['form']}",

@@ -19,6 +19,7 @@ import torch
 import mibf
 from jobs.config.config import Config
 from jobs.config.resolve import input_urls
+from jobs.runtime.version import library_versions
 from jobs.workflow.manifest import read_manifest
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
@@ -49,13 +50,14 @@ def environment(config: Config, workspace: Workspace) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages, and of the CUDA version that torch was built for, if any."""
+    """The versions of the packages, of GDAL and PROJ, and of the CUDA version that torch was built for, if any."""
     found = {}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    found |= {name: library_versions()[name] for name in ("gdal", "proj")}
     if torch.version.cuda is not None:
         found["cuda"] = torch.version.cuda
     return found

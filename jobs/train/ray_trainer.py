@@ -15,6 +15,7 @@ import ray.train
 import ray.train.torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.runtime.ray_cluster import assigned_device
 from jobs.runtime.worker_resources import WorkerResources
 from jobs.train.settings import ProgressCallback, Settings, WorkerContext
 from jobs.train.worker_loop import run
@@ -22,6 +23,7 @@ from jobs.workflow.errors import StageError
 from mibf.device import Precision, best_device, check_precision
 from mibf.errors import InputError
 from mibf.training.epoch import NonFiniteError
+from pipeline.io.lease import LeaseLostError
 from pipeline.io.retry import StorageUnavailableError
 from pipeline.sampling.sampler import ReadError
 
@@ -34,6 +36,7 @@ def train_on_ray(settings: Settings, share: WorkerResources, callback: ProgressC
 
     Raises:
         InputError: a worker found an invalid input or setting.
+        LeaseLostError: a worker found that the workspace lease was lost.
         StageError: the workers failed more often than `train.max_failures`, or with an error that would occur again.
     """
     section = settings.train
@@ -61,6 +64,8 @@ def train_on_ray(settings: Settings, share: WorkerResources, callback: ProgressC
         fatal_error = ray.get(actor.fatal_error.remote())
         if fatal_error is not None:
             kind, line = fatal_error
+            if kind == "lease":
+                raise LeaseLostError(line)
             raise InputError(line) if kind == "input" else StageError(f"training stopped: {line}")
         if failure is not None:
             raise StageError(
@@ -96,13 +101,15 @@ def _worker(config: dict[str, Any]) -> None:
     actor, settings = config["actor"], config["settings"]
     if ray.get(actor.fatal_error.remote()) is not None:
         return  # Ray Train restarted the workers, but the same error would occur again
-    worker = WorkerContext(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    worker = WorkerContext(context.get_world_rank(), context.get_world_size(), assigned_device().device)
     if worker.rank == 0:
         actor.gathered.remote(worker.workers)
     try:
         run(settings, worker, RemoteProgress(actor))
-    except (InputError, NonFiniteError, ReadError, StorageUnavailableError) as error:
-        ray.get(actor.give_up.remote("input" if isinstance(error, InputError) else "stage", str(error)))
+    except (InputError, LeaseLostError, NonFiniteError, ReadError, StorageUnavailableError) as error:
+        kinds = {InputError: "input", LeaseLostError: "lease"}
+        kind = next((name for type_, name in kinds.items() if isinstance(error, type_)), "stage")
+        ray.get(actor.give_up.remote(kind, str(error)))
         raise
 
 
@@ -164,7 +171,7 @@ class ProgressActor:
             self._lines.append((kind, line))
 
     def give_up(self, kind: str, line: str) -> None:
-        """Keep the first fatal error; `kind` is "input" or "stage"."""
+        """Keep the first fatal error; `kind` is "input", "lease" or "stage"."""
         if self._fatal_error is None:
             self._fatal_error = kind, line
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.config.config import Config
+from jobs.runtime.version import pinned_versions
 from jobs.train.provenance import environment
 from jobs.workflow.fingerprint import ALGORITHM_VERSIONS
 from jobs.workflow.manifest import read_manifest
@@ -50,6 +51,7 @@ def training_identity(config: Config, workspace: Workspace, spec: NetworkSpec) -
                 "sampling": config.sampling.model_dump(mode="json"),
                 "train": {key: value for key, value in wanted.items() if key not in RESUME_SAFE_KEYS},
             }
+            | ({"libraries": pinned_versions()} if config.stale_on_upgrade else {})
         )
     )
     return found
@@ -122,10 +124,14 @@ def begin_run(
     invalidate(workspace, "train", lease)
     resumable = previous == identity and not finished and not restart
     if not resumable:
-        storage.remove(workspace.all_checkpoints)
-        storage.remove(workspace.metrics)
-        storage.remove(workspace.step_metrics)
+        for url in (workspace.all_checkpoints, workspace.metrics, workspace.step_metrics):
+            lease.check()
+            storage.remove(url)
+    lease.check()
     storage.write_json(workspace.started, {"fingerprint": fingerprint, "identity": identity, "seeds": seeds_to_train})
+    lease.check()
     save_training_config(config, workspace)
-    storage.write_json(workspace.environment, environment(config, workspace))
+    found = environment(config, workspace)
+    lease.check()
+    storage.write_json(workspace.environment, found)
     return resumable and storage.exists(workspace.all_checkpoints)

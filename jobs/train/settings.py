@@ -14,6 +14,7 @@ from mibf.class_priors import Priors
 from mibf.network.spec import NARROW, WIDE, NetworkSpec, SourceSpec
 from mibf.training.loss import class_weights
 from pipeline.io import storage
+from pipeline.io.lease import Lease
 from pipeline.sampling.epoch_plan import Frequencies, expected_draws
 from pipeline.sampling.sampler import Sampler
 from pipeline.store.patch_store import PatchStore
@@ -50,6 +51,7 @@ class Settings:
     train: TrainSection
     threads: int
     identity: dict[str, Any]
+    lease: Lease  #: checked before each step that cannot be undone; as `Lease.for_workers`
     name: str
     parameters: dict[str, Any]
     mlflow: str | None = None
@@ -98,6 +100,7 @@ def make_settings(
     *,
     threads: int,
     identity: dict[str, Any],
+    lease: Lease,
     fingerprint: str,
     mlflow: str | None = None,
 ) -> Settings:
@@ -116,6 +119,7 @@ def make_settings(
         train=config.train,
         threads=threads,
         identity=identity,
+        lease=lease,
         name=f"{config.name} {config.run}",
         parameters={"fingerprint": fingerprint, **config.model_dump(mode="json")},
         mlflow=mlflow,

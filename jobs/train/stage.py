@@ -33,7 +33,7 @@ from jobs.workflow.seed_summary import format_accuracies, mean_and_deviation
 from jobs.workflow.split_caveat import split_caveat
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
-from mibf.device import best_device, check_precision
+from mibf.device import best_device, check_precision, means_device_failed
 from mibf.errors import InputError
 from mibf.network.mibfnet import MIBFNet
 from mibf.normalization import Scaling, scaling_from_json
@@ -53,6 +53,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
     Raises:
         InputError: there is nothing to train on, or this configuration cannot be trained.
         StageError: training stopped; the run can be resumed.
+        LeaseLostError: the workspace lease was lost; nothing is overwritten from then on.
     """
     if not config.labelled:
         raise InputError(
@@ -79,6 +80,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
         training,
         threads=config.train.threads or share.cpus,
         identity=identity,
+        lease=lease if config.train.workers == 0 else lease.for_workers(),
         fingerprint=fingerprint,
         mlflow=mlflow,
     )
@@ -93,7 +95,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
     results = _read_results(config, workspace)
     best = _best(config, results)
     origin = _origin(config, split, fingerprint, list(results))
-    _write_bundles(workspace, results, best, partial(_bundle, settings, stores[0], scaling, origin))
+    _write_bundles(workspace, results, best, partial(_bundle, settings, stores[0], scaling, origin), lease)
     parameters = sum(p.numel() for p in MIBFNet(spec).parameters())
     figures = {"chosen": results[best]["chosen"], "parameters": parameters, "seeds": [*results.values()]}
     return StageResult(
@@ -118,17 +120,19 @@ def _write_bundles(
     results: Mapping[int, dict[str, Any]],
     best: int,
     build: Callable[[int, dict[str, Any]], Bundle],
+    lease: Lease,
 ) -> None:
     """Write the best seed's bundle and, if there are several seeds, one for each; remove those of other seeds."""
     several = len(results) > 1
     for seed, result in results.items():
         bundle = build(seed, result)
         if several:
-            write = partial(workspace.write_bundle, bundle, seed=seed)
+            write = partial(workspace.write_bundle, bundle, lease, seed=seed)
             call_with_retry(workspace.seed_bundle(seed), write, report=warn)
         if seed == best:
-            call_with_retry(workspace.bundle, partial(workspace.write_bundle, bundle), report=warn)
-    call_with_retry(workspace.bundle, partial(workspace.keep_seed_bundles, results if several else ()), report=warn)
+            call_with_retry(workspace.bundle, partial(workspace.write_bundle, bundle, lease), report=warn)
+    remove = partial(workspace.keep_seed_bundles, results if several else (), lease)
+    call_with_retry(workspace.bundle, remove, report=warn)
 
 
 def _check_not_imported(workspace: Workspace) -> None:
@@ -224,6 +228,13 @@ def _train_locally(settings: Settings, total: int, metrics: TrainMetrics) -> Non
             run(settings, WorkerContext(0, 1, best_device()), LocalProgress(bar, metrics))
         except (NonFiniteError, ReadError, StorageUnavailableError) as error:
             raise StageError(f"training stopped: {error}") from error
+        except RuntimeError as error:
+            if not means_device_failed(error):
+                raise
+            raise StageError(
+                f"training stopped: the device failed ({error}). Check it, then run the same command again to resume from "
+                "the newest checkpoint."
+            ) from error
 
 
 def _on_ray(settings: Settings, share: WorkerResources, total: int, metrics: TrainMetrics) -> None:

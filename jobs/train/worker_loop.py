@@ -19,18 +19,19 @@ from jobs.config.train import TrainSection
 from jobs.train.learner import make_train_state
 from jobs.train.model_selection import chosen_epoch, epoch_lines, should_stop_early
 from jobs.train.provenance import hardware
+from jobs.train.restore import check_equal, read_chosen, restore_newest
 from jobs.train.settings import ProgressCallback, Settings, WorkerContext, steps_per_epoch
 from jobs.train.tracking.tracker import Tracker
 from mibf.class_priors import CHOICES
 from mibf.device import check_precision
-from mibf.distributed import barrier
-from mibf.errors import InputError
+from mibf.distributed import barrier, decided_by_first
 from mibf.metrics.calibration import Reliability, TemperatureFit
-from mibf.normalization import Scaling, scaling_from_json
+from mibf.normalization import Scaling, scaling_from_json, scaling_to_json
 from mibf.training.checkpoint import Checkpoint, TrainingPosition
 from mibf.training.epoch import EpochMetrics, MetricAccumulator, Step, train_epoch, validate
 from pipeline.io import storage
 from pipeline.io.checkpoints import Checkpoints
+from pipeline.io.lease import Lease, LeaseLostError
 from pipeline.io.retry import call_with_retry
 from pipeline.sampling.sampler import Sampler
 from pipeline.store.patch_store import PatchStore
@@ -47,7 +48,8 @@ def run(settings: Settings, worker: WorkerContext, callback: ProgressCallback) -
     check_precision(worker.device, settings.train.precision)
     for seed in settings.train.every_seed:
         result = settings.workspace.result(seed)
-        if not call_with_retry(result, partial(storage.exists, result), report=callback.warn):
+        look = partial(call_with_retry, result, partial(storage.exists, result), report=callback.warn)
+        if not decided_by_first(look, worker.device):
             SeedTrainer(settings, seed, worker, callback).run()
 
 
@@ -59,11 +61,11 @@ class SeedTrainer:
         self.section = section = settings.train
         self.checkpoints = Checkpoints(settings.workspace.checkpoints(seed))
         stores, scaling = call_with_retry(settings.workspace.url, self._opened, report=callback.warn)
-        scaling = {source.name: scaling[source.name] for source in settings.spec.sources}
+        self.scaling = {source.name: scaling[source.name] for source in settings.spec.sources}
         make_sampler = partial(
             Sampler,
             stores,
-            scaling,
+            self.scaling,
             settings.spec.patch,
             rank=worker.rank,
             workers=worker.workers,
@@ -96,6 +98,7 @@ class SeedTrainer:
         if self.worker.rank > 0:
             return Tracker()
         settings = self.settings
+        settings.lease.check()
         return Tracker.begin(
             settings.folder(self.seed),
             name=settings.name if len(self.section.every_seed) == 1 else f"{settings.name} seed {self.seed}",
@@ -113,23 +116,21 @@ class SeedTrainer:
 
     def _restored(self) -> tuple[TrainingPosition, MetricAccumulator | None]:
         """Restore the newest checkpoint; return its position and the partial sums of the epoch."""
-        report = self.callback.warn if self.worker.rank == 0 else _no_output
-        checkpoint = call_with_retry(self.checkpoints.url, lambda: self.checkpoints.newest(report), report=report)
-        if checkpoint is None:
-            return TrainingPosition(0, 0), None
-        if checkpoint.identity != self.settings.identity:
-            raise InputError(
-                f"{self.checkpoints.url}: the checkpoints belong to another training run; restart it "
-                "(`mibf train --restart`)."
-            )
-        checkpoint.restore(self.learner)
-        self.history = list(checkpoint.history)
+        found = restore_newest(
+            self.learner,
+            self.checkpoints,
+            self.worker,
+            identity=self.settings.identity,
+            scaling=scaling_to_json(self.scaling),
+            report=self.callback.warn,
+        )
+        self.history = found.history
         sums = None
-        if checkpoint.sums is not None:
+        if found.sums is not None:
             sums = MetricAccumulator(self.settings.spec.classes, self.worker.device)
             if self.worker.rank == 0:
-                sums.load(checkpoint.sums)
-        return TrainingPosition(checkpoint.epoch, checkpoint.step), sums
+                sums.load(found.sums)
+        return found.position, sums
 
     def _epoch(self, epoch: int, *, start: int, sums: MetricAccumulator | None) -> None:
         section, learner = self.section, self.learner
@@ -157,6 +158,8 @@ class SeedTrainer:
             "samples_per_second": round(self.clock.rate, 1),
             "waiting": round(self.clock.waiting, 4),
         }
+        # Early stopping and the selected epoch follow from these lines, so all workers keep those of worker 0.
+        line = decided_by_first(lambda: line, self.worker.device)
         self.history.append(line)
         if self.worker.rank == 0:
             self._write(TrainingPosition(epoch + 1, 0), None, with_retry=True)
@@ -236,13 +239,18 @@ class SeedTrainer:
             identity=self.settings.identity,
         )
         write = partial(
-            self.checkpoints.write, checkpoint, best=None if best is None else TrainingPosition(best["epoch"], 0)
+            self.checkpoints.write,
+            checkpoint,
+            best=None if best is None else TrainingPosition(best["epoch"], 0),
+            before_each=self.settings.lease.check,
         )
         if with_retry:
             call_with_retry(self.checkpoints.url, write, report=self.callback.warn)
             return
         try:
             write()
+        except LeaseLostError:
+            raise
         except Exception as error:  # each file system raises its own errors when a server does not respond
             url = storage.redact_url(self.checkpoints.checkpoint_url(position))
             self.callback.warn(f"{url}: cannot be written ({type(error).__name__}: {error}); training continues without it")
@@ -253,16 +261,16 @@ class SeedTrainer:
         epochs = epoch_lines(self.history)
         steps = [line for line in self.history if "train_loss" not in line]
         for url, lines in ((workspace.metrics, epochs), (workspace.step_metrics, steps)):
-            call_with_retry(url, partial(_write_lines, url, self.seed, lines), report=self.callback.warn)
+            write = partial(_write_lines, url, self.seed, lines, self.settings.lease)
+            call_with_retry(url, write, report=self.callback.warn)
 
     def _finish(self) -> None:
         """Validate the selected epoch's weights again, calibrated; write the result, which marks the seed complete."""
         line = self._chosen()
         position = TrainingPosition(line["epoch"], 0)
         barrier()  # barrier: worker 0 may still be writing the checkpoint that all workers read
-        checkpoint = call_with_retry(
-            self.checkpoints.url, lambda: self.checkpoints.read(position), report=self.callback.warn
-        )
+        checkpoint = read_chosen(self.checkpoints, position, self.worker, report=self.callback.warn)
+        check_equal(checkpoint.digest(), self.checkpoints, position)
         result: dict[str, Any] = {"seed": self.seed, "chosen": line, "epochs": len(epoch_lines(self.history))}
         if self.validation.samples():
             network = self.learner.eval_network
@@ -291,7 +299,12 @@ class SeedTrainer:
         if self.worker.rank == 0:
             result["hardware"] = hardware()  # the worker's hardware: the driver may have no GPU
             url = self.settings.workspace.result(self.seed)
-            call_with_retry(url, lambda: storage.write_json(url, result), report=self.callback.warn)
+
+            def write() -> None:
+                self.settings.lease.check()
+                storage.write_json(url, result)
+
+            call_with_retry(url, write, report=self.callback.warn)
 
     def _samples_of_earlier_seeds(self) -> int:
         """The number of samples of the preceding seeds, as counted by the progress bar."""
@@ -342,10 +355,6 @@ def _noise_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, step, rank]).generate_state(1)[0])
 
 
-def _no_output(line: str) -> None:
-    pass
-
-
 def _named(subset: str, figures: EpochMetrics) -> dict[str, float]:
     confusion = figures.confusion.figures()
     return {
@@ -366,9 +375,10 @@ def _format_line(line: dict[str, Any], section: TrainSection) -> str:
     )
 
 
-def _write_lines(url: str, seed: int, lines: list[dict[str, Any]]) -> None:
+def _write_lines(url: str, seed: int, lines: list[dict[str, Any]], lease: Lease) -> None:
     """Write the lines of one seed to a metrics file, after those of the other seeds."""
     text = "".join(json.dumps(storage.without_nan(line)) + "\n" for line in [*_other_seeds(url, seed), *lines])
+    lease.check()
     storage.write_bytes(url, text.encode())
 
 

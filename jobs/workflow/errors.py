@@ -27,7 +27,8 @@ _STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (TilesFailedError, 3),
     (BrokenError, 3),
     (LeaseHeldError, 4),
-    *((kind, 1) for kind in (StageError, StorageUnavailableError, PublishError, IncompleteMapError, LeaseLostError)),
+    (LeaseLostError, 4),
+    *((kind, 1) for kind in (StageError, StorageUnavailableError, PublishError, IncompleteMapError)),
 )
 
 

@@ -11,6 +11,7 @@ import pipeline.maps
 import pipeline.store
 from jobs.config.config import Config
 from jobs.config.resolve import input_urls
+from jobs.runtime.version import pinned_versions
 from jobs.workflow.manifest import StageName, dependencies, read_manifest
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import MODEL
@@ -52,6 +53,8 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
     workspace = Workspace.of(config)
     parts: dict[str, Any] = {"stage": stage, "algorithm": ALGORITHM_VERSIONS[stage]}
     earlier = [read_manifest(workspace, needed) for needed in dependencies(config, stage)]
+    if config.stale_on_upgrade and stage != "report":
+        parts["libraries"] = pinned_versions()
     parts["needs"] = [manifest and manifest.identity for manifest in earlier]
     if stage == "prepare":
         parts["configuration"] = [

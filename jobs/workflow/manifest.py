@@ -46,6 +46,7 @@ class Manifest:
     outputs: list[str] = field(default_factory=list)
     workspace: str = ""  #: its URL when the stage finished
     warnings: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)  #: of mibf and the libraries that computed the result
     algorithm_version: int | None = None  #: None in manifests of versions that hashed their source code instead
 
     @property

@@ -7,13 +7,14 @@ depends on. Later stages ignore a result without a manifest.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from jobs.config.config import Config
 from jobs.runtime.logs import about
 from jobs.runtime.memory import PeakMemory
 from jobs.runtime.progress import info, take_warnings
+from jobs.runtime.version import library_versions, version_changes
 from jobs.workflow.fingerprint import ALGORITHM_VERSIONS, fingerprint
 from jobs.workflow.manifest import (
     Manifest,
@@ -28,12 +29,15 @@ from jobs.workflow.manifest import (
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.io import storage
+from pipeline.io.file_system import check_file_system
 from pipeline.io.lease import Lease, acquire
 
 #: Function of a stage. Takes the configuration, the workspace, the fingerprint of the result and the workspace lease.
 StageFunction = Callable[[Config, Workspace, str, Lease], StageResult]
 #: Workspaces that this process has checked for results of an earlier version.
 _legacy_checked: set[str] = set()
+#: Workspaces and changed versions that were reported in this process.
+_upgrades_reported: set[tuple[str, str]] = set()
 
 
 def run_stage(
@@ -57,12 +61,16 @@ def run_stage(
     check_dependencies(config, stage)
     current = fingerprint(config, stage, checkpoint=checkpoint)
     storage.check_writable(workspace.url)
+    check_file_system(workspace.url)
     subject = {"workspace": storage.redact_url(workspace.url), "name": config.name, "run": config.run, "stage": stage}
     with about(**subject), acquire(workspace.url, what=f"mibf {stage} of {config.name}, run {config.run}") as lease:
         manifest = read_manifest(workspace, stage)
         if keep_current and manifest is not None and manifest.fingerprint == current and outputs_exist(manifest):
+            if stage != "map":  # whose scheduled reruns print nothing if there is nothing to do
+                _report_upgrade(workspace, [stage])
             return manifest, False
         _report_legacy(workspace)
+        _report_upgrade(workspace, dependencies(config, stage))
         started = time.monotonic()
         take_warnings()  # discard warnings of earlier stages
         with PeakMemory() as peak:
@@ -75,6 +83,7 @@ def run_stage(
             seconds=round(time.monotonic() - started, 1),
             peak_memory_bytes=peak.bytes,
             warnings=take_warnings(),
+            versions=library_versions(),
             algorithm_version=ALGORITHM_VERSIONS[stage],
             **vars(outcome),
         )
@@ -93,6 +102,19 @@ def _report_legacy(workspace: Workspace) -> None:
             f"{workspace.url}: {', '.join(legacy)} finished with an earlier version of mibf, which recorded no algorithm "
             "version; whether they are current is unknown, so each stage that runs now computes its result again"
         )
+
+
+def _report_upgrade(workspace: Workspace, stages: Sequence[StageName]) -> None:
+    """Say once which of the results that are used now were made with other versions of the libraries."""
+    for stage in stages:
+        manifest = read_manifest(workspace, stage)
+        changed = "" if manifest is None else version_changes(manifest.versions, library_versions())
+        if changed and (workspace.url, changed) not in _upgrades_reported:
+            _upgrades_reported.add((workspace.url, changed))
+            info(
+                f"{workspace.url}: `{stage}` was made with {changed}; it is used as it is. Values that another version "
+                "computes may differ slightly; `stale_on_upgrade: true` makes such results again"
+            )
 
 
 def invalidate(workspace: Workspace, stage: StageName, lease: Lease) -> None:

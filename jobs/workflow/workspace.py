@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jobs.config.config import Config
 from mibf.bundle.bundle import Bundle
 from pipeline.io import model_bundle, storage
+from pipeline.io.lease import Lease
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,22 @@ class Workspace:
         folder = self.bundle if seed is None else self.seed_bundle(seed)
         return model_bundle.read_bundle(folder, missing="no trained model; run `mibf train` first.")
 
-    def write_bundle(self, bundle: Bundle, *, seed: int | None = None) -> None:
-        """Write the trained model, or the model of one seed."""
-        model_bundle.write_bundle(self.bundle if seed is None else self.seed_bundle(seed), bundle)
+    def write_bundle(self, bundle: Bundle, lease: Lease, *, seed: int | None = None) -> None:
+        """Write the trained model, or the model of one seed.
 
-    def keep_seed_bundles(self, seeds: Iterable[int]) -> None:
-        """Remove the models of all other seeds, left by an earlier training."""
+        Raises:
+            LeaseLostError: the workspace lease was lost.
+        """
+        model_bundle.write_bundle(self.bundle if seed is None else self.seed_bundle(seed), bundle, before_each=lease.check)
+
+    def keep_seed_bundles(self, seeds: Iterable[int], lease: Lease) -> None:
+        """Remove the models of all other seeds, left by an earlier training.
+
+        Raises:
+            LeaseLostError: the workspace lease was lost.
+        """
         kept = {self.seed_bundle(seed) for seed in seeds}
         for name in storage.names(self.bundle):
             if name.startswith("seed-") and (url := storage.join(self.bundle, name)) not in kept:
+                lease.check()
                 storage.remove(url)

@@ -102,6 +102,12 @@ class Checkpoint:
         """The weights that were validated: the averaged ones, if weights are averaged."""
         return self.network if self.average is None else self.average
 
+    def digest(self) -> str:
+        """SHA-256 of everything in it but the sums, which each worker has for itself."""
+        found = hashlib.sha256()
+        _update(found, {key: value for key, value in vars(self).items() if key != "sums"})
+        return found.hexdigest()
+
     def to_bytes(self) -> bytes:
         """Serialise the checkpoint to a file's content."""
         buffer = io.BytesIO()
@@ -124,6 +130,22 @@ class Checkpoint:
             return cls(**torch.load(io.BytesIO(rest), map_location="cpu", weights_only=True))
         except (pickle.UnpicklingError, RuntimeError, TypeError, EOFError) as error:
             raise DamagedCheckpointError(f"a checkpoint is damaged ({error}).") from error
+
+
+def _update(found: hashlib._Hash, value: Any) -> None:
+    """Add a value to a hash: tensors by dtype, shape and content, containers item by item, anything else as text."""
+    if isinstance(value, Tensor):
+        found.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    elif isinstance(value, dict):
+        for key, below in value.items():
+            found.update(f"{key!r}:".encode())
+            _update(found, below)
+    elif isinstance(value, list | tuple):
+        for below in value:
+            _update(found, below)
+    else:
+        found.update(f"{value!r}\n".encode())
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

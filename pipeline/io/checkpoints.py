@@ -36,13 +36,25 @@ class Checkpoints:
             (TrainingPosition(int(match[1]), int(match[2])) for match in found if match), key=lambda p: (p.epoch, p.step)
         )
 
-    def write(self, checkpoint: Checkpoint, *, best: TrainingPosition | None) -> None:
-        """Write a checkpoint, then remove those that are neither among the newest nor the best."""
+    def write(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        best: TrainingPosition | None,
+        before_each: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Write a checkpoint, then remove those that are neither among the newest nor the best.
+
+        `before_each` is called before each file is written or removed.
+        """
         position = TrainingPosition(checkpoint.epoch, checkpoint.step)
-        storage.write_bytes(self.checkpoint_url(position), checkpoint.to_bytes())
+        content = checkpoint.to_bytes()
+        before_each()
+        storage.write_bytes(self.checkpoint_url(position), content)
         there = self.positions()
         for old in there[:-NEWEST]:
             if old != best:
+                before_each()
                 storage.remove(self.checkpoint_url(old))
 
     def read(self, position: TrainingPosition) -> Checkpoint:

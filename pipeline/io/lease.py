@@ -26,6 +26,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,10 @@ class LeaseLostError(Exception):
 
 class Lease:
     """The workspace lease as its holder sees it. A lease on a disk is not lost while its process lives."""
+
+    def for_workers(self) -> Lease:
+        """The lease as processes on other machines can check it; can be pickled."""
+        return self
 
     def check(self) -> None:
         """Check that the lease is still held; call this before every step that cannot be undone.
@@ -169,6 +174,10 @@ class _StoreLease(Lease):
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="mibf-lease", daemon=True)
 
+    def for_workers(self) -> Lease:
+        """See `Lease.for_workers`."""
+        return _WorkerLease(self._workspace, self._record["id"])
+
     def take(self) -> None:
         """Acquire the lease and start renewing it; errors as for `acquire`."""
         with storage.as_input_errors(self._workspace):
@@ -188,10 +197,7 @@ class _StoreLease(Lease):
                         f"the lease was not renewed for {self._expiry:g} s ({self._failure}), so another may hold it"
                     )
         if self._lost is not None:
-            raise LeaseLostError(
-                f"{storage.redact_url(self._workspace)}: this run no longer holds the workspace: {self._lost}; "
-                "finished work is kept. Once no other run is active there, run the same command again to resume."
-            )
+            raise LeaseLostError(_lost_message(self._workspace, self._lost))
 
     def release(self) -> None:
         """Release the lease for the next run. If the store does not respond, the lease expires by itself."""
@@ -289,6 +295,39 @@ class _StoreLease(Lease):
 
     def _file(self, number: int) -> str:
         return storage.join(self._folder, f"{number:06d}.json")
+
+
+@dataclass(frozen=True)
+class _WorkerLease(Lease):
+    """The lease of a driver, as its workers see it: the store is queried at each check."""
+
+    workspace: str
+    id: str
+
+    def check(self) -> None:
+        """See `Lease.check`; raises what the file system raises if the store does not respond."""
+        folder = storage.join(self.workspace, LEASE_FOLDER)
+        for _ in range(TRIES):
+            number = _highest(folder)
+            try:
+                content = storage.read_bytes(storage.join(folder, f"{number:06d}.json"))
+            except FileNotFoundError:  # superseded by a higher number, and removed
+                continue
+            record = _read(content)
+            if record.get("id") == self.id and not record.get("released"):
+                return
+            holder = f"another run ({_describe_holder(content)}) took over"
+            break
+        else:
+            holder = "its lease was removed"
+        raise LeaseLostError(_lost_message(self.workspace, holder))
+
+
+def _lost_message(workspace: str, why: str) -> str:
+    return (
+        f"{storage.redact_url(workspace)}: this run no longer holds the workspace: {why}; finished work is kept. Once no "
+        "other run is active there, run the same command again to resume."
+    )
 
 
 def _numbers(folder: str) -> list[int]:

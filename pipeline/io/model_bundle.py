@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mibf.bundle.bundle import CARD, MODEL, WEIGHTS, Bundle
 from mibf.bundle.files import from_files, to_files
 from mibf.errors import InputError
@@ -84,9 +86,10 @@ def read_bundle(url: str, *, missing: str = MISSING) -> Bundle:
     return parse_bundle(read_files(url, missing=missing), url)
 
 
-def write_bundle(folder: str, bundle: Bundle) -> None:
-    """Write a bundle, model.json last: it exists only once the weights do."""
+def write_bundle(folder: str, bundle: Bundle, *, before_each: Callable[[], object] = lambda: None) -> None:
+    """Write a bundle, model.json last: it exists only once the weights do. `before_each` is called before each file."""
     for name, content in to_files(bundle).items():
+        before_each()
         storage.write_bytes(bundle_file(folder, name), content)
 
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from mibf.errors import InputError
 from pipeline.io import storage
+from pipeline.io.lease import LeaseLostError
 
 Result = TypeVar("Result")
 #: Seconds that a store may be unavailable before the call fails; initial and maximum delay between attempts.
@@ -15,6 +16,7 @@ RETRY_SECONDS, FIRST_WAIT, LONGEST_WAIT = 600.0, 1.0, 30.0
 #: Errors that a retry cannot fix.
 _FINAL = (
     InputError,
+    LeaseLostError,
     FileNotFoundError,
     PermissionError,
     IsADirectoryError,

@@ -5,6 +5,7 @@ Credentials come from the environment only; fsspec and its backends read them th
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import posixpath
@@ -113,8 +114,8 @@ def write_bytes(url: str, content: bytes) -> None:
 def create_bytes(url: str, content: bytes) -> bool:
     """Create a file atomically, only if it does not exist: of concurrent calls, exactly one succeeds.
 
-    This holds on S3, Google and Azure stores, which take the condition with the request, on disks with hard links, and in
-    memory within one thread. Other file systems check first and then write, which is not safe under concurrency.
+    This holds on S3, Google and Azure stores, which take the condition with the request, on disks, and in memory within
+    one thread. Other file systems check first and then write, which is not safe under concurrency.
 
     Returns:
         Whether the file was written; False if it existed. A request that was retried because its response was lost finds
@@ -160,8 +161,26 @@ def _link_new(path: str, content: bytes) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        return _claim_new(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    return True
+
+
+#: Errors of file systems without hard links, such as exFAT, CIFS and gcsfuse.
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def _claim_new(temporary: Path, path: str) -> bool:
+    """Move a file to a name that does not exist, without a hard link: between the two steps a reader sees it empty."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    except FileExistsError:
+        return False
+    os.replace(temporary, path)
     return True
 
 

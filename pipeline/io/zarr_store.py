@@ -18,7 +18,7 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore, ZipStore
 
-from pipeline.io.storage import is_local, local_path, open_url
+from pipeline.io.storage import NO_HARD_LINKS, is_local, local_path, open_url
 
 #: Read, fill, or create (replacing what is there).
 ZarrMode = Literal["r", "r+", "w"]
@@ -58,7 +58,22 @@ def zarr_location(url: str) -> str | Store:
 
 def open_zarr(url: str, *, mode: ZarrMode = "r") -> zarr.Group:
     """Open a Zarr group at a URL: mode "r" to read, "r+" to fill, "w" to create, replacing what is there."""
-    return zarr.open_group(store=zarr_location(url), mode=mode)
+    store = _DiskStore(local_path(url), read_only=mode == "r") if is_local(url) else url
+    return zarr.open_group(store=store, mode=mode)
+
+
+class _DiskStore(LocalStore):
+    """A Zarr store on a disk, also where the file system has no hard links."""
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write an object if there is none. Without hard links, check first and then write: one process lays out a store."""
+        try:
+            await super().set_if_not_exists(key, value)
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            if not await self.exists(key):
+                await self.set(key, value)
 
 
 class ChecksumStore(WrapperStore[Store]):
@@ -118,7 +133,7 @@ def _is_pixel_key(key: str) -> bool:
 
 def _zarr_store(url: str) -> Store:
     if is_local(url):
-        return LocalStore(local_path(url))
+        return _DiskStore(local_path(url))
     return FsspecStore.from_url(url, storage_options={"asynchronous": True})
 
 

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from mibf.errors import InputError
 from pipeline.grid import Tile, Window
 from pipeline.io import storage
-from pipeline.io.lease import LeaseHeldError
+from pipeline.io.lease import Lease, LeaseHeldError
 from pipeline.io.retry import call_with_retry
 from pipeline.maps.outcome import TileOutcome
 
@@ -153,6 +153,7 @@ class Ledger:
         self._token = uuid.uuid4().hex  # distinguishes our segments from another writer's
         self._opened_at = self._written_at = time.monotonic()
         self._flush_failed = False
+        self._lease = Lease()
 
     @classmethod
     def open(cls, url: str, *, report: Callable[[str], None] = lambda line: None) -> Ledger:
@@ -200,11 +201,13 @@ class Ledger:
 
         Raises:
             LedgerTakenError: another process has written since this ledger was opened. The buffered events are dropped.
+            LeaseLostError: the workspace lease was lost. The buffered events are kept, and no longer written.
             StorageUnavailableError: the object store does not respond. The buffered events are kept for the next call.
             OSError: the disk write failed. The buffered events are kept for the next call.
         """
         while self._buffer:
             try:
+                self._lease.check()  # a segment of ours would stop the run that holds the workspace now
                 written = self._write(self._segment_url(self._next))
             except Exception:
                 self._flush_failed = True
@@ -220,8 +223,9 @@ class Ledger:
             self.flush()
 
     @contextmanager
-    def writing(self) -> Iterator[Ledger]:
-        """Context manager: call `close` at the end of the block, also after an exception."""
+    def writing(self, lease: Lease | None = None) -> Iterator[Ledger]:
+        """Context manager: check `lease` before each write; `close` at the end of the block, also after an exception."""
+        self._lease = lease or Lease()
         try:
             yield self
         finally:

@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from pipeline.grid import Tile
 
 
+class DeviceFailedError(RuntimeError):
+    """The device failed while a tile was computed, and this process cannot use it any more. Not a failure of the tile."""
+
+    def __init__(self, tile: Tile, cause: str) -> None:
+        super().__init__(f"{tile.key}: {cause}")
+        self.tile, self.cause = tile, cause
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileOutcome:
     """One attempt at a tile. Durations are in seconds; `started` and `finished` are seconds since 1970 UTC.

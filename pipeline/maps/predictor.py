@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from mibf.bundle.bundle import Bundle
 from mibf.class_priors import PriorSetting
-from mibf.device import Precision, best_device, to_device
+from mibf.device import Precision, best_device, means_no_memory, to_device
 from mibf.errors import InputError
 from mibf.inference.dense import MC_SAMPLES, Dense
 from mibf.inference.outputs import RANKED, ProductName
@@ -28,8 +29,6 @@ TileResult = dict[str, NDArray[Any]]
 #: Which pixels are mapped. declared: by the rule of each source in the store; nodata: where all of the model's sources have
 #: data; map: where at least one of them has data.
 MissingDataPolicy = Literal["declared", "nodata", "map"]
-#: Text of torch's out-of-memory errors that have no exception class.
-_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,10 @@ def _mask(sources: Sequence[StoredSource], there: Mapping[str, NDArray[np.bool_]
 
 
 class TilePredictor:
-    """A model ready to map tiles on the best available device; `priors` chooses the class frequencies it assumes."""
+    """A model that maps tiles on a device, by default the best one here; `priors` chooses the class frequencies it assumes.
+
+    The network is loaded with the first tile that is computed, so that what only reads tiles takes no device.
+    """
 
     def __init__(
         self,
@@ -112,14 +114,23 @@ class TilePredictor:
         mc_samples: int = MC_SAMPLES,
         seed: int = 0,
         missing: MissingDataPolicy = "declared",
+        device: torch.device | None = None,
     ) -> None:
         self.bundle = bundle
         self.products = tuple(products)
         self.missing: MissingDataPolicy = missing
-        network = to_device(bundle.network(priors), best_device())
-        self.dense = Dense(network, precision=precision, temperature=bundle.temperature, mc_samples=mc_samples, seed=seed)
+        self._priors: PriorSetting = priors
+        self._device = device or best_device()
+        self._make_dense = partial(
+            Dense, precision=precision, temperature=bundle.temperature, mc_samples=mc_samples, seed=seed
+        )
         # The last entry is indexed by class -1, which means no result.
         self.ids = np.array([*(c.id for c in bundle.classes), UNLABELLED], np.uint8)
+
+    @cached_property
+    def dense(self) -> Dense:
+        """The network on the device; replaced by one that takes fewer rows at a time after an out-of-memory error."""
+        return self._make_dense(to_device(self.bundle.network(self._priors), self._device))
 
     @property
     def rows(self) -> int:
@@ -150,7 +161,7 @@ class TilePredictor:
             try:
                 return self._compute(tile)
             except (MemoryError, RuntimeError) as error:
-                if self.rows == 1 or not _means_no_memory(error):
+                if self.rows == 1 or not means_no_memory(error):
                     raise
             # Outside the except block: the exception's frames keep references to the allocated memory.
             self.dense = self.dense.with_rows(self.rows // 2)
@@ -172,7 +183,3 @@ class TilePredictor:
         found = values.cpu().numpy()
         codes = self.ids[found] if product.name in RANKED else product.encode(found)
         return codes if codes.ndim == 3 else codes[None]
-
-
-def _means_no_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in str(error) for part in _NO_MEMORY)

@@ -17,13 +17,13 @@ from typing import Any, Protocol
 import torch
 
 from mibf.class_priors import PriorSetting
-from mibf.device import Precision, best_device
+from mibf.device import Precision, best_device, means_device_failed
 from mibf.errors import InputError
 from pipeline.grid import Tile
 from pipeline.io import model_bundle
 from pipeline.io.retry import call_with_retry
 from pipeline.maps.map_store import MapStore, result_digest
-from pipeline.maps.outcome import TileOutcome
+from pipeline.maps.outcome import DeviceFailedError, TileOutcome
 from pipeline.maps.predictor import MissingDataPolicy, TileInput, TilePredictor, TileResult
 from pipeline.maps.products import Product
 from pipeline.parallel.prefetch import PrefetchThreads
@@ -63,8 +63,8 @@ class MapJob:
     missing: MissingDataPolicy
     predictor: Callable[[MapJob], Predictor] | None = None  #: replaces the network, to measure everything else
 
-    def make_predictor(self) -> Predictor:
-        """Create the predictor.
+    def make_predictor(self, device: torch.device | None = None) -> Predictor:
+        """Create the predictor, on a device (default: the best one here).
 
         Raises:
             InputError: the model is not the one that the map was started with.
@@ -82,6 +82,7 @@ class MapJob:
             mc_samples=self.mc_samples,
             seed=self.seed,
             missing=self.missing,
+            device=device,
         )
 
 
@@ -99,26 +100,40 @@ class LoadedTile:
 class TileMapper:
     """A model in memory, with the open patch stores and map stores of the scenes."""
 
-    def __init__(self, job: MapJob, *, threads: int | None = None) -> None:
+    def __init__(self, job: MapJob, *, threads: int | None = None, device: torch.device | None = None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.job = job
-        self.predictor = job.make_predictor()
-        self.worker = f"{socket.gethostname()}/{os.getpid()}/{best_device().type}"
+        device = device or best_device()
+        self.predictor = job.make_predictor(device)
+        self.worker = f"{socket.gethostname()}/{os.getpid()}/{device.type}"
         self._stores: dict[str, PatchStore] = {}
         self._map_stores: dict[str, MapStore] = {}
 
     def map(self, tiles: Iterable[Tile]) -> Iterator[TileOutcome]:
-        """Map tiles in order, reading each one while the previous one is computed; yield each once it is written."""
+        """Map tiles in order, reading each one while the previous one is computed; yield each once it is written.
+
+        Raises:
+            DeviceFailedError: the device failed; the tile at which it did and all later ones are not yielded.
+        """
         with closing(PrefetchThreads().prefetch(self.read(tiles), depth=PREFETCH_DEPTH, name="mibf-read")) as reads:
             yield from self.finish(reads)
 
     def finish(self, reads: Iterable[LoadedTile]) -> Iterator[TileOutcome]:
-        """Compute and write tiles that were read, writing each one while the next is computed; yield outcomes in order."""
+        """Compute and write tiles that were read, writing each one while the next is computed; yield outcomes in order.
+
+        Raises:
+            DeviceFailedError: as for `map`.
+        """
         with ThreadPoolExecutor(1, "mibf-write") as writer:
             before: Future[TileOutcome] | None = None
             for read in reads:
-                done = self._computed(read)
+                try:
+                    done = self._computed(read)
+                except DeviceFailedError:
+                    if before is not None:
+                        yield before.result()
+                    raise
                 if before is not None:
                     yield before.result()
                 before = writer.submit(self._written, *done)
@@ -153,6 +168,8 @@ class TileMapper:
         try:
             result = self.predictor.compute(read.content)
         except Exception as error:  # as above
+            if means_device_failed(error):
+                raise DeviceFailedError(read.tile, _describe_error(error)) from error
             return replace(done, cause=_describe_error(error), finished=time.time()), None
         seconds, pixels = time.monotonic() - clock, int(read.content.wanted.sum())
         return replace(done, compute_seconds=seconds, pixels=pixels, rows=self.predictor.rows), result

@@ -29,11 +29,12 @@ from mibf.errors import InputError
 from pipeline.codes import RENAMED_PRODUCTS
 from pipeline.grid import Window
 from pipeline.io import gdal, storage
+from pipeline.io.lease import Lease
 from pipeline.maps.products import MAP_PRODUCTS, Product
 from pipeline.publishing import cog
 from pipeline.rasters.untrusted import open_published
 
-#: The staging folder and the item, in the map's folder.
+#: The start of the names of staging folders, which end with the run's id, and the item; in the map's folder.
 STAGING, ITEM = ".staging", "item.json"
 #: File names of a map, for any products and blocks, those of earlier versions included.
 _FILES = re.compile(rf"({'|'.join([*MAP_PRODUCTS, *RENAMED_PRODUCTS])})(_y\d+_x\d+)?\.(tif|tif\.aux\.xml|vrt)")
@@ -68,6 +69,8 @@ def publish(
     band_names: Callable[[Product], Sequence[str]],
     tags: dict[str, str],
     block: int,
+    run: str,
+    lease: Lease,
     each: Callable[[str], object] = lambda _: None,
 ) -> list[PublishedFile]:
     """Publish a map's products in a folder; the map counts as published once the caller has written its item there.
@@ -84,6 +87,8 @@ def publish(
         band_names: returns the names of a product's bands.
         tags: provenance metadata written to each file.
         block: maximum side of a file in pixels, a multiple of 512; a larger grid is divided into blocks.
+        run: id of the run, which names its staging folder.
+        lease: checked before each step that cannot be undone.
         each: called with the name of each file that is built.
 
     Returns:
@@ -93,36 +98,39 @@ def publish(
     Raises:
         PublishError: the disk is full.
         CogError: a file is not valid, or its pixels differ from those written.
+        LeaseLostError: the workspace lease was lost; nothing is removed or replaced from then on.
     """
     gdal.configure_gdal()  # limits GDAL's cache, which by default grows to a fraction of the machine's memory
-    staging = storage.join(folder, STAGING)
-    with storage.folder_in_use(folder), _build_folder(staging) as build_folder:
-        published: list[PublishedFile] = []
-        names: list[str] = []
+    staging = storage.join(folder, f"{STAGING}-{run}")
+    with storage.folder_in_use(folder), _build_folder(folder, staging, lease) as build_folder:
+        published, names = list[PublishedFile](), list[str]()
         for product in products:
             bands = band_names(product)
             for paths, window in _build_files(
                 product, build_folder, make_reader(product), grid=grid, names=bands, classes=classes, tags=tags, block=block
             ):
+                name = paths[0].name
                 size, sha256 = _size_and_sha256(paths[0])
-                url = storage.join(folder, paths[0].name)
-                published.append(PublishedFile(product, paths[0].name, url, window, size, sha256))
-                each(paths[0].name)
+                published.append(PublishedFile(product, name, storage.join(folder, name), window, size, sha256))
+                each(name)
                 for path in paths:
                     names.append(path.name)
                     if not storage.is_local(staging):
                         storage.publish(str(path), storage.join(staging, path.name))
-        _replace_published(folder, staging, names)
+        _replace_published(folder, staging, names, lease)
         return published
 
 
-def _replace_published(folder: str, staging: str, names: Sequence[str]) -> None:
+def _replace_published(folder: str, staging: str, names: Sequence[str], lease: Lease) -> None:
     """Replace the map in a folder by the files in staging: delete its item, move the files, delete what is left of it."""
+    lease.check()
     storage.remove(storage.join(folder, ITEM))
     for name in names:
+        lease.check()
         storage.move_file(storage.join(staging, name), storage.join(folder, name))
     for name in sorted(set(storage.names(folder)) - set(names)):
         if _FILES.fullmatch(name):
+            lease.check()
             storage.remove(storage.join(folder, name))
 
 
@@ -154,9 +162,15 @@ def _build_files(
 
 
 @contextmanager
-def _build_folder(staging: str) -> Iterator[Path]:
-    """Provide a local folder to build files for the staging URL; afterwards remove both, ignoring failures."""
-    storage.remove(staging)
+def _build_folder(published: str, staging: str, lease: Lease) -> Iterator[Path]:
+    """Provide a local folder to build files for the staging URL; afterwards remove both, ignoring failures.
+
+    Staging folders that killed runs left next to the published map are removed first.
+    """
+    for name in storage.names(published):
+        if name.startswith(STAGING):
+            lease.check()
+            storage.remove(storage.join(published, name))
     try:
         with ExitStack() as stack:
             if storage.is_local(staging):

@@ -36,6 +36,7 @@ def publish_map(
     block: int,
     missing: MissingDataPolicy,
     describe: Callable[[Sequence[Asset]], dict[str, Any]],
+    run: str,
     lease: Lease,
     each: Callable[[str], object],
 ) -> None:
@@ -53,6 +54,7 @@ def publish_map(
         block: side of a file in pixels (see `cog.block_side`).
         missing: which pixels were to be mapped.
         describe: makes the STAC item from the map's assets.
+        run: id of the run.
         lease: checked before each step that cannot be undone.
         each: called with the name of each file that was built.
 
@@ -63,7 +65,6 @@ def publish_map(
         PublishError, CogError: as for `publish`.
     """
     check_coverage(work, store, products, tile=tile_size, missing=missing)
-    lease.check()
     published = publish(
         partial(_reader, work),
         products,
@@ -73,9 +74,11 @@ def publish_map(
         band_names=work.band_names,
         tags=tags,
         block=block,
+        run=run,
+        lease=lease,
         each=each,
     )
-    item = describe([*(_asset(file, work) for file in published), *_draw_quicklook(folder, published, classes)])
+    item = describe([*(_asset(file, work) for file in published), *_draw_quicklook(folder, published, classes, lease)])
     check_item(item)
     lease.check()
     storage.write_json(storage.join(folder, ITEM), item)
@@ -110,14 +113,19 @@ def _asset(file: PublishedFile, work: MapStore) -> Asset:
     )
 
 
-def _draw_quicklook(folder: str, published: Sequence[PublishedFile], classes: Sequence[ClassName]) -> list[Asset]:
+def _draw_quicklook(
+    folder: str, published: Sequence[PublishedFile], classes: Sequence[ClassName], lease: Lease
+) -> list[Asset]:
     """Draw the quicklook next to the map; without a product of classes, remove that of an earlier map instead."""
     url = storage.join(folder, QUICKLOOK)
     class_files = [file for file in published if file.product.name in CLASS_PRODUCTS]
     if not class_files:
+        lease.check()
         storage.remove(url)
         return []
     mosaic = [file for file in class_files if file.product.name == class_files[0].product.name][-1]
-    storage.write_bytes(url, quicklook(mosaic.url, classes))
+    picture = quicklook(mosaic.url, classes)
+    lease.check()
+    storage.write_bytes(url, picture)
     size, sha256 = checksums.sha256(url)
     return [Asset("quicklook", QUICKLOOK, size, sha256, "uint8", None, 1.0, "", ())]

@@ -22,6 +22,7 @@ from mibf.bundle.bundle import Bundle
 from mibf.network.mibfnet import MIBFNet
 from mibf.normalization import scaling_from_json
 from pipeline.io import storage
+from pipeline.io.lease import Lease
 from pipeline.store.patch_store import PatchStore
 
 CLASSES = 11
@@ -68,7 +69,7 @@ def random_model(config: Config) -> None:
     spec = network_spec(config, store)
     torch.manual_seed(0)
     scaling = scaling_from_json(storage.read_json(workspace.scaling))
-    workspace.write_bundle(Bundle(spec, MIBFNet(spec).state_dict(), scaling, store.classes))
+    workspace.write_bundle(Bundle(spec, MIBFNet(spec).state_dict(), scaling, store.classes), Lease())
 
 
 def _write(path: Path, values: NDArray[np.generic]) -> str:

@@ -19,6 +19,7 @@ from mibf.network.spec import NARROW, WIDE, NetworkSpec, SourceSpec
 from mibf.normalization import BandScaling
 from pipeline.grid import Window, windows
 from pipeline.io import zarr_store
+from pipeline.io.lease import Lease
 from pipeline.store.records import ShardRecord, StoreRecords
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.template import StoredSource, Template, create_store
@@ -100,4 +101,4 @@ def _write_model(workspace: Workspace, config: Config) -> None:
     low, fill, high = (np.full(1, value, np.float32) for value in (0, 127, 255))
     torch.manual_seed(0)
     scaling = {name: BandScaling(low=low, high=high, fill=fill) for name in SOURCES}
-    workspace.write_bundle(Bundle(spec, MIBFNet(spec).state_dict(), scaling, class_names(config)))
+    workspace.write_bundle(Bundle(spec, MIBFNet(spec).state_dict(), scaling, class_names(config)), Lease())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +11,12 @@ import pytest
 
 from jobs.map import attempt
 from jobs.map.attempt import WORKER_DIED, Attempt, MapTimings
+from jobs.workflow.errors import StageError
 from pipeline.grid import Tile
 from pipeline.io.lease import Lease
 from pipeline.maps.ledger import Ledger
-from pipeline.maps.outcome import TileOutcome
+from pipeline.maps.outcome import DeviceFailedError, TileOutcome
+from pipeline.maps.tile_selection import select_tiles
 from tests.support.ledgers import WINDOWS, memory_url
 
 TILES = [Tile("scene", window) for window in WINDOWS]
@@ -115,6 +117,39 @@ def test_tile_reported_twice_is_recorded_and_counted_once(monkeypatch: pytest.Mo
     mapping.run(TILES[:2])
     assert mapping.recorded() == [(0, "done", 1, ""), (8, "done", 1, "")]
     assert (mapping.timings.tiles, mapping.timings.pixels) == (2, 128)
+
+
+def test_failure_is_dated_by_the_drivers_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The delay before a retry counts from it; the worker's clock is two hours ahead."""
+    ahead = time.time() + 7200
+
+    def map_tiles(tiles: Sequence[Tile], take: Take) -> None:
+        take(outcome(tiles[0], cause="no space left", started=ahead, finished=ahead))
+
+    mapping = Mapping(monkeypatch, map_tiles)
+    mapping.run(TILES[:1])
+    failed = mapping.ledger.last()[WINDOWS[0]]
+    assert failed.finished == pytest.approx(time.time(), abs=60)
+    selected = select_tiles({WINDOWS[0]: "now"}, mapping.ledger.last(), backoff_seconds=600, now=time.time() + 601)
+    assert selected.tiles == [WINDOWS[0]]
+
+
+def test_failed_device_of_this_process_ends_the_map_and_no_tile_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def map(self, tiles: Sequence[Tile]) -> Iterator[TileOutcome]:
+            yield outcome(tiles[0])
+            raise DeviceFailedError(tiles[1], "RuntimeError: CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(attempt, "TileMapper", Failing)
+    monkeypatch.setattr(attempt, "make_job", lambda *_: None)
+    config: Any = SimpleNamespace(config=SimpleNamespace(map=SimpleNamespace(workers=0, precision="float32")))
+    map_tiles = attempt._executor(config, {}, isolated=False)
+    mapping = Mapping(monkeypatch, map_tiles)
+    with pytest.raises(StageError, match=r"scene/.*CUDA error: unspecified launch failure.*no tile counts as failed"):
+        mapping.run(TILES)
+    assert mapping.recorded() == [(0, "done", 1, "")]
 
 
 def test_tile_without_outcome_fails_because_its_worker_died(monkeypatch: pytest.MonkeyPatch) -> None:

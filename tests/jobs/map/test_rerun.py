@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import jobs.map.scene_map
+from jobs.runtime.version import library_versions
 from pipeline.io import storage
 from tests.support.mapped_scene import TILES, Mapped
 from tests.support.scenes import write_raster
@@ -45,6 +47,26 @@ def change_corner(mapped: Mapped) -> None:
     optical[:, 130:, 128:] += 700
     write_raster(mapped.folder / "optical.tif", optical, nodata=0)
     mapped.does("prepare")
+
+
+# --- versions of the libraries
+
+
+def item_of(mapped: Mapped) -> Any:
+    """The item of the published map."""
+    return storage.read_json(str(mapped.map / "item.json"))
+
+
+def test_rerun_after_an_upgrade_says_that_the_map_mixes_versions(done: Mapped, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_corner(done)
+    before = library_versions()
+    after = before | {"gdal": "99.1.0"}
+    monkeypatch.setattr(jobs.map.scene_map, "library_versions", lambda: after)
+    printed = done.does("rerun").stderr
+    assert f"small: 5 tiles finished with GDAL {before['gdal']} (now 99.1.0) are kept, so the map mixes versions" in printed
+    assert item_of(done)["properties"]["mibf:versions"] == [before, after]
+    done.does("map", "--restart")
+    assert item_of(done)["properties"]["mibf:versions"] == [after]
 
 
 # --- failed tiles

@@ -13,6 +13,7 @@ import rasterio
 
 from jobs.report.stage import BACKGROUND, _product_picture
 from jobs.workflow.workspace import Workspace
+from pipeline.io.lease import Lease
 from pipeline.maps.products import MAP_PRODUCTS, MapDtype, product
 from pipeline.publishing.publish import PublishedMap, publish
 from pipeline.store.patch_store import PatchStore
@@ -62,6 +63,8 @@ def test_product_images_have_the_expected_pixels_and_captions(
         band_names=lambda shown: [str(i) for i in range(len(layers[shown.name]))],
         tags={},
         block=512,
+        run="now",
+        lease=Lease(),
     )
     captions = []
     for shown in products:

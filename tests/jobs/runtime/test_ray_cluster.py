@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.runtime.ray_cluster import Node, cpus_each
+from jobs.runtime import ray_cluster
+from jobs.runtime.ray_cluster import Node, WorkerResources, cpus_each, share_cluster
+from mibf.errors import InputError
+from tests.support.paths import ROOT
 
 NODES = st.lists(st.builds(Node, st.integers(0, 12), st.integers(0, 4)), max_size=4)
 
@@ -46,3 +55,128 @@ def test_workers_share_all_cpus_of_each_node() -> None:
     assert cpus_each([Node(2)], 1, driver=[0]) == 1, "otherwise the worker would wait for the driver forever"
     assert cpus_each([Node(4), Node(4)], 2) == 4
     assert cpus_each([Node(4), Node(4)], 3) == 2, "a worker cannot span nodes"
+
+
+# --- what each worker gets
+
+
+def simulate(monkeypatch: pytest.MonkeyPatch, nodes: list[Node], *, job_on: int | None = None, used: float = 0) -> None:
+    """Let Ray report these nodes; `job_on` is the node of this process, if it is a job's driver, `used` are CPUs in use."""
+    described = [
+        {"Alive": True, "NodeID": str(i), "Resources": {"CPU": float(node.cpus), "GPU": float(node.gpus)}}
+        for i, node in enumerate(nodes)
+    ]
+    total = float(sum(node.cpus for node in nodes))
+    context: Any = SimpleNamespace(get_node_id=lambda: str(job_on))
+    monkeypatch.setattr(ray, "nodes", lambda: described)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": total})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": total - used})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    if job_on is not None:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+
+
+@pytest.mark.parametrize(
+    ("workers", "fewest", "gpus", "expected"),
+    [
+        (4, None, 4, WorkerResources(4, 2, 1)),
+        (6, None, 4, WorkerResources(6, 1, 0)),
+        (8, 2, 4, WorkerResources(4, 2, 1)),  # elastic: four workers with a GPU each
+        (8, 6, 4, WorkerResources(8, 1, 0)),
+        (2, None, 0, WorkerResources(2, 4, 0)),
+        (8, 2, 0, WorkerResources(8, 1, 0)),
+    ],
+)
+def test_gpus_are_used_if_every_required_worker_gets_one(
+    monkeypatch: pytest.MonkeyPatch, workers: int, fewest: int | None, gpus: int, expected: WorkerResources
+) -> None:
+    simulate(monkeypatch, [Node(8, gpus)])
+    assert share_cluster(workers, fewest=fewest) == expected
+
+
+def test_workers_of_the_kubernetes_layout_get_all_cpus_of_their_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Head and driver have no CPUs there, as the manifest says, so the driver takes none from the workers."""
+    spec = yaml.safe_load((ROOT / "infra/kuberay/rayjob-train.yaml").read_text())["spec"]
+    cluster = spec["rayClusterSpec"]
+    assert "entrypointNumCpus" not in spec
+    nodes = [Node(int(cluster["headGroupSpec"]["rayStartParams"]["num-cpus"]))]
+    for group in cluster["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        cpus = int(group["rayStartParams"].get("num-cpus", limits["cpu"]))
+        nodes += [Node(cpus, int(limits.get("nvidia.com/gpu", 0)))] * group["replicas"]
+    assert nodes == [Node(0), Node(0), Node(8, 1), Node(8, 1)]
+    simulate(monkeypatch, nodes, job_on=1)
+    assert share_cluster(2) == WorkerResources(2, 8, 1)
+
+
+def test_driver_that_takes_a_cpu_leaves_the_others_to_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate(monkeypatch, [Node(0), Node(8)], job_on=0, used=1)
+    assert share_cluster(1) == WorkerResources(1, 7, 0), "the head node is reported, wherever the CPU was taken"
+    simulate(monkeypatch, [Node(0), Node(8)], job_on=0, used=0)
+    assert share_cluster(1) == WorkerResources(1, 8, 0)
+
+
+# --- versions on the nodes
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, nodes: dict[str, Any]) -> None:
+    """Let nodes report these versions, by address: changes to this machine's, an exception, or None for no answer."""
+    described = [
+        {"Alive": True, "NodeID": f"{i:056x}", "NodeManagerAddress": address, "Resources": {"CPU": 4.0}}
+        for i, address in enumerate(nodes)
+    ]
+    head = {"Alive": True, "NodeID": "f" * 56, "NodeManagerAddress": "head", "Resources": {}}
+    asked = iter(nodes)
+
+    class Task:
+        def options(self, **_: Any) -> Task:
+            return self
+
+        def remote(self) -> str:
+            return next(asked)
+
+    def get(address: str) -> dict[str, str]:
+        found = nodes[address]
+        if isinstance(found, Exception):
+            raise found
+        return ray_cluster.library_versions() | found
+
+    def wait(addresses: list[str], **_: Any) -> tuple[list[str], list[str]]:
+        there = [address for address in addresses if nodes[address] is not None]
+        return there, [address for address in addresses if address not in there]
+
+    monkeypatch.setattr(ray, "nodes", lambda: [head, *described])
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: Task())
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", get)
+
+
+def test_node_with_another_mibf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, {"10.0.0.1": {}, "10.0.0.2": {"mibf": "0.0.9"}})
+    with pytest.raises(InputError, match=r"Ray node 10\.0\.0\.2 has mibf 0\.0\.9, and this process has .*install the same"):
+        ray_cluster._check_nodes()
+
+
+def test_node_without_mibf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(monkeypatch, {"10.0.0.1": ray.exceptions.RaySystemError("ModuleNotFoundError: No module named 'jobs'")})
+    with pytest.raises(InputError, match=r"Ray node 10\.0\.0\.1: mibf cannot be used there .*No module named 'jobs'"):
+        ray_cluster._check_nodes()
+
+
+def test_nodes_with_other_libraries_are_reported_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(monkeypatch, {"10.0.0.1": {}, "10.0.0.2": {"gdal": "3.1.0"}, "10.0.0.3": None})
+    ray_cluster._check_nodes()
+    printed = capsys.readouterr().err
+    assert printed.count("may compute slightly different values") == 1
+    assert f"10.0.0.2 does not have this machine's GDAL {ray_cluster.library_versions()['gdal']} (but 3.1.0)" in printed
+    assert "10.0.0.3 did not answer within 60 s" in printed
+    assert "10.0.0.1" not in printed
+
+
+def test_equal_nodes_are_accepted_silently(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(monkeypatch, {"10.0.0.1": {}})
+    ray_cluster._check_nodes()
+    assert capsys.readouterr().err == ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import rasterio
+import torch
 
-from jobs.runtime.version import SUBMITTED_WITH, check_version
+from jobs.runtime.version import SUBMITTED_WITH, check_version, library_versions, pinned_versions, version_changes
 from mibf import __version__
 from mibf.errors import InputError
 
@@ -21,3 +23,20 @@ def test_other_version_is_refused_with_both_versions(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(SUBMITTED_WITH, "0.0.1")
     with pytest.raises(InputError, match=rf"has mibf {__version__}, but the job was submitted with mibf 0\.0\.1"):
         check_version()
+
+
+def test_versions_are_those_of_the_libraries_in_use() -> None:
+    found = library_versions()
+    assert found["mibf"] == __version__
+    assert found["torch"] == torch.__version__
+    assert found["gdal"] == rasterio.__gdal_version__
+    assert set(found) == {"mibf", "gdal", "proj", "torch", "numpy"}
+    assert pinned_versions() == {name: ".".join(found[name].split(".")[:2]) for name in ("gdal", "proj", "torch")}
+
+
+def test_changes_name_each_library_with_both_versions() -> None:
+    then = {"mibf": "1.0", "gdal": "3.9.1", "numpy": "2.0"}
+    now = {"mibf": "1.0", "gdal": "3.10.0", "numpy": "2.1", "torch": "2.9"}
+    assert version_changes(then, now) == "numpy 2.0 (now 2.1), GDAL 3.9.1 (now 3.10.0)"
+    assert version_changes(now, now) == ""
+    assert version_changes({}, now) == "", "nothing is recorded"

@@ -22,7 +22,7 @@ from pipeline.publishing.publish import PublishError
         (BrokenError, 3),
         (LeaseHeldError, 4),
         (LedgerTakenError, 4),
-        (LeaseLostError, 1),
+        (LeaseLostError, 4),
         (StorageUnavailableError, 1),
         (PublishError, 1),
         (IncompleteMapError, 1),

@@ -10,6 +10,7 @@ import mibf.training
 from jobs.config.loader import load
 from jobs.config.map import MapSection
 from jobs.config.train import TrainSection
+from jobs.runtime import version
 from jobs.train.resume import RESUME_SAFE_KEYS
 from jobs.workflow import fingerprint as fingerprints
 from jobs.workflow.fingerprint import MAP_KEYS_WITHOUT_EFFECT, TRAIN_KEYS_WITHOUT_EFFECT, fingerprint
@@ -74,6 +75,22 @@ def test_new_version_of_seeded_assignments_makes_only_their_stores_stale(
     after = [stage_fingerprints(scene, **changes) for changes in (default, seeded)]
     assert after[0] == before[0]
     assert {name for name in before[1] if before[1][name] != after[1][name]} == {"prepare"}
+
+
+def test_library_versions_count_only_by_choice(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def upgraded(**changes: str) -> None:
+        monkeypatch.setattr("jobs.runtime.version.library_versions", lambda: library_versions() | changes)
+
+    library_versions = version.library_versions
+    upgraded(gdal="3.9.1", proj="9.4.0", torch="2.9.0+cpu")
+    ignored, counted = stage_fingerprints(scene), stage_fingerprints(scene, stale_on_upgrade=True)
+    upgraded(gdal="3.9.2", proj="9.4.1", torch="2.9.1+cu130", numpy="9.0")
+    assert stage_fingerprints(scene, stale_on_upgrade=True) == counted, "patch releases and other libraries do not count"
+    for change in ({"gdal": "3.10.0"}, {"proj": "9.5.0"}, {"torch": "2.10.0"}):
+        upgraded(**{"gdal": "3.9.1", "proj": "9.4.0", "torch": "2.9.0"} | change)
+        assert stage_fingerprints(scene) == ignored
+        after = stage_fingerprints(scene, stale_on_upgrade=True)
+        assert {name for name in after if after[name] != counted[name]} >= {"prepare", "train", "evaluate", "map"}
 
 
 def test_keys_without_effect_exist_in_the_configuration() -> None:

@@ -10,6 +10,7 @@ import pytest
 from jobs.config.config import Config
 from jobs.config.loader import load
 from jobs.runtime.progress import warn
+from jobs.runtime.version import library_versions
 from jobs.workflow.errors import StageError
 from jobs.workflow.manifest import StageResult, legacy_stages, read_manifest
 from jobs.workflow.runner import invalidate, run_stage
@@ -46,6 +47,22 @@ def test_finished_stage_is_recorded_and_skipped_while_current(scene: SmallScene)
     assert manifest == read_manifest(Workspace.of(config), "prepare")
     assert run_stage(config, "prepare", work, keep_current=True) == (manifest, False)
     assert work.calls == 1
+
+
+def test_manifest_records_the_libraries_and_upgrades_are_reported_once(
+    scene: SmallScene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, work = load(str(scene.write_config())), Work()
+    manifest, _ = run_stage(config, "prepare", work, keep_current=True)
+    assert manifest.versions == library_versions()
+    run_stage(config, "prepare", work, keep_current=True)
+    assert "was made with" not in capsys.readouterr().err
+    monkeypatch.setattr("jobs.workflow.runner.library_versions", lambda: manifest.versions | {"proj": "99.0.0"})
+    for _ in range(2):
+        assert run_stage(config, "prepare", work, keep_current=True) == (manifest, False), "it stays current"
+    printed = capsys.readouterr().err
+    assert printed.count(f"`prepare` was made with PROJ {manifest.versions['proj']} (now 99.0.0); it is used as it is") == 1
+    assert "stale_on_upgrade" in printed
 
 
 def test_stage_runs_again_if_forced_changed_or_without_its_output(scene: SmallScene) -> None:

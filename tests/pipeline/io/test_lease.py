@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -249,6 +250,49 @@ def test_suspended_process_checks_its_lease_before_continuing(workspace: str, mo
         write_lease(workspace, 3, released=True)
         with pytest.raises(LeaseLostError, match="process 12 on elsewhere"):
             holder.check()
+
+
+def sent_to_worker(holder: lease.Lease) -> lease.Lease:
+    """The lease as a worker on another machine receives it."""
+    received: lease.Lease = pickle.loads(pickle.dumps(holder.for_workers()))
+    return received
+
+
+def test_workers_see_that_their_drivers_lease_was_taken(workspace: str) -> None:
+    with acquire(workspace) as holder:
+        at_worker = sent_to_worker(holder)
+        at_worker.check()
+        write_lease(workspace, 5)
+        with pytest.raises(
+            LeaseLostError, match=r"this run no longer holds .* \(map, process 12 on elsewhere.*\) took over"
+        ):
+            at_worker.check()
+
+
+def test_workers_see_that_their_drivers_lease_has_ended(workspace: str) -> None:
+    with acquire(workspace) as holder:
+        at_worker = sent_to_worker(holder)
+    with pytest.raises(LeaseLostError):
+        at_worker.check()
+    storage.remove(workspace)
+    with pytest.raises(LeaseLostError, match="its lease was removed"):
+        at_worker.check()
+
+
+def test_workers_keep_a_lease_that_their_driver_took_again(workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(lease, "_monotonic_seconds", lambda: now)
+    with acquire(workspace) as holder:
+        at_worker = sent_to_worker(holder)
+        now += EXPIRY + 1
+        holder.check()
+        assert lease_numbers(workspace) == [2]
+        at_worker.check()
+
+
+def test_lease_on_disk_is_the_same_for_workers(tmp_path: Path) -> None:
+    with acquire(str(tmp_path)) as holder:
+        sent_to_worker(holder).check()
 
 
 def test_lease_stays_until_expiry_when_release_fails(workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:

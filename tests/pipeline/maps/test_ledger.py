@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from mibf.errors import InputError
 from pipeline.grid import Tile, Window
 from pipeline.io import retry, storage
+from pipeline.io.lease import Lease, LeaseLostError
 from pipeline.io.retry import StorageUnavailableError
 from pipeline.maps import ledger as module
 from pipeline.maps.ledger import Ledger, LedgerEvent, LedgerTakenError, State, TileVersion
@@ -170,6 +171,21 @@ def test_exception_does_not_lose_appended_events(url: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         append_then_raise_or_flush(Ledger.open(url), make_event(), KeyboardInterrupt())
     assert len(Ledger.open(url).last()) == 1
+
+
+class LostLease(Lease):
+    """A lease that another run has taken over."""
+
+    def check(self) -> None:
+        raise LeaseLostError("lost")
+
+
+def test_ledger_of_a_run_that_lost_its_lease_is_not_written(url: str) -> None:
+    ledger = Ledger.open(url)
+    with pytest.raises(LeaseLostError), ledger.writing(LostLease()):
+        ledger.append([make_event()])
+    successor = write_ledger(url, [make_event(WINDOWS[1])])
+    assert set(successor.last()) == set(Ledger.open(url).last()) == {WINDOWS[1]}, "its successor is not stopped"
 
 
 def test_missing_folder_reads_as_empty_ledger_and_is_not_created(url: str) -> None:

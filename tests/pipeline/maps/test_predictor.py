@@ -87,6 +87,21 @@ def test_store_with_other_sources_than_the_model_is_refused(store: PatchStore, b
     check_sources(store, bundle)
 
 
+def test_reading_tiles_loads_no_network_on_any_device(
+    quartered: PatchStore, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers are processes beside the workers; a network in each would take the workers' memory."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a network was placed on a device")
+
+    monkeypatch.setattr("pipeline.maps.predictor.to_device", refuse)
+    predictor = TilePredictor(bundle, products=ALL_PRODUCTS, precision="float32")
+    tile = predictor.read(quartered, Tile("small", Window(0, 0, 64, 64)))
+    with pytest.raises(AssertionError, match="placed on a device"):
+        predictor.compute(tile)
+
+
 def test_source_mask_alone_does_not_run_the_network(
     quartered: PatchStore, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -17,6 +18,7 @@ from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.grid import Tile, tile_grid
 from pipeline.maps.map_store import MapStore, result_digest
+from pipeline.maps.outcome import DeviceFailedError
 from pipeline.maps.predictor import TileInput, TileResult
 from pipeline.maps.products import product
 from pipeline.maps.tile_mapper import MapJob, TileMapper
@@ -37,6 +39,7 @@ class BrightnessPredictor:
         self.threads: set[str] = set()
         self.unreadable: set[str] = set()
         self.failing: set[str] = set()
+        self.error: Exception = ArithmeticError("division failed")
         self.read_ahead = threading.Event()
 
     def read(self, store: PatchStore, tile: Tile) -> TileInput:
@@ -52,7 +55,7 @@ class BrightnessPredictor:
         key = tile.sources[1].astype(np.uint8).tobytes().decode()
         self.log.append(("compute", key))
         if key in self.failing:
-            raise ArithmeticError("division failed")
+            raise self.error
         classes = np.where(tile.wanted, tile.sources[0][0] // 100 % 200, 255).astype(np.uint8)
         return {"class": classes[None]}
 
@@ -115,6 +118,44 @@ def test_failed_tiles_are_reported_and_other_tiles_are_written(job: MapJob) -> N
     assert (array[third.window.slices] == 255).all()
     assert (array[second.window.slices] != 255).any()
     assert done[first].checksum == done[third].checksum == ""
+
+
+STICKY = [
+    "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported",
+    "CUDA error: device-side assert triggered",
+    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`",
+]
+
+
+@pytest.mark.parametrize("text", STICKY)
+def test_failed_device_ends_the_mapper_after_the_finished_tiles(job: MapJob, text: str) -> None:
+    mapper, tiles = TileMapper(job), planned(job)
+    predictor(mapper).failing, predictor(mapper).error = {tiles[2].key}, RuntimeError(text)
+    outcomes = mapper.map(tiles)
+    done = [next(outcomes), next(outcomes)]
+    with pytest.raises(DeviceFailedError, match=r"RuntimeError: (CUDA|cuDNN) error") as raised:
+        next(outcomes)
+    assert raised.value.tile == tiles[2]
+    assert [outcome.tile for outcome in done] == tiles[:2]
+    assert not any(outcome.cause for outcome in done)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
+        RuntimeError("shape mismatch"),
+        ValueError("CUDA error"),
+    ],
+    ids=str,
+)
+def test_other_errors_are_failures_of_their_tile(job: MapJob, error: Exception) -> None:
+    mapper, tiles = TileMapper(job), planned(job)
+    predictor(mapper).failing, predictor(mapper).error = {tiles[1].key}, error
+    assert [bool(outcome.cause) for outcome in mapper.map(tiles)] == [tile == tiles[1] for tile in tiles]
 
 
 def test_unwritable_map_store_is_reported_as_a_cause(job: MapJob) -> None:

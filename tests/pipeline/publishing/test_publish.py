@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mibf.errors import InputError
 from pipeline.codes import RENAMED_PRODUCTS
 from pipeline.grid import Window
 from pipeline.io import storage
+from pipeline.io.lease import Lease, LeaseLostError
 from pipeline.maps.products import MapProductName, Product, product
 from pipeline.publishing import cog
 from pipeline.publishing.publish import ITEM, STAGING, PublishedFile, PublishedMap, PublishError, publish
@@ -56,6 +58,8 @@ def publish_map(
         "band_names": lambda layer_product: layer_product.band_names(CLASSES, []),
         "tags": {"seed": str(seed)},
         "block": block,
+        "run": "now",
+        "lease": Lease(),
     }
     published = publish(read_of, [product(name) for name in names], folder, **settings | changes)
     storage.write_json(storage.join(folder, ITEM), {"seed": seed})
@@ -176,7 +180,7 @@ FAILURES_BEFORE_REMOVAL = [
     (cog, "vrt", 1),
     (cog, "vrt", 2),
     (cog, "_write_sidecar", 3),
-    (storage, "remove", 2),  # the item; the first call removes an earlier staging folder
+    (storage, "remove", 1),  # the item
 ]
 
 
@@ -221,6 +225,69 @@ def test_failure_during_moves_leaves_no_item_and_retry_publishes_the_map(
     assert len(content(folder)) == 15
 
 
+class CountingLease(Lease):
+    """A lease that is lost at its n-th check, counted from 1; never if that is 0."""
+
+    def __init__(self, lost_at: int = 0) -> None:
+        self.lost_at, self.checks = lost_at, 0
+
+    def check(self) -> None:
+        self.checks += 1
+        if self.lost_at and self.checks >= self.lost_at:
+            raise LeaseLostError("lost")
+
+
+@contextmanager
+def recorded_changes(lease: CountingLease) -> Iterator[list[tuple[str, int]]]:
+    """Record each change to published files, with the number of checks of the lease before it."""
+    changes: list[tuple[str, int]] = []
+
+    def recorded(name: str) -> Callable[..., Any]:
+        real = getattr(storage, name)
+
+        def call(url: str, *rest: Any) -> Any:
+            target = rest[0] if name == "move_file" else url
+            if f"/{STAGING}-" not in target:
+                changes.append((f"{name} {target.rpartition('/')[2]}", lease.checks))
+            return real(url, *rest)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("remove", "move_file", "write_bytes"):
+            patch.setattr(storage, name, recorded(name))
+        yield changes
+
+
+def publish_with(lease: Lease, folder: str) -> None:
+    publish_map(folder, "class", "confidence", seed=2, block=512, lease=lease)
+
+
+def test_lease_is_checked_before_each_change_of_a_published_file(folder: str) -> None:
+    publish_map(folder, "class", "kl", seed=1)
+    lease = CountingLease()
+    with recorded_changes(lease) as changes:
+        publish_with(lease, folder)
+    assert changes.pop()[0] == "write_bytes item.json", "by the caller"
+    assert changes[0] == ("remove item.json", 1)
+    assert [number for _, number in changes] == list(range(1, len(changes) + 1)), "one new check before each"
+    assert len(changes) == 1 + 14 + 3
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 9, 15, 16, 18])
+def test_publish_that_loses_the_lease_changes_nothing_from_then_on(folder: str, number: int) -> None:
+    publish_map(folder, "class", "kl", seed=1)
+    before = content(folder)
+    lease = CountingLease(number)
+    with recorded_changes(lease) as changes, pytest.raises(LeaseLostError):
+        publish_with(lease, folder)
+    assert len(changes) == number - 1
+    found = content(folder)
+    assert not any(name.startswith(STAGING) for name in found)
+    if number == 1:
+        assert found == before
+
+
 def test_staging_files_of_a_killed_process_are_removed_by_the_next_publish(folder: str) -> None:
     storage.write_bytes(storage.join(folder, STAGING, "kl_y0_x0.tif"), b"half")
     publish_map(folder, "class")
@@ -248,7 +315,7 @@ def test_files_are_built_in_map_folder_on_disk_and_in_temporary_folder_for_store
     monkeypatch.setattr(cog, "build", build)
     publish_map(folder, "class", "confidence")
     if storage.is_local(folder):
-        assert set(places) == {Path(folder) / STAGING}
+        assert set(places) == {Path(folder) / f"{STAGING}-now"}, "a run has its own staging folder"
     assert not places[0].exists()
 
 
