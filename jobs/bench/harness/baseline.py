@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mibf.device import ieee_float32
 from mibf.network.branch import SqueezeExcite
 from mibf.network.mibfnet import MIBFNet, Output
 from mibf.network.noise_adaptation import SHARE, NoiseAdaptation
@@ -143,9 +144,10 @@ class PlainSteps:
 
     def step(self, sources: Sequence[Tensor], labels: Tensor) -> float:
         """Run one optimizer step on a batch and return its loss."""
-        output = self.network([x.to(self.device) for x in sources])
-        loss = objective(output, labels.to(self.device), beta=self.beta)
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss.total)
+        with ieee_float32(self.device):  # the precision of the training it is compared with
+            output = self.network([x.to(self.device) for x in sources])
+            loss = objective(output, labels.to(self.device), beta=self.beta)
+            self.optimizer.zero_grad()
+            torch.autograd.backward(loss.total)
         self.optimizer.step()
         return loss.total.item()
