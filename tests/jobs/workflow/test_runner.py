@@ -100,10 +100,13 @@ def forget_algorithm_versions(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_workspace_of_an_earlier_version_is_reported_in_one_line_and_can_still_be_read(tmp_path: Path) -> None:
+def test_workspace_of_an_earlier_version_is_reported_in_one_line_and_can_still_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "scene").mkdir()
     mapped = Mapped.make(tmp_path / "scene")
     forget_algorithm_versions(mapped.folder / "work")
+    monkeypatch.setattr("jobs.workflow.runner._legacy_checked", set())  # as in a new process
     workspace = Workspace.of(load(str(mapped.config)))
     assert legacy_stages(workspace) == ["prepare", "train"]
     done = mapped.does("map")  # from the store and with the model of the earlier version
