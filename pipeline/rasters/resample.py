@@ -153,8 +153,12 @@ def _on_image(file: RasterFile, own: GeoBox, grid: GeoBox, like: RasterFile | No
 
 
 def _check_transforms(file: RasterFile, own: GeoBox, grid: GeoBox, like: RasterFile | None) -> None:
-    """Check that the transforms of two images of the same area, if both have one, do not place them apart."""
-    if Affine.identity() in (own.affine, grid.affine):
+    """Check that the transforms of two images of the same area, if both have one, do not place them apart.
+
+    Steps of one pixel to the right and down are not positions: they number the pixels of an image, or of the larger one
+    that it was cut from.
+    """
+    if any((t.a, t.b, t.d, t.e) == (1, 0, 0, 1) for t in (own.affine, grid.affine)):
         return
     corners = [(x, y) for x in (0, 1) for y in (0, 1)]
     apart = 0.0

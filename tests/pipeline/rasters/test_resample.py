@@ -229,6 +229,11 @@ def test_images_without_crs_whose_transforms_agree_are_matched(tmp_path: Path) -
     coarse = random_raster(tmp_path / "b.tif", 15, 10, crs=None, transform=TRANSFORM * Affine.scale(4))
     fourfold = GeoBox((60, 40), TRANSFORM, None)
     np.testing.assert_array_equal(read(tmp_path / "b.tif", fourfold), coarse.repeat(4, axis=1).repeat(4, axis=2))
+    random_raster(tmp_path / "d.tif", 15, 10, crs=None, transform=Affine.translation(4900, 3800))
+    cut = GeoBox(
+        (60, 40), Affine.translation(19602, 15199), None
+    )  # both numbered in pixels of the images they were cut from
+    assert np.isfinite(read(tmp_path / "d.tif", cut)).all()
     random_raster(tmp_path / "c.tif", 60, 50, crs=None, transform=TRANSFORM * Affine.scale(1, -1))
     with pytest.raises(InputError, match="pixels apart"):
         read(tmp_path / "c.tif", image)
