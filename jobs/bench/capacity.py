@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.bench.harness.processes import run_in_subprocess
 from jobs.bench.harness.working_set import peak
-from jobs.bench.map_memory import run_in_subprocess
 from jobs.bench.network import machine
 from mibf.errors import InputError
 from pipeline.grid import Tile, Window, tile_grid
