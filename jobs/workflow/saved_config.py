@@ -45,8 +45,8 @@ def _readable(config: Config) -> bytes:
     lines = content.count(b"\n")  # a line has a key and a value, or an item
     if len(content) > SAVED * MAX_BYTES or 2 * lines > SAVED * MAX_VALUES:
         raise InputError(
-            f"the configuration of {pluralize(len(config.scenes), 'scenes')} has {lines:,} values with all defaults, too many "
-            "to be read again by a rerun; split its scenes over several configurations."
+            f"the configuration of {pluralize(len(config.scenes), 'scenes')} has {lines:,} values with all defaults, too "
+            "many to be read again by a rerun; split its scenes over several configurations."
         )
     return content
 

@@ -75,7 +75,7 @@ def test_training_and_map_configurations_are_saved_apart(scene: SmallScene) -> N
 def test_configuration_written_by_a_run_can_be_read_again_where_its_source_can(
     scene: SmallScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A configuration of many scenes grows when it is saved with all defaults; the limits are lowered to keep the test short."""
+    """All defaults are saved, so the file of a run is larger; the limits are lowered to keep the test short."""
     config = scene.config()
     (one,) = config["scenes"]
     path = scene.folder / "many.yaml"
