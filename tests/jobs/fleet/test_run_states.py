@@ -65,7 +65,7 @@ def test_runs_are_listed_with_tiles_last_stage_holder_and_causes() -> None:
 
 
 @pytest.mark.parametrize("unreadable", ["lost+found", "areas/west/runs"])
-def test_folder_that_cannot_be_listed_is_told_and_skipped(
+def test_folder_that_cannot_be_listed_is_reported_and_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], unreadable: str
 ) -> None:
     for workspace in ("areas/east", "areas/west"):
@@ -82,8 +82,8 @@ def test_folder_that_cannot_be_listed_is_told_and_skipped(
     monkeypatch.setattr(storage, "folders", folders)
     found = {Path(workspace).name for workspace, _ in find_runs(str(tmp_path))}
     assert found == ({"east", "west"} if unreadable == "lost+found" else {"east"})
-    told = " ".join(capsys.readouterr().err.split())
-    assert f"warning: skipped folders that cannot be listed: {tmp_path / unreadable} (Permission denied)" in told
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"warning: skipped folders that cannot be listed: {tmp_path / unreadable} (Permission denied)" in printed
 
 
 def test_outage_of_an_object_store_is_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
