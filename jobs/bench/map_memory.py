@@ -6,17 +6,16 @@ stores are read and normalized, products encoded and written, the map is checked
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from jobs.bench.harness.processes import run_in_subprocess
 from jobs.bench.harness.stub_workspace import stub_workspace
 from jobs.bench.map import MapsElsewhere, check_one_machine, check_side
 from jobs.bench.network import machine
@@ -84,12 +83,6 @@ def bench_memory(sides: Sequence[int]) -> MemoryBench:
             peaks += [run_in_subprocess(_measured, config, workers) for workers in WORKERS]
     first = {peak.workers: peak.bytes for peak in reversed(peaks)}
     return MemoryBench([replace(peak, ratio=peak.bytes / first[peak.workers]) for peak in peaks])
-
-
-def run_in_subprocess(work: Callable[..., T], *arguments: Any) -> T:
-    """Call a function in a separate process and return its result."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
 
 
 def _measured(config: Config, workers: int) -> Peak:

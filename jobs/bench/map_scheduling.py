@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import psutil
 
+from jobs.bench.harness.processes import run_in_subprocess
 from jobs.bench.harness.stub_workspace import stub_workspace
 from jobs.bench.harness.working_set import peak
 from jobs.bench.map import check_one_machine
-from jobs.bench.map_memory import leave_ray, run_in_subprocess
+from jobs.bench.map_memory import leave_ray
 from jobs.bench.network import machine
 from jobs.config.config import Config
 from jobs.map.request import TileRequest

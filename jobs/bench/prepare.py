@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import statistics
 import tempfile
@@ -19,6 +18,7 @@ import rioxarray
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from jobs.bench.harness.processes import run_in_subprocess
 from jobs.bench.harness.working_set import peak
 from jobs.config.config import Config
 from jobs.config.loader import load
@@ -121,7 +121,7 @@ def _measured(scene: PreparedScene, rounds: int) -> Result:
     with progress_bar(f"{scene.name}: {template.shape[0]} x {template.shape[1]}", rounds + 1, unit="rounds") as advance:
         for number in range(rounds + 1):
             with tempfile.TemporaryDirectory(prefix="mibf-bench-") as folder:
-                pair = _run_in_subprocess(_copy, scene, folder), _run_in_subprocess(_prepare, scene, folder)
+                pair = run_in_subprocess(_copy, scene, folder), run_in_subprocess(_prepare, scene, folder)
             if number:
                 copies.append(pair[0])
                 prepares.append(pair[1])
@@ -144,12 +144,6 @@ def _check_plain(scene: PreparedScene) -> None:
                     f"{part.file}: is not read completely and pixel by pixel on the grid; a plain copy is not comparable; "
                     "use a configuration whose sources share one grid, or omit CONFIG to use a synthetic scene."
                 )
-
-
-def _run_in_subprocess(work: Any, scene: PreparedScene, folder: str) -> Run:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        run: Run = pool.apply(work, (scene, folder))
-    return run
 
 
 def _copy(scene: PreparedScene, folder: str) -> Run:

@@ -56,7 +56,7 @@ def bench_submit(config: str, address: str | None, *, rounds: int) -> Overhead:
 
 def _seconds(*arguments: str) -> float:
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-m", "jobs.cli", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
         raise InputError(f"mibf {' '.join(arguments)}: exit status {done.returncode} ({''.join(last)}).")

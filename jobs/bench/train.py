@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from jobs.bench.batches import GROUP_WINDOWS, Prepared, Training
 from jobs.bench.harness.baseline import PLAIN_BATCH, SLAB, Patches, PlainNetwork, PlainSteps
+from jobs.bench.harness.processes import process_pool
 from jobs.bench.harness.random_workspace import random_workspace
 from jobs.bench.harness.table import Row, lines, row
 from jobs.bench.harness.timing import Case, Timing, measure
@@ -239,7 +239,7 @@ class _Ways:
         """Run two trainings on all samples in separate processes; both start their last epoch at the same time."""
         context = multiprocessing.get_context("spawn")
         both = [self._settings(workers=0, batch=batch) for _ in range(2)]
-        with ProcessPoolExecutor(2, context, initializer=_set_barrier, initargs=(context.Barrier(2),)) as pool:
+        with process_pool(2, initializer=_set_barrier, initargs=(context.Barrier(2),)) as pool:
             list(pool.map(_train_independently, both))
         return [_last_epoch(settings) for settings in both]
 

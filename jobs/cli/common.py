@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
+from jobs.runtime.import_path import replaced_package
+from jobs.runtime.signals import INTERRUPTED, sigterm_interrupts
 from jobs.workflow.result import Result
 
 if TYPE_CHECKING:
@@ -43,6 +47,13 @@ class OrderedCommands(TyperGroup):
         """The names of all commands."""
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run a command; characters that the terminal's encoding lacks are escaped, which would raise otherwise."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*arguments, **options)
 
 
 app = typer.Typer(
@@ -203,21 +214,29 @@ def print_result(result: Result, *, as_json: bool) -> None:
 @contextmanager
 def exit_on_error() -> Iterator[None]:
     """Report errors in the block as messages, and exit with the matching status."""
+    if (message := replaced_package()) is not None:
+        typer.echo(f"mibf: {message}", err=True)
+        raise typer.Exit(2)
+
     from jobs.runtime.logs import check_format
     from jobs.runtime.version import check_version
     from mibf.errors import InputError
 
     # Scenes without a CRS are supported, so GDAL's warnings about them are noise.
     warnings.filterwarnings("ignore", message="Dataset has no geotransform|The given matrix is equal to Affine.identity")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home folder without room for its cache is no problem
+    interrupted = False
     try:
-        check_format()
-        check_version()
-        yield
+        with sigterm_interrupts():
+            check_format()
+            check_version()
+            yield
     except InputError as error:
         report_failure(error)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        report_failure("interrupted; run the same command again to resume.")
+        interrupted = True
+        report_failure(INTERRUPTED)
         raise typer.Exit(130) from None
     except Exception as error:
         from jobs.workflow.errors import exit_status
@@ -231,7 +250,7 @@ def exit_on_error() -> Iterator[None]:
         if "ray" in sys.modules:
             from jobs.runtime import ray_cluster
 
-            ray_cluster.close()
+            ray_cluster.close(interrupted=interrupted)
 
 
 def report_failure(failure: object) -> None:

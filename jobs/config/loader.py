@@ -48,9 +48,9 @@ def load(url: str, *, overrides: Sequence[str] = (), saved: bool = False) -> Con
         InputError: the file is missing or not YAML, a `${VARIABLE}` is not set, a key is unknown, or a
             value is not allowed. All errors of the last two kinds are reported together.
     """
-    text = read_text(url)
+    text = read_text(url, saved=saved)
     try:
-        values = parse(text, name=url)
+        values = parse(text, name=url, saved=saved)
     except yaml.YAMLError as error:
         raise InputError(
             f"{url}: is not valid YAML ({error}). Check the indentation, and quote values that contain # or :."

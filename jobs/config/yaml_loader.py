@@ -18,23 +18,26 @@ from mibf.errors import InputError
 MAX_BYTES = 8 * 1024 * 1024
 #: Maximum number of values in a file, with aliases expanded.
 MAX_VALUES = 1_000_000
+#: How much larger the file of a run may be: aliases are expanded there, and every default is written out.
+SAVED = 8
 #: Maximum nesting depth of lists and mappings; a valid configuration needs at most nine.
 MAX_DEPTH = 50
 
 
-def read_text(path: str) -> str:
-    """Read a configuration file from a path or URL, never more than `MAX_BYTES` + 1 bytes.
+def read_text(path: str, *, saved: bool = False) -> str:
+    """Read a configuration file from a path or URL, never more than `MAX_BYTES` + 1 bytes; `SAVED` times that of a run.
 
     Raises:
         InputError: the file is missing, not UTF-8 text or too large.
     """
+    limit = MAX_BYTES * (SAVED if saved else 1)
     try:
-        content = _read_start(path)
+        content = _read_start(path, limit)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML configuration.") from error
-    if len(content) > MAX_BYTES:
+    if len(content) > limit:
         raise InputError(
-            f"{path}: is larger than {MAX_BYTES // 2**20} MiB, the limit for a configuration; give the path of a YAML "
+            f"{path}: is larger than {limit // 2**20} MiB, the limit for a configuration; give the path of a YAML "
             "configuration, or split its scenes over several files."
         )
     try:
@@ -43,21 +46,21 @@ def read_text(path: str) -> str:
         raise InputError(f"{path}: is not a text file; give the path of a YAML configuration.") from error
 
 
-def _read_start(path: str) -> bytes:
+def _read_start(path: str, limit: int) -> bytes:
     if "://" not in path:
         with Path(path).open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+            return file.read(limit + 1)
     from pipeline.io import storage  # slow import, not needed for local files
 
     with storage.as_input_errors(path):
         try:
-            return storage.read_at_most(path, MAX_BYTES)
+            return storage.read_at_most(path, limit)
         except FileNotFoundError as error:
             raise InputError(f"{storage.redact_url(path)}: cannot be read (no such file); check the URL.") from error
 
 
-def parse(text: str, *, name: str) -> Any:
-    """Parse a YAML text; `name` is the file name used in error messages.
+def parse(text: str, *, name: str, saved: bool = False) -> Any:
+    """Parse a YAML text; `name` is the file name used in error messages, `saved` whether a run wrote it.
 
     Raises:
         yaml.YAMLError: invalid YAML, a Python object tag, a duplicate key, or too many levels or values.
@@ -68,7 +71,7 @@ def parse(text: str, *, name: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _measure(node)
+        _measure(node, MAX_VALUES * (SAVED if saved else 1))
         return loader.construct_document(node)
     except RecursionError as error:
         raise yaml.YAMLError(_too_deep(None)) from error
@@ -85,7 +88,7 @@ def _too_deep(node: yaml.Node | None) -> str:
     return f"lists and mappings are nested more than {MAX_DEPTH} levels deep{where}"
 
 
-def _measure(root: yaml.Node) -> None:
+def _measure(root: yaml.Node, limit: int) -> None:
     """Check the document's nesting depth and its number of values with aliases expanded; refuse recursive aliases."""
     known: dict[int, int] = {}
     above: set[int] = set()
@@ -105,8 +108,8 @@ def _measure(root: yaml.Node) -> None:
         return known[id(node)]
 
     found = values(root)
-    if found > MAX_VALUES:
-        raise yaml.YAMLError(f"it has {found:,} values with aliases expanded; at most {MAX_VALUES:,} are allowed")
+    if found > limit:
+        raise yaml.YAMLError(f"it has {found:,} values with aliases expanded; at most {limit:,} are allowed")
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -28,6 +28,8 @@ from pipeline.io.lease import apparent_holder
 
 #: Levels of folders below the URL that are searched for workspaces.
 DEPTH = 4
+#: Maximum number of skipped folders that are named.
+NAMED = 5
 #: Number of runs that are read in parallel; this is mostly waiting for storage.
 PARALLEL_READS = 16
 #: The stages whose completion is reported, in order.
@@ -96,10 +98,10 @@ class Runs:
 
 
 def find_runs(url: str) -> list[tuple[str, str]]:
-    """The workspace and name of every run below a URL, sorted.
+    """The workspace and name of every run below a URL, sorted. Folders that cannot be listed are reported and skipped.
 
     Raises:
-        InputError: the URL cannot be reached, or the folder does not exist.
+        InputError: the URL cannot be reached or listed, or the folder does not exist.
     """
     root = storage.absolute(url.rstrip("/") or "/")
     with storage.as_input_errors(root):
@@ -109,17 +111,31 @@ def find_runs(url: str) -> list[tuple[str, str]]:
                 "workspaces."
             )
         found: list[tuple[str, str]] = []
+        skipped: list[str] = []
         level = [root]
+
+        def listed_folders(folder: str) -> list[str]:
+            try:
+                return storage.folders(folder)
+            except OSError as error:  # `lost+found`, another user's folder, a network disk that is gone
+                if folder == root or not (isinstance(error, PermissionError) or storage.is_local(folder)):
+                    raise
+                skipped.append(f"{storage.redact_url(folder)} ({error.strerror or type(error).__name__})")
+                return []
+
         with ThreadPoolExecutor(PARALLEL_READS) as pool:
             for _ in range(DEPTH + 1):
-                listed = list(pool.map(storage.folders, level))
+                listed = list(pool.map(listed_folders, level))
                 below = []
                 for folder, names in zip(level, listed, strict=True):
                     if "runs" in names and "stores" in names:
-                        found += [(folder, run) for run in storage.folders(storage.join(folder, "runs"))]
+                        found += [(folder, run) for run in listed_folders(storage.join(folder, "runs"))]
                     elif "stores" not in names:
                         below += [storage.join(folder, name) for name in names if not name.endswith(".zarr")]
                 level = below
+    if skipped:
+        more = f" and {len(skipped) - NAMED:,} more" if len(skipped) > NAMED else ""
+        info(f"warning: skipped folders that cannot be listed: {', '.join(sorted(skipped)[:NAMED])}{more}")
     return sorted(found)
 
 

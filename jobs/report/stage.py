@@ -35,9 +35,13 @@ from pipeline.io.lease import Lease
 from pipeline.maps.products import CLASS_PRODUCTS, Product, product
 from pipeline.publishing.publish import PublishedMap
 from pipeline.store.patch_store import PatchStore
+from pipeline.store.template import CHUNK
 
 #: Maximum side of a picture in pixels; larger scenes are subsampled to it.
 PICTURE = 640
+#: Maximum chunks of a store to read along an axis for a picture. Every pixel of a subsample costs a whole chunk, so the
+#: pictures of a store of more chunks are coarser, and drawn in larger squares.
+PICTURE_CHUNKS = 160
 SUBSET_COLORS = {"train": "#0072b2", "validation": "#e69f00", "test": "#cc79a7"}
 BACKGROUND = (238, 238, 238)
 Rgb = NDArray[np.uint8]
@@ -105,7 +109,7 @@ def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) 
     """Render a scene's quicklooks as captions and data URLs."""
     store = PatchStore(workspace.store(scene))
     scaling = scaling_from_json(storage.read_json(workspace.scaling))  # of all sources: the model may use fewer
-    step = max(1, math.ceil(max(store.shape) / PICTURE))
+    step, enlarged = subsampling(store.shape)
     thin = (slice(None, None, step), slice(None, None, step))
     pictures = []
     for source in store.sources:
@@ -115,18 +119,28 @@ def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) 
         valid = np.asarray(store.array(f"valid/{source.name}")[own]).astype(bool)
         listed = ", ".join(str(b + 1) for b in bands)
         caption = f"{source.name}: band {listed} as red, green, blue" if len(bands) == 3 else f"{source.name}: band {listed}"
-        pictures.append((caption, _png(_stretched(values, valid, scaling[source.name], bands))))
+        pictures.append((caption, _png(_stretched(values, valid, scaling[source.name], bands), enlarged)))
     labels = np.asarray(store.array("labels")[thin])
-    pictures.append(("labels", _png(_colored(labels, bundle.classes))))
+    pictures.append(("labels", _png(_colored(labels, bundle.classes), enlarged)))
     split = np.asarray(store.array("split")[thin])
     subset_codes = np.where(labels == UNLABELLED, 0, split)
     subsets = tuple(ClassName(i + 1, s, SUBSET_COLORS[s]) for i, s in enumerate(SUBSETS))
-    pictures.append((f"split: {', '.join(SUBSETS)} (labelled pixels)", _png(_colored(subset_codes, subsets))))
+    pictures.append((f"split: {', '.join(SUBSETS)} (labelled pixels)", _png(_colored(subset_codes, subsets), enlarged)))
     published = PublishedMap(workspace.map_folder(scene))
     for name in config.map.products:
         map_product = product(name, config.map.dtype, sources=len(bundle.spec.sources))
-        pictures.append(_product_picture(published, map_product, store, bundle.classes, step))
+        pictures.append(_product_picture(published, map_product, store, bundle.classes, step // enlarged))
     return {"name": scene, "pictures": pictures, "rows": store.shape[0], "columns": store.shape[1]}
+
+
+def subsampling(shape_yx: tuple[int, int]) -> tuple[int, int]:
+    """Return the step between the pixels of a store's picture, and the side of a picture's square per pixel, 1 or more."""
+    longest = max(shape_yx)
+    step = max(1, math.ceil(longest / PICTURE))
+    if longest <= PICTURE_CHUNKS * CHUNK:
+        return step, 1
+    enlarged = PICTURE // PICTURE_CHUNKS
+    return step * enlarged, enlarged
 
 
 def _product_picture(
@@ -184,8 +198,9 @@ def _shades(values: NDArray[np.floating[Any]], low: float, high: float) -> Rgb:
     return np.asarray(picture)
 
 
-def _png(picture: Rgb) -> str:
+def _png(picture: Rgb, enlarged: int = 1) -> str:
     buffer = io.BytesIO()
+    picture = picture.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
     matplotlib.image.imsave(buffer, picture, format="png")
     return _data_url(buffer.getvalue(), "image/png")
 

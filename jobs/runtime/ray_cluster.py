@@ -7,17 +7,20 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import psutil
 import ray
 import torch
 from dask.system import CPU_COUNT
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.runtime import ray_start
 from jobs.runtime.progress import info, warn
+from jobs.runtime.signals import kill_children
 from jobs.runtime.version import library_versions, version_changes
 from jobs.runtime.worker_resources import WorkerResources
 from mibf.device import best_device
@@ -41,7 +44,8 @@ def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
         object_store: object store size in bytes, if Ray is started locally.
 
     Raises:
-        InputError: the cluster at RAY_ADDRESS cannot be reached, or a node of it has another version of mibf.
+        InputError: the cluster at RAY_ADDRESS cannot be reached, a node of it has another version of mibf, or Ray cannot be
+            started on this machine.
     """
     if ray.is_initialized():
         return
@@ -51,10 +55,9 @@ def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address != "local":
         try:
-            _check_listening(address)
-            with _suppressed_stderr():
-                ray.init(logging_level=logging.WARNING, log_to_driver=False)
-        except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+            ray_start.check_address(address)
+            _init(logging_level=logging.WARNING)
+        except _START_ERRORS as error:
             raise InputError(
                 f"RAY_ADDRESS={address}: no Ray cluster can be reached there ({error}). Start one, correct the address, "
                 "set RAY_AUTH_MODE=token and its token if required, or unset RAY_ADDRESS to start Ray locally."
@@ -63,15 +66,20 @@ def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # each epoch's report waits for the next health check
-    with _suppressed_stderr():
-        ray.init(
+    ray_start.check_machine()
+    try:
+        _init(
             address="local",  # otherwise Ray would connect to any instance already running on this machine
             num_cpus=max(workers, CPU_COUNT),  # Dask's count respects container limits and CPU affinity
             include_dashboard=False,
             object_store_memory=max(object_store, OBJECT_STORE_BYTES),
             logging_level=logging.ERROR,
-            log_to_driver=False,
         )
+    except Exception as error:  # Ray raises Exception itself if one of its processes does not start
+        raise InputError(
+            f"Ray cannot be started on this machine ({error}). Free memory and space for its temporary files, or run "
+            "without Ray (`train.workers: 0`, `map.workers: 0`)."
+        ) from error
 
 
 def _check_nodes() -> None:
@@ -110,31 +118,49 @@ def _check_nodes() -> None:
         warn(f"Ray nodes may compute slightly different values: {'; '.join(others[:3])}{more}")
 
 
-def _check_listening(address: str) -> None:
-    """Fail within seconds if nothing listens at HOST:PORT; Ray itself would retry for many minutes."""
-    host, _, port = address.rpartition(":")
-    if "://" not in address and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+#: What `ray.init` raises where no cluster can be reached.
+_START_ERRORS = (OSError, RuntimeError, ValueError, ray.exceptions.RayError, ray_start.StartTimeoutError)
+
+
+def _init(**options: Any) -> None:
+    """Call `ray.init`; if it fails or is interrupted, kill the processes that it has started."""
+    earlier = psutil.Process().children(recursive=True)
+    try:
+        with _suppressed_stderr() as report, ray_start.watched(report, limit=ray_start.LIMIT_SECONDS):
+            ray.init(job_config=ray_start.JobConfig(), log_to_driver=False, **options)
+    except BaseException:
+        kill_children(spared=earlier)
+        raise
 
 
 @contextmanager
-def _suppressed_stderr() -> Iterator[None]:
-    """Suppress what Ray's libraries write to standard error during startup; failures arrive as exceptions."""
+def _suppressed_stderr() -> Iterator[Callable[[str], None]]:
+    """Suppress what Ray's libraries write to standard error during startup; failures arrive as exceptions.
+
+    Yield a function that prints a line there nevertheless.
+    """
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as buffer:
+
+        def report(line: str) -> None:
+            os.dup2(saved, 2)
+            info(line)
+            os.dup2(buffer.fileno(), 2)
+
         os.dup2(buffer.fileno(), 2)
         try:
-            yield
+            yield report
         finally:
             os.dup2(saved, 2)
             os.close(saved)
 
 
-def close() -> None:
-    """Disconnect from Ray; a local instance is shut down."""
+def close(*, interrupted: bool = False) -> None:
+    """Disconnect from Ray; a local instance is shut down. After an interruption, within seconds or by force."""
     if ray.is_initialized():
-        ray.shutdown()
+        with ray_start.ending_within(ray_start.DISCONNECT_SECONDS) if interrupted else nullcontext():
+            ray.shutdown()
 
 
 class AssignedDevice(NamedTuple):

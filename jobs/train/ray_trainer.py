@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import tempfile
 import threading
 import uuid
@@ -15,6 +14,8 @@ import ray.train
 import ray.train.torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.runtime import ray_start
+from jobs.runtime.progress import info
 from jobs.runtime.ray_cluster import assigned_device
 from jobs.runtime.worker_resources import WorkerResources
 from jobs.train.settings import ProgressCallback, Settings, WorkerContext
@@ -56,7 +57,7 @@ def train_on_ray(settings: Settings, share: WorkerResources, callback: ProgressC
             ),
         )
         failure: BaseException | None = None
-        with _interruptible():
+        with ray_start.watched(info):
             try:
                 trainer.fit()
             except ray.train.TrainingFailedError as error:
@@ -216,19 +217,6 @@ def _start_progress_actor(callback: ProgressCallback) -> Iterator[Any]:
         thread.join()
         read()
         ray.kill(actor)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Restore the Ctrl-C handler: Ray Train installs its own, which exits, and does not remove it."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
 
 
 def _cause(error: BaseException) -> str:

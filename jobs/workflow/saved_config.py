@@ -7,7 +7,10 @@ from typing import Any
 import yaml
 
 from jobs.config.config import Config
+from jobs.config.yaml_loader import MAX_BYTES, MAX_VALUES, SAVED
+from jobs.runtime.progress import pluralize
 from jobs.workflow.workspace import Workspace
+from mibf.errors import InputError
 from pipeline.io import storage
 
 #: Keys whose string values are paths or URLs; sections under these keys are traversed as usual.
@@ -20,13 +23,32 @@ def as_run(config: Config) -> str:
 
 
 def save_training_config(config: Config, workspace: Workspace) -> None:
-    """Save the configuration with which the run's training was started."""
-    storage.write_bytes(workspace.configuration, as_run(config).encode())
+    """Save the configuration with which the run's training was started.
+
+    Raises:
+        InputError: it is too large to be read again.
+    """
+    storage.write_bytes(workspace.configuration, _readable(config))
 
 
 def save_map_config(config: Config, workspace: Workspace) -> None:
-    """Save the configuration with which the run's map was last started."""
-    storage.write_bytes(workspace.map_configuration, as_run(config).encode())
+    """Save the configuration with which the run's map was last started.
+
+    Raises:
+        InputError: it is too large to be read again.
+    """
+    storage.write_bytes(workspace.map_configuration, _readable(config))
+
+
+def _readable(config: Config) -> bytes:
+    content = as_run(config).encode()
+    lines = content.count(b"\n")  # a line has a key and a value, or an item
+    if len(content) > SAVED * MAX_BYTES or 2 * lines > SAVED * MAX_VALUES:
+        raise InputError(
+            f"the configuration of {pluralize(len(config.scenes), 'scenes')} has {lines:,} values with all defaults, too "
+            "many to be read again by a rerun; split its scenes over several configurations."
+        )
+    return content
 
 
 def relative_paths(config: Config) -> list[str]:

@@ -164,6 +164,7 @@ def _write_plain(
         "transform": grid.affine * Affine.translation(window.x, window.y),
         "crs": None if grid.crs is None else grid.crs.to_wkt(),
         "tiled": True,
+        "interleave": "band",  # otherwise GDAL decodes all bands for each one where a tile of them exceeds its cache
         "blockxsize": TILE,
         "blockysize": TILE,
         "compress": "deflate",

@@ -236,6 +236,18 @@ def _check_overlap(file: RasterFile, own: GeoBox, grid: GeoBox) -> list[float]:
     )
 
 
+def reaches(header: Header, alignment: Alignment, grid: GeoBox, window: Window) -> bool:
+    """Whether a raster has pixels in a window of the grid or close to it; if not, it need not be opened."""
+    if alignment.kind != "exact":
+        return any(needed for _, needed in _pieces(header, grid, window))
+    rows, columns = header.grid.shape
+    times = alignment.coarser
+    top, left = window.y // times + alignment.row, window.x // times + alignment.column
+    bottom = (window.y + window.height - 1) // times + 1 + alignment.row
+    right = (window.x + window.width - 1) // times + 1 + alignment.column
+    return max(top, 0) < min(bottom, rows) and bool(list(_runs(left, right, columns, alignment.turn)))
+
+
 def read_aligned(
     raster: OpenRaster, alignment: Alignment, grid: GeoBox, window: Window
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -16,7 +16,7 @@ from pipeline.codes import Missing
 from pipeline.grid import Window, finer
 from pipeline.rasters.header import Header, RasterFile
 from pipeline.rasters.raster import header, open_raster
-from pipeline.rasters.resample import CLOSE, Alignment, align, read_aligned
+from pipeline.rasters.resample import CLOSE, Alignment, align, reaches, read_aligned
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,13 @@ class AlignedSource:
 
     def _read_layer(self, layer: Sequence[AlignedFile], window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """A layer's values (band, y, x) and validity (y, x), per pixel from the first file with data."""
-        values, valid = self._physical(*_read_part(layer[0], self.grid, window))
-        for part in layer[1:]:
+        # Opening a file takes longer than reading its part of a window, and a window touches few of many tiles.
+        touched = [part for part in layer if reaches(part.header, part.alignment, self.grid, window)]
+        if not touched:
+            shape = (window.height, window.width)
+            return np.zeros((layer[0].header.bands, *shape), self.dtype), np.zeros(shape, bool)
+        values, valid = self._physical(*_read_part(touched[0], self.grid, window))
+        for part in touched[1:]:
             if valid.all():
                 break
             others, there = self._physical(*_read_part(part, self.grid, window))

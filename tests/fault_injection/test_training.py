@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -311,6 +312,24 @@ def test_training_resumes_when_a_node_dies(
     assert [line["epoch"] for line in run.lines("metrics")] == [1, 2, 3]
     if left == "2 workers":
         assert run.weights() == request.getfixturevalue("undisturbed_pair").weights()
+
+
+@pytest.mark.parametrize("receiver", ["driver", "process group"])
+def test_sigterm_ends_training_on_ray_with_130_and_leaves_no_process(run: Run, receiver: str) -> None:
+    command = run.command("train", "train.workers=1", "train.epochs=500")
+    with (run.folder / "stderr").open("w") as errors:
+        process = subprocess.Popen(command, stderr=errors, start_new_session=True)
+    await_(lambda: "epoch 1 of 500" in run.errors() or process.poll() is not None, seconds=200)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert any("RayTrainWorker" in each.name() for each in started), run.errors()
+    if receiver == "driver":
+        process.terminate()
+    else:
+        os.killpg(process.pid, signal.SIGTERM)  # Ray's own processes end too, so that none answers any more
+    assert process.wait(timeout=20) == 130, run.errors()
+    assert "interrupted; run the same command again to resume" in run.errors()
+    psutil.wait_procs(started, timeout=5)
+    assert [each.name() for each in started if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_training_does_not_depend_on_the_labels_of_test_pixels(run: Run, undisturbed: Run) -> None:

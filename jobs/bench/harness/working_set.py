@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import platform
 import resource
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import psutil
 import torch
 
+from jobs.bench.harness.processes import run_in_subprocess
 from mibf.device import Precision
 from mibf.inference.dense import Dense
 from mibf.network.mibfnet import MIBFNet
@@ -19,8 +19,7 @@ from mibf.network.spec import NetworkSpec
 
 def working_set(spec: NetworkSpec, side: int, precision: Precision) -> int:
     """Return the peak memory in bytes in addition to network, tile and result, for a tile of `side` pixels on the CPU."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_grown, (spec.to_json(), side, precision))
+    return run_in_subprocess(_grown, spec.to_json(), side, precision)
 
 
 def _grown(spec: dict[str, Any], side: int, precision: Precision) -> int:

@@ -195,3 +195,20 @@ def test_completion_imports_nothing_heavy(tmp_path: Path) -> None:
     offered, heavy = done.stdout.splitlines()
     assert offered == "area.yaml"
     assert json.loads(heavy) == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "лес.yaml"]])
+def test_characters_beyond_the_terminals_encoding_are_escaped(arguments: list[str], tmp_path: Path) -> None:
+    config = {"name": "x", "workspace": "w", "лес": 1}
+    (tmp_path / "лес.yaml").write_text(json.dumps(config, ensure_ascii=False), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "jobs.cli", *arguments],
+        capture_output=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "latin-1:strict"},
+        check=False,
+    )
+    text = (done.stdout + done.stderr).decode("latin-1")
+    assert "Traceback" not in text
+    assert done.returncode == (0 if arguments == ["--help"] else 2)
+    assert ("Operate" if arguments == ["--help"] else r"\u043b\u0435\u0441: unknown key") in text

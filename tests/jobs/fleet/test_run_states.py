@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 import pytest
 
-from jobs.fleet.runs import RerunAll, RunRerun, Runs, RunState
+from jobs.fleet.runs import RerunAll, RunRerun, Runs, RunState, find_runs
 from jobs.map.status import SceneStatus
 from jobs.workflow.manifest import StageName
+from mibf.errors import InputError
+from pipeline.io import storage
 from pipeline.maps.ledger import State
 
 
@@ -57,3 +62,46 @@ def test_runs_are_listed_with_tiles_last_stage_holder_and_causes() -> None:
     ]
     assert "secret" not in str(Runs([unreadable]).to_json())
     assert Runs([]).lines() == ["0 runs"]
+
+
+@pytest.mark.parametrize("unreadable", ["lost+found", "areas/west/runs"])
+def test_folder_that_cannot_be_listed_is_reported_and_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], unreadable: str
+) -> None:
+    for workspace in ("areas/east", "areas/west"):
+        for folder in ("stores", "runs/main"):
+            (tmp_path / workspace / folder).mkdir(parents=True)
+    (tmp_path / unreadable).mkdir(exist_ok=True)
+    listed = storage.folders
+
+    def folders(url: str) -> list[str]:  # tests may run as root, whom modes do not stop
+        if url == str(tmp_path / unreadable):
+            raise PermissionError(errno.EACCES, "Permission denied", url)
+        return listed(url)
+
+    monkeypatch.setattr(storage, "folders", folders)
+    found = {Path(workspace).name for workspace, _ in find_runs(str(tmp_path))}
+    assert found == ({"east", "west"} if unreadable == "lost+found" else {"east"})
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"warning: skipped folders that cannot be listed: {tmp_path / unreadable} (Permission denied)" in printed
+
+
+def test_outage_of_an_object_store_is_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def folders(url: str) -> list[str]:
+        if url.endswith("east"):
+            raise TimeoutError("timed out")
+        return ["east"]
+
+    monkeypatch.setattr(storage, "exists", lambda url: True)
+    monkeypatch.setattr(storage, "folders", folders)
+    with pytest.raises(InputError, match="cannot be reached"):
+        find_runs("s3://bucket/areas")
+
+
+def test_unlistable_url_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def folders(url: str) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", url)
+
+    monkeypatch.setattr(storage, "folders", folders)
+    with pytest.raises(InputError, match="access denied"):
+        find_runs(str(tmp_path))

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import rasterio
 
-from jobs.report.stage import BACKGROUND, _product_picture
+from jobs.report.stage import BACKGROUND, PICTURE, PICTURE_CHUNKS, _product_picture, subsampling
 from jobs.workflow.workspace import Workspace
 from pipeline.io.lease import Lease
 from pipeline.maps.products import MAP_PRODUCTS, MapDtype, product
 from pipeline.publishing.publish import PublishedMap, publish
 from pipeline.store.patch_store import PatchStore
+from pipeline.store.template import CHUNK
 from tests.support.commands import run
 from tests.support.scenes import COLUMNS, ROWS, SmallScene, write_raster
 
@@ -86,3 +87,13 @@ def test_product_images_have_the_expected_pixels_and_captions(
         "gate, band 1: 0 (dark) to 0.50 (bright)",
         "sources with data: 0 (dark) to 1 (bright)",
     ]
+
+
+@pytest.mark.parametrize("side", [1, 640, 641, 20_480, 20_481, 100_000, 1_000_000])
+def test_picture_reads_a_limited_number_of_chunks_and_has_a_limited_size(side: int) -> None:
+    step, enlarged = subsampling((side, side // 2 + 1))
+    positions = np.arange(0, side, step)
+    assert len(np.unique(positions // CHUNK)) <= PICTURE_CHUNKS
+    assert len(positions) * enlarged <= PICTURE + enlarged
+    assert len(positions) * enlarged > min(side, PICTURE // 2) - enlarged
+    assert step % enlarged == 0, "the pictures of the map have the finer step"

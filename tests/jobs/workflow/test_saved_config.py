@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from jobs.config import yaml_loader
 from jobs.config.config import Config
 from jobs.config.loader import load
+from jobs.workflow import saved_config
 from jobs.workflow.saved_config import as_run, relative_paths, save_map_config, save_training_config
 from jobs.workflow.workspace import Workspace
+from mibf.errors import InputError
 from pipeline.io import storage
 from tests.support.scenes import SmallScene
 
@@ -66,3 +70,30 @@ def test_training_and_map_configurations_are_saved_apart(scene: SmallScene) -> N
     found = [load(url, saved=True).train.epochs for url in (workspace.configuration, workspace.map_configuration)]
     assert found == [3, 4]
     assert Path(workspace.configuration).parent == Path(storage.local_path(workspace.run_folder))
+
+
+def test_configuration_written_by_a_run_can_be_read_again_where_its_source_can(
+    scene: SmallScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All defaults are saved, so the file of a run is larger; the limits are lowered to keep the test short."""
+    config = scene.config()
+    (one,) = config["scenes"]
+    path = scene.folder / "many.yaml"
+    path.write_text(json.dumps(config | {"scenes": [one | {"name": f"s{i}"} for i in range(40)]}))
+    monkeypatch.setattr(yaml_loader, "MAX_BYTES", path.stat().st_size)
+    monkeypatch.setattr(yaml_loader, "MAX_VALUES", 1500)
+    loaded_config = load(str(path))
+    workspace = Workspace.of(loaded_config)
+    save_map_config(loaded_config, workspace)
+    assert Path(workspace.map_configuration).stat().st_size > yaml_loader.MAX_BYTES
+    assert load(workspace.map_configuration, saved=True) == loaded_config
+
+
+def test_configuration_too_large_to_be_read_again_is_refused_before_it_is_saved(
+    scene: SmallScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = loaded(scene)
+    monkeypatch.setattr(saved_config, "MAX_VALUES", 10)
+    with pytest.raises(InputError, match=r"1 scene has \d+ values with all defaults, too many to be read again"):
+        save_map_config(config, Workspace.of(config))
+    assert not Path(Workspace.of(config).map_configuration).exists()

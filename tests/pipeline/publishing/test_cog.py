@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from mibf.bundle.classes import ClassName
 from pipeline.grid import Window
 from pipeline.maps.products import MAP_PRODUCTS, Product, product
 from pipeline.publishing import cog
+from tests.support.paths import ROOT
 from tests.support.scenes import CRS, TRANSFORM
 
 ROWS, COLUMNS, BLOCK = 1300, 1100, 1024
@@ -28,6 +32,27 @@ CLASSES = (ClassName(1, "water", "#0000ff"), ClassName(2, "forest & <more>", "#0
 SOURCES = ["optical", "radar"]
 TAGS = {"mibf_run": "x & y"}
 ALL = [product(name) for name in MAP_PRODUCTS]
+
+#: Build a product of 40 bands; print the bytes that the process read, as a multiple of those of the pixels.
+MANY_BANDS = """
+import sys
+from pathlib import Path
+import numpy as np, psutil
+from mibf.bundle.classes import ClassName
+from pipeline.grid import Window
+from pipeline.maps.products import product
+from pipeline.publishing import cog
+from tests.pipeline.publishing.test_cog import GRID
+classes = [ClassName(i + 1, f"c{i}", "#112233") for i in range(40)]
+codes = np.random.default_rng(0).integers(0, 10000, (40, 300, 520), np.uint16)
+grid = GRID[:300, :520]
+before = psutil.Process().io_counters().read_chars
+cog.build(
+    lambda window: codes[:, *window.slices], product("probabilities"), Window(0, 0, 300, 520), Path(sys.argv[1]),
+    grid=grid, names=[c.name for c in classes], classes=classes, tags={},
+)
+print((psutil.Process().io_counters().read_chars - before) / codes.nbytes)
+"""
 
 
 def codes_of(layer_product: Product) -> NDArray[Any]:
@@ -258,3 +283,18 @@ def test_published_raster_has_the_crs_of_the_grid(tmp_path: Path, crs: str, name
         assert "forest &amp; &lt;more&gt;" in Path(f"{path}.aux.xml").read_text()
     if name == "confidence" and crs in ("EPSG:4326", "EPSG:3035", CRS):
         assert not list(tmp_path.glob("*.aux.xml")), "GeoTIFF holds it"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the bytes that a process reads, as Linux does")
+def test_bands_that_exceed_gdals_cache_are_not_decoded_again_for_each_band(tmp_path: Path) -> None:
+    """A tile of 40 bands takes 21 MB and the cache 8: a file interleaved by pixel is read 40 times or more."""
+    environment = os.environ | {"GDAL_CACHEMAX": "8", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_BANDS, str(tmp_path / "many.tif")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 15

@@ -13,6 +13,7 @@ from odc.geo.geobox import GeoBox
 from mibf.errors import InputError
 from pipeline.grid import Window, windows
 from pipeline.rasters.header import RasterFile
+from pipeline.scenes import source as source_module
 from pipeline.scenes.source import AlignedSource, Source, open_source, reference_grid
 from tests.support.scenes import CRS, TRANSFORM, write_raster
 
@@ -139,3 +140,38 @@ def test_grid_like_a_source_of_files_with_other_pixels_is_that_of_the_first(tmp_
     write_raster(Path(other.url), values, transform=TRANSFORM * Affine.scale(2))
     for more in (shifted, other):
         assert reference_grid(Source("optical", ((first, more),))).shape == (20, 20)
+
+
+@pytest.mark.parametrize("resolution", [10.0, 9.7], ids=["exact", "resampled"])
+def test_window_opens_only_the_tiles_that_it_touches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resolution: float
+) -> None:
+    """Twelve tiles of 20 x 20 pixels are read as their mosaic in one file, and a window opens four of them at most."""
+    values = np.random.default_rng(0).integers(1, 9999, (2, 60, 80)).astype(np.uint16)
+    whole = write_raster(tmp_path / "whole.tif", values, nodata=0)
+    tiles = []
+    for y in range(0, 60, 20):
+        for x in range(0, 80, 20):
+            place = TRANSFORM * Affine.translation(x, y)
+            cut = values[:, y : y + 20, x : x + 20]
+            tiles.append(RasterFile(str(write_raster(tmp_path / f"{y}-{x}.tif", cut, transform=place, nodata=0))))
+    affine = Affine(resolution, 0, TRANSFORM.c, 0, -resolution, TRANSFORM.f)
+    grid = GeoBox((60, 90), affine, CRS)  # ends where no tile is
+    opened = open_source(Source("s", (tuple(tiles),), resampling="nearest"), grid)
+    expected = values_of(whole, grid=grid, resampling="nearest")
+    opens: list[str] = []
+    real = source_module.open_raster
+
+    def counted(file: RasterFile) -> Any:
+        opens.append(file.url)
+        return real(file)
+
+    monkeypatch.setattr(source_module, "open_raster", counted)
+    np.testing.assert_array_equal(read(opened, side=16), expected)
+    most = 0
+    for window in windows((60, 90), 16):
+        opens.clear()
+        _, valid = opened.read(window)
+        assert bool(opens) == bool(valid.any())
+        most = max(most, len(opens))
+    assert 1 < most <= 4

@@ -1,0 +1,216 @@
+"""Start Ray or connect to a cluster: check first what Ray needs, limit the wait, and let Ctrl-C end it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.job_config
+
+from jobs.runtime.import_path import worker_path
+from jobs.runtime.signals import INTERRUPTED, kill_children
+from mibf.errors import InputError
+
+#: Seconds after which starting or connecting is reported as slow, and after which it is given up.
+SLOW_SECONDS, LIMIT_SECONDS = 30.0, 180.0
+#: Seconds that an interrupted call may take to end by itself before its processes are killed; then those to disconnect.
+GRACE_SECONDS, DISCONNECT_SECONDS = 6.0, 3.0
+#: Longest path of a Unix socket in bytes; the longest that Ray has below its temporary folder, before the process id.
+SOCKET_PATH = 103 if sys.platform == "darwin" else 107
+RAY_SOCKET = "/ray/session_2000-01-01_00-00-00_000000_/sockets/plasma_store"
+#: Most digits of a process id.
+PID_DIGITS = 7
+
+
+class StartTimeoutError(Exception):
+    """Starting or connecting took longer than `LIMIT_SECONDS`."""
+
+
+class JobConfig(ray.job_config.JobConfig):  # type: ignore[misc]  # Ray has no types for it
+    """Ray's job configuration, with mibf's packages instead of the driver's current folder on the workers' import path."""
+
+    def _get_proto_job_config(self) -> Any:
+        # `ray.init` has added the folders of the script and the current one, which workers would search first.
+        self._py_driver_sys_path = worker_path()
+        return super()._get_proto_job_config()
+
+
+def check_address(address: str) -> None:
+    """Check the form of a cluster's address, and within seconds that something listens there.
+
+    Ray itself would retry for many minutes.
+
+    Raises:
+        InputError: it is the address of a job server.
+        OSError: nothing listens there.
+    """
+    if address.startswith(("http://", "https://")):
+        raise InputError(
+            f"RAY_ADDRESS={address}: is the address of a job server. Set RAY_ADDRESS to the head node's HOST:6379, or unset "
+            "it and use `mibf submit` with --address or RAY_API_SERVER_ADDRESS."
+        )
+    host, _, port = address.rpartition(":")
+    if "://" not in address and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def check_machine() -> None:
+    """Check what Ray needs to start on this machine; without a writable home folder, give it a token for this process.
+
+    Raises:
+        InputError: the temporary folder is not writable or its path is too long, or the loopback interface is down.
+    """
+    _check_temporary_folder()
+    _check_loopback()
+    _ensure_token()
+
+
+def _check_temporary_folder() -> None:
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+    if variable == "TMPDIR" and sys.platform == "darwin":
+        variable = None  # Ray uses /tmp there
+    folder = "/tmp" if variable is None else os.environ[variable]  # Ray's default
+    longest = SOCKET_PATH - len(RAY_SOCKET)
+    if len(os.fsencode(folder)) > longest - len(str(os.getpid())):
+        raise InputError(
+            f"{variable}={folder}: its path has {len(os.fsencode(folder))} characters, too many for Ray's sockets below it. "
+            f"Set RAY_TMPDIR, which only Ray uses, to a folder whose path has at most {longest - PID_DIGITS}."
+        )
+    try:
+        Path(folder, "ray").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=Path(folder, "ray")):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{Path(folder, 'ray')}: Ray cannot write its temporary files there ({error.strerror}). Set RAY_TMPDIR to a "
+            "writable folder with a short path."
+        ) from error
+
+
+def _check_loopback() -> None:
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        raise InputError(
+            f"127.0.0.1: this machine cannot connect to itself ({error.strerror or error}), but Ray's processes must. "
+            "Bring the loopback interface up (`ip link set lo up`) and allow connections on it, or run without Ray "
+            "(`train.workers: 0`, `map.workers: 0`)."
+        ) from error
+
+
+def _ensure_token() -> None:
+    """Set a token for this process's own Ray instance where Ray could not save one: in a home that is not writable."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    home = Path.home()
+    if not (home / ".ray" / "auth_token").exists():
+        try:
+            (home / ".ray").mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=home / ".ray"):
+                pass
+        except OSError:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextmanager
+def watched(report: Callable[[str], None], *, limit: float | None = None) -> Iterator[None]:
+    """Make Ctrl-C and SIGTERM end a call of Ray in the block, report a slow one, and end it after `limit` seconds.
+
+    Ray waits in C++, where Python's signal handlers may never run. If the block does not end within `GRACE_SECONDS` of a
+    signal, the processes that it started are killed and this process exits. The handlers of both signals, which Ray
+    replaces, are restored at the end. Does nothing outside the main thread.
+
+    Raises:
+        KeyboardInterrupt: a signal ended the block.
+        StartTimeoutError: the limit was reached.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    wakeup, written = socket.socketpair()
+    written.setblocking(False)
+    before = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
+    watch = _Watch(wakeup, report, limit)
+    watch.start()
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):  # Ray's own handlers exit
+        if watch.expired:
+            raise StartTimeoutError(f"no success within {limit:g} s") from None
+        raise KeyboardInterrupt from None
+    finally:
+        watch.ended.set()
+        signal.set_wakeup_fd(before)
+        written.close()  # ends the watch
+        watch.join()
+        wakeup.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+class _Watch(threading.Thread):
+    """Waits for a signal, the time limit or the end of a call; see `watched`."""
+
+    def __init__(self, wakeup: socket.socket, report: Callable[[str], None], limit: float | None) -> None:
+        super().__init__(name="mibf-watch", daemon=True)
+        self.wakeup, self.report, self.limit = wakeup, report, limit
+        self.ended = threading.Event()
+        self.expired = False
+
+    def run(self) -> None:
+        """Wait; interrupt the main thread at the time limit, and end the process if it does not react."""
+        if self.limit is None:
+            status = self._wait(None)
+        elif (status := self._wait(SLOW_SECONDS)) is None:
+            self.report(f"Ray has not started within {SLOW_SECONDS:g} s; waiting for at most {self.limit:g} s")
+            status = self._wait(self.limit - SLOW_SECONDS)
+        if status is None:
+            self.expired, status = True, 2
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if status and not self.ended.wait(GRACE_SECONDS):
+            self.report(f"mibf: {INTERRUPTED if status == 130 else f'Ray has not started within {self.limit:g} s.'}")
+            kill_children()
+            os._exit(status)
+
+    def _wait(self, seconds: float | None) -> int | None:
+        """Return 130 after a signal that interrupts, 0 at the end of the block, None when the time is up."""
+        end = None if seconds is None else time.monotonic() + seconds
+        while end is None or end > time.monotonic():
+            if not select.select([self.wakeup], [], [], None if end is None else end - time.monotonic())[0]:
+                break
+            received = self.wakeup.recv(16)  # the numbers of the signals; empty once the other end is closed
+            if not received:
+                return 0
+            if {signal.SIGINT, signal.SIGTERM} & set(received):
+                return 130
+        return None
+
+
+@contextmanager
+def ending_within(seconds: float) -> Iterator[None]:
+    """Kill the child processes and exit with status 130 if the block takes longer: Ray may wait for processes that died."""
+
+    def give_up() -> None:
+        kill_children()
+        os._exit(130)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
