@@ -41,6 +41,7 @@ def open_gdal(file: RasterFile) -> Iterator[GdalRaster]:
     if file.select:
         raise InputError(f"{file}: `select` applies to arrays of Zarr, NetCDF, HDF5 and MATLAB files; use `bands` instead.")
     gdal.configure_gdal()
+    gdal.forget_other_versions(gdal.gdal_path(file.url), file.stamp)
     try:
         dataset = open_dataset(file.url, gdal_name(file))
     except RasterioIOError as error:

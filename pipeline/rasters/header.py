@@ -37,6 +37,7 @@ class RasterFile:
     unscale: bool = False  #: apply the file's scale and offset
     crs: str | None = None  #: of a file that states none
     select: tuple[tuple[str, str | float], ...] = ()  #: the one value that is read along axes other than band, y and x
+    stamp: str | None = None  #: the file's fingerprint when it was checked; content cached before that is not read
 
     def __str__(self) -> str:
         url = storage.redact_url(self.url)

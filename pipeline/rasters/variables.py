@@ -60,6 +60,7 @@ def _zarr_variables(url: str) -> list[Variable]:
 
 def _gdal_variables(url: str) -> list[Variable]:
     gdal.configure_gdal()
+    gdal.forget_other_versions(gdal.gdal_path(url), None)
     try:
         with open_dataset(url, gdal.gdal_path(url)) as dataset:
             names = [] if dataset.count else [name.rsplit(":", 1)[-1].strip("/") for name in dataset.subdatasets]

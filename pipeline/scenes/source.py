@@ -14,8 +14,9 @@ from odc.geo.geobox import GeoBox
 from mibf.errors import InputError
 from pipeline.codes import Missing
 from pipeline.grid import Window, finer
+from pipeline.io.sidecars import Listings
 from pipeline.rasters.header import Header, RasterFile
-from pipeline.rasters.raster import header, open_raster
+from pipeline.rasters.raster import header, open_raster, stamped
 from pipeline.rasters.resample import CLOSE, Alignment, align, read_aligned
 
 
@@ -93,6 +94,11 @@ class AlignedSource:
     def parts(self) -> list[AlignedFile]:
         """The files of all layers."""
         return [part for layer in self.layers for part in layer]
+
+    @property
+    def files(self) -> list[RasterFile]:
+        """All files that the source is read from, including its mask, with their stamps."""
+        return [part.file for part in [*self.parts, *([] if self.mask is None else [self.mask])]]
 
     @property
     def bytes_per_pixel(self) -> int:
@@ -199,7 +205,10 @@ def open_source(source: Source, grid: GeoBox, *, like: RasterFile | None = None)
         InputError: a file is missing, unreadable, outside the grid, or lacks a required CRS.
     """
     own = finer(grid, source.scale)
-    layers = tuple(tuple(_part(file, own, source.resampling, like) for file in layer) for layer in source.layers)
+    listings = Listings()
+    layers = tuple(
+        tuple(_part(stamped(file, listings), own, source.resampling, like) for file in layer) for layer in source.layers
+    )
     for layer in layers:
         for part in layer[1:]:
             if part.header.bands != layer[0].header.bands:
@@ -209,7 +218,7 @@ def open_source(source: Source, grid: GeoBox, *, like: RasterFile | None = None)
                 )
     parts = [part for layer in layers for part in layer]
     changed = source.gain != 1 or source.offset != 0
-    mask = None if source.mask is None else _part(source.mask.file, own, "nearest", like)
+    mask = None if source.mask is None else _part(stamped(source.mask.file, listings), own, "nearest", like)
     interpolated = any(part.alignment.interpolates for part in parts)
     dtype = stored_dtype([dtype for part in parts for dtype in part.header.dtypes])
     return AlignedSource(source, own, layers, mask, np.dtype(np.float32) if changed or interpolated else dtype)
