@@ -12,6 +12,7 @@ from rasterio.errors import RasterioIOError
 from jobs.init.arguments import FileArgument, SourceArgument
 from mibf.errors import InputError
 from pipeline.io import gdal, storage
+from pipeline.rasters.gdal_raster import PAGED
 from pipeline.rasters.header import Axis, Header, RasterFile
 from pipeline.rasters.longitude import cycle, extent_of, extents_in, same_crs, shifts
 from pipeline.rasters.raster import header
@@ -91,9 +92,11 @@ def choose_variable(file: FileArgument) -> Variable | None:
         InputError: the file has several arrays and none is named, or has no array of that name.
     """
     if not file.url.rstrip("/").lower().endswith(CONTAINERS):
-        if file.part is not None:
+        if file.part is None:
+            return None
+        if not file.url.lower().endswith(PAGED):
             raise InputError(f"{file}: `#` names an array of a file, and this is not a {', '.join(CONTAINERS)} file.")
-        return None
+        return Variable(file.part)
     found = list_variables(file.url)
     if file.part is not None:  # the reader refuses an unknown name
         return next((v for v in found if v.name == file.part), Variable(file.part))

@@ -12,7 +12,7 @@ from typing import Literal
 
 from rasterio.errors import NotGeoreferencedWarning
 
-from pipeline.io.storage import is_local, local_path
+from pipeline.io.storage import encoded, is_local, local_path
 
 #: Prefixes of GDAL's virtual file systems, by URL scheme.
 GDAL_SCHEMES = {"s3": "/vsis3/", "gs": "/vsigs/", "gcs": "/vsigs/", "az": "/vsiaz/", "abfs": "/vsiaz/"}
@@ -34,7 +34,7 @@ def gdal_path(url: str) -> str:
         return local_path(url)
     scheme, _, rest = url.partition("://")
     if scheme in ("http", "https"):
-        return f"/vsicurl/{url}"
+        return f"/vsicurl/{encoded(url)}"
     return GDAL_SCHEMES[scheme] + rest if scheme in GDAL_SCHEMES else url
 
 

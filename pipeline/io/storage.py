@@ -45,10 +45,15 @@ def open_url(url: str) -> tuple[AbstractFileSystem, str]:
     if re.search(r"::(?!\w+://)", url):  # fsspec would take it for a chain of URLs
         raise InputError(f"{redact_url(url)}: contains `::`, which only local paths may; rename the folder or the file.")
     try:
-        filesystem, path = fsspec.core.url_to_fs(url, **without_listings(url))
+        filesystem, path = fsspec.core.url_to_fs(encoded(url), **without_listings(url))
     except (ValueError, ImportError) as error:
         raise InputError(f"{url}: {error}") from error
     return filesystem, path
+
+
+def encoded(url: str) -> str:
+    """A URL as it is requested: in those of the web, blanks and `#` are encoded, since no file is only part of a page."""
+    return url.replace(" ", "%20").replace("#", "%23") if url.startswith(("http://", "https://")) else url
 
 
 def without_listings(url: str) -> dict[str, bool]:

@@ -18,7 +18,7 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore, ZipStore
 
-from pipeline.io.storage import NO_HARD_LINKS, is_local, local_path, open_url, without_listings
+from pipeline.io.storage import NO_HARD_LINKS, encoded, is_local, local_path, open_url, without_listings
 
 #: Read, fill, or create (replacing what is there).
 ZarrMode = Literal["r", "r+", "w"]
@@ -50,7 +50,7 @@ def zarr_location(url: str) -> str | Store:
     Never to a local path, which zarr would split where it has `::`.
     """
     if not url.split("?")[0].lower().endswith(".zip"):
-        return _DiskStore(local_path(url)) if is_local(url) else url
+        return _DiskStore(local_path(url)) if is_local(url) else encoded(url)
     if is_local(url):
         return ZipStore(local_path(url), mode="r")
     filesystem, path = open_url(url)

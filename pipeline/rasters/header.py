@@ -55,6 +55,8 @@ class Header:
     gains: tuple[float, ...]  #: the file's scale factor of each band
     offsets: tuple[float, ...]  #: the file's offset of each band
     rpcs: bool = False  #: whether rational polynomial coefficients (RPCs) relate pixels to the ground
+    file_bands: int = 1  #: bands that the file has, selected or not
+    left_out: str | None = None  #: what the file holds beside this raster, and how to read it instead
 
     @property
     def bands(self) -> int:

@@ -28,6 +28,7 @@ class Mask:
     valid: tuple[int, ...] = ()
     invalid: tuple[int, ...] = ()
     bits: tuple[int, ...] = ()
+    chosen: bool = True  #: whether the configuration chooses the band; else the first is read
 
     def passes(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         """Where mask values accept the source's pixel."""
@@ -53,6 +54,7 @@ class Source:
     offset: float = 0.0
     mask: Mask | None = None
     missing: Missing = "exclude"
+    notes: tuple[str, ...] = ()  #: for the user, on how its files were found
 
     @property
     def files(self) -> list[RasterFile]:
@@ -99,6 +101,17 @@ class AlignedSource:
     def files(self) -> list[RasterFile]:
         """All files that the source is read from, including its mask, with their stamps."""
         return [part.file for part in [*self.parts, *([] if self.mask is None else [self.mask])]]
+
+    @property
+    def left_out(self) -> list[str]:
+        """What its files hold beside what is read from them, for the user."""
+        heads = [part.header for part in [*self.parts, *([] if self.mask is None else [self.mask])]]
+        found = [head.left_out for head in heads if head.left_out is not None]
+        mask = self.declared.mask
+        if mask is not None and self.mask is not None and not mask.chosen and self.mask.header.file_bands > 1:
+            bands = self.mask.header.file_bands
+            found.append(f"mask {mask.file} has {bands} bands, of which the first is used; choose one with `mask.band`")
+        return found
 
     @property
     def bytes_per_pixel(self) -> int:
