@@ -12,10 +12,11 @@ from rasterio.errors import RasterioIOError
 from jobs.init.arguments import FileArgument, SourceArgument
 from mibf.errors import InputError
 from pipeline.io import gdal, storage
+from pipeline.io.sidecars import Listings
 from pipeline.rasters.gdal_raster import PAGED
 from pipeline.rasters.header import Axis, Header, RasterFile
 from pipeline.rasters.longitude import cycle, extent_of, extents_in, same_crs, shifts
-from pipeline.rasters.raster import header
+from pipeline.rasters.raster import header, stamped
 from pipeline.rasters.resample import align
 from pipeline.rasters.untrusted import open_dataset
 from pipeline.rasters.variables import CONTAINERS, Variable, list_variables
@@ -121,10 +122,11 @@ def inspect_source(argument: SourceArgument) -> InspectedSource:
             f"source {argument.name!r}: its files differ in the array to read, its axes or its transparency bands; "
             "give them as separate sources."
         )
+    listings = Listings()
     return InspectedSource(
         argument.name,
         tuple(files),
-        tuple(header(file) for file in files),
+        tuple(header(stamped(file, listings)) for file in files),
         tuple(file.url for file in argument.files),
         transparent=files[0].bands is not None,
     )

@@ -75,13 +75,17 @@ class Listings:
     def local(self, path: str) -> dict[str, os.stat_result]:
         """The existing sidecars of a local file, by name, sorted."""
         folder, name = posixpath.split(path)
-        if folder not in self._names:
-            self._names[folder] = _by_lower_case(entry.name for entry in Path(folder).iterdir())
+        try:
+            if folder not in self._names:
+                self._names[folder] = _by_lower_case(entry.name for entry in Path(folder).iterdir())
+            there_by_name = self._names[folder]
+        except PermissionError:  # files may be read but not listed
+            there_by_name = _by_lower_case(_spellings(name))
         found: dict[str, os.stat_result] = {}
-        for other in _existing(name, self._names[folder]):
+        for other in _existing(name, there_by_name):
             try:
                 there = Path(folder, other).stat()
-            except OSError:  # removed since, or a broken link
+            except OSError:  # removed since, a broken link, or not listed
                 continue
             if _counts(other, there.st_size):
                 found[other] = there
@@ -115,15 +119,26 @@ def _by_lower_case(names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _existing(name: str, there: dict[str, list[str]]) -> list[str]:
-    """The sidecars of a file among the names in its folder, sorted; their case does not matter."""
+def _possible(name: str) -> list[str]:
+    """The names that sidecars of a file can have, in lower case."""
     lower = name.lower()
     stem, extension = posixpath.splitext(lower)
-    wanted = [stem + ending for ending in _REPLACED if extension in _ONLY_OF.get(ending, (extension,))]
-    wanted += [lower + ending for ending in _APPENDED]
-    if stem.startswith("img_"):
-        wanted.append(f"rpc_{stem[4:]}.xml")  # of Pleiades and SPOT
-    return sorted({found for other in wanted for found in there.get(other, ()) if found != name})
+    names = [stem + ending for ending in _REPLACED if extension in _ONLY_OF.get(ending, (extension,))]
+    names += [lower + ending for ending in _APPENDED]
+    return [*names, f"rpc_{stem[4:]}.xml"] if stem.startswith("img_") else names  # of Pleiades and SPOT
+
+
+def _existing(name: str, there: dict[str, list[str]]) -> list[str]:
+    """The sidecars of a file among the names in its folder, sorted; their case does not matter."""
+    return sorted({found for other in _possible(name) for found in there.get(other, ()) if found != name})
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """The names of possible sidecars as GDAL tries them where it does not list a folder: endings in either case."""
+    stem = posixpath.splitext(name)[0]
+    for other in _possible(name):
+        if other.startswith(stem.lower()):
+            yield from (stem + other[len(stem) :], stem + other[len(stem) :].upper())
 
 
 def _counts(name: str, size: int | None) -> bool:

@@ -107,7 +107,7 @@ def _as_named(item: pystac.Item, named: str, location: str) -> str:
     """The file that an href means: of that very name if there is one, else with `%20` and the like decoded.
 
     Hrefs are URLs, but many catalogues write paths and keys as they are. `location` is what pystac makes of the href; on a
-    disk it lacks what follows `#` or `?`. On the web, percent-encoded names stay.
+    disk it lacks what follows `#` or `?`. On the web, percent-encoded names stay: the server decodes them.
     """
     base = str(item.get_self_href())
     if storage.is_local(location):

@@ -192,3 +192,21 @@ def test_folder_of_many_files_is_listed_once(tmp_path: Path, monkeypatch: pytest
     checksums.input_fingerprints(f"memory://many/{number}.tif" for number in range(5))
     assert listed[1:] == ["/many"]
     MemoryFileSystem.store.clear()
+
+
+@pytest.mark.parametrize("sidecar", ["a.tfw", "a.TFW", "a.tif.aux.xml"])
+def test_folder_that_cannot_be_listed_hides_no_sidecars(
+    sidecar: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path / "a.tif")
+
+    def denied(folder: Path) -> None:
+        raise PermissionError(str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", denied)
+        alone = checksums.input_fingerprint(str(tmp_path / "a.tif"))
+        touch(tmp_path / sidecar)
+        hidden = checksums.input_fingerprint(str(tmp_path / "a.tif"))
+    assert hidden != alone
+    assert checksums.input_fingerprint(str(tmp_path / "a.tif")) == hidden

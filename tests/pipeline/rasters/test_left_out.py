@@ -67,7 +67,7 @@ def test_further_images_of_a_file_are_told_and_can_be_selected(
         assert (read(RasterFile(url, variable))[0] == VALUES + added).all()
     with pytest.raises(InputError, match="select an image of the file by its number"):
         header(RasterFile(url, "red"))
-    with pytest.raises(InputError, match="cannot be read as a raster|holds no raster"):
+    with pytest.raises(InputError, match=r"cannot be read as a raster|holds no raster"):
         header(RasterFile(url, "9"))
 
 
