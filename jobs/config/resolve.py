@@ -12,7 +12,7 @@ from pipeline.io import checksums, storage
 from pipeline.rasters.header import RasterFile
 from pipeline.scenes.labels import Labels
 from pipeline.scenes.source import Mask, Source
-from pipeline.scenes.stac_assets import asset_urls
+from pipeline.scenes.stac_assets import asset_urls, further_pages
 
 
 def class_names(config: Config) -> tuple[ClassName, ...]:
@@ -60,32 +60,42 @@ def _source(name: str, section: SourceSection) -> Source:
             crs=mask_section.crs,
             select=tuple(mask_section.select.items()),
         )
-        mask = Mask(mask_file, mask_section.valid, mask_section.invalid, mask_section.bits)
+        mask = Mask(
+            mask_file,
+            mask_section.valid,
+            mask_section.invalid,
+            mask_section.bits,
+            chosen="band" in mask_section.model_fields_set,
+        )
+    layers, notes = _layers(section)
     return Source(
         name,
-        tuple(tuple(file(url, variable) for url in layer) for layer in _layers(section) for variable in variables),
+        tuple(tuple(file(url, variable) for url in layer) for layer in layers for variable in variables),
         resampling=section.resampling,
         scale=section.scale,
         gain=section.gain,
         offset=section.offset,
         mask=mask,
         missing=section.missing,
+        notes=notes,
     )
 
 
-def _layers(section: SourceSection) -> tuple[tuple[str, ...], ...]:
-    """Return the files of each layer of a source; the files of one layer are mosaicked."""
+def _layers(section: SourceSection) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """Return the files of each layer of a source, which are mosaicked, and notes on how they were found."""
     if section.stac is not None:
         return _assets(section.stac.url, section.stac.assets, checksums.input_fingerprint(section.stac.url))
     if section.tiles:
-        return (section.tiles,)
-    return tuple((url,) for url in section.urls or (section.url or "",))
+        return (section.tiles,), ()
+    return tuple((url,) for url in section.urls or (section.url or "",)), ()
 
 
 @cache
-def _assets(url: str, assets: tuple[str, ...], stamp: str) -> tuple[tuple[str, ...], ...]:
+def _assets(url: str, assets: tuple[str, ...], stamp: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
     del stamp  # cache key only: a changed item is read again
-    return asset_urls(url, assets)
+    found = asset_urls(url, assets)
+    left_out = further_pages(url)
+    return found, () if left_out is None else (left_out,)
 
 
 def labels(scene: SceneSection) -> Labels | None:

@@ -12,9 +12,11 @@ from rasterio.errors import RasterioIOError
 from jobs.init.arguments import FileArgument, SourceArgument
 from mibf.errors import InputError
 from pipeline.io import gdal, storage
+from pipeline.io.sidecars import Listings
+from pipeline.rasters.gdal_raster import PAGED
 from pipeline.rasters.header import Axis, Header, RasterFile
 from pipeline.rasters.longitude import cycle, extent_of, extents_in, same_crs, shifts
-from pipeline.rasters.raster import header
+from pipeline.rasters.raster import header, stamped
 from pipeline.rasters.resample import align
 from pipeline.rasters.untrusted import open_dataset
 from pipeline.rasters.variables import CONTAINERS, Variable, list_variables
@@ -91,9 +93,11 @@ def choose_variable(file: FileArgument) -> Variable | None:
         InputError: the file has several arrays and none is named, or has no array of that name.
     """
     if not file.url.rstrip("/").lower().endswith(CONTAINERS):
-        if file.part is not None:
+        if file.part is None:
+            return None
+        if not file.url.lower().endswith(PAGED):
             raise InputError(f"{file}: `#` names an array of a file, and this is not a {', '.join(CONTAINERS)} file.")
-        return None
+        return Variable(file.part)
     found = list_variables(file.url)
     if file.part is not None:  # the reader refuses an unknown name
         return next((v for v in found if v.name == file.part), Variable(file.part))
@@ -118,10 +122,11 @@ def inspect_source(argument: SourceArgument) -> InspectedSource:
             f"source {argument.name!r}: its files differ in the array to read, its axes or its transparency bands; "
             "give them as separate sources."
         )
+    listings = Listings()
     return InspectedSource(
         argument.name,
         tuple(files),
-        tuple(header(file) for file in files),
+        tuple(header(stamped(file, listings)) for file in files),
         tuple(file.url for file in argument.files),
         transparent=files[0].bands is not None,
     )

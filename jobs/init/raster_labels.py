@@ -17,7 +17,7 @@ from mibf.errors import InputError
 from pipeline.grid import Window, windows
 from pipeline.parallel.executor import Executor
 from pipeline.rasters.header import Header, RasterFile
-from pipeline.rasters.raster import header
+from pipeline.rasters.raster import header, stamped
 from pipeline.rasters.resample import align
 from pipeline.scenes.label_counts import SIDE
 from pipeline.scenes.labels import Labels, RasterLabels
@@ -36,7 +36,7 @@ def find_raster_classes(file: FileArgument, grid: GeoBox, executor: Executor) ->
     bands = None if variable is not None else opaque_bands(file.url)
     band = bands[0] if bands is not None and len(bands) == 1 else None
     labels = Labels(file.url, variable=None if variable is None else variable.name, band=band)
-    raster = RasterFile(labels.url, labels.variable, bands=bands)
+    raster = stamped(RasterFile(labels.url, labels.variable, bands=bands))
     head = header(raster)
     if head.bands != 1:
         raise InputError(f"{file}: has {head.bands} bands; labels are a raster of one band, or a vector file.")

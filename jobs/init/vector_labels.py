@@ -63,6 +63,7 @@ def _read_attributes(file: FileArgument, grid: GeoBox) -> tuple[Any, str | None]
     """Read the attributes of the features near a grid, as a pandas frame, and the layer if it had to be named."""
     gdal.configure_gdal()
     path = gdal.gdal_path(file.url)
+    gdal.drop_cached(path, "pyogrio")
     try:
         if file.url.lower().endswith(PARQUET):
             filesystem, fs_path = storage.open_url(file.url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +16,7 @@ from mibf.bundle.bundle import MODEL
 from mibf.errors import InputError
 from pipeline.io import checksums, model_bundle, storage
 from pipeline.io.lease import Lease
+from pipeline.io.sidecars import Listings
 from pipeline.maps.map_store import MapStore
 from pipeline.publishing import cog
 from pipeline.publishing.publish_map import file_count, publish_map
@@ -73,7 +75,7 @@ def _item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str, fi
         created=datetime.now(UTC),
         datetime=scene.scene.datetime,
         model=ModelLink(model_bundle.bundle_file(model, MODEL), spec.digest, posixpath.basename(storage.redact_url(model))),
-        inputs={url: _fingerprint(url) for url in scene_urls(scene.scene)},
+        inputs=_fingerprints(scene_urls(scene.scene)),
         ledger="./ledger",
         version=__version__,
         fingerprint=fingerprint,
@@ -82,9 +84,11 @@ def _item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str, fi
     )
 
 
-def _fingerprint(url: str) -> str:
-    """An input file's fingerprint; empty if the file no longer exists: the map was made from the patch store."""
-    try:
-        return checksums.input_fingerprint(url)
-    except InputError:
-        return ""
+def _fingerprints(urls: Sequence[str]) -> dict[str, str]:
+    """The inputs' fingerprints; empty if a file no longer exists: the map was made from the patch store."""
+    listings = Listings()
+    found = dict.fromkeys(urls, "")
+    for url in urls:
+        with suppress(InputError):
+            found[url] = checksums.input_fingerprint(url, listings)
+    return found

@@ -9,7 +9,10 @@ import psutil
 from mibf.errors import InputError
 from pipeline.io import storage
 from pipeline.parallel.executor import Executor, ThreadExecutor
+from pipeline.rasters.raster import header
 from pipeline.scenes.coverage import bands_without_data, sources_without_data
+from pipeline.scenes.labels import RasterLabels
+from pipeline.scenes.split import RasterSplit
 from pipeline.store.build import PreparedScene
 from pipeline.store.estimate import estimate, memory, remarks
 
@@ -21,7 +24,22 @@ MOST_LISTED = 20
 
 def file_remarks(scene: PreparedScene) -> list[str]:
     """Return remarks on a scene's files that the user may want to fix before they are read."""
-    return [remark for source in scene.sources for remark in remarks(source, scene.template.shard)]
+    left_out = [*_left_out(scene)]
+    more = f" (and so on, for {len(left_out)} files)" if len(left_out) > 1 else ""
+    notes = [note for source in scene.sources for note in source.declared.notes]
+    notes += [f"{note}{more}" for note in left_out[:1]]
+    return list(dict.fromkeys(notes)) + [
+        remark for source in scene.sources for remark in remarks(source, scene.template.shard)
+    ]
+
+
+def _left_out(scene: PreparedScene) -> dict[str, None]:
+    """What files hold beside what is read from them, each once and in order: of sources, labels and split."""
+    found = [note for source in scene.sources for note in source.left_out]
+    for reader in (scene.labels, scene.split):
+        if isinstance(reader, RasterLabels | RasterSplit) and (note := header(reader.file).left_out) is not None:
+            found.append(note)
+    return dict.fromkeys(found)
 
 
 def check_data(scenes: Sequence[PreparedScene], executor: Executor) -> None:

@@ -27,6 +27,7 @@ from mibf.normalization import Scaling, scaling_to_json
 from pipeline.codes import SUBSETS, Subset
 from pipeline.io import checksums, storage
 from pipeline.io.lease import Lease
+from pipeline.io.sidecars import Listings
 from pipeline.parallel.executor import ClusterLostError, Executor, make_executor
 from pipeline.rasters.header import UnreadableError
 from pipeline.scenes.coregistration import TOO_FAR, Shift, describe_shift, measure_shifts
@@ -68,6 +69,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
             try:
                 written = [_write(scene, workspace, config, executor, fingerprint, lease) for scene in scenes]
                 counts, scaling = _fit_normalization(config, written) if config.labelled else ({}, {})
+                _check_unchanged(scenes)
             except InputError as error:
                 if isinstance(error, UnreadableError) and any(map(_is_remote, scenes)):
                     raise  # the server may recover; the same command then resumes
@@ -119,6 +121,20 @@ def _as_stage_errors(workspace: Workspace) -> Iterator[None]:
         ) from error
     except ClusterLostError as error:
         raise StageError(f"{error}; the same command resumes from the finished shards.") from error
+
+
+def _check_unchanged(scenes: Sequence[PreparedScene]) -> None:
+    """Check that no raster was replaced while it was read: a store would hold parts of two versions.
+
+    Raises:
+        InputError: a raster has changed since it was opened.
+    """
+    listings = Listings()
+    files = dict.fromkeys(file for scene in scenes for file in scene.files)
+    changed = [str(file) for file in files if checksums.input_fingerprint(file.url, listings) != file.stamp]
+    if changed:
+        listed = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        raise InputError(f"{listed} changed while being read; run `mibf prepare` again when no program writes the files.")
 
 
 def _is_remote(scene: PreparedScene) -> bool:

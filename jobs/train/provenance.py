@@ -24,6 +24,7 @@ from jobs.workflow.manifest import read_manifest
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.io import checksums, storage
+from pipeline.io.sidecars import Listings
 
 #: The packages whose versions may affect a result; those that are installed are recorded.
 PACKAGES = (
@@ -106,12 +107,13 @@ def _data(config: Config, workspace: Workspace) -> dict[str, Any]:
         urls = input_urls(config)
     except InputError:  # a STAC item no longer exists, so its files are unknown
         return {"prepare": prepared, "inputs": None}
-    return {"prepare": prepared, "inputs": {storage.redact_url(url): _input_stamp(url) for url in urls}}
+    listings = Listings()
+    return {"prepare": prepared, "inputs": {storage.redact_url(url): _input_stamp(url, listings) for url in urls}}
 
 
-def _input_stamp(url: str) -> str | None:
+def _input_stamp(url: str, listings: Listings) -> str | None:
     try:
-        return checksums.input_fingerprint(url)
+        return checksums.input_fingerprint(url, listings)
     except InputError:  # the input no longer exists; the stores can be used without it
         return None
 

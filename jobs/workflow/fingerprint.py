@@ -66,7 +66,7 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
         ]
         if config.split.method == "blocks" and config.split.seed:
             parts["assignment"] = SEEDED_ASSIGNMENT_VERSION
-        parts["inputs"] = {url: checksums.input_fingerprint(url) for url in input_urls(config)}
+        parts["inputs"] = checksums.input_fingerprints(input_urls(config))
     elif stage == "train" and (checkpoint := checkpoint or imported_checkpoint(workspace)):
         parts["algorithm"] = ["import", mibf.bundle.ALGORITHM_VERSION]
         parts["configuration"] = [checkpoint, config.model.patch]

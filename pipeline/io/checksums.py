@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+import os
+import posixpath
+from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
 from mibf.errors import InputError
+from pipeline.io.sidecars import FIRST_APPENDED, FIRST_REPLACED, Listings, named_files
 from pipeline.io.storage import CHUNK_BYTES, as_input_errors, is_local, open_url, redact_url
 
 
-def fingerprint(url: str) -> str:
+def fingerprint(url: str, listings: Listings | None = None) -> str:
     """A short hash that changes when the file at a URL does: of its size and its ETag or modification time.
 
-    A local file's sidecar files count too (those of a shapefile or an ENVI raster); for a folder, such as a Zarr group, all
-    files in it.
+    Its sidecar files count too, those that appear included, and the files that a local virtual raster lists; for a folder,
+    such as a Zarr group, all files in it. `listings` are shared by calls for several files of a folder.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -26,15 +29,39 @@ def fingerprint(url: str) -> str:
         described = [f"{path.rstrip('/')}/{name}" for name in ("zarr.json", ".zmetadata", ".zgroup")]
         path = next((name for name in described if filesystem.exists(name)), path)
     info = filesystem.info(path)
-    parts = [_stamp(info)]
+    parts: list[Any] = [_stamp(info)]
     if info["type"] == "directory":  # a Zarr group
         inside = filesystem.find(path, detail=True)
         parts += [[name.removeprefix(path), *_stamp(inside[name])] for name in sorted(inside)]
-    if is_local(url):
-        sidecars = [Path(path).with_suffix(suffix) for suffix in (".dbf", ".shx", ".prj", ".cpg", ".hdr", ".tfw", ".wld")]
-        sidecars += [Path(path + suffix) for suffix in (".hdr", ".msk", ".aux.xml")]
-        parts += [[p.stat().st_size, str(p.stat().st_mtime)] for p in sidecars if p.exists() and p != Path(path)]
+    elif is_local(url):
+        parts += _local_sidecars(path, listings or Listings())
+        parts += [[name, _named_fingerprint(name)] for name in sorted(set(named_files(path)))]
+    else:
+        there = (listings or Listings()).remote(url)
+        parts += [[name, *_stamp(info)] for name, info in there.items()]
     return digest(parts)
+
+
+def _local_sidecars(path: str, listings: Listings) -> list[list[Any]]:
+    """Sizes and times of a local file's sidecars: those of earlier versions as they were written, then all others."""
+    found = listings.local(path)
+    name = posixpath.basename(path)
+    stem = posixpath.splitext(name)[0]
+    first = [stem + ending for ending in FIRST_REPLACED if stem + ending != name] + [name + e for e in FIRST_APPENDED]
+    parts: list[list[Any]] = [_size_and_time(found.pop(other)) for other in dict.fromkeys(first) if other in found]
+    return parts + [[other, *_size_and_time(there)] for other, there in found.items()]
+
+
+def _size_and_time(there: os.stat_result) -> list[Any]:
+    return [there.st_size, str(there.st_mtime)]
+
+
+def _named_fingerprint(url: str) -> str | None:
+    """The fingerprint of a file that a virtual raster lists; None if it cannot be found, which its reader reports."""
+    try:
+        return fingerprint(url)
+    except (OSError, InputError, RecursionError):
+        return None
 
 
 def _stamp(info: dict[str, Any]) -> list[Any]:
@@ -50,7 +77,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def input_fingerprint(url: str) -> str:
+def input_fingerprint(url: str, listings: Listings | None = None) -> str:
     """The `fingerprint` of an input file.
 
     Raises:
@@ -58,11 +85,17 @@ def input_fingerprint(url: str) -> str:
     """
     with as_input_errors(url):
         try:
-            return fingerprint(url)
+            return fingerprint(url, listings)
         except FileNotFoundError as error:
             raise InputError(
                 f"{redact_url(url)}: no such file, or it cannot be reached; check the path in the configuration."
             ) from error
+
+
+def input_fingerprints(urls: Iterable[str]) -> dict[str, str]:
+    """The `input_fingerprint` of each input file; a folder that holds several of them is listed once."""
+    listings = Listings()
+    return {url: input_fingerprint(url, listings) for url in urls}
 
 
 def object_sizes(url: str) -> dict[str, int]:

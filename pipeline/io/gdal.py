@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import os
+import threading
 import warnings
+from functools import cache
+from typing import Literal
 
 from rasterio.errors import NotGeoreferencedWarning
 
-from pipeline.io.storage import is_local, local_path
+from pipeline.io.storage import encoded, is_local, local_path
 
 #: Prefixes of GDAL's virtual file systems, by URL scheme.
 GDAL_SCHEMES = {"s3": "/vsis3/", "gs": "/vsigs/", "gcs": "/vsigs/", "az": "/vsiaz/", "abfs": "/vsiaz/"}
+
+#: Extension modules that contain or load GDAL. In wheels each package has its own copy of GDAL, with its own cache.
+_EXTENSIONS = {"rasterio": "rasterio._env", "pyogrio": "pyogrio._io"}
+
+#: The version of each remote file that this process last opened with rasterio, by GDAL path; guarded by the lock.
+_last_opened: dict[str, str] = {}
+_lock = threading.Lock()
 
 #: The filter of warnings that is set for images without a CRS, which are supported.
 _IGNORED = ("ignore", None, NotGeoreferencedWarning, None, 0)
@@ -22,7 +34,7 @@ def gdal_path(url: str) -> str:
         return local_path(url)
     scheme, _, rest = url.partition("://")
     if scheme in ("http", "https"):
-        return f"/vsicurl/{url}"
+        return f"/vsicurl/{encoded(url)}"
     return GDAL_SCHEMES[scheme] + rest if scheme in GDAL_SCHEMES else url
 
 
@@ -47,3 +59,54 @@ def configure_gdal() -> None:
         os.environ["AWS_HTTPS"] = "NO" if scheme == "http" else "YES"
         os.environ["AWS_VIRTUAL_HOSTING"] = "FALSE"
         os.environ["AWS_S3_ENDPOINT"] = host.rstrip("/")
+
+
+def forget_other_versions(path: str, version: str | None) -> None:
+    """Drop what GDAL has cached of a file if this process last opened another version of it. Local files are not cached.
+
+    GDAL keeps headers and blocks of remote files, and which sidecar files exist, for as long as the process lives. A Dask
+    worker or a driver can live longer than the file: without this, it would read the earlier content.
+
+    Args:
+        path: the file's GDAL path.
+        version: the file's fingerprint; None if unknown, which always drops the cache.
+    """
+    if not _is_cached(path):
+        return
+    with _lock:  # other threads wait: none may open the file between the check and the end of the drop
+        if version is None or _last_opened.get(path) != version:
+            drop_cached(path, "rasterio")
+            _last_opened[path] = version or ""
+
+
+def drop_cached(path: str, package: Literal["rasterio", "pyogrio"]) -> None:
+    """Drop what a package's GDAL has cached of a remote file and its sidecar files. Local files are not cached."""
+    if not _is_cached(path):
+        return
+    library = _library(package)
+    library.CPLPushErrorHandler(library.CPLQuietErrorHandler)  # missing credentials are reported when the file is opened
+    try:
+        if path.lower().endswith(".vrt"):
+            library.VSICurlClearCache()  # its sources can be anywhere
+        else:
+            stem, dot, _ = path.partition("?")[0].rpartition(".")
+            known = dot and "/" in stem.rpartition("://")[2]
+            library.VSICurlPartialClearCache((stem if known else path).encode())
+    finally:
+        library.CPLPopErrorHandler()
+
+
+def _is_cached(path: str) -> bool:
+    """Whether GDAL caches a file's content: remote files, and virtual rasters, whose sources may be remote."""
+    return path.startswith(("/vsi", "http")) or path.lower().endswith(".vrt")
+
+
+@cache
+def _library(package: str) -> ctypes.CDLL:
+    """A package's GDAL. The symbols of an extension module include those of the libraries that it is linked to."""
+    library = ctypes.CDLL(str(importlib.import_module(_EXTENSIONS[package]).__file__))
+    library.VSICurlPartialClearCache.argtypes = [ctypes.c_char_p]
+    library.CPLPushErrorHandler.argtypes = [ctypes.c_void_p]
+    for function in (library.VSICurlPartialClearCache, library.VSICurlClearCache, library.CPLPushErrorHandler):
+        function.restype = None
+    return library

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import posixpath
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -26,6 +28,8 @@ from mibf.redaction import without_queries as without_queries
 from mibf.redaction import without_user
 from mibf.serialization import without_nan as without_nan
 
+#: Schemes of object stores, whose file systems in fsspec cache listings by default.
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
 #: Bytes held in memory at a time when reading a file of any size.
 CHUNK_BYTES = 64 * 1024 * 1024
 
@@ -36,11 +40,25 @@ def open_url(url: str) -> tuple[AbstractFileSystem, str]:
     Raises:
         InputError: the URL's scheme is unknown, or needs a package that is not installed.
     """
+    if is_local(url):
+        return LocalFileSystem(), local_path(url)  # not by fsspec, which splits a path with `::` into several URLs
+    if re.search(r"::(?!\w+://)", url):  # fsspec would take it for a chain of URLs
+        raise InputError(f"{redact_url(url)}: contains `::`, which only local paths may; rename the folder or the file.")
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem, path = fsspec.core.url_to_fs(encoded(url), **without_listings(url))
     except (ValueError, ImportError) as error:
         raise InputError(f"{url}: {error}") from error
     return filesystem, path
+
+
+def encoded(url: str) -> str:
+    """A URL as it is requested: in those of the web, blanks and `#` are encoded, since no file is only part of a page."""
+    return url.replace(" ", "%20").replace("#", "%23") if url.startswith(("http://", "https://")) else url
+
+
+def without_listings(url: str) -> dict[str, bool]:
+    """Options of fsspec for a URL: do not cache folders' listings, which others change while this process lives."""
+    return {"use_listings_cache": False} if url.partition("://")[0] in _BUCKETS else {}
 
 
 def is_local(url: str) -> bool:
@@ -49,8 +67,11 @@ def is_local(url: str) -> bool:
 
 
 def local_path(url: str) -> str:
-    """The absolute path of a local URL."""
-    return os.path.abspath(Path(url.removeprefix("file://")).expanduser())
+    """The absolute path of a local URL. `%20` and the like are decoded in a file: URL, unless a file has that very name."""
+    path = re.sub("^file:(//(localhost(?=/))?)?", "", url)
+    if path != url and "%" in path and not Path(path).exists():
+        path = unquote(path)
+    return os.path.abspath(Path(path).expanduser())
 
 
 def join(url: str, *parts: str) -> str:

@@ -18,7 +18,7 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore, ZipStore
 
-from pipeline.io.storage import NO_HARD_LINKS, is_local, local_path, open_url
+from pipeline.io.storage import NO_HARD_LINKS, encoded, is_local, local_path, open_url, without_listings
 
 #: Read, fill, or create (replacing what is there).
 ZarrMode = Literal["r", "r+", "w"]
@@ -45,9 +45,12 @@ numcodecs.register_codec(_NoPickle)
 
 
 def zarr_location(url: str) -> str | Store:
-    """Convert a URL to the form that zarr and xarray accept; for a ZIP file of a store, which is only read, its store."""
+    """Convert a URL to the form that zarr and xarray accept; for a ZIP file of a store, which is only read, its store.
+
+    Never to a local path, which zarr would split where it has `::`.
+    """
     if not url.split("?")[0].lower().endswith(".zip"):
-        return local_path(url) if is_local(url) else url
+        return _DiskStore(local_path(url)) if is_local(url) else encoded(url)
     if is_local(url):
         return ZipStore(local_path(url), mode="r")
     filesystem, path = open_url(url)
@@ -59,7 +62,7 @@ def zarr_location(url: str) -> str | Store:
 def open_zarr(url: str, *, mode: ZarrMode = "r") -> zarr.Group:
     """Open a Zarr group at a URL: mode "r" to read, "r+" to fill, "w" to create, replacing what is there."""
     store = _DiskStore(local_path(url), read_only=mode == "r") if is_local(url) else url
-    return zarr.open_group(store=store, mode=mode)
+    return zarr.open_group(store=store, mode=mode, storage_options=without_listings(url) or None)
 
 
 class _DiskStore(LocalStore):
@@ -134,7 +137,7 @@ def _is_pixel_key(key: str) -> bool:
 def _zarr_store(url: str) -> Store:
     if is_local(url):
         return _DiskStore(local_path(url))
-    return FsspecStore.from_url(url, storage_options={"asynchronous": True})
+    return FsspecStore.from_url(url, storage_options={"asynchronous": True, **without_listings(url)})
 
 
 def open_strict(url: str) -> zarr.Group:

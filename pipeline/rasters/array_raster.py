@@ -86,6 +86,7 @@ def open_array(file: RasterFile, array: NamedArray) -> ArrayRaster:
         block=(int(block[placement.axes.index("y")]), int(block[placement.axes.index("x")])),
         gains=(gain,) * len(chosen),
         offsets=(offset,) * len(chosen),
+        file_bands=sizes.get("band", 1),
     )
     fetch = _fetcher(array.values, placement, chosen, dtype)
     return ArrayRaster(file, head, fetch, absent, _limits(file, attributes, dtype))

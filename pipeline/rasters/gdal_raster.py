@@ -34,6 +34,9 @@ from pipeline.rasters.header import (
 )
 from pipeline.rasters.untrusted import check_contained, open_dataset
 
+#: Ends of the names of files that may hold several images, selected by number.
+PAGED = (".tif", ".tiff", ".ntf", ".nitf", ".nsf")
+
 
 @contextmanager
 def open_gdal(file: RasterFile) -> Iterator[GdalRaster]:
@@ -41,6 +44,7 @@ def open_gdal(file: RasterFile) -> Iterator[GdalRaster]:
     if file.select:
         raise InputError(f"{file}: `select` applies to arrays of Zarr, NetCDF, HDF5 and MATLAB files; use `bands` instead.")
     gdal.configure_gdal()
+    gdal.forget_other_versions(gdal.gdal_path(file.url), file.stamp)
     try:
         dataset = open_dataset(file.url, gdal_name(file))
     except RasterioIOError as error:
@@ -49,8 +53,11 @@ def open_gdal(file: RasterFile) -> Iterator[GdalRaster]:
         raise InputError(f"{file}: cannot be read as a raster ({storage.without_queries(str(error))}).") from error
     with dataset:
         if dataset.count == 0 and dataset.subdatasets:
-            names = ", ".join(name.rsplit(":", 1)[-1].strip("/") for name in dataset.subdatasets[:20])
-            raise InputError(f"{file}: contains several arrays; select one with `variable`: {names}.")
+            names = [subdataset_name(name) for name in dataset.subdatasets]
+            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+            raise InputError(f"{file}: contains several arrays; select one with `variable`: {', '.join(names[:20])}{more}.")
+        if dataset.count == 0:
+            raise InputError(f"{file}: holds no raster: no band, and no array of two or three axes.")
         if dataset.gcps[0] and dataset.crs is None:
             raise InputError(
                 f"{file}: is georeferenced by ground control points only; warp it to a grid first, e.g. with `gdalwarp`."
@@ -63,8 +70,34 @@ def gdal_name(file: RasterFile) -> str:
     name = gdal.gdal_path(file.url)
     if file.variable is None:
         return name
-    driver = "NETCDF" if file.url.lower().endswith((".nc", ".nc4", ".cdf")) else "HDF5"
+    path = file.url.partition("?")[0].lower()
+    if path.endswith(PAGED):
+        if not file.variable.isdecimal():
+            raise InputError(f"{file}: has no `variable` {file.variable!r}; select an image of the file by its number.")
+        return f"{'GTIFF_DIR' if path.endswith(('.tif', '.tiff')) else 'NITF_IM'}:{file.variable}:{name}"
+    if path.endswith(".gpkg"):
+        return f'GPKG:"{name}":{file.variable}'
+    driver = "NETCDF" if path.endswith((".nc", ".nc4", ".cdf")) else "HDF5"
     return f'{driver}:"{name}":{"//" if driver == "HDF5" else ""}{file.variable.lstrip("/")}'
+
+
+def subdataset_name(name: str) -> str:
+    """The `variable` that selects a GDAL subdataset, such as `HDF5:a.h5://group/band` or `GTIFF_DIR:2:a.tif`."""
+    prefix, number, *_ = [*name.split(":"), ""]
+    return number if prefix in ("GTIFF_DIR", "NITF_IM") else name.rsplit(":", 1)[-1].strip("/")
+
+
+def _left_out(file: RasterFile, dataset: DatasetReader) -> str | None:
+    """Describe the images of a file that is opened without naming one, beside the one that GDAL opens."""
+    names = [subdataset_name(name) for name in dataset.subdatasets]
+    if file.variable is not None or len(names) < 2:
+        return None
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return (
+        f"{file} holds {len(names)} images, of which only the first is read; select one with `variable`: "
+        + ", ".join(f'"{name}"' for name in names[:10])
+        + more
+    )
 
 
 class GdalRaster:
@@ -87,6 +120,8 @@ class GdalRaster:
             gains=gains,
             offsets=offsets,
             rpcs=dataset.rpcs is not None,
+            file_bands=dataset.count,
+            left_out=_left_out(file, dataset),
         )
         self._unscale = unscale
         self._dtype = np.result_type(*(dataset.dtypes[i] for i in at))

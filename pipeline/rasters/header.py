@@ -37,6 +37,7 @@ class RasterFile:
     unscale: bool = False  #: apply the file's scale and offset
     crs: str | None = None  #: of a file that states none
     select: tuple[tuple[str, str | float], ...] = ()  #: the one value that is read along axes other than band, y and x
+    stamp: str | None = None  #: the file's fingerprint when it was checked; content cached before that is not read
 
     def __str__(self) -> str:
         url = storage.redact_url(self.url)
@@ -54,6 +55,8 @@ class Header:
     gains: tuple[float, ...]  #: the file's scale factor of each band
     offsets: tuple[float, ...]  #: the file's offset of each band
     rpcs: bool = False  #: whether rational polynomial coefficients (RPCs) relate pixels to the ground
+    file_bands: int = 1  #: bands that the file has, selected or not
+    left_out: str | None = None  #: what the file holds beside this raster, and how to read it instead
 
     @property
     def bands(self) -> int:

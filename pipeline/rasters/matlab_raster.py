@@ -31,7 +31,7 @@ def open_matlab(file: RasterFile) -> ArrayRaster:
     Raises:
         InputError: the file cannot be read, or has no such variable, or its axes are unknown.
     """
-    variables = matlab_arrays(file.url, checksums.input_fingerprint(file.url))
+    variables = matlab_arrays(file.url, file.stamp or checksums.input_fingerprint(file.url))
     if file.variable is None:
         raise InputError(f"{file.url}: is a MATLAB file; select the array with `variable`: {', '.join(variables)}.")
     if file.variable not in variables:

@@ -66,7 +66,8 @@ def open_zarr_raster(file: RasterFile) -> ArrayRaster:
         InputError: the store cannot be opened or has no such array, or the array cannot be placed.
     """
     try:
-        root = zarr.open(store=zarr_store.zarr_location(file.url), mode="r")
+        options = storage.without_listings(file.url) or None
+        root = zarr.open(store=zarr_store.zarr_location(file.url), mode="r", storage_options=options)
         node, groups = _zarr_array(file, root)
         array = None if node is None else _named_zarr(node, groups)
     except InputError:
@@ -165,14 +166,14 @@ def named_array_file(file: RasterFile) -> RasterFile | None:
     if not file.url.split("?")[0].lower().endswith((*NETCDF_ENDS, *HDF5_ENDS)):
         return None
     asked = file.axes is not None or bool(file.select)
-    stamp = checksums.input_fingerprint(file.url)
+    stamp = file.stamp or checksums.input_fingerprint(file.url)
     name = _array_name(RasterFile(file.url, file.variable, nodata=file.nodata), asked, stamp)
     return None if name is None else replace(file, variable=name)
 
 
 @lru_cache(maxsize=1024)
 def _array_name(file: RasterFile, asked: bool, stamp: str) -> str | None:
-    del stamp  # part of the cache key: changes when the file does
+    gdal.forget_other_versions(gdal.gdal_path(file.url), stamp)
     opened = None if asked else _opened_by_gdal(file)
     if opened is not None and opened[0] and file.variable is None and not opened[1]:
         return None

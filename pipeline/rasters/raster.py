@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 
 from pipeline.io import checksums
+from pipeline.io.sidecars import Listings
 from pipeline.rasters.gdal_raster import GdalRaster, open_gdal
 from pipeline.rasters.header import Header, OpenRaster, RasterFile
 from pipeline.rasters.matlab_raster import open_matlab
@@ -36,12 +38,23 @@ def open_raster(file: RasterFile) -> Iterator[OpenRaster]:
 
 
 @lru_cache(maxsize=4096)
-def _read_header(file: RasterFile, stamp: str) -> Header:
-    del stamp  # part of the cache key: changes when the file does
+def _read_header(file: RasterFile) -> Header:
+    """A raster's metadata. The file's stamp is part of the cache key: it changes when the file does."""
     with open_raster(file) as opened:
         if isinstance(opened, GdalRaster):
             opened.check_complete()
         return opened.header
+
+
+def stamped(file: RasterFile, listings: Listings | None = None) -> RasterFile:
+    """The raster with its current stamp, so that every process that opens it reads its current content.
+
+    `listings` are shared by calls for several files of a folder.
+
+    Raises:
+        InputError: the file is missing or cannot be reached.
+    """
+    return file if file.stamp else replace(file, stamp=checksums.input_fingerprint(file.url, listings))
 
 
 def header(file: RasterFile) -> Header:
@@ -50,4 +63,4 @@ def header(file: RasterFile) -> Header:
     Raises:
         InputError: as `open_raster`.
     """
-    return _read_header(file, checksums.input_fingerprint(file.url))
+    return _read_header(stamped(file))

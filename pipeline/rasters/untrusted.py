@@ -159,6 +159,8 @@ def open_published(url: str) -> DatasetReader:
                 f"{storage.redact_url(url)}: references {foreign[0]}, which is not a piece of {product}; "
                 "run `mibf map` again."
             )
+    gdal.configure_gdal()
+    gdal.drop_cached(gdal.gdal_path(url), "rasterio")  # a map is published again under the same names
     dataset = rasterio.open(gdal.gdal_path(url), driver="VRT" if url.endswith(".vrt") else "GTiff")
     try:
         _check_overviews(url, dataset)

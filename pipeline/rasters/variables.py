@@ -9,12 +9,13 @@ from rasterio.errors import RasterioIOError
 
 from mibf.errors import InputError
 from pipeline.io import checksums, gdal, storage, zarr_store
+from pipeline.rasters.gdal_raster import subdataset_name
 from pipeline.rasters.matlab_raster import matlab_arrays
 from pipeline.rasters.named_arrays import HDF5_ENDS, NETCDF_ENDS, ZARR_ENDS, is_zarr
 from pipeline.rasters.untrusted import open_dataset
 
-#: Ends of the names of NetCDF and HDF5 files, which GDAL reads.
-GDAL_CONTAINERS = (*NETCDF_ENDS, *HDF5_ENDS)
+#: Ends of the names of NetCDF and HDF5 files and GeoPackages, which GDAL reads.
+GDAL_CONTAINERS = (*NETCDF_ENDS, *HDF5_ENDS, ".gpkg")
 #: Ends of the names of all files that hold arrays by name.
 CONTAINERS = (".mat", *ZARR_ENDS, *GDAL_CONTAINERS)
 
@@ -60,9 +61,10 @@ def _zarr_variables(url: str) -> list[Variable]:
 
 def _gdal_variables(url: str) -> list[Variable]:
     gdal.configure_gdal()
+    gdal.forget_other_versions(gdal.gdal_path(url), None)
     try:
         with open_dataset(url, gdal.gdal_path(url)) as dataset:
-            names = [] if dataset.count else [name.rsplit(":", 1)[-1].strip("/") for name in dataset.subdatasets]
+            names = [] if dataset.count else [subdataset_name(name) for name in dataset.subdatasets]
     except RasterioIOError as error:
         raise InputError(
             f"{storage.redact_url(url)}: cannot be read as a raster ({storage.without_queries(str(error))})."

@@ -25,7 +25,7 @@ from pipeline.grid import Window
 from pipeline.io import gdal, storage
 from pipeline.rasters.header import Axis, RasterFile
 from pipeline.rasters.longitude import engineering_name
-from pipeline.rasters.raster import header, open_raster
+from pipeline.rasters.raster import header, open_raster, stamped
 from pipeline.rasters.resample import Alignment, align, read_aligned
 from pipeline.rasters.untrusted import check_vector_driver
 from pipeline.scenes.geometries import copies_on_grid, read_near, to_grid_crs, without_collections
@@ -186,7 +186,7 @@ def open_labels(
     if labels.priority or labels.all_touched:
         raise InputError(f"{labels.url}: `priority` and `all_touched` apply only to vector labels; this is a raster.")
     bands = None if labels.band is None else (labels.band,)
-    file = RasterFile(labels.url, labels.variable, labels.axes, bands=bands, nodata=labels.nodata)
+    file = stamped(RasterFile(labels.url, labels.variable, labels.axes, bands=bands, nodata=labels.nodata))
     head = header(file)
     if head.bands != 1:
         raise InputError(f"{file}: has {head.bands} bands; select the one with the class ids with `labels.band`.")
@@ -286,6 +286,7 @@ def _read_vector(url: str, layer: str | None, grid: GeoBox) -> geopandas.GeoData
     if storage.is_local(url) and not storage.exists(url):
         raise InputError(f"{url}: no such file; check the path in the configuration.")
     path = gdal.gdal_path(url)
+    gdal.drop_cached(path, "pyogrio")  # a long-lived process may have read an earlier version
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)

@@ -14,8 +14,9 @@ from odc.geo.geobox import GeoBox
 from mibf.errors import InputError
 from pipeline.codes import Missing
 from pipeline.grid import Window, finer
+from pipeline.io.sidecars import Listings
 from pipeline.rasters.header import Header, RasterFile
-from pipeline.rasters.raster import header, open_raster
+from pipeline.rasters.raster import header, open_raster, stamped
 from pipeline.rasters.resample import CLOSE, Alignment, align, reaches, read_aligned
 
 
@@ -27,6 +28,7 @@ class Mask:
     valid: tuple[int, ...] = ()
     invalid: tuple[int, ...] = ()
     bits: tuple[int, ...] = ()
+    chosen: bool = True  #: whether the configuration chooses the band; else the first is read
 
     def passes(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         """Where mask values accept the source's pixel."""
@@ -52,6 +54,7 @@ class Source:
     offset: float = 0.0
     mask: Mask | None = None
     missing: Missing = "exclude"
+    notes: tuple[str, ...] = ()  #: for the user, on how its files were found
 
     @property
     def files(self) -> list[RasterFile]:
@@ -93,6 +96,22 @@ class AlignedSource:
     def parts(self) -> list[AlignedFile]:
         """The files of all layers."""
         return [part for layer in self.layers for part in layer]
+
+    @property
+    def files(self) -> list[RasterFile]:
+        """All files that the source is read from, including its mask, with their stamps."""
+        return [part.file for part in [*self.parts, *([] if self.mask is None else [self.mask])]]
+
+    @property
+    def left_out(self) -> list[str]:
+        """What its files hold beside what is read from them, for the user."""
+        heads = [part.header for part in [*self.parts, *([] if self.mask is None else [self.mask])]]
+        found = [head.left_out for head in heads if head.left_out is not None]
+        mask = self.declared.mask
+        if mask is not None and self.mask is not None and not mask.chosen and self.mask.header.file_bands > 1:
+            bands = self.mask.header.file_bands
+            found.append(f"mask {mask.file} has {bands} bands, of which the first is used; choose one with `mask.band`")
+        return found
 
     @property
     def bytes_per_pixel(self) -> int:
@@ -204,7 +223,10 @@ def open_source(source: Source, grid: GeoBox, *, like: RasterFile | None = None)
         InputError: a file is missing, unreadable, outside the grid, or lacks a required CRS.
     """
     own = finer(grid, source.scale)
-    layers = tuple(tuple(_part(file, own, source.resampling, like) for file in layer) for layer in source.layers)
+    listings = Listings()
+    layers = tuple(
+        tuple(_part(stamped(file, listings), own, source.resampling, like) for file in layer) for layer in source.layers
+    )
     for layer in layers:
         for part in layer[1:]:
             if part.header.bands != layer[0].header.bands:
@@ -214,7 +236,7 @@ def open_source(source: Source, grid: GeoBox, *, like: RasterFile | None = None)
                 )
     parts = [part for layer in layers for part in layer]
     changed = source.gain != 1 or source.offset != 0
-    mask = None if source.mask is None else _part(source.mask.file, own, "nearest", like)
+    mask = None if source.mask is None else _part(stamped(source.mask.file, listings), own, "nearest", like)
     interpolated = any(part.alignment.interpolates for part in parts)
     dtype = stored_dtype([dtype for part in parts for dtype in part.header.dtypes])
     return AlignedSource(source, own, layers, mask, np.dtype(np.float32) if changed or interpolated else dtype)

@@ -18,7 +18,7 @@ from mibf.errors import InputError
 from pipeline.codes import CODES, SUBSETS, Subset
 from pipeline.grid import Window
 from pipeline.rasters.header import RasterFile
-from pipeline.rasters.raster import header, open_raster
+from pipeline.rasters.raster import header, open_raster, stamped
 from pipeline.rasters.resample import Alignment, align, read_aligned
 from pipeline.scenes.splitmix64 import GOLDEN, mix
 
@@ -217,7 +217,7 @@ def open_split_raster(url: str, grid: GeoBox) -> RasterSplit:
     Raises:
         InputError: the file is missing, unreadable or outside the grid.
     """
-    file = RasterFile(url)
+    file = stamped(RasterFile(url))
     head = header(file)
     if head.bands != 1:
         raise InputError(f"{file}: has {head.bands} bands; a split raster must have one band.")

@@ -23,9 +23,10 @@ from pipeline.codes import CODES, UNLABELLED
 from pipeline.grid import Window, windows
 from pipeline.io import checksums, storage, zarr_store
 from pipeline.parallel.executor import Executor
-from pipeline.scenes.labels import OpenLabels
+from pipeline.rasters.header import RasterFile
+from pipeline.scenes.labels import OpenLabels, RasterLabels
 from pipeline.scenes.source import AlignedSource
-from pipeline.scenes.split import Split
+from pipeline.scenes.split import RasterSplit, Split
 from pipeline.store.patch_store import present, usable
 from pipeline.store.quantiles import QuantileSketch, merge
 from pipeline.store.records import Objects, ShardRecord, StoreRecords, records_folder
@@ -53,6 +54,13 @@ class PreparedScene:
         template = Template(self.grid, stored, dtypes, self.classes, self.shard or 0)
         side = self.shard or shard_side(template.shape, template.bytes_per_pixel)
         return Template(self.grid, stored, dtypes, self.classes, side)
+
+    @property
+    def files(self) -> list[RasterFile]:
+        """The rasters that its shards are read from, with their stamps; vector labels are in memory."""
+        files = [file for source in self.sources for file in source.files]
+        files += [self.labels.file] if isinstance(self.labels, RasterLabels) else []
+        return files + ([self.split.file] if isinstance(self.split, RasterSplit) else [])
 
     @property
     def shards(self) -> list[Window]:

@@ -23,6 +23,7 @@ from pipeline.rasters.header import UnreadableError
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.records import ShardRecord, StoreRecords
 from tests.support.commands import run
+from tests.support.http_server import served
 from tests.support.scenes import CLASSES, SmallScene, write_raster
 from tests.support.stores import SHARDS, objects
 
@@ -234,3 +235,37 @@ def test_summary_lists_counts_per_class_and_subset(scene: SmallScene) -> None:
     for c in CLASSES:
         (line,) = [line for line in lines if line.split()[:1] == [c["name"]]]
         assert [int(n.replace(",", "")) for n in line.split()[1:]] == [counts[s][c["name"]] for s in counts]
+
+
+@pytest.mark.slow
+def test_living_dask_workers_read_the_current_version_of_files_on_the_web(scene: SmallScene, scheduler: str) -> None:
+    with served(scene.folder) as address:
+        config = scene.config()["scenes"]
+        config[0]["sources"]["optical"] = {"url": f"{address}/optical.tif"}
+        config[0]["labels"]["url"] = f"{address}/labels.tif"
+        for value, label in ((5, 1), (7, 2)):
+            path = scene.folder / "optical.tif"
+            write_raster(path, np.full_like(scene.optical, value))
+            os.utime(path, (1577836800 + value,) * 2)
+            labels = np.where(scene.truth == 1, label, scene.truth)
+            write_raster(scene.folder / "labels.tif", labels[None])
+            os.utime(scene.folder / "labels.tif", (1577836800 + value,) * 2)
+            run(scene, f"prepare.scheduler={scheduler}", scenes=config, classes=CLASSES[1:] if label == 2 else CLASSES)
+            store = PatchStore(str(scene.folder / "work/stores/small.zarr"))
+            assert (store.array("sources/optical")[:] == value).all()
+            assert (store.array("labels")[:] == labels).all()
+
+
+def test_input_that_is_replaced_while_it_is_read_is_refused(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = pipeline.store.build.fill_shard
+
+    def fill_shard_and_replace(target: Any, window: Any) -> Any:
+        filled = write(target, window)
+        write_raster(scene.folder / "radar.tif", np.ones((1, 150, 130), np.float32))
+        return filled
+
+    monkeypatch.setattr(pipeline.store.build, "fill_shard", fill_shard_and_replace)
+    message = run(scene, status=2).stderr
+    assert "radar.tif changed while being read" in message
+    assert "optical.tif" not in message
+    assert not list((scene.folder / "work/stores").glob("*")), "a store of two versions is not kept"

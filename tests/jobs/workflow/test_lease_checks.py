@@ -17,8 +17,8 @@ from tests.support.mapped_scene import Mapped
 pytestmark = pytest.mark.slow
 #: Functions of `storage` that change files, each with the position of the argument that is changed.
 CHANGES = {"write_bytes": 0, "create_bytes": 0, "remove": 0, "move": 1, "move_file": 1, "publish": 1}
-#: Folders and files that only the run itself uses: made aside, or replaced shard by shard.
-OWN = ("/.staging-", ".zarr.new", "/tensorboard", "/events.out")
+#: Folders and files that only the run itself uses: made aside, replaced shard by shard, or to probe the file system.
+OWN = ("/.staging-", "/.mibf-", ".zarr.new", "/tensorboard", "/events.out")
 #: A training with several checkpoints, of which old ones are removed.
 TRAIN = ("train.checkpoint_steps=10", "train.log_steps=10", "train.seeds=[1, 2]")
 

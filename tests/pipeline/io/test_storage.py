@@ -8,10 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
+import numpy as np
 import pytest
 
 from mibf.errors import InputError
+from pipeline.grid import Window
 from pipeline.io import checksums, storage, zarr_store
+from pipeline.rasters.header import RasterFile
+from pipeline.rasters.raster import open_raster
 from tests.support.scenes import SmallScene
 
 
@@ -160,3 +164,32 @@ def test_stage_reruns_when_an_output_is_missing_or_an_input_changed(scene: Small
 def test_credentials_and_queries_are_removed_from_urls(url: str, expected: str) -> None:
     assert storage.redact_url(url) == expected
     assert storage.without_queries(f"'{url}' is gone") == f"'{expected}' is gone"
+
+
+def test_path_with_two_colons_is_not_split_into_several_urls(tmp_path: Path) -> None:
+    folder = f"{tmp_path}/a::b"
+    group = zarr_store.open_zarr(f"{folder}/c.zarr", mode="w")
+    group.create_array("v", data=np.arange(6, dtype=np.uint8).reshape(2, 3), dimension_names=("y", "x"))
+    storage.write_json(f"{folder}/d.json", {"e": 1})
+    assert sorted(p.name for p in Path(folder).iterdir()) == ["c.zarr", "d.json"]
+    assert sorted(storage.names(folder)) == ["c.zarr", "d.json"]
+    with open_raster(RasterFile(f"{folder}/c.zarr", "v", axes=("y", "x"))) as raster:
+        assert (raster.read(Window(0, 0, 2, 3))[0] == [[[0, 1, 2], [3, 4, 5]]]).all()
+    with pytest.raises(InputError, match="s3://bucket/a::b: contains `::`, which only local paths may"):
+        storage.exists("s3://bucket/a::b")
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("file://{}/a%20b", "a b"),
+        ("file://localhost{}/a%20b", "a b"),
+        ("file:{}/a%23b", "a#b"),
+        ("file://{}/a%20b", "a%20b"),
+        ("{}/a%20b", "a%20b"),
+    ],
+)
+def test_file_url_is_decoded_unless_a_file_has_that_name(url: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("found")
+    assert storage.read_bytes(url.format(tmp_path)) == b"found"
+    assert storage.local_path(url.format(tmp_path)) == f"{tmp_path}/{name}"

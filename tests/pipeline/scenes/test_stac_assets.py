@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from mibf.errors import InputError
+from pipeline.grid import Window
+from pipeline.rasters.header import RasterFile
+from pipeline.rasters.raster import open_raster, stamped
 from pipeline.scenes import stac_assets
-from pipeline.scenes.stac_assets import asset_urls
+from pipeline.scenes.stac_assets import asset_urls, further_pages
 from tests.support.http_server import served
 from tests.support.refusals import refused
 from tests.support.scenes import SmallScene, write_raster
@@ -151,3 +154,58 @@ def test_command_refuses_malicious_item_and_writes_nothing(scene: SmallScene) ->
         first["sources"]["radar"] = {"stac": {"url": f"{address}/item.json", "assets": ["red"]}}
         message = refused(scene, scenes=[first])
     assert "private.tif, a local file, which a remote item may not reference" in message
+
+
+#: Names of files, and the hrefs of a local item that mean them.
+NAMED = [
+    ("B 04.tif", "B 04.tif"), ("B 04.tif", "./B%2004.tif"), ("B%2004.tif", "B%2004.tif"), ("B#4.tif", "B#4.tif"),
+    ("B#4.tif", "B%234.tif"), ("B?4.tif", "B?4.tif"), ("B?4.tif", "B%3F4.tif"), ("B4.tif", "B4.tif?version=2"),
+    ("B4.tif", "B4.tif#x"), ("50%.tif", "50%.tif"), ("B 04.tif", "file://{folder}/B%2004.tif"),
+    ("B 04.tif", "file://{folder}/B 04.tif"), ("B#4.tif", "file://localhost{folder}/B%234.tif"),
+    ("B 04.tif", "{folder}/B%2004.tif"), ("a::b.tif", "a::b.tif"),
+]  # fmt: skip  # a table: one entry per line would fill a page
+
+
+@pytest.mark.parametrize(("name", "href"), NAMED)
+def test_href_of_a_local_item_means_the_file_of_that_name_encoded_or_not(name: str, href: str, tmp_path: Path) -> None:
+    folder = tmp_path / "a b#c"
+    folder.mkdir()
+    (folder / "item.json").write_text(json.dumps(item(href.format(folder=folder))))
+    (folder / name).write_bytes(b"")
+    assert asset_urls(str(folder / "item.json"), ("red",)) == ((str(folder / name),),)
+
+
+@pytest.mark.parametrize(
+    ("name", "href"),
+    [
+        ("B 04.tif", "B 04.tif"), ("B 04.tif", "B%2004.tif"), ("B#4.tif", "B%234.tif"), ("B#4.tif", "B#4.tif"),
+        ("B#4.tif", "{address}/B#4.tif"), ("B 04.tif", "{address}/B 04.tif"), ("B?4.tif", "B%3F4.tif"),
+        ("B4.tif", "B4.tif?signature=1"),
+    ],
+)  # fmt: skip  # a table: one entry per line would fill a page
+def test_href_on_the_web_is_read_encoded_or_not(name: str, href: str, tmp_path: Path) -> None:
+    values = np.arange(12, dtype=np.uint8).reshape(1, 3, 4)
+    write_raster(tmp_path / name, values)
+    with served(tmp_path) as address:
+        (tmp_path / "item.json").write_text(json.dumps(item(href.format(address=address))))
+        ((url,),) = asset_urls(f"{address}/item.json", ("red",))
+        file = stamped(RasterFile(url))
+        with open_raster(file) as raster:
+            assert (raster.read(Window(0, 0, 3, 4))[0] == values).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"numberMatched": 12}, "holds 2 of 12 items of a search"),
+        ({"context": {"matched": 12}}, "holds 2 of 12 items of a search"),
+        ({"links": [{"rel": "next", "href": "x"}]}, "holds 2 items, and a link to further ones, of a search"),
+        ({"numberMatched": 2, "links": [{"rel": "next", "href": "x"}]}, None),
+        ({}, None),
+    ],
+)
+def test_one_page_of_a_search_is_not_taken_for_all_of_it(changes: dict[str, Any], expected: str | None) -> None:
+    page = {"type": "FeatureCollection", "features": [item("a.tif"), item("b.tif")], **changes}
+    found = further_pages(remote_item(page))
+    assert found is None if expected is None else expected in str(found)
+    assert further_pages(remote_item(item("a.tif"))) is None
