@@ -1,4 +1,4 @@
-"""What a map reports after an error on the device, which no later operation of the process survives."""
+"""A map whose device fails, so that no later operation of the process on it succeeds: no tile is blamed for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(150)]
 
 
-def test_every_tile_is_accounted_for_after_a_device_error(small: Config, figures: Figures, tmp_path: Path) -> None:
+def test_map_ends_at_a_device_error_without_failed_tiles(small: Config, figures: Figures, tmp_path: Path) -> None:
     path = Path(Workspace.of(small).url).parent / "random.yaml"
     command = [sys.executable, "-m", "tests.support.device_error", str(path), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
@@ -25,4 +25,8 @@ def test_every_tile_is_accounted_for_after_a_device_error(small: Config, figures
     found = json.loads(done.stdout.splitlines()[-1])
     figures.add("device error", **found)
     assert sum(found["states"].values()) == (256 // 64 if ON_GPU else 128 // 64) ** 2
-    assert found["states"].get("failed", 0) == sum(each["tiles"] for each in found["causes"])
+    assert found["states"].get("failed", 0) == 0
+    assert found["causes"] == []
+    if ON_GPU:  # on a CPU the same program raises an ordinary error of one tile, which is tried again
+        assert found["message"].startswith("StageError: the device failed"), found["message"]
+        assert found["states"]["done"] < sum(found["states"].values())

@@ -17,7 +17,7 @@ from jobs.config.config import Config
 from jobs.train.settings import WorkerContext
 from jobs.train.worker_loop import run
 from jobs.workflow.workspace import Workspace
-from mibf.device import Precision, ieee_float32
+from mibf.device import Precision
 from mibf.training.checkpoint import Checkpoint, TrainingPosition
 from mibf.training.epoch import MetricAccumulator, Step, TrainState, train_epoch
 from pipeline.io.checkpoints import Checkpoints
@@ -26,9 +26,8 @@ from tests.support.gpu import BANDS, DEVICE, ON_GPU, Figures, batches_of, spec_w
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 CPU = torch.device("cpu")
 TRAINED: tuple[Precision, ...] = ("float32", "bf16", "fp16") if ON_GPU else ("float32", "bf16")
-#: Largest relative difference of the loss, and of the gradient in its norm, from those of the CPU in float32. Float32 as it
-#: is trained has convolutions in TF32, with 11 bits; bfloat16 has 8.
-TOLERANCES = {"ieee float32": (1e-5, 1e-3), "float32": (1e-3, 2e-2), "bf16": (1e-2, 1e-1)}
+#: Largest relative difference of the loss, and of the gradient in its norm, from those of the CPU in float32.
+TOLERANCES: dict[Precision, tuple[float, float]] = {"float32": (1e-5, 1e-3), "bf16": (1e-2, 1e-1)}
 
 
 def gradients(state: TrainState, seed: int = 0) -> tuple[float, Tensor]:
@@ -52,25 +51,19 @@ def draw_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, name, moved(getattr(torch, name)))
 
 
-@pytest.mark.parametrize("how", list(TOLERANCES))
+@pytest.mark.parametrize("precision", list(TOLERANCES))
 @pytest.mark.parametrize("bands", BANDS)
 def test_step_has_the_loss_and_gradient_of_the_cpu(
-    bands: tuple[int, ...], how: str, figures: Figures, monkeypatch: pytest.MonkeyPatch
+    bands: tuple[int, ...], precision: Precision, figures: Figures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_on_cpu(monkeypatch)
     spec = spec_with(bands)
     loss, gradient = gradients(train_state(spec, CPU, steps=10))
-    precision: Precision = "bf16" if how == "bf16" else "float32"
-    state = train_state(spec, DEVICE, steps=10, precision=precision)
-    if how == "ieee float32":
-        with ieee_float32(DEVICE):
-            our_loss, our_gradient = gradients(state)
-    else:
-        our_loss, our_gradient = gradients(state)
+    our_loss, our_gradient = gradients(train_state(spec, DEVICE, steps=10, precision=precision))
     difference = float((our_gradient - gradient).norm() / gradient.norm())
-    figures.add(f"step against CPU, {bands}, {how}", loss=abs(our_loss / loss - 1), gradient=difference)
-    assert our_loss == pytest.approx(loss, rel=TOLERANCES[how][0])
-    assert difference < TOLERANCES[how][1]
+    figures.add(f"step against CPU, {bands}, {precision}", loss=abs(our_loss / loss - 1), gradient=difference)
+    assert our_loss == pytest.approx(loss, rel=TOLERANCES[precision][0])
+    assert difference < TOLERANCES[precision][1]
 
 
 def trained(precision: Precision, *, stop_after: int | None = None) -> dict[str, Tensor]:
