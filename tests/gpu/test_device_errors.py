@@ -28,5 +28,5 @@ def test_map_ends_at_a_device_error_without_failed_tiles(small: Config, figures:
     assert found["states"].get("failed", 0) == 0
     assert found["causes"] == []
     if ON_GPU:  # on a CPU the same program raises an ordinary error of one tile, which is tried again
-        assert found["message"].startswith("StageError: the device failed"), found["message"]
+        assert "the device of this process failed" in found["message"]
         assert found["states"]["done"] < sum(found["states"].values())
