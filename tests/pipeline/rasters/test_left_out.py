@@ -1,4 +1,4 @@
-"""Files that hold several images or arrays: each can be selected, and what is left out is told."""
+"""Files that hold several images or arrays: each can be selected, and what is left out is reported."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def as_nitf(path: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(("write", "suffix"), [(as_tiff, ".tif"), (as_nitf, ".ntf")])
-def test_further_images_of_a_file_are_told_and_can_be_selected(
+def test_further_images_of_a_file_are_reported_and_can_be_selected(
     write: Callable[[Path], tuple[str, ...]], suffix: str, tmp_path: Path
 ) -> None:
     url = str(tmp_path / f"a{suffix}")
@@ -119,7 +119,7 @@ def test_arrays_of_nested_zarr_groups_are_listed(tmp_path: Path) -> None:
     assert [v.name for v in list_variables(str(tmp_path / "a.zarr"))] == ["measurements/r10m/blue", "red"]
 
 
-def test_everything_left_out_is_told_once(tmp_path: Path) -> None:
+def test_everything_left_out_is_reported_once(tmp_path: Path) -> None:
     """Of sources, their masks, labels and split; plainly, however many files of a mosaic are alike."""
     write_raster(tmp_path / "a.tif", VALUES[None])
     as_tiff(tmp_path / "pages.tif")
