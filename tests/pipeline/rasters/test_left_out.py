@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import rasterio
@@ -60,7 +59,9 @@ def test_further_images_of_a_file_are_reported_and_can_be_selected(
     url = str(tmp_path / f"a{suffix}")
     first, second = write(Path(url))
     found = header(RasterFile(url)).left_out
-    assert found == (f"{url} holds 2 images, of which only the first is read; select one with `variable`: {first}, {second}")
+    assert found == (
+        f'{url} holds 2 images, of which only the first is read; select one with `variable`: "{first}", "{second}"'
+    )
     assert (read(RasterFile(url))[0] == VALUES).all()
     for variable, added in ((first, 0), (second, 100)):
         assert header(RasterFile(url, variable)).left_out is None
@@ -103,13 +104,6 @@ def test_rasters_of_a_geopackage_are_selected_by_table(tmp_path: Path) -> None:
     with served(tmp_path) as address:
         assert (read(RasterFile(f"{address}/a.gpkg", "one", bands=(1,)), window) == values).all()
     assert header(RasterFile(str(path), "two", bands=(1,))).grid.affine.almost_equals(TRANSFORM)
-
-
-def test_file_without_a_raster_is_refused(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["a"] = np.zeros((2, 2, 6, 8))
-    with pytest.raises(InputError, match="holds no raster"):
-        header(RasterFile(str(tmp_path / "a.h5")))
 
 
 def test_arrays_of_nested_zarr_groups_are_listed(tmp_path: Path) -> None:
