@@ -7,16 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask.system
 import pytest
 import torch
 from hypothesis import settings
 
 from tests.support.scenes import SmallScene, make_large_scene, make_scene
 
-# Test workers share the machine's cores. A single thread per worker also makes float sums reproducible.
+# Test workers share the machine's cores: with more threads than cores, torch's threads wait for each other most of the
+# time. A single thread per worker also makes float sums reproducible. Stages in the tests' process use CPU_COUNT threads.
 torch.set_num_threads(1)
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+dask.system.CPU_COUNT = 1
 
 
 # No deadline per example: tests run in parallel, so timings are not meaningful.

@@ -179,7 +179,9 @@ class _Watch(threading.Thread):
             status = self._wait(self.limit - SLOW_SECONDS)
         if status is None:
             self.expired, status = True, 2
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            # A background job of a shell script ignores SIGINT; Ray's handler of SIGTERM raises too.
+            number = signal.SIGINT if callable(signal.getsignal(signal.SIGINT)) else signal.SIGTERM
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
         if status and not self.ended.wait(GRACE_SECONDS):
             self.report(f"mibf: {INTERRUPTED if status == 130 else f'Ray has not started within {self.limit:g} s.'}")
             kill_children()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import os
 import threading
 import warnings
@@ -16,9 +15,6 @@ from pipeline.io.storage import encoded, is_local, local_path
 
 #: Prefixes of GDAL's virtual file systems, by URL scheme.
 GDAL_SCHEMES = {"s3": "/vsis3/", "gs": "/vsigs/", "gcs": "/vsigs/", "az": "/vsiaz/", "abfs": "/vsiaz/"}
-
-#: Extension modules that contain or load GDAL. In wheels each package has its own copy of GDAL, with its own cache.
-_EXTENSIONS = {"rasterio": "rasterio._env", "pyogrio": "pyogrio._io"}
 
 #: The version of each remote file that this process last opened with rasterio, by GDAL path; guarded by the lock.
 _last_opened: dict[str, str] = {}
@@ -104,7 +100,11 @@ def _is_cached(path: str) -> bool:
 @cache
 def _library(package: str) -> ctypes.CDLL:
     """A package's GDAL. The symbols of an extension module include those of the libraries that it is linked to."""
-    library = ctypes.CDLL(str(importlib.import_module(_EXTENSIONS[package]).__file__))
+    if package == "rasterio":
+        import rasterio._env as extension
+    else:
+        import pyogrio._io as extension
+    library = ctypes.CDLL(str(extension.__file__))
     library.VSICurlPartialClearCache.argtypes = [ctypes.c_char_p]
     library.CPLPushErrorHandler.argtypes = [ctypes.c_void_p]
     for function in (library.VSICurlPartialClearCache, library.VSICurlClearCache, library.CPLPushErrorHandler):

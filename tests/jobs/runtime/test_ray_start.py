@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,6 +27,7 @@ import os, signal, subprocess, sys, time
 from jobs.runtime import ray_start
 from jobs.runtime.signals import sigterm_interrupts
 ray_start.GRACE_SECONDS = 0.2
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run as a background job, which ignores it
 quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], **quiet)
 print(child.pid, flush=True)
@@ -119,14 +121,37 @@ def test_address_of_another_form_is_refused(monkeypatch: pytest.MonkeyPatch, add
     assert str(refused.value).startswith(f"RAY_ADDRESS={address}: {expected}")
 
 
-def test_slow_start_is_reported_and_ends_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Restore the handlers of signals after a test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def exits(number: int, _: object) -> None:
+    """Handle a signal as Ray does."""
+    raise SystemExit(number)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(
+    ("interrupt", "terminate"),
+    [(signal.default_int_handler, signal.SIG_IGN), (signal.SIG_IGN, exits)],
+    ids=["terminal", "background job"],
+)
+def test_slow_start_is_reported_and_ends_at_the_limit(
+    monkeypatch: pytest.MonkeyPatch, interrupt: Any, terminate: Any
+) -> None:
     monkeypatch.setattr(ray_start, "SLOW_SECONDS", 0.05)
     lines: list[str] = []
+    signal.signal(signal.SIGINT, interrupt)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def endless() -> None:
         with ray_start.watched(lines.append, limit=0.2):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray sets its own handlers
+            signal.signal(signal.SIGTERM, terminate)  # Ray sets its own handlers
             threading.Event().wait(100)
 
     with pytest.raises(ray_start.StartTimeoutError):
