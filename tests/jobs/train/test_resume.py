@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import mibf.training
 from jobs.config.loader import load
 from jobs.train.resume import check_resumable, flatten, training_identity
 from jobs.workflow import fingerprint
@@ -54,7 +55,7 @@ def test_new_algorithm_version_is_not_resumed(scene: SmallScene, monkeypatch: py
     workspace, _ = interrupted(scene)
     monkeypatch.setitem(fingerprint.ALGORITHM_VERSIONS, "train", 99)
     identity = training_identity(load(str(scene.folder / "small.yaml")), workspace, SPEC)
-    with pytest.raises(InputError, match="algorithm was 1 and is now 99"):
+    with pytest.raises(InputError, match=rf"algorithm was {mibf.training.ALGORITHM_VERSION} and is now 99"):
         check_resumable(workspace, identity, restart=False)
 
 
