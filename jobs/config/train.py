@@ -23,6 +23,7 @@ class ModelSection(Section):
     beta: float = Field(default=1e-4, ge=0)
     sources: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     without: tuple[Literal["noise", "relation", "bottleneck"], ...] = ()
+    centre: bool = False
 
     @field_validator("patch")
     @classmethod

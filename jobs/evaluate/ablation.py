@@ -1,7 +1,8 @@
 """`mibf ablate`: measure the contribution of each part of the method, and of each source, on the user's own scenes.
 
-The configuration is trained as it is, then without each part of the network, then on each source alone, with the same split,
-seeds and recipe. Metrics are on validation pixels, which also selected the epoch; test pixels are read only on request.
+The configuration is trained as it is, then without each part of the network, including the centre path if it has one, then
+on each source alone, with the same split, seeds and recipe. Metrics are on validation pixels, which also selected the epoch;
+test pixels are read only on request.
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ def variants(config: Config) -> Iterator[tuple[str, Config]]:
     yield WHOLE, config
     for part in PARTS:
         yield f"without {part}", _changed(config, f"without-{part}", {"without": (part,)})
+    if config.model.centre:
+        yield "without centre", _changed(config, "without-centre", {"centre": False})
     for source in config.scenes[0].sources:
         model = {"sources": (source,), "without": BETWEEN}
         yield f"{source} alone", _changed(config, f"only-{source}", model, {"source_dropout": 0.0})

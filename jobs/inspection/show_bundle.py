@@ -39,6 +39,8 @@ class BundleSummary:
         ]
         for source in bundle.spec.sources:
             lines += _source(source, bundle)
+        if bundle.spec.centre:
+            lines.append("centre path: the centre pixel's own values are added to the pooled features")
         return [redact(line) for line in (*lines, "", *_classes(bundle), "", *_origin(bundle))]
 
     def to_json(self) -> dict[str, Any]:

@@ -66,6 +66,11 @@ class _Checkpoint:
     def to_bundle(self, config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> StageResult:
         """Check the checkpoint against the stores and write the bundle."""
         _check_not_trained(workspace)
+        if config.model.centre:
+            raise InputError(
+                f"{self.url}: model.centre is true, but the authors' network has no centre path; remove model.centre from "
+                "the configuration."
+            )
         stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
         network = self._network(stores[0], config.model.patch)
         origin = {

@@ -89,7 +89,13 @@ def network_spec(config: Config, store: PatchStore) -> NetworkSpec:
         declared = config.scenes[0].sources[source.name].branch
         wide = position == 0 if declared is None else declared == "wide"
         sources.append(SourceSpec(source.name, source.bands, WIDE if wide else NARROW, source.scale))
-    return NetworkSpec(tuple(sources), classes=len(store.classes), patch=config.model.patch, without=config.model.without)
+    return NetworkSpec(
+        tuple(sources),
+        classes=len(store.classes),
+        patch=config.model.patch,
+        without=config.model.without,
+        centre=config.model.centre,
+    )
 
 
 def make_settings(

@@ -15,6 +15,8 @@ CITATION = (
     'Geng et al., "Multisource Joint Representation Learning Fusion Classification for Remote Sensing Images", '
     "IEEE TGRS 61, 2023, doi [10.1109/TGRS.2023.3296813](https://doi.org/10.1109/TGRS.2023.3296813)"
 )
+#: The sentence on a network's centre path.
+CENTRE = "Its centre path, which the paper's network lacks, adds the values of the pixel itself to the pooled features."
 #: Maximum rows of a table; more rows are written as one line.
 ROWS = 16
 #: The validation metrics that the card reports, by their key in `provenance["chosen"]`.
@@ -82,6 +84,7 @@ def _title(bundle: Bundle) -> list[str]:
         f"Classifies every pixel into one of {spec.classes} classes, from {len(spec.sources)} co-registered sources.",
         f"It uses the {spec.patch} x {spec.patch} reference pixels around each pixel. {bundle.parameters:,} parameters, "
         f"{bundle.memory_bytes / 1e6:.1f} MB.",
+        *([CENTRE] if spec.centre else []),
         "`mibf bundle show` on this folder prints everything that the bundle contains and checks that it is complete.",
     ]
 

@@ -137,6 +137,7 @@ def _hyperparameters(bundle: Bundle) -> dict[str, Any]:
         "hidden": bundle.spec.hidden,
         "widths": {source.name: list(source.widths) for source in bundle.spec.sources},
         "temperature": bundle.temperature,
+        **({"centre": True} if bundle.spec.centre else {}),
     }
 
 

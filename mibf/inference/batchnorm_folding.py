@@ -55,6 +55,14 @@ class FoldedRelation:
 
 
 @dataclass(frozen=True)
+class FoldedCentre:
+    """A centre path without batch norms, in float32."""
+
+    values: AffineLayer  #: (128, values of a pixel in all sources, 1, 1)
+    output: AffineLayer  #: (128, 128, 1, 1)
+
+
+@dataclass(frozen=True)
 class FoldedNetwork:
     """A network without batch norms: the per-patch convolutions in the working dtype, everything else in float32.
 
@@ -67,6 +75,7 @@ class FoldedNetwork:
     relation: FoldedRelation | None  #: None in a network without a relation
     refine: tuple[AffineLayer, ...]
     join: AffineLayer
+    centre: FoldedCentre | None  #: None in a network without a centre path
     hidden: AffineLayer
     mean: AffineLayer
     spread: AffineLayer | None  #: None in a network without a bottleneck
@@ -84,7 +93,7 @@ class FoldedNetwork:
             """Convert a linear layer to a 1x1 convolution."""
             return AffineLayer(layer.weight[:, :, None, None], layer.bias).to(device, torch.float32)
 
-        bottleneck, relation = network.bottleneck, network.relation
+        bottleneck, relation, centre = network.bottleneck, network.relation, network.centre
         mean, decoder = _plain(bottleneck.mean), _plain(bottleneck.decoder)
         return cls(
             spec=network.spec,
@@ -92,6 +101,9 @@ class FoldedNetwork:
             relation=None if relation is None else FoldedRelation(wide(_plain(relation.gate)), wide(_folded(relation.join))),
             refine=tuple(wide(_folded(block)) for block in network.refine),
             join=wide(_folded(network.join)),
+            centre=None
+            if centre is None
+            else FoldedCentre(_folded(centre.values).to(device, torch.float32), exact(_plain(centre.output))),
             hidden=exact(_plain(bottleneck.hidden)),
             mean=exact(mean),
             spread=None if bottleneck.spread is None else exact(_plain(bottleneck.spread)),

@@ -7,7 +7,7 @@ taps fall outside. So:
 
 1. once per cell: the nine taps of the first convolution as pointwise convolutions; their sums over the taps that fall
    inside, for each of the nine positions; ReLU and the second layer on each of the nine feature maps;
-2. the channel attention of every patch, from box sums of these maps;
+2. the channel attention of every patch, from box sums of these maps; the centre path of every pixel, if there is one;
 3. for some rows of pixels at a time: the patches, gathered from the maps and weighted in one pass, then everything that
    follows the channel weights and is therefore specific to a patch: the second 3x3 convolution (of its p x p outputs
    only those that the pooling uses), gate, relation, join;
@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mibf.inference.batchnorm_folding import AffineLayer, FoldedBranch, FoldedNetwork, FoldedRelation
+from mibf.inference.batchnorm_folding import AffineLayer, FoldedBranch, FoldedCentre, FoldedNetwork, FoldedRelation
 from mibf.inference.outputs import NEEDS_CODE, PixelOutputs, ProductName
 from mibf.network.bottleneck import deviation
 from mibf.network.relation import even_gate, gate_weights, small_products
@@ -121,12 +121,28 @@ def _places(patch: int, device: torch.device) -> Tensor:
     return F.pad(inner, (1, 0, 1, 0), value=int(starts[-1])).flatten(0, 1).flatten(1).to(device, torch.int32)
 
 
-def forward_from_features(net: FoldedNetwork, features: Sequence[Tensor], products: Collection[ProductName]) -> PixelOutputs:
-    """Run the network after the branches on N x (P, q, q, 64), computing only what the products need."""
+def centre_change(centre: FoldedCentre, windows: Sequence[Tensor], patch: int) -> Tensor:
+    """Compute the centre path of every pixel of a cell, N x (n, n, C) -> (CELL, CELL, 128), in float32.
+
+    It depends on the pixel alone and is pointwise, so no pixel is computed twice.
+    """
+    inside = slice(patch // 2, patch // 2 + CELL)
+    values = torch.cat([window[inside, inside] for window in windows], dim=-1)
+    return _pointwise(_pointwise(values, centre.values).relu_(), centre.output)
+
+
+def forward_from_features(
+    net: FoldedNetwork, features: Sequence[Tensor], products: Collection[ProductName], *, change: Tensor | None = None
+) -> PixelOutputs:
+    """Run the network after the branches on N x (P, q, q, 64), computing only what the products need.
+
+    `change` (P, 128) is that of the centre path, where the network has one.
+    """
     related, gate = _relate(net.relation, features, with_gates="gate" in products)
     first, *others = [_convolution(x, layer, padding=1) for x, layer in zip(features, net.refine, strict=True)]
     joined = _pointwise(_concat_relu([first, *related, *others]), net.join).relu_()
-    hidden = _pointwise(joined.flatten(1, 2).mean(dim=1).float(), net.hidden).relu_()
+    pooled = joined.flatten(1, 2).mean(dim=1).float()
+    hidden = _pointwise(pooled if change is None else pooled + change, net.hidden).relu_()
     if NEEDS_CODE.isdisjoint(products):
         return PixelOutputs(_pointwise(hidden, net.logits), gate, None, None)
     assert net.spread is not None  # ensured by `check_products`

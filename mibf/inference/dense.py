@@ -24,7 +24,7 @@ from torch import Tensor
 from mibf.device import DTYPES, Precision, ieee_float32
 from mibf.errors import InputError
 from mibf.inference.batchnorm_folding import FoldedNetwork
-from mibf.inference.cell import CELL, CellEncoder, forward_from_features, rows_within_budget
+from mibf.inference.cell import CELL, CellEncoder, centre_change, forward_from_features, rows_within_budget
 from mibf.inference.outputs import RANKED, OutputDecoder, ProductName, check_products, standard_draws
 from mibf.inference.thread_pool import parallel_for
 from mibf.network.mibfnet import MIBFNet
@@ -161,13 +161,23 @@ class Dense:
     def _cell(self, tile: _Tile, corner: tuple[int, int]) -> None:
         """Fill the results of the cell at (y, x), some rows at a time, skipping rows without a wanted pixel."""
         y, x = corner
-        encoders = self._encoders(tile, y, x)
+        windows, centre, change = self._windows(tile, y, x), self.folded.centre, None
+        encoders = [
+            CellEncoder(window, branch, self.spec.patch, self.rows, self.dtype)
+            for window, branch in zip(windows, self.folded.branches, strict=True)
+        ]
+        if centre is not None:
+            change = centre_change(centre, windows, self.spec.patch)
+        del windows  # they are no longer needed while rows are computed, which takes the most memory
         for row in range(0, CELL, self.rows):
             span = slice(y + row, y + row + self.rows), slice(x, x + CELL)
             if not tile.wanted[span].any():
                 continue
             outputs = forward_from_features(
-                self.folded, [encoder.features(row) for encoder in encoders], tuple(tile.results)
+                self.folded,
+                [encoder.features(row) for encoder in encoders],
+                tuple(tile.results),
+                change=None if change is None else change[row : row + self.rows].flatten(0, 1),
             )
             for name, result in tile.results.items():
                 part = result[..., span[0], span[1]]
@@ -192,17 +202,13 @@ class Dense:
         dtype = torch.int64 if name in RANKED else torch.float32
         return torch.full(shape, _none(name), dtype=dtype, device=self.device)
 
-    def _encoders(self, tile: _Tile, y: int, x: int) -> list[CellEncoder]:
-        """Create the sources' encoders for the cell at (y, x) of the tile."""
-        patch = self.spec.patch
+    def _windows(self, tile: _Tile, y: int, x: int) -> list[Tensor]:
+        """Cut the sources' windows of the cell at (y, x) of the tile, with their halo: N x (n, n, C), on the device."""
         windows = [
             _window(values, tile.valid, source, y=y, x=x, side=CELL + 2 * self.spec.halo)
             for values, source in zip(tile.sources, self.spec.sources, strict=True)
         ]
-        return [
-            CellEncoder(window.to(self.device).permute(1, 2, 0).contiguous(), branch, patch, self.rows, self.dtype)
-            for window, branch in zip(windows, self.folded.branches, strict=True)
-        ]
+        return [window.to(self.device).permute(1, 2, 0).contiguous() for window in windows]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """MIBF-Net: branches, noise adaptation, relation, join and bottleneck, connected. Torch only.
 
 A spec may leave parts out (`NetworkSpec.without`); the parameters of the others keep their names and shapes, except
-those of the join, which has fewer inputs without the relation.
+those of the join, which has fewer inputs without the relation. A spec may also add one (`NetworkSpec.centre`).
 
 Geng et al., "Multisource Joint Representation Learning Fusion Classification for Remote Sensing
 Images", IEEE TGRS 61, 2023, doi 10.1109/TGRS.2023.3296813.
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mibf.network.bottleneck import Bottleneck
 from mibf.network.branch import Branch, conv1x1, conv3x3, pixel_mean
+from mibf.network.centre import CentrePath
 from mibf.network.noise_adaptation import NoiseAdaptation
 from mibf.network.relation import Relation, even_gate
 from mibf.network.spec import FEATURES, HIDDEN, NetworkSpec, check_shapes
@@ -48,6 +49,10 @@ class MIBFNet(nn.Module):
         self.join = conv1x1(count * FEATURES + (0 if self.relation is None else HIDDEN), HIDDEN, bias=True)
         self.bottleneck = Bottleneck(spec.classes, hidden=spec.hidden, draws="bottleneck" not in spec.without)
         self.apply(_xavier)
+        self.centre: CentrePath | None = None
+        if spec.centre:  # last, so that with the same seed all other weights start as without it
+            self.centre = CentrePath(spec).apply(_xavier)
+            self.centre.start_at_zero()
 
     def forward(self, sources: Sequence[Tensor]) -> Output:
         """Classify patches: one tensor (B, C, p s, p s) per source, in the spec's order, scaled to [0, 1].
@@ -64,8 +69,12 @@ class MIBFNet(nn.Module):
             self.noise.observe(gate)
         first, *others = [refine(x) for refine, x in zip(self.refine, features, strict=True)]
         joined = self.join(torch.cat([first, *related, *others], dim=1))
-        logits, mean, std = self.bottleneck(pixel_mean(joined))
+        logits, mean, std = self.bottleneck(self._add_centre(pixel_mean(joined), sources))
         return Output(logits, mean, std, gate)
+
+    def _add_centre(self, pooled: Tensor, sources: Sequence[Tensor]) -> Tensor:
+        """Add the centre path to the pooled features (B, 128), if the network has one."""
+        return pooled if self.centre is None else pooled + self.centre(sources)
 
     def _relate(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Compute the relation (B, 128, q, q), none if the network has no such part, and the gates (B, N)."""

@@ -73,6 +73,8 @@ class NetworkSpec:
       1 / N, so noise adaptation disturbs all sources equally often.
     - "bottleneck": the code is its mean in training too, without a standard deviation, and the KL term is 0.
 
+    `centre` adds a path from the centre pixel's own values to the pooled features, which the paper's network lacks.
+
     A network may have a single source, without the parts that relate sources: `without=("noise", "relation")`.
     """
 
@@ -81,8 +83,11 @@ class NetworkSpec:
     patch: int = 7
     hidden: int = HIDDEN
     without: tuple[NetworkPart, ...] = ()
+    centre: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.centre, bool):
+            raise InputError(f"`centre` is {self.centre!r}; it must be true or false.")
         object.__setattr__(self, "without", _in_order(self.without))  # so that specs are equal whatever order was given
         is_single = len(self.sources) == 1 and set(BETWEEN) <= set(self.without)
         if len(self.sources) < 2 and not is_single:
@@ -106,12 +111,15 @@ class NetworkSpec:
         return self.patch // 2
 
     def to_json(self) -> dict[str, Any]:
-        """Return the spec as JSON values."""
-        return {**asdict(self), "without": list(self.without)}
+        """Return the spec as JSON values; without the key `centre` where it is off, as older versions wrote it."""
+        values = {**asdict(self), "without": list(self.without)}
+        if not self.centre:  # so that fingerprints and unfinished training of networks without it stay current
+            del values["centre"]
+        return values
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> NetworkSpec:
-        """Read the spec that `to_json` wrote, also from versions without the key `without`."""
+        """Read the spec that `to_json` wrote, also from versions without the keys `without` and `centre`."""
         sources = tuple(SourceSpec(**{**source, "widths": tuple(source["widths"])}) for source in value["sources"])
         return cls(**{**value, "sources": sources, "without": tuple(value.get("without", ()))})
 

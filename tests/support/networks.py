@@ -16,10 +16,11 @@ def spec_of(
     patch: int = 7,
     scales: tuple[int, ...] = (1, 1, 1, 1),
     without: tuple[NetworkPart, ...] = (),
+    centre: bool = False,
 ) -> NetworkSpec:
     """Return a specification with one source for each number of bands, named s0, s1 and so on."""
     sources = [SourceSpec(f"s{i}", b, NARROW if i else WIDE, scales[i]) for i, b in enumerate(bands)]
-    return NetworkSpec(tuple(sources), classes=classes, patch=patch, without=without)
+    return NetworkSpec(tuple(sources), classes=classes, patch=patch, without=without, centre=centre)
 
 
 def patches_of(spec: NetworkSpec, count: int) -> list[torch.Tensor]:

@@ -98,7 +98,7 @@ class PlainNetwork(MIBFNet):
             self.noise.observe(gate)
         refined = [refine(x) for refine, x in zip(self.refine, features, strict=True)]
         joined = self.join(torch.cat([refined[0], *related, *refined[1:]], dim=1))
-        logits, mean, std = self.bottleneck(F.adaptive_avg_pool2d(joined, 1).flatten(1))
+        logits, mean, std = self.bottleneck(self._add_centre(F.adaptive_avg_pool2d(joined, 1).flatten(1), sources))
         return Output(logits, mean, std, gate)
 
 

@@ -34,6 +34,14 @@ def test_variants_omit_each_part_and_all_but_one_source(scene: SmallScene) -> No
     }
 
 
+def test_centre_path_is_one_more_part_to_leave_out_and_stays_in_the_other_variants(scene: SmallScene) -> None:
+    config = load(str(scene.write_config()), overrides=["model.centre=true"])
+    found = {variant: (changed.run, changed.model.centre) for variant, changed in variants(config)}
+    assert found.pop("without centre") == ("main-without-centre", False)
+    assert len(found) == 6
+    assert all(centre for _, centre in found.values())
+
+
 def test_single_source_variants_have_no_source_dropout(scene: SmallScene) -> None:
     config = load(str(scene.write_config()), overrides=["train.source_dropout=0.2"])
     found = {variant: changed.train.source_dropout for variant, changed in variants(config)}

@@ -76,6 +76,14 @@ def test_bundle_show_summarizes_limits_of_many_bands(tmp_path: Path) -> None:
     assert "optical: 64 bands" in shown
     assert "low 0 to 63, high 10 to 73" in shown
     assert "not recorded" in shown
+    assert "centre path" not in shown
+
+
+def test_bundle_show_names_centre_path(tmp_path: Path) -> None:
+    spec = NetworkSpec((SourceSpec("optical", 2), SourceSpec("radar", 1)), classes=3, centre=True)
+    write_bundle(str(tmp_path), make_bundle(spec=spec))
+    assert "centre path: the centre pixel's own values are added" in show(str(tmp_path)).stdout
+    assert json.loads(show(str(tmp_path), "--json").stdout)["network"]["centre"] is True
 
 
 def test_bundle_show_refuses_missing_or_damaged_bundle(folder: Path) -> None:

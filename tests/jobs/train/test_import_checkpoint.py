@@ -145,6 +145,11 @@ def test_import_with_mismatched_bands_or_classes_is_refused(place: tuple[Path, l
     assert "has 4 classes; the configuration declares 3 (water, forest, town)" in message
 
 
+def test_import_with_centre_path_is_refused(place: tuple[Path, list[str]]) -> None:
+    message = refused(place, network_of(), "--set", "model.centre=true")
+    assert "model.centre is true, but the authors' network has no centre path; remove model.centre" in message
+
+
 def test_invalid_checkpoint_files_are_refused_by_name(place: tuple[Path, list[str]]) -> None:
     assert "checkpoint.pth.tar: is not a checkpoint written by torch.save" in refused(place, b"text")
     assert "checkpoint.pth.tar: these are not the weights" in refused(place, saved({"a": torch.ones(2)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,6 +40,14 @@ def test_changed_setting_is_refused_with_both_values(scene: SmallScene) -> None:
     with pytest.raises(InputError, match=r"model\.beta was 0\.0001 and is now 0\.5.*--restart"):
         check_resumable(workspace, changed, restart=False)
     check_resumable(workspace, changed, restart=True)
+
+
+def test_training_without_centre_path_that_an_earlier_version_began_is_resumable(scene: SmallScene) -> None:
+    workspace, identity = interrupted(scene)
+    assert set(identity["network"]) == {"sources", "classes", "patch", "hidden", "without"}
+    changed = training_identity(load(str(scene.folder / "small.yaml")), workspace, replace(SPEC, centre=True))
+    with pytest.raises(InputError, match=r"network\.centre was None and is now True"):
+        check_resumable(workspace, changed, restart=False)
 
 
 def test_new_algorithm_version_is_not_resumed(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from jobs.workflow.manifest import StageName
 from tests.support.scenes import SmallScene
 
 
-@pytest.mark.parametrize("override", ["sampling.frequencies=balanced", "train.augment=true"])
+@pytest.mark.parametrize("override", ["sampling.frequencies=balanced", "train.augment=true", "model.centre=true"])
 def test_sampling_changes_make_train_stale_but_not_prepare(scene: SmallScene, override: str) -> None:
     path = str(scene.write_config())
     before, after = load(path), load(path, overrides=[override])
@@ -64,6 +64,7 @@ def test_new_algorithm_version_changes_only_its_stage(
 
 def test_stating_a_default_changes_no_fingerprint(scene: SmallScene) -> None:
     assert stage_fingerprints(scene, sampling={"frequencies": "natural"}) == stage_fingerprints(scene)
+    assert stage_fingerprints(scene, model={"patch": 5, "centre": False}) == stage_fingerprints(scene, model={"patch": 5})
 
 
 def test_new_version_of_seeded_assignments_makes_only_their_stores_stale(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from mibf.bundle.bundle import CARD, MODEL, WEIGHTS, Bundle
 from mibf.bundle.files import from_files, to_files
+from mibf.bundle.model_card import CENTRE
 from mibf.class_priors import Priors
 from mibf.errors import InputError
 from mibf.network.spec import NetworkSpec
@@ -30,6 +33,37 @@ def test_bundle_round_trips_through_files(bundle: Bundle, files: dict[str, bytes
     assert again.provenance["chosen"]["validation_kappa"] is None, "JSON has no NaN"
     assert (logits(again.network()) == logits(bundle.network())).all()
     assert to_files(again) == files
+
+
+def test_bundle_with_centre_path_round_trips_and_others_do_not_mention_it(files: dict[str, bytes]) -> None:
+    model = json.loads(files[MODEL])
+    assert "centre" not in model["network"]
+    assert "centre" not in model["properties"]["mlm:hyperparameters"]
+    assert CENTRE not in files[CARD].decode()
+    bundle = make_bundle(spec=replace(SPEC, centre=True))
+    torch.nn.init.normal_(bundle.weights["centre.output.weight"])
+    written = to_files(bundle)
+    again = from_files(written)
+    assert again.spec.centre
+    assert (logits(again.network()) == logits(bundle.network())).all()
+    assert to_files(again) == written
+    values = 3 + 1 * 2 * 2  # of a pixel: bands times pixels per reference pixel
+    assert bundle.parameters - make_bundle().parameters == values * 128 + 2 * 128 + 128 * 128 + 128
+    model = json.loads(written[MODEL])
+    assert model["properties"]["mlm:hyperparameters"]["centre"] is True
+    assert model["properties"]["mlm:total_parameters"] == bundle.parameters
+    assert CENTRE in written[CARD].decode()
+
+
+@pytest.mark.parametrize(
+    ("centre", "message"),
+    [(False, r"centre\.\S+: found .*, expected none"), ("yes", "`centre` is 'yes'; it must be true or false")],
+)
+def test_model_json_with_another_centre_than_the_weights_raises(centre: Any, message: str) -> None:
+    files = to_files(make_bundle(spec=replace(SPEC, centre=True)))
+    network = json.loads(files[MODEL])["network"] | {"centre": centre}
+    with pytest.raises(InputError, match=message):
+        from_files(change_model_json(files, network=network))
 
 
 def test_model_json_is_written_last(files: dict[str, bytes]) -> None:

@@ -219,7 +219,7 @@ def test_single_worker_matches_torch_batch_norm(training: bool) -> None:
         assert torch.equal(found["buffers"][name], buffer)
 
 
-@pytest.mark.parametrize("spec", [ABLATED[0], spec_of((2,), without=PARTS)])
+@pytest.mark.parametrize("spec", [ABLATED[0], spec_of((2,), without=PARTS), spec_of(centre=True)])
 def test_conversion_replaces_only_batch_norms_and_is_idempotent(spec: Any) -> None:
     network = MIBFNet(spec)
     before, parameters = dict(network.state_dict()), [id(p) for p in network.parameters()]

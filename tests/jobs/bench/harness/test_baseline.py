@@ -27,6 +27,16 @@ def test_plain_network_matches_mibfnet_outputs_and_gradients() -> None:
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-4)
 
 
+def test_plain_network_adds_centre_path() -> None:
+    torch.manual_seed(0)
+    spec = NetworkSpec((SourceSpec("a", 3, WIDE), SourceSpec("b", 1, NARROW)), classes=4, centre=True)
+    ours, plain = MIBFNet(spec), PlainNetwork(spec)
+    torch.nn.init.normal_(ours.centre.output.weight)
+    plain.load_state_dict(ours.state_dict())
+    patches = [torch.rand(8, s.bands, 7, 7) for s in spec.sources]
+    torch.testing.assert_close(plain.eval()(patches).logits, ours.eval()(patches).logits)
+
+
 def test_plain_network_adds_noise_to_one_source_only_in_training() -> None:
     spec = NetworkSpec((SourceSpec("a", 3, WIDE), SourceSpec("b", 1, NARROW)), classes=4)
     noise = PlainNetwork(spec).noise
