@@ -2,8 +2,13 @@
 
 The predictions of a network trained on class proportions other than those on the ground reflect the training proportions.
 If only the proportions differ, Bayes' rule corrects this: p'(y|x) is proportional to p(y|x) * target(y) / trained(y), so
-log target - log trained is added to each class's log-probability (Saerens, Latinne & Decaestecker, "Adjusting the outputs
-of a classifier to new a priori probabilities", 2002; as logit adjustment, Menon et al., ICLR 2021).
+log target - log trained is added to each class's logit (Saerens, Latinne & Decaestecker, "Adjusting the outputs of a
+classifier to new a priori probabilities", 2002; as logit adjustment, Menon et al., ICLR 2021).
+
+The correction comes before the temperature T: probabilities are softmax((logits + correction) / T). The loss fits the
+logits to the training proportions at T = 1, so that is where the correction belongs; T then changes confidences only.
+Added after the division, the correction would weigh T times as much against the logits: the more overconfident the
+network, the more its classes would follow the priors instead of the data.
 """
 
 from __future__ import annotations
@@ -20,6 +25,9 @@ PriorSetting = Literal["trained", "natural", "uniform"]
 CHOICES: tuple[PriorSetting, ...] = get_args(PriorSetting)
 #: Maximum deviation of a sum of proportions from one.
 TOLERANCE = 1e-6
+#: Version of the corrected predictions, in the fingerprints of maps with priors other than those of training: only these
+#: become stale when it is increased. Evaluations contain every choice: bump `mibf.metrics.ALGORITHM_VERSION` with it.
+CORRECTION_VERSION = 2
 
 
 def check_choice(choice: str) -> None:
@@ -87,7 +95,7 @@ class Priors:
         return self.natural if choice == "natural" else self.trained
 
     def correction(self, choice: PriorSetting) -> tuple[float, ...]:
-        """Return what to add to each class's log-probability: log target - log trained.
+        """Return what to add to each class's logit, before the temperature: log target - log trained.
 
         A class whose trained proportion is 0 cannot be corrected, because the network has never seen it: its correction
         is 0.
