@@ -105,9 +105,7 @@ def test_corrected_log_loss_of_one_sample_matches_hand_computation() -> None:
 def test_temperature_changes_no_class_whatever_the_correction(classes: int, seed: int, temperature: float) -> None:
     logits, labels = sampled_logits(200, classes, seed)
     correction = 3 * torch.randn(classes, generator=torch.Generator().manual_seed(seed))
-    sharp, soft = (
-        calibration_metrics(logits, labels, temperature=t, correction=correction) for t in (1.0, temperature)
-    )
+    sharp, soft = (calibration_metrics(logits, labels, temperature=t, correction=correction) for t in (1.0, temperature))
     assert soft["overall_accuracy"] == sharp["overall_accuracy"]
     assert soft["average_accuracy"] == sharp["average_accuracy"]
 
