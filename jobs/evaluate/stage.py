@@ -2,12 +2,14 @@
 
 If several seeds were trained, each seed's model is evaluated; the metrics are those of the selected one, together with the
 spread over all. Accuracies are reported for each setting of the class priors, to show the trade-off between overall and
-average accuracy; the map uses `prediction.priors`.
+average accuracy; the map uses `prediction.priors`. Whether these lose more than they gain is measured on validation
+pixels, never on test pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from dask.system import CPU_COUNT
 
 from jobs.config.config import Config
+from jobs.evaluate.prior_effect import TRADED, changes_predictions, prior_notes
 from jobs.runtime.progress import progress_bar
 from jobs.workflow.fingerprint import fingerprint as compute_fingerprint
 from jobs.workflow.fingerprint import imported_checkpoint
@@ -56,8 +59,11 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
     invalidate(workspace, "evaluate", lease)
     torch.set_num_threads(CPU_COUNT)
     sampler = Sampler(stores, bundle.scaling, bundle.spec.patch, "test")
-    with progress_bar("evaluate", sampler.samples() * (1 + len(others)), unit="samples") as advance:
+    held_out = replace(sampler, subset="validation") if changes_predictions(bundle, config.prediction.priors) else None
+    total = sampler.samples() * (1 + len(others)) + (0 if held_out is None else held_out.samples())
+    with progress_bar("evaluate", total, unit="samples") as advance:
         predictions = [_predict(each, sampler, config.model.beta, advance) for each in (bundle, *others)]
+        on_validation = None if held_out is None else _on_validation(bundle, held_out, config, advance)
     split = storage.read_json(workspace.split)
     priors = config.prediction.priors
     measured = predictions[0].by_priors[priors]
@@ -66,6 +72,8 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
         "fingerprint": fingerprint,
         "priors": priors,
         "by_priors": {choice: _accuracies(reliability) for choice, reliability in predictions[0].by_priors.items()},
+        "priors_on_validation": on_validation,
+        "prior_notes": prior_notes(bundle, priors, on_validation),
         "temperature": bundle.temperature,
         "ece_uncalibrated": predictions[0].uncalibrated.figures()["ece"],
         "seeds": [
@@ -86,14 +94,14 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
 
 
 class _Predictions(NamedTuple):
-    """The reliability of one model on the test samples, uncalibrated and calibrated for each setting of the priors."""
+    """The reliability of one model on a subset's samples, uncalibrated and calibrated for each setting of the priors."""
 
     uncalibrated: Reliability
     by_priors: dict[PriorSetting, Reliability]
 
 
 def _predict(bundle: Bundle, sampler: Sampler, beta: float, advance: Callable[[int], None]) -> _Predictions:
-    """Classify the test samples once, for every setting of the class priors that the model supports."""
+    """Classify the samples of a subset once, for every setting of the class priors that the model supports."""
     device = best_device()
     classes = bundle.spec.classes
     known: tuple[PriorSetting, ...] = ("trained",) if bundle.priors is None else CHOICES
@@ -117,6 +125,18 @@ def _predict(bundle: Bundle, sampler: Sampler, beta: float, advance: Callable[[i
         after_step=advance,
     )
     return predictions
+
+
+def _on_validation(
+    bundle: Bundle, sampler: Sampler, config: Config, advance: Callable[[int], None]
+) -> dict[str, dict[str, float]] | None:
+    """Overall and average accuracy on validation samples, with the priors of training and with the chosen ones."""
+    if not sampler.samples():
+        return None
+    by_priors = _predict(bundle, sampler, config.model.beta, advance).by_priors
+    choices: tuple[PriorSetting, ...] = ("trained", config.prediction.priors)
+    figures = {choice: by_priors[choice].figures() for choice in choices}
+    return {choice: {key: figures[choice][key] for key in TRADED} for choice in choices}
 
 
 def _others(bundle: Bundle) -> list[int]:
@@ -163,7 +183,7 @@ def per_class(confusion: ConfusionMatrix, names: list[str]) -> list[dict[str, An
 
 def summary(evaluation: dict[str, Any]) -> list[str]:
     """Format the metrics as lines for a terminal."""
-    lines = [f"note: {evaluation['caveat']}"] if evaluation["caveat"] else []
+    lines = [f"note: {note}" for note in (evaluation["caveat"], *evaluation.get("prior_notes", ())) if note]
     lines += [
         f"overall accuracy {evaluation['overall_accuracy']:.3f} on {evaluation['samples']:,} test samples "
         f"({evaluation['split']} split; the majority class alone gives {evaluation['majority_share']:.3f})",

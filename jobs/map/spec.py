@@ -10,6 +10,7 @@ from jobs.config.resolve import class_names
 from jobs.runtime.version import pinned_versions
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
+from mibf.class_priors import CORRECTION_VERSION
 from mibf.errors import InputError
 from mibf.inference.outputs import check_products
 from pipeline.grid import grid_to_json
@@ -74,6 +75,8 @@ class MapSpec:
             section.tile_size,
             self.config.prediction.priors,
         ]
+        if self.config.prediction.priors != "trained":
+            options.append(CORRECTION_VERSION)
         libraries = [pinned_versions()] if self.config.stale_on_upgrade else []
         return checksums.digest([ALGORITHM_VERSION, grid, rules, options, [asdict(p) for p in self.products], *libraries])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from jobs.config.config import Config
 from jobs.config.train import TrainSection
 from jobs.workflow.workspace import Workspace
-from mibf.class_priors import Priors
+from mibf.class_priors import Priors, support
 from mibf.network.spec import NARROW, WIDE, NetworkSpec, SourceSpec
 from mibf.training.loss import class_weights
 from pipeline.io import storage
@@ -121,7 +121,11 @@ def make_settings(
         frequencies=config.sampling.frequencies,
         epoch_fraction=config.sampling.epoch_fraction,
         class_weights=None if config.train.class_weights is None else weights,
-        priors=Priors.of(counts, (share * weight for share, weight in zip(drawn, weights, strict=True))),
+        priors=Priors.of(
+            counts,
+            (share * weight for share, weight in zip(drawn, weights, strict=True)),
+            support=support(counts, replace(training, subset="validation").counts()),
+        ),
         train=config.train,
         threads=threads,
         identity=identity,

@@ -15,6 +15,7 @@ from jobs.runtime.version import pinned_versions
 from jobs.workflow.manifest import StageName, dependencies, read_manifest
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import MODEL
+from mibf.class_priors import CORRECTION_VERSION
 from pipeline.io import checksums, model_bundle
 from pipeline.scenes.split import SEEDED_ASSIGNMENT_VERSION
 
@@ -79,6 +80,8 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
     elif stage == "map":
         changing = {k: v for k, v in values.get("map", {}).items() if k not in MAP_KEYS_WITHOUT_EFFECT}
         parts["configuration"] = [changing, values.get("prediction"), [scene.datetime for scene in config.scenes]]
+        if config.prediction.priors != "trained":
+            parts["correction"] = CORRECTION_VERSION
         if config.map.model is not None:
             model = model_bundle.bundle_file(model_bundle.bundle_folder(config.map.model), MODEL)
             parts["model"] = checksums.input_fingerprint(model)

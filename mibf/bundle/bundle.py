@@ -73,8 +73,8 @@ class Bundle:
         """Build the network with the bundle's weights, in evaluation mode, on the CPU.
 
         Args:
-            priors: the class priors that softmax(logits / temperature) reflects; priors other than those of training
-                are applied through the decoder's bias (see `mibf.class_priors`).
+            priors: the class priors that the logits reflect; the correction of priors other than those of training is
+                added to the decoder's bias, so the temperature divides it too (see `mibf.class_priors`).
 
         Raises:
             InputError: the bundle does not record its priors, or its weights do not fit its spec.
@@ -84,8 +84,7 @@ class Bundle:
         network = MIBFNet(self.spec)
         network.load_state_dict(self.weights)
         if correction is not None:
-            # Logits are divided by the temperature later; the correction of log-probabilities is not, so multiply it here.
-            network.bottleneck.decoder.bias.data += self.temperature * correction
+            network.bottleneck.decoder.bias.data += correction
         return network.eval()
 
     def _correction(self, priors: PriorSetting) -> Tensor | None:

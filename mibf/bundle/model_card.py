@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
 from mibf.bundle.bundle import Bundle
+from mibf.class_priors import FULL_SUPPORT
 
 CITATION = (
     'Geng et al., "Multisource Joint Representation Learning Fusion Classification for Remote Sensing Images", '
@@ -117,6 +118,13 @@ def _classes(bundle: Bundle) -> list[str]:
         if bundle.priors is None
         else "Predictions reflect the class proportions in training unless other class priors are requested."
     )
+    if bundle.priors is not None and (
+        few := [c.name for c, w in zip(bundle.classes, bundle.priors.credibility, strict=True) if w < 1]
+    ):
+        note += (
+            f" Other priors raise {_join_first(map(_text, few))} only in part: fewer than {FULL_SUPPORT} training or "
+            "validation samples."
+        )
     return [*_table(("id", "class", "colour", "proportion of training pixels", "proportion in training"), rows), "", note]
 
 

@@ -2,7 +2,9 @@
 
 Torch only. All are functions of the bottleneck's Gaussian N(mean, std^2), the logits of its mean and the gate;
 probabilities are softmax(logits / temperature), with the temperature fitted on validation pixels (Guo et al.,
-"On calibration of modern neural networks", ICML 2017). Entropies and KL terms (product `kl`) are in nats.
+"On calibration of modern neural networks", ICML 2017). The logits contain the correction to other class priors, if any
+(`mibf.bundle.bundle.Bundle.network`), so the temperature never changes the class. Entropies and KL terms (product `kl`)
+are in nats.
 
 Legend for shapes: B pixels, D the bottleneck's dimensions, K Monte Carlo samples, N sources.
 """

@@ -56,8 +56,8 @@ class TemperatureFit:
 class Reliability:
     """Accuracy and calibration of probabilities, from sums over samples, batches and workers.
 
-    Probabilities are softmax(logits / temperature + correction); `correction` (classes,) adjusts them to other class
-    priors (`mibf.class_priors`); default 0.
+    Probabilities are softmax((logits + correction) / temperature); `correction` (classes,) adjusts the logits to other
+    class priors (`mibf.class_priors`); default 0.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Reliability:
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch of logits (B, classes) and class positions (B,)."""
-        logarithms = F.log_softmax(logits.float() / self.temperature + self.correction, dim=1)
+        logarithms = F.log_softmax((logits.float() + self.correction) / self.temperature, dim=1)
         probabilities = logarithms.exp().double()
         confidence, named = probabilities.max(dim=1)
         pairs = labels * self.classes + named

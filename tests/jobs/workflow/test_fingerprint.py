@@ -78,6 +78,16 @@ def test_new_version_of_seeded_assignments_makes_only_their_stores_stale(
     assert {name for name in before[1] if before[1][name] != after[1][name]} == {"prepare"}
 
 
+@pytest.mark.parametrize(("choice", "stale"), [("trained", set()), ("natural", {"map"}), ("uniform", {"map"})])
+def test_new_version_of_the_prior_correction_makes_only_corrected_maps_stale(
+    scene: SmallScene, monkeypatch: pytest.MonkeyPatch, choice: str, stale: set[str]
+) -> None:
+    before = stage_fingerprints(scene, prediction={"priors": choice})
+    monkeypatch.setattr(fingerprints, "CORRECTION_VERSION", fingerprints.CORRECTION_VERSION + 1)
+    after = stage_fingerprints(scene, prediction={"priors": choice})
+    assert {name for name in before if before[name] != after[name]} == stale
+
+
 def test_library_versions_count_only_by_choice(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
     def upgraded(**changes: str) -> None:
         monkeypatch.setattr("jobs.runtime.version.library_versions", lambda: library_versions() | changes)

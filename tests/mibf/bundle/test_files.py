@@ -66,6 +66,13 @@ def test_model_json_with_another_centre_than_the_weights_raises(centre: Any, mes
         from_files(change_model_json(files, network=network))
 
 
+def test_digest_contains_the_support_of_priors_only_where_it_is_known(bundle: Bundle) -> None:
+    supported = make_bundle(priors=replace(PRIORS, support=(7, 200, 0)))
+    assert from_files(to_files(supported)).priors == supported.priors
+    assert supported.digest != bundle.digest
+    assert json.loads(to_files(bundle)[MODEL])["priors"].keys() == {"natural", "trained"}
+
+
 def test_model_json_is_written_last(files: dict[str, bytes]) -> None:
     assert list(files) == [WEIGHTS, CARD, MODEL]
 
@@ -148,6 +155,8 @@ def test_weights_that_do_not_fit_network_raise_with_names(bundle: Bundle, change
         ({"classes": [vars(CLASSES[0])] * 3}, "class ids 1, 1, 1"),
         ({"priors": Priors.even(2).to_json()}, "2 class priors, but its network has 3"),
         ({"priors": {"natural": [1, 1, 1], "trained": [1, 0, 0]}}, r"natural class proportions \(1, 1, 1\) sum to 3"),
+        ({"priors": PRIORS.to_json() | {"support": [1, 2]}}, "support the priors are 1, 2; .* of the 3 classes"),
+        ({"priors": PRIORS.to_json() | {"support": [1, 2, "x"]}}, "support the priors are 1, 2, 'x'"),
         ({"scaling": {n: limits(1).to_json() for n in ("optical", "radar")}}, "'optical' does not fit its 3 bands"),
         ({"scaling": {}}, "damaged"),
         ({"temperature": 0}, "temperature 0"),

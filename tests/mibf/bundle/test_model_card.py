@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from mibf.bundle.classes import ClassName
 from mibf.bundle.model_card import model_card
 from mibf.class_priors import Priors
 from mibf.network.spec import NetworkSpec, SourceSpec
-from tests.support.bundles import PROVENANCE, make_bundle
+from tests.support.bundles import PRIORS, PROVENANCE, make_bundle
 
 
 def test_model_card_describes_bundle(bundle: Bundle) -> None:
@@ -25,6 +26,12 @@ def test_model_card_describes_bundle(bundle: Bundle) -> None:
         assert fact in text
     assert "kappa" not in text, "a metric that is not a number must be omitted"
     assert "leaks" not in text
+
+
+def test_model_card_names_classes_that_other_priors_raise_only_in_part(bundle: Bundle) -> None:
+    text = model_card(make_bundle(priors=replace(PRIORS, support=(400, 3, 100))))
+    assert "Other priors raise forest \\| wood only in part: fewer than 100 training or validation samples." in text
+    assert "only in part" not in model_card(bundle)
 
 
 @pytest.mark.parametrize(

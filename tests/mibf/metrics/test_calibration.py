@@ -82,12 +82,32 @@ def test_prior_correction_follows_bayes_rule() -> None:
     wanted = (likelihood * target[:, None] / (likelihood * target[:, None]).sum(0)).T
     correction = target.log() - trained.log()
     for temperature in (1.0, 2.5):
-        logits = temperature * posterior.log()
-        figures = calibration_metrics(logits, torch.tensor([0, 1]), temperature=temperature, correction=correction)
-        expected = -F.nll_loss(wanted.log(), torch.tensor([0, 1])).item()
-        assert figures["log_loss"] == pytest.approx(-expected, rel=1e-5)
+        logits, labels = posterior.log(), torch.tensor([0, 1])
+        figures = calibration_metrics(logits, labels, temperature=temperature, correction=correction)
+        softened = wanted ** (1 / temperature) / (wanted ** (1 / temperature)).sum(dim=1, keepdim=True)
+        assert figures["log_loss"] == pytest.approx(F.nll_loss(softened.log(), labels).item(), rel=1e-5)
     assert calibration_metrics(posterior.log(), torch.tensor([0, 1]))["overall_accuracy"] == 0.5
     assert calibration_metrics(posterior.log(), torch.tensor([0, 1]), correction=correction)["overall_accuracy"] == 1
+
+
+def test_corrected_log_loss_of_one_sample_matches_hand_computation() -> None:
+    """Halves of the corrected logits 2 - ln 2.4, 1 + ln(20/9), ln(20/3) give 0.258248, 0.361734, 0.380017."""
+    correction = (torch.tensor([1 / 3] * 3) / torch.tensor([0.8, 0.15, 0.05])).log()
+    for label, wanted in enumerate((0.258248, 0.361734, 0.380017)):
+        figures = calibration_metrics(
+            torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([label]), temperature=2.0, correction=correction
+        )
+        assert figures["log_loss"] == pytest.approx(-np.log(wanted), abs=1e-4)
+        assert figures["overall_accuracy"] == (label == 2)
+
+
+@given(st.integers(2, 6), st.integers(0, 1000), st.floats(0.25, 8))
+def test_temperature_changes_no_class_whatever_the_correction(classes: int, seed: int, temperature: float) -> None:
+    logits, labels = sampled_logits(200, classes, seed)
+    correction = 3 * torch.randn(classes, generator=torch.Generator().manual_seed(seed))
+    sharp, soft = (calibration_metrics(logits, labels, temperature=t, correction=correction) for t in (1.0, temperature))
+    assert soft["overall_accuracy"] == sharp["overall_accuracy"]
+    assert soft["average_accuracy"] == sharp["average_accuracy"]
 
 
 def test_calibration_without_samples_gives_nan_and_temperature_one() -> None:
