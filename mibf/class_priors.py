@@ -11,7 +11,7 @@ Added after the division, the correction would weigh T times as much against the
 network, the more its classes would follow the priors instead of the data.
 
 A correction that raises a class is damped where few samples support it. It relies on the network's probabilities of that
-class, and where they are wrong it spreads the class over the map; without validation samples nobody would notice. With n
+class, and where they are wrong it spreads the class over the map; without validation samples nothing shows that. With n
 samples, the smaller of the class's numbers of training and validation samples, a positive correction is multiplied by
 min(1, sqrt(n / FULL_SUPPORT)): the square-root rule of limited-fluctuation credibility (Klugman, Panjer & Willmot, "Loss
 Models", chapter on limited fluctuation credibility). A negative correction is not: the other classes support it.
