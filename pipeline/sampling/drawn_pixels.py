@@ -1,0 +1,113 @@
+"""Draw a bounded number of a subset's pixels, window by window: memory grows with the pixels drawn, not with the scene.
+
+What is drawn is a pure function of the seed and the stores' tables of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mibf.errors import InputError
+from pipeline.codes import CODES, Subset
+from pipeline.grid import Window
+from pipeline.io.retry import call_with_retry
+from pipeline.store.patch_store import PatchStore
+
+
+@dataclass(frozen=True)
+class DrawnPixels:
+    """The drawn pixels of one window, row by row: positions in the window (n,) and class positions (n,)."""
+
+    store: int  #: position of the store among those that were drawn from
+    window: Window
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+def share_out(counts: NDArray[np.int64], *, limit: int, least: int) -> NDArray[np.int64]:
+    """Numbers of pixels to draw per class, (class,) each: proportional to the counts, and all of them if they fit the limit.
+
+    Every class gets at least `least` pixels, or all it has, as far as an equal share of the limit allows.
+
+    >>> share_out(np.array([8000, 1900, 90, 10]), limit=100, least=5).tolist()
+    [69, 20, 6, 5]
+    """
+    if counts.sum() <= limit:
+        return counts
+    floor = np.minimum(counts, min(least, limit // np.count_nonzero(counts)))
+    exact = (limit - floor.sum()) * (counts - floor) / (counts - floor).sum()
+    wanted = floor + exact.astype(np.int64)
+    largest_remainders = np.argsort(exact.astype(np.int64) - exact, kind="stable")[: limit - wanted.sum()]
+    wanted[largest_remainders] += 1
+    return np.asarray(wanted)
+
+
+def draw_pixels(
+    stores: Sequence[PatchStore],
+    subset: Subset,
+    *,
+    limit: int,
+    least: int,
+    seed: int,
+    report: Callable[[str], None] = lambda line: None,
+) -> Iterator[DrawnPixels]:
+    """Draw at most `limit` pixels of a subset without replacement, stratified by class as `share_out` says.
+
+    Raises:
+        InputError: a store is damaged, or its labels do not match its table of samples.
+    """
+    found = [
+        (position, window, counts)
+        for position, store in enumerate(stores)
+        for window, counts in call_with_retry(store.url, partial(store.windows_with_samples, subset), report=report)
+    ]
+    if not found:
+        return
+    counts = np.array([n for _, _, n in found])  # (windows, classes)
+    chosen = _ordinals(counts.sum(axis=0), limit=limit, least=least, generator=np.random.default_rng([seed, CODES[subset]]))
+    ends = counts.cumsum(axis=0)
+    for (position, window, _), first, last in zip(found, ends - counts, ends, strict=True):
+        own = [c[slice(*np.searchsorted(c, [a, b]))] - a for c, a, b in zip(chosen, first, last, strict=True)]
+        if any(map(len, own)):
+            store = stores[position]
+            ids = call_with_retry(store.url, partial(store.samples, window), report=report)[subset]
+            yield _locate(store, position, window, ids, own, last - first)
+
+
+def _ordinals(
+    counts: NDArray[np.int64], *, limit: int, least: int, generator: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """For each class, which of its pixels are drawn, counted through all windows, in ascending order."""
+    wanted = share_out(counts, limit=limit, least=least)
+    return [
+        np.sort(generator.choice(int(total), int(n), replace=False, shuffle=False))
+        for total, n in zip(counts, wanted, strict=True)
+    ]
+
+
+def _locate(
+    store: PatchStore,
+    position: int,
+    window: Window,
+    ids: NDArray[np.uint8],
+    own: Sequence[NDArray[np.int64]],
+    expected: NDArray[np.int64],
+) -> DrawnPixels:
+    """Find the pixels of each class, given by their numbers in grid order, in a window's class ids."""
+    places = [np.flatnonzero(ids == c.id) for c in store.classes]
+    if [len(p) for p in places] != expected.tolist():
+        raise InputError(
+            f"{store.url}: the window at row {window.y}, column {window.x} holds {[len(p) for p in places]} samples per "
+            f"class, but the store's table says {expected.tolist()}; run `mibf prepare` again."
+        )
+    flat = np.concatenate([p[numbers] for p, numbers in zip(places, own, strict=True)])
+    labels = np.repeat(np.arange(len(own)), [len(numbers) for numbers in own])
+    order = np.argsort(flat)
+    rows, columns = np.divmod(flat[order], window.width)
+    return DrawnPixels(position, window, rows, columns, labels[order])

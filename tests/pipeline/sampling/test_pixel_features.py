@@ -1,0 +1,102 @@
+"""Features of single pixels against `scipy.ndimage` and numpy, with pixels without data, edges and a finer source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.ndimage import generic_filter
+
+from pipeline.grid import Window
+from pipeline.sampling.pixel_features import at_reference_grid, pixel_features, value_features
+from pipeline.store.patch_store import PatchStore
+from pipeline.store.template import StoredSource
+
+SHAPE = (19, 23)
+SOURCES = (StoredSource("optical", 2, "exclude"), StoredSource("radar", 1, "fill", 2))
+
+
+@dataclass
+class HoledStore:
+    """Two sources with invalid pixels, one of them twice as fine; windows must lie within the grid."""
+
+    values: dict[str, NDArray[Any]]
+    valid: dict[str, NDArray[np.bool_]]
+    shape: tuple[int, int] = SHAPE
+
+    @classmethod
+    def make(cls) -> HoledStore:
+        generator = np.random.default_rng(5)
+        rows, columns = SHAPE
+        optical = generator.integers(0, 60_000, (2, rows, columns)).astype(np.uint16)
+        radar = generator.normal(-12, 3, (1, 2 * rows, 2 * columns)).astype(np.float32)
+        valid = {"optical": generator.random(SHAPE) < 0.7, "radar": generator.random((2 * rows, 2 * columns)) < 0.4}
+        valid["optical"][:9, :9] = False  # no pixel with data within reach of the corner
+        return cls({"optical": optical, "radar": radar}, valid)
+
+    def read_source(self, name: str, window: Window, *, halo: int = 0) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        assert halo == 0
+        assert min(window.y, window.x) >= 0
+        s = next(source.scale for source in SOURCES if source.name == name)
+        y, x = (slice(part.start * s, part.stop * s) for part in window.slices)
+        return self.values[name][:, y, x], self.valid[name][y, x]
+
+
+def features(store: HoledStore, window: Window) -> NDArray[np.float32]:
+    return pixel_features(cast(PatchStore, store), window, SOURCES)
+
+
+def expected(store: HoledStore) -> NDArray[np.float64]:
+    """All features of the whole scene, computed pixel by pixel."""
+    optical = np.where(store.valid["optical"], store.values["optical"].astype(float), np.nan)
+    rows, columns = SHAPE
+    radar = np.full((1, rows, columns), np.nan)
+    for y in range(rows):
+        for x in range(columns):
+            cell = np.s_[2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
+            if store.valid["radar"][cell].any():
+                radar[0, y, x] = store.values["radar"][0][cell][store.valid["radar"][cell]].astype(float).mean()
+    bands = np.concatenate([optical, radar])
+
+    def around(band: NDArray[np.float64], function: Any) -> NDArray[np.float64]:
+        def known(values: NDArray[np.float64]) -> float:
+            there = values[~np.isnan(values)]
+            return float(function(there)) if len(there) else np.nan
+
+        return np.asarray(generic_filter(band, known, size=7, mode="constant", cval=np.nan))
+
+    return np.concatenate([bands, [around(b, np.mean) for b in bands], [around(b, np.std) for b in bands]])
+
+
+def test_features_equal_those_of_scipy() -> None:
+    store = HoledStore.make()
+    found, wanted = features(store, Window(0, 0, *SHAPE)), expected(store)
+    assert found.dtype == np.float32
+    assert np.isnan(wanted[3, :6, :6]).all(), "the corner has no neighbors with data"
+    assert (np.isnan(found) == np.isnan(wanted)).all()
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+    assert np.isnan(found[2]).any(), "some reference pixels have no valid radar pixel"
+    assert value_features(SOURCES) == slice(0, 3)
+
+
+@pytest.mark.parametrize("window", [Window(0, 0, 5, 23), Window(7, 11, 12, 12), Window(18, 22, 1, 1)])
+def test_features_do_not_depend_on_the_window(window: Window) -> None:
+    store = HoledStore.make()
+    full = features(store, Window(0, 0, *SHAPE))
+    assert features(store, window).tobytes() == full[(slice(None), *window.slices)].tobytes()
+
+
+def test_deviation_of_equal_values_is_zero() -> None:
+    store = HoledStore.make()
+    store.values["optical"][:] = 59_999
+    deviations = features(store, Window(0, 0, *SHAPE))[6:8]
+    assert set(np.unique(deviations[~np.isnan(deviations)])) == {0}
+
+
+def test_finer_pixels_are_averaged_over_the_valid_ones() -> None:
+    values = np.array([[[1, 2, 9, 9], [3, 400, 9, 9]]], np.uint16)
+    valid = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], bool)
+    np.testing.assert_array_equal(at_reference_grid(values, valid, scale=2), [[[2, np.nan]]])
