@@ -1,4 +1,4 @@
-"""Commands for models: bundle show, ablate, import-checkpoint."""
+"""Commands for models: bundle show, baseline, ablate, import-checkpoint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,28 @@ from jobs.workflow.result import Result
 if TYPE_CHECKING:
     from jobs.config.config import Config
     from jobs.workflow.manifest import Manifest, StageName
+
+
+@command("Models")
+def baseline(
+    config: ConfigPath,
+    test: Annotated[
+        bool,
+        typer.Option("--test", help="Also classify the test pixels; never select a model by these scores."),
+    ] = False,
+    samples: Annotated[
+        int, typer.Option(min=100, metavar="N", help="Fit to at most N training samples, stratified by class.")
+    ] = 20_000,
+    seconds: Annotated[
+        float, typer.Option(min=1, metavar="S", help="Leave out fits that would probably exceed S seconds in all.")
+    ] = 60.0,
+    set_: Overrides = None,
+) -> Result:
+    """Baselines: fit forests, gradient boosting and logistic regression to the run's samples, and compare its model."""
+    from jobs.baseline.command import baseline as run_baseline
+    from jobs.config.loader import load
+
+    return run_baseline(load(config, overrides=set_ or ()), test=test, samples=samples, seconds=seconds)
 
 
 @command("Models")

@@ -110,6 +110,11 @@ class Workspace:
         return storage.join(self.run_folder, "ablation.json")
 
     @property
+    def baseline(self) -> str:
+        """The results of the baselines."""
+        return storage.join(self.run_folder, "baseline.json")
+
+    @property
     def bundle(self) -> str:
         """The trained model's folder."""
         return storage.join(self.url, "models", self.run)

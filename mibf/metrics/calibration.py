@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mibf.distributed import sum_over_workers
@@ -51,6 +53,17 @@ class TemperatureFit:
             left, low, right = (float(s) for s in sums[best - 1 : best + 2])
             position += 0.5 * (left - right) / max(left - 2 * low + right, 1e-12)
         return float(CANDIDATES[0] * 2.0 ** (position / 8))
+
+
+def expected_calibration_error(bins: NDArray[np.float64]) -> float:
+    """Return the mean of |accuracy - confidence| over bins, weighted by samples (Guo et al. 2017); NaN without samples.
+
+    Args:
+        bins: number of samples, sum of their confidences and number of correct ones per bin, (3, bins).
+    """
+    count, confident, right = bins
+    samples = float(count.sum())
+    return float(abs(right - confident).sum() / samples) if samples else float("nan")
 
 
 class Reliability:
@@ -107,7 +120,7 @@ class Reliability:
         squared, likelihood = sums.tolist()
         nothing = float("nan")
         return self.confusion().figures() | {
-            "ece": float(abs(right - confident).sum() / samples) if samples else nothing,
+            "ece": expected_calibration_error(bins.cpu().numpy()),
             "brier": squared / samples if samples else nothing,
             "log_loss": -likelihood / samples if samples else nothing,
             "bins": [

@@ -40,7 +40,7 @@ def share_out(counts: NDArray[np.int64], *, limit: int, least: int) -> NDArray[n
     """
     if counts.sum() <= limit:
         return counts
-    floor = np.minimum(counts, min(least, limit // np.count_nonzero(counts)))
+    floor = np.minimum(counts, min(least, limit // int(np.count_nonzero(counts))))
     exact = (limit - floor.sum()) * (counts - floor) / (counts - floor).sum()
     wanted = floor + exact.astype(np.int64)
     largest_remainders = np.argsort(exact.astype(np.int64) - exact, kind="stable")[: limit - wanted.sum()]

@@ -101,4 +101,7 @@ def _box_sum(padded: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _divide(total: NDArray[np.float64], count: NDArray[np.number]) -> NDArray[np.float64]:
     """Divide sums (B, height, width) by counts (height, width); NaN where the count is 0."""
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=np.broadcast_to(count > 0, total.shape))
+    found: NDArray[np.float64] = np.divide(
+        total, count, out=np.full(total.shape, np.nan), where=np.broadcast_to(count > 0, total.shape)
+    )
+    return found

@@ -28,7 +28,7 @@ PANELS = {
     "Run": ["demo", "init", "run", "prepare", "train", "evaluate", "map", "report"],
     "Inspect": ["plan", "status", "verify", "runs", "schema"],
     "Operate": ["rerun", "submit"],
-    "Models": ["bundle", "ablate", "import-checkpoint"],
+    "Models": ["bundle", "baseline", "ablate", "import-checkpoint"],
     "Develop": ["synth", "bench"],
 }
 
@@ -181,7 +181,8 @@ def test_completion_imports_nothing_heavy(tmp_path: Path) -> None:
     program = (
         "import json, sys\nfrom jobs.cli import app\n"
         "try:\n    app(prog_name='mibf')\nexcept SystemExit:\n    pass\n"
-        "print(json.dumps(sorted({'torch', 'ray', 'dask', 'zarr', 'xarray', 'rasterio', 'numpy'} & set(sys.modules))))\n"
+        "heavy = {'torch', 'ray', 'dask', 'zarr', 'xarray', 'rasterio', 'numpy', 'sklearn'}\n"
+        "print(json.dumps(sorted(heavy & set(sys.modules))))\n"
     )
     words = {"_MIBF_COMPLETE": "complete_bash", "COMP_WORDS": "mibf submit train ", "COMP_CWORD": "3"}
     done = subprocess.run(

@@ -1,0 +1,118 @@
+"""Read the drawn pixels of a subset: their features, classes and blocks, and the trained model's predictions of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs.runtime.progress import warn
+from mibf.bundle.bundle import Bundle
+from mibf.class_priors import PriorSetting
+from mibf.device import best_device, ieee_float32, to_device
+from mibf.network.mibfnet import MIBFNet
+from pipeline.codes import Subset
+from pipeline.io.retry import call_with_retry
+from pipeline.sampling.drawn_pixels import DrawnPixels, draw_pixels
+from pipeline.sampling.pixel_features import pixel_features
+from pipeline.store.patch_store import PatchStore, scaled_window
+from pipeline.store.template import StoredSource
+
+#: Patches that the network classifies at a time.
+BATCH = 512
+#: Largest number of blocks in which samples are counted; of more, neighboring ones are merged.
+MOST_BLOCKS = 1000
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The drawn pixels of a subset."""
+
+    drawn: list[DrawnPixels]
+    features: NDArray[np.float32]  #: (n, F), see `pipeline.sampling.pixel_features`
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class positions (n,)."""
+        return np.concatenate([d.labels for d in self.drawn])
+
+    def blocks(self, side: int) -> tuple[NDArray[np.int64], int, int]:
+        """Assign the samples to square blocks anchored at the grid's origin.
+
+        The side is doubled until at most `MOST_BLOCKS` blocks hold a sample.
+
+        Returns:
+            The block of each sample, from 0 (n,), the number of blocks, and their side in pixels.
+        """
+        store = np.concatenate([np.full(len(d.rows), d.store) for d in self.drawn])
+        rows = np.concatenate([d.window.y + d.rows for d in self.drawn])
+        columns = np.concatenate([d.window.x + d.columns for d in self.drawn])
+        while True:
+            found, block = np.unique(np.stack([store, rows // side, columns // side]), axis=1, return_inverse=True)
+            if found.shape[1] <= max(MOST_BLOCKS, store.max() + 1):
+                return block.reshape(-1), found.shape[1], side
+            side *= 2
+
+
+def read_samples(
+    stores: Sequence[PatchStore], subset: Subset, sources: Sequence[StoredSource], *, limit: int, least: int, seed: int
+) -> Samples:
+    """Draw pixels of a subset that holds some, and compute their features.
+
+    Raises:
+        InputError: a store is damaged.
+    """
+    drawn = list(draw_pixels(stores, subset, limit=limit, least=least, seed=seed, report=warn))
+    features = []
+    for pixels in drawn:
+        store = stores[pixels.store]
+
+        def read(store: PatchStore = store, pixels: DrawnPixels = pixels) -> NDArray[np.float32]:
+            return pixel_features(store, pixels.window, sources)[:, pixels.rows, pixels.columns].T
+
+        features.append(call_with_retry(store.url, read, report=warn))
+    return Samples(drawn, np.concatenate(features))
+
+
+def network_probabilities(
+    bundle: Bundle, priors: PriorSetting, stores: Sequence[PatchStore], samples: Samples
+) -> tuple[NDArray[np.float64], float]:
+    """Classify the drawn pixels with a trained model, at its temperature and with these class priors, as the map does.
+
+    Returns:
+        The probabilities (n, classes), and the seconds that the network took, without reading.
+    """
+    device = best_device()
+    network: MIBFNet = to_device(bundle.network(priors), device)
+    found, seconds = [], 0.0
+    for pixels in samples.drawn:
+        store = stores[pixels.store]
+
+        def read(store: PatchStore = store, pixels: DrawnPixels = pixels) -> list[NDArray[np.float32]]:
+            return scaled_window(store, pixels.window, bundle.scaling, halo=bundle.spec.halo)
+
+        sources = call_with_retry(store.url, read, report=warn)
+        started = time.monotonic()
+        for start in range(0, len(pixels.rows), BATCH):
+            rows, columns = pixels.rows[start : start + BATCH], pixels.columns[start : start + BATCH]
+            patches = [
+                torch.from_numpy(_patches(values, rows * s.scale, columns * s.scale, bundle.spec.patch * s.scale)).to(device)
+                for values, s in zip(sources, bundle.spec.sources, strict=True)
+            ]
+            with torch.inference_mode(), ieee_float32(device):
+                logits = network(patches).logits.double()
+            found.append((logits / bundle.temperature).softmax(dim=1).cpu().numpy())
+        seconds += time.monotonic() - started
+    return np.concatenate(found), seconds
+
+
+def _patches(
+    values: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64], side: int
+) -> NDArray[np.float32]:
+    """Cut the patches (n, B, side, side) whose first pixels are at these rows and columns of values (B, rows, columns)."""
+    views = np.lib.stride_tricks.sliding_window_view(values, (side, side), axis=(1, 2))
+    return np.ascontiguousarray(views[:, rows, columns].swapaxes(0, 1))
