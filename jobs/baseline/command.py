@@ -38,7 +38,7 @@ from pipeline.store.template import StoredSource
 #: Training samples that the baselines are fitted to, and seconds for fitting and prediction, by default.
 SAMPLES, SECONDS = 20_000, 60.0
 #: Samples of validation or test that are classified at most.
-CLASSIFIED = 50_000
+CLASSIFIED = 25_000
 #: Least number of training samples of each class, as far as there are some.
 LEAST = 20
 #: Side in pixels of the blocks of the bootstrap where the split has none.

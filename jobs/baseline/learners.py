@@ -6,6 +6,7 @@ them as values of their own, logistic regression takes the training median.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,11 @@ from typing import Any, Literal
 import numpy as np
 from dask.system import CPU_COUNT
 from numpy.typing import NDArray
+
+# Read when scikit-learn loads its OpenMP. Threads that wait busily made boosting several times slower where other processes
+# use the cores: 10 rounds took 2.8 s instead of 1.1 s (20,000 samples, 51 features, 4 classes, 2 cores).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
@@ -29,7 +35,7 @@ LearnerName = Literal["majority class", "logistic regression", "random forest", 
 FeatureSet = Literal["values", "neighborhood"]
 #: How classes are weighted: as they occur, or inversely to their frequency.
 Weights = Literal["natural", "balanced"]
-TREES, ROUNDS, ITERATIONS = 100, 100, 300
+TREES, ROUNDS, ITERATIONS = 100, 100, 100
 #: Pixels that a learner classifies at a time.
 PART = 4096
 
