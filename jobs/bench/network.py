@@ -218,7 +218,7 @@ def _row(
 ) -> Row:
     timing = timings[f"{what}, {precision}"]
     baselines = (PLAIN,) if what in (PLAIN, TRAINING) else (PATCHES, LOADED)
-    adds = _multiply_adds(work) / units
+    adds = multiply_adds(work) / units
     return Row(
         what=what,
         precision=precision,
@@ -289,7 +289,8 @@ def _pointwise(image: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(image, kernel)
 
 
-def _multiply_adds(work: Callable[[], object]) -> float:
+def multiply_adds(work: Callable[[], object]) -> float:
+    """Count the multiply-adds of the matrix products and convolutions of a call."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the counter sees only this thread
     try:

@@ -55,7 +55,7 @@ def map_on_ray(
     A tile whose workers died is not reported, and neither may be tiles waiting for the same worker. With `isolated`
     each tile is a separate task, and no task is queued on a busy worker.
 
-    A tile at which a device failed is put back, as are those that waited for it; a device that fails again at once is given
+    A tile at which a device failed is returned, as are those that waited for it; a device that fails again at once is given
     up, and the others map the rest.
 
     Raises:
@@ -84,7 +84,7 @@ def map_on_ray(
                     open_tiles.pop(outcome.tile, None)
                     each(outcome)
             lost = [device for device in health.given_up if device not in given_up]
-            # After a complete pass, the tiles that are open but not put back are those whose workers died.
+            # After a complete pass, the tiles that are open but not returned are those whose workers died.
             left = list(open_tiles if lost else put_back)
             for device in lost:
                 share = replace(share, workers=share.workers - 1)
@@ -199,7 +199,7 @@ def _tiles(rows: Rows) -> list[Tile]:
 def _to_rows(
     done: list[TileOutcome], planned: list[Tile], failure: DeviceFailedError | None, assigned: ray_cluster.AssignedDevice
 ) -> Rows:
-    """The rows of a task: outcomes, then the tile at which the device failed, then those that were put back untried."""
+    """The rows of a task: outcomes, then the tile at which the device failed, then those that were returned untried."""
     found = list(done)
     if failure is not None:
         finished = {outcome.tile for outcome in done}

@@ -39,7 +39,7 @@ from pipeline.store.template import CHUNK
 
 #: Maximum side of a picture in pixels; larger scenes are subsampled to it.
 PICTURE = 640
-#: Maximum chunks of a store to read along an axis for a picture. Every pixel of a subsample costs a whole chunk, so the
+#: Maximum chunks of a store to read along an axis for a picture. Every pixel of a subsample costs a complete chunk, so the
 #: pictures of a store of more chunks are coarser, and drawn in larger squares.
 PICTURE_CHUNKS = 160
 SUBSET_COLORS = {"train": "#0072b2", "validation": "#e69f00", "test": "#cc79a7"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """Resources per worker: whole CPUs, and a GPU if available.
+    """Resources per worker: CPUs without fractions, and a GPU if available.
 
     With 0 workers, the resources of the command's own process.
     """

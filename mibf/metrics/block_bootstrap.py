@@ -1,6 +1,6 @@
 """Intervals of accuracy and calibration metrics from a bootstrap over spatial blocks.
 
-Neighboring pixels are alike, so the number of pixels says little about how certain a metric is. The bootstrap draws whole
+Neighboring pixels are alike, so the number of pixels says little about how certain a metric is. The bootstrap draws entire
 blocks with replacement (Efron & Tibshirani 1993; blocks of correlated data: Kuensch 1989), which assumes that the blocks are
 independent of each other; with few of them the intervals are too narrow.
 """

@@ -184,7 +184,7 @@ def may_overlap(one: list[Extent] | None, other: list[Extent] | None) -> bool:
 
 
 def shifts(own: Extent, place: Extent, around: Cycle | None) -> Iterator[float]:
-    """The shifts along x, whole turns, with which a raster at `own` overlaps `place`; 0 first."""
+    """The shifts along x, full turns, with which a raster at `own` overlaps `place`; 0 first."""
     if own.overlaps(place):
         yield 0.0
     if around is None:
@@ -270,7 +270,7 @@ def _copied(parts: list[RasterPart]) -> list[RasterPart]:
 def _cuts(
     own: GeoBox, places: list[Extent], window: Window, around: Cycle | None, *, inside: bool = False
 ) -> list[RasterPart]:
-    """The parts of a raster at the places of a grid window in its CRS, shifted by whole turns.
+    """The parts of a raster at the places of a grid window in its CRS, shifted by full turns.
 
     With `inside`, no place is beyond the ends of the x axis, which a margin could reach.
     """

@@ -321,7 +321,7 @@ def _named_hdf5(node: h5py.Dataset) -> NamedArray:
         scale = dimension[0] if len(dimension) else None
         name = dimension.label or None if scale is None else posixpath.basename(scale.name)
         dims.append(name)
-        # A dimension without coordinate is a scale that says so in its name.
+        # A dimension without coordinate is a scale and is named as one.
         only_size = scale is not None and "not a netCDF variable" in str(_texts(scale.attrs, links=True).get("NAME"))
         if scale is not None and name is not None and scale.shape == (size,) and not only_size:
             coordinates[name] = Coordinate(np.asarray(scale[:]), _texts(scale.attrs))

@@ -218,7 +218,7 @@ def _nested_copies(own: GeoBox, grid: GeoBox, placed: list[float]) -> Alignment 
 
 
 def _check_overlap(file: RasterFile, own: GeoBox, grid: GeoBox) -> list[float]:
-    """The shifts along x with which the raster overlaps the grid: 0, or whole turns where longitudes wrap."""
+    """The shifts along x with which the raster overlaps the grid: 0, or full turns where longitudes wrap."""
     # Transform the grid to the file's CRS, not the reverse: a global file fits no projected CRS.
     crs, extent = own.crs.to_wkt(), extent_of(own)
     places = [extent_of(grid)] if same_crs(own.crs, grid.crs) else extents_in(grid, crs)

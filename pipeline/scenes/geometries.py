@@ -24,7 +24,7 @@ WIDE = 1 / 6
 def read_near(path: str, layer: str | None, grid: GeoBox, crs: str | None) -> geopandas.GeoDataFrame:
     """Read the features of a layer near a grid, in the file's order and CRS (`crs`); all if it or the grid has none.
 
-    Where longitudes wrap, features near the grid are found at any whole turn.
+    Where longitudes wrap, features near the grid are found at any full turn.
     """
     if grid.crs is None or crs is None:
         return geopandas.read_file(path, layer=layer)
@@ -127,7 +127,7 @@ def _as_before(x: NDArray[np.float64], before: NDArray[np.float64], owner: NDArr
 
 
 def copies_on_grid(frame: geopandas.GeoDataFrame, grid: GeoBox) -> geopandas.GeoDataFrame:
-    """The features on the grid, in order; where longitudes wrap, at any whole turn."""
+    """The features on the grid, in order; where longitudes wrap, at any full turn."""
     box = shapely.box(*grid.extent.boundingbox)
     around = None if grid.crs is None else cycle(grid.crs.to_wkt())
     if around is None or frame.empty:

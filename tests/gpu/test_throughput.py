@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.bench.batches import Prepared
 from jobs.bench.map import MapsElsewhere
+from jobs.bench.network import multiply_adds
 from jobs.config.config import Config
 from jobs.map.attempt import make_job
 from jobs.map.scene_map import SceneMap
@@ -64,14 +64,7 @@ def peak_flops(precision: Precision, *, tf32: bool = False) -> float:
 
 def flops(work: Callable[[], object]) -> float:
     """Floating-point operations of the matrix products and convolutions of a call."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the counter sees only this thread
-    try:
-        with FlopCounterMode(display=False) as counter:
-            work()
-    finally:
-        torch.set_num_threads(threads)
-    return float(counter.get_total_flops())
+    return 2 * multiply_adds(work)
 
 
 def profiled(work: Callable[[], object]) -> dict[str, Any]:

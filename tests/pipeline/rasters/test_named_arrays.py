@@ -311,7 +311,7 @@ def test_coordinates_in_kilometers_are_those_of_a_crs_in_meters(tmp_path: Path, 
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_chosen_fill_value_of_an_array_without_attributes_is_no_data(tmp_path: Path, version: int) -> None:
-    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=version)  # type: ignore[arg-type]
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=version)
     array = group.create_array("a", shape=(ROWS, COLUMNS), chunks=(ROWS, COLUMNS), dtype="int16", fill_value=-7)
     array.attrs["_ARRAY_DIMENSIONS"] = ["y", "x"]
     array[1:, :] = VALUES[0, 1:]
