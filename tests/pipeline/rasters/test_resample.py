@@ -18,11 +18,12 @@ from rasterio.vrt import WarpedVRT
 
 import pipeline.rasters.resample
 from mibf.errors import InputError
-from pipeline.grid import Window, windows
+from pipeline.grid import Window
 from pipeline.rasters.header import RasterFile
 from pipeline.rasters.longitude import needed_parts
-from pipeline.rasters.raster import header, open_raster
-from pipeline.rasters.resample import Alignment, align, read_aligned
+from pipeline.rasters.raster import header
+from pipeline.rasters.resample import Alignment, align
+from tests.support.aligned_rasters import read_on
 from tests.support.scenes import CRS, TRANSFORM, write_raster
 
 GRID = GeoBox((60, 50), TRANSFORM, CRS)
@@ -35,14 +36,7 @@ def aligned(path: Path, grid: GeoBox = GRID, *, resampling: str | None = None) -
 
 def read(path: Path, grid: GeoBox = GRID, *, side: int = 64, resampling: str | None = None) -> np.ndarray:
     """Read the raster on the full grid window by window; NaN where there is no data."""
-    file, alignment = aligned(path, grid, resampling=resampling)
-    rows, columns = grid.shape
-    whole = np.full((header(file).bands, rows, columns), np.nan)
-    with open_raster(file) as raster:
-        for window in windows((rows, columns), side):
-            values, valid = read_aligned(raster, alignment, grid, window)
-            whole[:, *window.slices] = np.where(valid, values, np.nan)
-    return whole
+    return read_on(path, grid, side=side, resampling=resampling)
 
 
 def random_raster(path: Path, rows: int, columns: int, **where: Any) -> np.ndarray:
