@@ -13,7 +13,7 @@ from pipeline.rasters.raster import header, open_raster
 from pipeline.rasters.resample import align, read_aligned
 
 
-def read_on(path: Path, grid: GeoBox, *, side: int, resampling: str | None = "nearest") -> np.ndarray:
+def read_to_grid(path: Path, grid: GeoBox, *, side: int, resampling: str | None = "nearest") -> np.ndarray:
     """Read a raster on a grid, by windows of `side` pixels: (band, y, x), NaN where there is no data."""
     file = RasterFile(str(path))
     head = header(file)

@@ -20,7 +20,7 @@ from pipeline.grid import Window
 from pipeline.rasters.header import RasterFile
 from pipeline.rasters.longitude import cycle, geographic_extents, may_overlap, needed_parts
 from pipeline.rasters.raster import header
-from tests.support.aligned_rasters import read_on
+from tests.support.aligned_rasters import read_to_grid
 from tests.support.scenes import write_raster
 
 RESOLUTION = 0.01
@@ -79,7 +79,7 @@ def test_raster_at_any_longitudes_covers_the_grid_at_180_degrees(
     left, width = SOURCES[name]
     values = geographic(tmp_path / "a.tif", left, width, masked=masked)
     wanted = looked_up(values, Affine(RESOLUTION, 0, left, 0, -RESOLUTION, 0.3), "EPSG:4326", grid, period=360)
-    found = read_on(tmp_path / "a.tif", grid, side=side)
+    found = read_to_grid(tmp_path / "a.tif", grid, side=side)
     assert np.isfinite(wanted).mean() > (0.97 if width > 1 and not masked else 0.1)
     np.testing.assert_array_equal(found, wanted)
 
@@ -107,7 +107,7 @@ def test_resampled_values_at_180_degrees_are_those_of_gdalwarp(
                 YSCALE="1",
             )
             wanted[:, :, column : column + 5] = part
-    found = read_on(tmp_path / "a.tif", box, side=32, resampling=resampling)
+    found = read_to_grid(tmp_path / "a.tif", box, side=32, resampling=resampling)
     assert np.isfinite(found).mean() > 0.7
     x, y = box.affine * (np.arange(box.shape[1]) + 0.5, np.full(box.shape[1], box.shape[0] / 2))
     longitude = pyproj.Transformer.from_crs(box.crs.to_wkt(), "EPSG:4326", always_xy=True).transform(x, y)[0]
@@ -123,7 +123,7 @@ def test_mercator_raster_beyond_180_degrees_covers_a_utm_grid(tmp_path: Path, le
     write_raster(tmp_path / "a.tif", values, transform=transform, crs="EPSG:3857")
     grid = GRIDS["UTM 60"]
     wanted = looked_up(values, transform, "EPSG:3857", grid, period=2 * np.pi * 6378137)
-    found = read_on(tmp_path / "a.tif", grid, side=16)
+    found = read_to_grid(tmp_path / "a.tif", grid, side=16)
     assert np.isfinite(wanted).mean() > 0.9
     assert np.isclose(found, wanted, equal_nan=True).mean() > 0.99
 
@@ -131,13 +131,15 @@ def test_mercator_raster_beyond_180_degrees_covers_a_utm_grid(tmp_path: Path, le
 def test_grid_at_greenwich_is_covered_by_a_raster_of_0_to_360_degrees(tmp_path: Path) -> None:
     values = geographic(tmp_path / "a.tif", 0, 360, masked=False)
     grid = GeoBox((24, 90), Affine(RESOLUTION, 0, -0.45, 0, -RESOLUTION, 0.12), "EPSG:4326")
-    np.testing.assert_array_equal(read_on(tmp_path / "a.tif", grid, side=16), np.roll(values, 45, axis=2)[:, 18:42, :90])
+    np.testing.assert_array_equal(
+        read_to_grid(tmp_path / "a.tif", grid, side=16), np.roll(values, 45, axis=2)[:, 18:42, :90]
+    )
     coarse = Affine(4 * RESOLUTION, 0, 0, 0, -4 * RESOLUTION, 0.24)
     write_raster(
         tmp_path / "b.tif", np.arange(1, 9001, dtype=np.int16).reshape(1, 1, 9000), transform=coarse, crs="EPSG:4326"
     )
     grid = GeoBox((2, 8), Affine(RESOLUTION, 0, -0.04, 0, -RESOLUTION, 0.24), "EPSG:4326")
-    np.testing.assert_array_equal(read_on(tmp_path / "b.tif", grid, side=3), [[[9000] * 4 + [1] * 4] * 2])
+    np.testing.assert_array_equal(read_to_grid(tmp_path / "b.tif", grid, side=3), [[[9000] * 4 + [1] * 4] * 2])
 
 
 def test_masked_global_raster_is_read_only_near_180_degrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,8 +150,8 @@ def test_masked_global_raster_is_read_only_near_180_degrees(tmp_path: Path, monk
     assert sum(part.window.width for part in needed) < 120
     monkeypatch.setattr(pipeline.rasters.resample, "MAX_PIXELS_IN_MEMORY", 500)
     np.testing.assert_array_equal(
-        read_on(tmp_path / "a.tif", GRIDS["UTM 60"], side=96),
-        read_on(tmp_path / "a.tif", GRIDS["UTM 60"], side=7),
+        read_to_grid(tmp_path / "a.tif", GRIDS["UTM 60"], side=96),
+        read_to_grid(tmp_path / "a.tif", GRIDS["UTM 60"], side=7),
     )
 
 
@@ -157,7 +159,7 @@ def test_raster_elsewhere_is_still_refused(tmp_path: Path) -> None:
     geographic(tmp_path / "a.tif", 170, 2, masked=False)
     for grid in GRIDS.values():
         with pytest.raises(InputError, match="does not overlap the reference grid"):
-            read_on(tmp_path / "a.tif", grid, side=96)
+            read_to_grid(tmp_path / "a.tif", grid, side=96)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_polar_grid_is_covered_by_global_rasters_of_any_longitudes(tmp_path: Pat
     grid = GeoBox((100, 100), Affine(40000, 0, -2e6, 0, -40000, 2e6), "EPSG:3413")
     x, y = grid.affine * np.array(np.meshgrid(np.arange(100) + 0.5, np.arange(100) + 0.5))
     longitude, latitude = pyproj.Transformer.from_crs("EPSG:3413", "EPSG:4326", always_xy=True).transform(x, y)
-    found = read_on(tmp_path / "a.tif", grid, side=side, resampling="bilinear")[0]
+    found = read_to_grid(tmp_path / "a.tif", grid, side=side, resampling="bilinear")[0]
     far = latitude < 86
     np.testing.assert_allclose(found[far], 1000 * np.cos(np.radians(longitude[far])), atol=1)
     assert np.isfinite(found).all()

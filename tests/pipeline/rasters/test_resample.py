@@ -23,7 +23,7 @@ from pipeline.rasters.header import RasterFile
 from pipeline.rasters.longitude import needed_parts
 from pipeline.rasters.raster import header
 from pipeline.rasters.resample import Alignment, align
-from tests.support.aligned_rasters import read_on
+from tests.support.aligned_rasters import read_to_grid
 from tests.support.scenes import CRS, TRANSFORM, write_raster
 
 GRID = GeoBox((60, 50), TRANSFORM, CRS)
@@ -36,7 +36,7 @@ def aligned(path: Path, grid: GeoBox = GRID, *, resampling: str | None = None) -
 
 def read(path: Path, grid: GeoBox = GRID, *, side: int = 64, resampling: str | None = None) -> np.ndarray:
     """Read the raster on the full grid window by window; NaN where there is no data."""
-    return read_on(path, grid, side=side, resampling=resampling)
+    return read_to_grid(path, grid, side=side, resampling=resampling)
 
 
 def random_raster(path: Path, rows: int, columns: int, **where: Any) -> np.ndarray:
