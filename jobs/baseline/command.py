@@ -28,10 +28,10 @@ from jobs.workflow.split_caveat import split_caveat
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from mibf.metrics.block_bootstrap import BlockCounts, draw_blocks, interval
+from pipeline.boosting.pixel_features import value_features
 from pipeline.codes import Subset
 from pipeline.io import storage
 from pipeline.io.lease import acquire
-from pipeline.sampling.pixel_features import value_features
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.template import StoredSource
 

@@ -15,10 +15,10 @@ from mibf.bundle.bundle import Bundle
 from mibf.class_priors import PriorSetting
 from mibf.device import best_device, ieee_float32, to_device
 from mibf.network.mibfnet import MIBFNet
+from pipeline.boosting.pixel_features import pixel_features
 from pipeline.codes import Subset
 from pipeline.io.retry import call_with_retry
 from pipeline.sampling.drawn_pixels import DrawnPixels, draw_pixels
-from pipeline.sampling.pixel_features import pixel_features
 from pipeline.store.patch_store import PatchStore, scaled_window
 from pipeline.store.template import StoredSource
 
@@ -33,7 +33,7 @@ class Samples:
     """The drawn pixels of a subset."""
 
     drawn: list[DrawnPixels]
-    features: NDArray[np.float32]  #: (n, F), see `pipeline.sampling.pixel_features`
+    features: NDArray[np.float32]  #: (n, F), see `pipeline.boosting.pixel_features`
 
     @property
     def labels(self) -> NDArray[np.int64]:

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import generic_filter
 
+from pipeline.boosting.pixel_features import at_reference_grid, pixel_features, value_features
 from pipeline.grid import Window
-from pipeline.sampling.pixel_features import at_reference_grid, pixel_features, value_features
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.template import StoredSource
 
