@@ -20,26 +20,53 @@ from pipeline.store.template import StoredSource
 
 #: Side of the neighborhood in reference pixels, that of the paper's patches.
 NEIGHBORHOOD = 7
-_REACH = NEIGHBORHOOD // 2
+REACH = NEIGHBORHOOD // 2
+#: Pixels that are computed at a time, so that the float64 sums of one band of them fit a core's cache: 1024 x 1024 pixels of
+#: 15 bands took 0.45 s, and 0.80 s in one piece.
+STRIP = 32_768
 
 
 def pixel_features(store: PatchStore, window: Window, sources: Sequence[StoredSource]) -> NDArray[np.float32]:
-    """Compute the features of every pixel of a window within the grid, (F, height, width).
-
-    The first features are the values of all bands of all sources, in the sources' units; then come the means and then the
-    population standard deviations of the same bands over the neighborhood of `NEIGHBORHOOD` x `NEIGHBORHOOD` pixels.
+    """Compute the features of every pixel of a window within the grid, (F, height, width); see `features_of`.
 
     Raises:
         InputError: a chunk of the store is damaged.
     """
-    values, means, deviations = [], [], []
-    for source in sources:
-        padded = _values_with_halo(store, source, window)
-        mean, deviation = _neighborhood(padded)
-        values.append(padded[:, _REACH:-_REACH, _REACH:-_REACH])
-        means.append(mean)
-        deviations.append(deviation)
-    return np.concatenate([*values, *means, *deviations]).astype(np.float32)
+    return features_of(read_values(store, window, sources))
+
+
+def read_values(store: PatchStore, window: Window, sources: Sequence[StoredSource]) -> tuple[NDArray[np.float32], ...]:
+    """Read what the features of a window within the grid are computed from.
+
+    Returns:
+        The values of each source at the reference grid, in the source's units (B, height + 2 `REACH`, width + 2 `REACH`);
+        NaN without data and beyond the grid.
+
+    Raises:
+        InputError: a chunk of the store is damaged.
+    """
+    return tuple(_values_with_halo(store, source, window) for source in sources)
+
+
+def features_of(values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Compute the features (F, height, width) from the result of `read_values`.
+
+    The first features are the values of all bands of all sources, in the sources' units; then come the means and then the
+    population standard deviations of the same bands over the neighborhood of `NEIGHBORHOOD` x `NEIGHBORHOOD` pixels.
+    """
+    bands = sum(len(source) for source in values)
+    height, width = (size - 2 * REACH for size in values[0].shape[1:])
+    features = np.empty((3, bands, height, width), np.float32)
+    rows = max(1, STRIP // width)
+    first = 0
+    for source in values:
+        own = features[:, first : first + len(source)]
+        first += len(source)
+        own[0] = source[:, REACH:-REACH, REACH:-REACH]
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            _neighborhood(source[:, top : bottom + 2 * REACH], own[1:, :, top:bottom])
+    return features.reshape(-1, height, width)
 
 
 def value_features(sources: Sequence[StoredSource]) -> slice:
@@ -47,20 +74,23 @@ def value_features(sources: Sequence[StoredSource]) -> slice:
     return slice(0, sum(source.bands for source in sources))
 
 
-def _values_with_halo(store: PatchStore, source: StoredSource, window: Window) -> NDArray[np.float64]:
+def _values_with_halo(store: PatchStore, source: StoredSource, window: Window) -> NDArray[np.float32]:
     """Values (B, height + 2 reach, width + 2 reach) at the reference grid; NaN without data and beyond the grid."""
     rows, columns = store.shape
-    y, x = max(0, window.y - _REACH), max(0, window.x - _REACH)
-    bottom = min(rows, window.y + window.height + _REACH)
-    right = min(columns, window.x + window.width + _REACH)
+    y, x = max(0, window.y - REACH), max(0, window.x - REACH)
+    bottom = min(rows, window.y + window.height + REACH)
+    right = min(columns, window.x + window.width + REACH)
     inside = at_reference_grid(*store.read_source(source.name, Window(y, x, bottom - y, right - x)), scale=source.scale)
-    padded = np.full((source.bands, window.height + 2 * _REACH, window.width + 2 * _REACH), np.nan)
-    top, left = y - window.y + _REACH, x - window.x + _REACH
+    shape = (source.bands, window.height + 2 * REACH, window.width + 2 * REACH)
+    if inside.shape == shape:
+        return inside
+    padded = np.full(shape, np.nan, np.float32)
+    top, left = y - window.y + REACH, x - window.x + REACH
     padded[:, top : top + bottom - y, left : left + right - x] = inside
     return padded
 
 
-def at_reference_grid(values: NDArray[np.generic], valid: NDArray[np.bool_], *, scale: int) -> NDArray[np.float64]:
+def at_reference_grid(values: NDArray[np.generic], valid: NDArray[np.bool_], *, scale: int) -> NDArray[np.float32]:
     """Average the valid pixels of a source within each reference pixel; NaN where there are none.
 
     Args:
@@ -68,40 +98,56 @@ def at_reference_grid(values: NDArray[np.generic], valid: NDArray[np.bool_], *, 
         valid: the same without bands.
         scale: pixels per reference pixel along an axis.
     """
-    bands, fine_rows, fine_columns = values.shape
     if scale == 1:
-        return np.where(valid, values, np.nan).astype(np.float64)
+        found: NDArray[np.float32] = values.astype(np.float32)
+        np.copyto(found, np.float32(np.nan), where=~valid)
+        return found
+    bands, fine_rows, fine_columns = values.shape
     shape = (fine_rows // scale, scale, fine_columns // scale, scale)
     known = np.where(valid, values, 0).astype(np.float64).reshape(bands, *shape).sum(axis=(2, 4))
-    return _divide(known, valid.reshape(shape).sum(axis=(1, 3)))
+    found = (known / _or_nan(valid.reshape(shape).sum(axis=(1, 3)))).astype(np.float32)
+    return found
 
 
-def _neighborhood(padded: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and population standard deviation (B, height, width) of the known values around each pixel."""
+def _neighborhood(padded: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+    """Compute mean and population standard deviation of the known values around each pixel of a source.
+
+    Args:
+        padded: (B, height + 2 reach, width + 2 reach).
+        found: where the means and deviations are written (2, B, height, width).
+    """
     known = np.isfinite(padded[0])  # a source has data in all its bands, or in none
-    count = _box_sum(known.astype(np.float64))
-    filled = np.where(known, padded, 0)
-    total, squares = _box_sum(filled), _box_sum(filled**2)
-    # Exact for integers up to 16 bits, so that equal values have a deviation of 0.
-    variance = _divide(np.maximum(count * squares - total**2, 0), count**2)
-    return _divide(total, count), np.sqrt(variance)
+    complete = bool(known.all())
+    count = np.float64(NEIGHBORHOOD**2) if complete else _or_nan(_box_sum(known.astype(np.float64)))
+    for band, mean, deviation in zip(padded, *found, strict=True):
+        filled = band.astype(np.float64)
+        if not complete:
+            np.copyto(filled, 0, where=~known)
+        total = _box_sum(filled)
+        mean[:] = total / count
+        # Exact for integers up to 16 bits, so that equal values have a deviation of 0.
+        variance = _box_sum(np.multiply(filled, filled, out=filled))
+        variance *= count
+        variance -= np.multiply(total, total, out=total)
+        np.maximum(variance, 0, out=variance)
+        variance /= count**2
+        deviation[:] = np.sqrt(variance, out=variance)
 
 
 def _box_sum(padded: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum over the square around each pixel, (..., height + 2 reach, width + 2 reach) -> (..., height, width)."""
-    height, width = (size - 2 * _REACH for size in padded.shape[-2:])
-    columns = padded[..., :height, :].copy()
-    for offset in range(1, NEIGHBORHOOD):
-        columns += padded[..., offset : offset + height, :]
-    total = columns[..., :width].copy()
-    for offset in range(1, NEIGHBORHOOD):
-        total += columns[..., offset : offset + width]
+    """Sum over the square around each pixel, (height + 2 reach, width + 2 reach) -> (height, width)."""
+    return _sum_of_rows(_sum_of_rows(padded).T).T
+
+
+def _sum_of_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum each `NEIGHBORHOOD` successive rows: in pairs and fours, which takes four additions instead of six."""
+    two = values[:-1] + values[1:]
+    four = two[:-2] + two[2:]
+    total: NDArray[np.float64] = four[:-3] + two[4:-1]
+    total += values[6:]
     return total
 
 
-def _divide(total: NDArray[np.float64], count: NDArray[np.number]) -> NDArray[np.float64]:
-    """Divide sums (B, height, width) by counts (height, width); NaN where the count is 0."""
-    found: NDArray[np.float64] = np.divide(
-        total, count, out=np.full(total.shape, np.nan), where=np.broadcast_to(count > 0, total.shape)
-    )
-    return found
+def _or_nan(count: NDArray[np.number]) -> NDArray[np.float64]:
+    """Replace counts of 0 by NaN, for division."""
+    return np.where(count > 0, count, np.nan)

@@ -7,10 +7,13 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import generic_filter
 
-from pipeline.boosting.pixel_features import at_reference_grid, pixel_features, value_features
+from pipeline.boosting import pixel_features as module
+from pipeline.boosting.pixel_features import REACH, at_reference_grid, pixel_features, read_values, value_features
 from pipeline.grid import Window
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.template import StoredSource
@@ -82,11 +85,33 @@ def test_features_equal_those_of_scipy() -> None:
     assert value_features(SOURCES) == slice(0, 3)
 
 
-@pytest.mark.parametrize("window", [Window(0, 0, 5, 23), Window(7, 11, 12, 12), Window(18, 22, 1, 1)])
-def test_features_do_not_depend_on_the_window(window: Window) -> None:
+@st.composite
+def windows_within(draw: st.DrawFn) -> Window:
+    """A window within the grid, down to one pixel and up to all of them."""
+    (y, bottom), (x, right) = (sorted(draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))) for n in SHAPE)
+    return Window(y, x, bottom - y, right - x)
+
+
+@given(window=windows_within(), strip=st.sampled_from([1, 40, 100, module.STRIP]), complete=st.booleans())
+def test_features_do_not_depend_on_the_window(window: Window, strip: int, complete: bool) -> None:
     store = HoledStore.make()
+    if complete:
+        store.valid["optical"][:] = True
     full = features(store, Window(0, 0, *SHAPE))
-    assert features(store, window).tobytes() == full[(slice(None), *window.slices)].tobytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "STRIP", strip)
+        assert features(store, window).tobytes() == full[(slice(None), *window.slices)].tobytes()
+
+
+def test_values_that_are_read_are_missing_without_data_and_beyond_the_grid() -> None:
+    store = HoledStore.make()
+    optical, radar = read_values(cast(PatchStore, store), Window(15, 0, 4, 9), SOURCES)
+    assert (optical.dtype, radar.dtype) == (np.float32, np.float32)
+    assert (optical.shape, radar.shape) == ((2, 10, 15), (1, 10, 15))
+    assert np.isnan(optical[:, -REACH:]).all(), "below the grid"
+    assert np.isnan(optical[:, :, :REACH]).all(), "left of the grid"
+    inside = np.where(store.valid["optical"], store.values["optical"], np.nan)[:, 12:19, :12]
+    np.testing.assert_array_equal(optical[:, :-REACH, REACH:], inside)
 
 
 def test_deviation_of_equal_values_is_zero() -> None:
