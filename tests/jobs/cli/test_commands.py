@@ -181,7 +181,7 @@ def test_completion_imports_nothing_heavy(tmp_path: Path) -> None:
     program = (
         "import json, sys\nfrom jobs.cli import app\n"
         "try:\n    app(prog_name='mibf')\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'ray', 'dask', 'zarr', 'xarray', 'rasterio', 'numpy', 'sklearn'}\n"
+        "heavy = {'torch', 'ray', 'dask', 'zarr', 'xarray', 'rasterio', 'numpy', 'sklearn', 'lightgbm'}\n"
         "print(json.dumps(sorted(heavy & set(sys.modules))))\n"
     )
     words = {"_MIBF_COMPLETE": "complete_bash", "COMP_WORDS": "mibf submit train ", "COMP_CWORD": "3"}
