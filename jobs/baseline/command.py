@@ -88,8 +88,11 @@ def baseline(
             for subset in subsets
         ]
         classes = len(stores[0].classes)
-        left_out = _fit_all(train, measured, sources, classes=classes, seed=seed, seconds=seconds, clock=clock)
-        notes = _add_network(config, workspace, stores, measured)
+        blocks, *_ = train.blocks(_block(config))
+        left_out, cut = _fit_all(
+            train, measured, sources, blocks=blocks, classes=classes, seed=seed, seconds=seconds, clock=clock
+        )
+        notes = [*_cut_short(cut, seconds), *_add_network(config, workspace, stores, measured)]
         found = Baselines(
             train=len(train.features),
             available=int(available["train"].sum()),
@@ -204,19 +207,22 @@ def _fit_all(
     measured: Sequence[_Measured],
     sources: Sequence[StoredSource],
     *,
+    blocks: NDArray[np.int64],
     classes: int,
     seed: int,
     seconds: float,
     clock: Callable[[], float],
-) -> list[str]:
-    """Fit and measure the variants for which there is time; return the others.
+) -> tuple[list[str], list[str]]:
+    """Fit and measure the variants for which there is time; return the others, and those that were cut short.
 
     The majority class and the first learner are always fitted. Another one is left out if its last fit, on whatever
-    features, took longer than the time that is left.
+    features, took longer than the time that is left. Each may take half of that time, so that some is left for others.
     """
     planned = list(variants())
     columns: dict[FeatureSet | None, slice] = {"values": value_features(sources)}
-    labels, left_out = train.labels, []
+    labels = train.labels
+    left_out: list[str] = []
+    cut: list[str] = []
     last: dict[str, float] = {}  # seconds of the last fit by learner
     begun = clock()
     with progress_bar("baselines", len(planned), unit="fits") as advance:
@@ -227,15 +233,36 @@ def _fit_all(
                 continue
             started = clock()
             own = columns.get(variant.features, slice(None))
-            fitted = FittedLearner(variant, train.features[:, own], labels, seed=seed)
+            limit = (seconds - (started - begun)) / 2
+            fitted = FittedLearner(
+                variant,
+                train.features[:, own],
+                labels,
+                classes=classes,
+                seed=seed,
+                blocks=blocks,
+                seconds=limit,
+                clock=clock,
+            )
             trained = clock() - started
+            if not fitted.complete:
+                cut.append(str(variant))
             for each in measured:
                 before = clock()
-                probabilities = fitted.probabilities(each.samples.features[:, own], classes=classes)
+                probabilities = fitted.probabilities(each.samples.features[:, own])
                 each.add(variant, probabilities, trained=trained, took=clock() - before)
             last[variant.learner] = clock() - started
             advance(1)
-    return left_out
+    return left_out, cut
+
+
+def _cut_short(learners: Sequence[str], seconds: float) -> Iterator[str]:
+    """The note on learners that were not fitted to the end."""
+    if learners:
+        yield (
+            f"cut short to keep to {seconds:g} s, so that their figures may be too low and vary from run to run: "
+            f"{', '.join(learners)}; raise --seconds or lower --samples"
+        )
 
 
 def _add_network(
