@@ -1,7 +1,7 @@
-"""Check the text of a LightGBM model before LightGBM reads it.
+"""Read the text of a LightGBM model.
 
-LightGBM ends the process when it meets a malformed tree, and follows children that are out of range. Hence everything that
-it would rely on is checked here: https://lightgbm.readthedocs.io, `GBDT::LoadModelFromString` and `Tree::Tree`.
+Everything is checked, because LightGBM itself ends the process when it meets a malformed tree, and follows children that are
+out of range. Format: `GBDT::LoadModelFromString` and `Tree::Tree` of https://github.com/microsoft/LightGBM.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,26 +24,48 @@ LEAF_FIELDS = ("leaf_value", "leaf_weight", "leaf_count")
 OPTIONAL = {"split_gain", "internal_value", "internal_weight", "internal_count", "leaf_weight", "leaf_count"}
 INTEGERS = {"split_feature", "decision_type", "left_child", "right_child", "internal_count", "leaf_count"}
 TREE_FIELDS = {"Tree", "num_leaves", "num_cat", "is_linear", "shrinkage", *SPLIT_FIELDS, *LEAF_FIELDS}
-#: Split types without categories: which way missing values go (bit 1), and what counts as missing (bits 2 and 3).
-DECISIONS = (0, 2, 4, 6, 8, 10)
+#: Splits without categories: whether missing values go left (bit 1), and whether they are NaN (bit 3) or count as 0.
+DECISIONS = (0, 2, 8, 10)
+LEFT, NAN = 2, 8
+#: Most leaves of a tree, so that a byte holds the number of a leaf.
+MOST_LEAVES = 256
 
 
 class ModelTextError(ValueError):
     """A text is not a LightGBM model that can be used here."""
 
 
+class Split(NamedTuple):
+    """A split of a tree: a feature above the threshold goes right, any other left."""
+
+    feature: int
+    threshold: np.float32
+    missing_left: bool
+    left: int  #: a later split, or -1 - the number of a leaf
+    right: int
+
+
 @dataclass(frozen=True)
-class Header:
-    """What a model computes."""
+class Tree:
+    """A tree, whose first split is the root; without splits, it has one leaf."""
+
+    splits: tuple[Split, ...]
+    leaves: NDArray[np.float64]  #: the score of each leaf
+
+
+@dataclass(frozen=True)
+class Model:
+    """Boosted trees. In each round, a multiclass model has a tree per class, a binary one has one tree."""
 
     classes: int
     features: int
     rounds: int
     sigmoid: float | None  #: factor of the scores of a binary model; None for a multiclass one
+    trees: tuple[Tree, ...]
 
 
-def read_header(text: str) -> Header:
-    """Check a model completely, and return what it computes.
+def read_model(text: str) -> Model:
+    """Read a model.
 
     Raises:
         ModelTextError: the text is not a model, is damaged, or is a model of another kind than boosted trees for classes.
@@ -62,13 +85,10 @@ def read_header(text: str) -> Header:
         raise ModelTextError(f"is damaged: {per_round} trees a round for {classes} classes")
     if any(len(fields.get(name, "").split()) != features for name in ("feature_names", "feature_infos")):
         raise ModelTextError(f"is damaged: not {features} names and ranges of features")
-    trees = 0
-    for tree in _trees(text, len(head) + 2, fields):
-        _check_tree(tree, trees, features)
-        trees += 1
-    if not trees or trees % per_round:
-        raise ModelTextError(f"is damaged: {trees} trees, {per_round} a round")
-    return Header(classes, features, trees // per_round, sigmoid)
+    trees = tuple(_tree(tree, i, features) for i, tree in enumerate(_trees(text, len(head) + 2, fields)))
+    if not trees or len(trees) % per_round:
+        raise ModelTextError(f"is damaged: {len(trees)} trees, {per_round} a round")
+    return Model(classes, features, len(trees) // per_round, sigmoid, trees)
 
 
 def _fields(text: str) -> dict[str, str]:
@@ -109,7 +129,8 @@ def _trees(text: str, start: int, fields: Mapping[str, str]) -> Iterator[str]:
         raise ModelTextError("is damaged or incomplete: the trees do not end where they should")
 
 
-def _check_tree(text: str, number: int, features: int) -> None:
+def _tree(text: str, number: int, features: int) -> Tree:
+    """Read a tree."""
     if not text.startswith(f"Tree={number}\n"):
         raise ModelTextError(f"is damaged or incomplete: tree {number} is not where it should be")
     fields = _fields(text.rstrip("\n"))
@@ -125,8 +146,23 @@ def _check_tree(text: str, number: int, features: int) -> None:
         found |= {name: _values(fields, name, leaves - 1) for name in SPLIT_FIELDS}
     if not all(np.isfinite(values).all() for name, values in found.items() if name != "threshold"):
         raise ModelTextError(f"is damaged: tree {number} holds a value that is not a number")
+    if leaves > MOST_LEAVES:
+        raise ModelTextError(f"has trees of more than {MOST_LEAVES} leaves")
     if leaves > 1 and not _valid_splits(found, leaves, features):
         raise ModelTextError(f"is damaged: a split of tree {number} has a feature, kind or child that does not exist")
+    return Tree(_splits(found) if leaves > 1 else (), found["leaf_value"])
+
+
+def _splits(tree: Mapping[str, NDArray[np.float64]]) -> tuple[Split, ...]:
+    # A float32 is above a threshold exactly if it is above the largest float32 that is not.
+    exact = tree["threshold"]
+    thresholds = exact.astype(np.float32)
+    thresholds = np.where(thresholds > exact, np.nextafter(thresholds, np.float32(-np.inf)), thresholds)
+    kinds = tree["decision_type"].astype(int)
+    missing_left = np.where(kinds & NAN, kinds & LEFT > 0, exact >= 0)
+    whole = (tree[name].astype(int).tolist() for name in ("split_feature", "left_child", "right_child"))
+    features, left, right = whole
+    return tuple(map(Split, features, thresholds, missing_left.tolist(), left, right))
 
 
 def _values(fields: Mapping[str, str], name: str, count: int) -> NDArray[np.float64]:

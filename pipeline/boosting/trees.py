@@ -1,7 +1,7 @@
-"""Gradient boosted trees for classes: training and scores, by LightGBM.
+"""Gradient boosted trees for classes: training by LightGBM, and scores.
 
-A model is kept as LightGBM's text, never pickled. LightGBM is imported when it is first used: importing it takes seconds and
-needs a system library.
+A model is kept as LightGBM's text, never pickled. Only training needs LightGBM, which is imported then: that takes seconds
+and needs a system library.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from mibf.errors import InputError
-from pipeline.boosting.model_text import END, ModelTextError, read_header
-
-if TYPE_CHECKING:
-    import lightgbm
+from pipeline.boosting.evaluation import BLOCK, evaluate
+from pipeline.boosting.model_text import ModelTextError, read_model
 
 #: Boosting rounds at most, and rounds without a lower loss of the validation samples after which training stops.
 ROUNDS, STOPPING_ROUNDS = 300, 25
@@ -45,12 +43,9 @@ LEAF_SAMPLES, FEWEST_LEAF_SAMPLES, LEAF_SHARE = 30, 3, 50
 #: busily for each other: where other processes used the cores, ten rounds with 20,000 samples of 45 features took 2 to 28 s
 #: on two threads and 0.6 s on one. `OMP_WAIT_POLICY` would have to be set before torch is imported, and slow torch.
 VALUES_PER_THREAD = 5_000_000
-#: Rows that are scored at a time.
-PART = 8192
 
-# LightGBM keeps one number of threads for the whole process, and sizes buffers by it. Training and scoring at the same time,
-# with other numbers, could write beyond these buffers.
-_RUNNING = threading.Lock()
+# LightGBM keeps one number of threads for the whole process, which two trainings would change for each other.
+_TRAINING = threading.Lock()
 
 
 class LabelledFeatures(NamedTuple):
@@ -70,16 +65,10 @@ class Trees:
     rounds: int
 
     def __init__(self, text: str) -> None:
-        """Read a model that `read_header` accepts."""
-        header = read_header(text)
-        self.text, self.classes, self.features, self.rounds = text, header.classes, header.features, header.rounds
-        self._sigmoid = header.sigmoid
-        used = text[: text.index(END) + len(END)]  # what follows are LightGBM's settings in training
-        library = _lightgbm()
-        try:
-            self._booster: lightgbm.Booster = library.Booster(model_str=used)
-        except library.basic.LightGBMError as error:
-            raise ModelTextError(f"cannot be read by LightGBM: {error}") from error
+        """Read a model; `from_text` names what is wrong with it."""
+        self._model = read_model(text)
+        self.text = text
+        self.classes, self.features, self.rounds = self._model.classes, self._model.features, self._model.rounds
 
     @classmethod
     def from_text(
@@ -94,8 +83,7 @@ class Trees:
             name: what the text was read from, for messages.
 
         Raises:
-            InputError: the text is no such model, is damaged, or has other numbers than expected; or LightGBM cannot be
-                loaded.
+            InputError: the text is no such model, is damaged, or has other numbers than expected.
         """
         try:
             found = cls(text)
@@ -117,27 +105,24 @@ class Trees:
         """
         if features.ndim != 2 or features.shape[1] != self.features:
             raise ValueError(f"features of shape {features.shape}, expected (n, {self.features})")
-        scores = np.zeros((len(features), self.classes))
-        parts = [slice(start, start + PART) for start in range(0, len(features), PART)]
+        model = self._model
+        found = np.zeros((self.classes if model.sigmoid is None else 1, len(features)))
+        starts = range(0, len(features), BLOCK)
 
-        # One call of LightGBM per thread instead of LightGBM's own threads: these cannot be used in a forked process, and
-        # wait for each other.
-        def fill(part: slice) -> None:
-            found = self._booster.predict(np.ascontiguousarray(features[part]), raw_score=True, num_threads=1)
-            if self._sigmoid is None:
-                scores[part] = found
-            else:
-                scores[part, 1] = self._sigmoid * np.asarray(found)
+        def fill(start: int) -> None:
+            block = slice(start, start + BLOCK)
+            evaluate(model, features[block].T, found[:, block])
 
-        threads = min(threads or CPU_COUNT, len(parts))
-        with _RUNNING:
-            if threads <= 1:
-                for part in parts:
-                    fill(part)
-            else:
-                with ThreadPoolExecutor(threads) as pool:
-                    list(pool.map(fill, parts))
-        return scores
+        threads = min(threads or CPU_COUNT, len(starts))
+        if threads <= 1:
+            for start in starts:
+                fill(start)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(fill, starts))
+        if model.sigmoid is not None:
+            found = np.concatenate([np.zeros_like(found), model.sigmoid * found])
+        return found.T
 
 
 def fit_trees(
@@ -209,7 +194,7 @@ def _train(
 ) -> str:
     """Train, and return LightGBM's text of the best rounds, or of all without samples to monitor."""
     lightgbm = _lightgbm()
-    with _RUNNING:
+    with _TRAINING:
         training = lightgbm.Dataset(samples.features, samples.labels, weight=samples.weights, params=params)
         booster = lightgbm.Booster(params, training)
         if monitored is not None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mibf.errors import InputError
-from pipeline.boosting.trees import PART, LabelledFeatures, Trees, fit_trees
+from pipeline.boosting.evaluation import BLOCK
+from pipeline.boosting.trees import LabelledFeatures, Trees, fit_trees
 
 
 def drawn(
@@ -70,8 +71,23 @@ def test_scores_are_the_sums_of_the_leaves(trees: Trees) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+@pytest.mark.parametrize("leaves", [2, 15, 100])
+def test_scores_have_the_bytes_of_lightgbm(missing: float, leaves: int) -> None:
+    import lightgbm
+
+    features, labels = drawn(2000, missing=missing)
+    features = np.round(features, 1)  # values that are thresholds
+    trees = fit_trees(features, labels, classes=4, rounds=20, leaves=leaves)
+    rows, _ = drawn(500, seed=1, missing=0.2)
+    rows[:100] = np.round(rows[:100], 1)
+    rows[100:110] = np.inf
+    expected = lightgbm.Booster(model_str=trees.text).predict(rows, raw_score=True, num_threads=1)
+    assert trees.scores(rows).tobytes() == np.asarray(expected).tobytes()
+
+
 def test_scores_do_not_depend_on_batch_order_and_threads(trees: Trees) -> None:
-    features, _ = drawn(2 * PART + 77, seed=2)
+    features, _ = drawn(2 * BLOCK + 77, seed=2)
     expected = trees.scores(features, threads=1)
     order = np.random.default_rng(0).permutation(len(features))
     assert trees.scores(features, threads=3).tobytes() == expected.tobytes()
@@ -87,7 +103,7 @@ def test_scores_of_other_features_are_refused(trees: Trees) -> None:
 
 
 def test_scores_in_threads_while_torch_computes(trees: Trees) -> None:
-    features, _ = drawn(3 * PART)
+    features, _ = drawn(3 * BLOCK)
     expected = trees.scores(features).tobytes()
     matrix = torch.rand(256, 256)
     product = matrix @ matrix
@@ -103,7 +119,7 @@ def test_scores_in_threads_while_torch_computes(trees: Trees) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_scores_in_a_forked_process(trees: Trees) -> None:
-    features, _ = drawn(3 * PART)
+    features, _ = drawn(3 * BLOCK)
     expected = trees.scores(features).tobytes()
     fit_trees(*drawn(100), classes=3, rounds=2, threads=3)  # OpenMP threads that the forked process does not have
     child = os.fork()
