@@ -43,6 +43,11 @@ class TrialSamples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Store, row and column of each sample (n, 3)."""
+        return np.column_stack([self.store, self.row, self.column])
+
 
 def read_trial_samples(
     stores: Sequence[PatchStore],
