@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import Literal
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch.optim.lr_scheduler import LambdaLR
 
 from jobs.trials.samples import TrialSamples
+from jobs.trials.trajectory import Clock, Trajectory, follow
 from mibf.device import best_device, ieee_float32, to_device
 from mibf.network.mibfnet import MIBFNet
 from mibf.network.spec import BETWEEN, PARTS, NetworkSpec
 from mibf.training.ema import ExponentialMovingAverage
-from mibf.training.epoch import Batch, NonFiniteError, TrainState, train_epoch
+from mibf.training.epoch import Batch, TrainState, train_epoch
 from mibf.training.optimizer import make_optimizer
 from pipeline.sampling.shuffle_buffer import SYMMETRIES
 
@@ -59,15 +60,6 @@ class NetworkRecipe:
         return replace(spec, sources=sources, without=without, centre=centre)
 
 
-@dataclass(frozen=True)
-class Trajectory:
-    """Logits (m, classes) of the predicted samples, and seconds spent until then, by number of steps."""
-
-    logits: dict[int, NDArray[np.float32]]
-    seconds: dict[int, float]
-    note: str | None = None  #: why it ends before the last checkpoint
-
-
 def train_network(
     samples: TrialSamples,
     training: NDArray[np.int64],
@@ -78,7 +70,7 @@ def train_network(
     checkpoints: Sequence[int],
     seconds: float,
     seed: int,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Clock = time.monotonic,
 ) -> Trajectory:
     """Train a network on some samples and predict others at each checkpoint.
 
@@ -89,7 +81,7 @@ def train_network(
         spec: of a network of all sources of the samples.
         recipe: what to use of it, and how to train it.
         checkpoints: numbers of steps at which to predict, in ascending order.
-        seconds: no checkpoint is started that would probably exceed them.
+        seconds: no checkpoint after the first is started that would probably exceed them.
         seed: of weights, order, symmetries and noise: the same seed gives the same logits.
         clock: returns a time in seconds.
     """
@@ -99,20 +91,15 @@ def train_network(
     names = [source.name for source in network.spec.sources]
     patches = [p for p, source in zip(samples.patches, samples.sources, strict=True) if source.name in names]
     batches = _batches(patches, samples.labels, training, recipe, seed=seed)
-    started, done = clock(), 0
-    found = Trajectory({}, {})
-    for steps in checkpoints:
-        spent = clock() - started
-        if done and spent * steps / done > seconds:
-            return replace(found, note=f"stopped after {done} of {checkpoints[-1]} steps: {seconds:.0f} s are used up")
-        try:
-            train_epoch(state, islice(batches, steps - done), start=done, seed=lambda step: _noise_seed(seed, step))
-        except NonFiniteError:
-            return replace(found, note=f"diverged between steps {done} and {steps}")
+    done = 0
+
+    def predict(steps: int) -> NDArray[np.float32]:
+        nonlocal done
+        train_epoch(state, islice(batches, steps - done), start=done, seed=lambda step: _noise_seed(seed, step))
         done = steps
-        found.logits[steps] = _predict(state.eval_network, patches, predicted)
-        found.seconds[steps] = clock() - started
-    return found
+        return _predict(state.eval_network, patches, predicted)
+
+    return follow(checkpoints, predict, seconds=seconds, clock=clock)
 
 
 def _initial(spec: NetworkSpec, recipe: NetworkRecipe, *, steps: int, seed: int) -> tuple[MIBFNet, TrainState]:

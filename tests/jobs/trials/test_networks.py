@@ -7,12 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
 
-from jobs.trials.candidates import network_candidates
-from jobs.trials.folds import Folds
-from jobs.trials.networks import NetworkRecipe, Trajectory, train_network, turned
+from jobs.trials.networks import NetworkRecipe, train_network, turned
 from jobs.trials.samples import TrialSamples
+from jobs.trials.trajectory import Trajectory
 from mibf.network.spec import NARROW, WIDE, NetworkSpec, SourceSpec
 
 SPEC = NetworkSpec((SourceSpec("optical", 2, WIDE), SourceSpec("radar", 1, NARROW, 2)), classes=2, patch=5)
@@ -90,31 +88,3 @@ def test_divergence_is_a_note(samples: TrialSamples) -> None:
     found = train(replace(samples, patches=(broken, samples.patches[1])))
     assert found.logits == {}
     assert found.note == "diverged between steps 0 and 4"
-
-
-def test_candidates_hold_out_of_fold_logits(samples: TrialSamples, folds: Folds) -> None:
-    given = {"spec": SPEC, "recipe": RECIPE, "checkpoints": (2, 4), "seconds": 1e9, "seed": 0}
-    found, notes = network_candidates(samples, folds, **given)
-    assert [(c.name, c.steps) for c in found] == [("plain", 2), ("plain", 4)]
-    assert notes == []
-    assert all(np.isfinite(c.logits).all() and c.logits.shape == (90, 2) for c in found)
-    assert found[0].seconds < found[1].seconds
-    fold = folds.folds[1]
-    own = train_network(samples, fold.training, fold.held_out, **given)
-    np.testing.assert_array_equal(found[1].logits[fold.held_out], own.logits[4])
-
-
-def test_only_checkpoints_that_all_folds_reached_are_candidates(
-    samples: TrialSamples, folds: Folds, ticking: Callable[[float], Callable[[], float]]
-) -> None:
-    found, notes = network_candidates(
-        samples, folds, spec=SPEC, recipe=RECIPE, checkpoints=(2, 4, 1000), seconds=125, seed=0, clock=ticking(5)
-    )
-    assert [c.steps for c in found] == [2, 4]
-    assert notes == ["plain, fold 1 of 3: stopped after 4 of 1000 steps: 40 s are used up"]
-
-
-@pytest.mark.parametrize("seconds", [0.0, -1.0])
-def test_without_time_the_first_checkpoint_is_still_reached(samples: TrialSamples, folds: Folds, seconds: float) -> None:
-    found, _ = network_candidates(samples, folds, spec=SPEC, recipe=RECIPE, checkpoints=(2, 4), seconds=seconds, seed=0)
-    assert [c.steps for c in found] == [2]
