@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pipeline.boosting.trees import fit_trees
 
 from jobs.trials.folds import Fold, Folds
 from jobs.trials.networks import NetworkRecipe, train_network
 from jobs.trials.samples import TrialSamples
 from jobs.trials.trajectory import Clock, Trajectory, follow
 from mibf.network.spec import NetworkSpec
+from pipeline.boosting.trees import fit_trees
 
 #: Name of boosted trees among the candidates.
 TREES = "boosted trees"

@@ -69,7 +69,7 @@ def test_least_log_loss_wins_and_the_number_of_steps_is_chosen_with_it() -> None
     assert "net (200 steps)" in found.sentence
 
 
-def test_equal_candidates_are_told_apart_by_cost() -> None:
+def test_cost_decides_between_equal_candidates() -> None:
     slow = candidate("slow", 2.0, seconds=9.0)
     found = chosen(slow, replace(slow, name="quick", seconds=2.0))
     assert [m.name for m in found.members] == ["quick"]
