@@ -18,7 +18,7 @@ from mibf.network.mibfnet import MIBFNet
 from pipeline.boosting.pixel_features import pixel_features
 from pipeline.codes import Subset
 from pipeline.io.retry import call_with_retry
-from pipeline.sampling.drawn_pixels import DrawnPixels, draw_pixels
+from pipeline.sampling.drawn_pixels import DrawnPixels, cut_patches, draw_pixels
 from pipeline.store.patch_store import PatchStore, scaled_window
 from pipeline.store.template import StoredSource
 
@@ -100,7 +100,7 @@ def network_probabilities(
         for start in range(0, len(pixels.rows), BATCH):
             rows, columns = pixels.rows[start : start + BATCH], pixels.columns[start : start + BATCH]
             patches = [
-                torch.from_numpy(_patches(values, rows * s.scale, columns * s.scale, bundle.spec.patch * s.scale)).to(device)
+                torch.from_numpy(cut_patches(values, rows, columns, patch=bundle.spec.patch, scale=s.scale)).to(device)
                 for values, s in zip(sources, bundle.spec.sources, strict=True)
             ]
             with torch.inference_mode(), ieee_float32(device):
@@ -108,11 +108,3 @@ def network_probabilities(
             found.append((logits / bundle.temperature).softmax(dim=1).cpu().numpy())
         seconds += time.monotonic() - started
     return np.concatenate(found), seconds
-
-
-def _patches(
-    values: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64], side: int
-) -> NDArray[np.float32]:
-    """Cut the patches (n, B, side, side) whose first pixels are at these rows and columns of values (B, rows, columns)."""
-    views = np.lib.stride_tricks.sliding_window_view(values, (side, side), axis=(1, 2))
-    return np.ascontiguousarray(views[:, rows, columns].swapaxes(0, 1))

@@ -80,6 +80,23 @@ def draw_pixels(
             yield _locate(store, position, window, ids, own, last - first)
 
 
+def cut_patches(
+    values: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64], *, patch: int, scale: int
+) -> NDArray[np.float32]:
+    """Cut the patches around pixels of a window from one source: (n, B, patch * scale, patch * scale), contiguous.
+
+    Args:
+        values: the source's window with a halo of patch // 2 reference pixels, (B, rows * scale, columns * scale).
+        rows: of the pixels, in reference pixels of the window without halo (n,).
+        columns: likewise.
+        patch: side in reference pixels.
+        scale: pixels of the source per reference pixel along an axis.
+    """
+    side = patch * scale
+    views = np.lib.stride_tricks.sliding_window_view(values, (side, side), axis=(1, 2))
+    return np.ascontiguousarray(views[:, rows * scale, columns * scale].swapaxes(0, 1))
+
+
 def _ordinals(
     counts: NDArray[np.int64], *, limit: int, least: int, generator: np.random.Generator
 ) -> list[NDArray[np.int64]]:

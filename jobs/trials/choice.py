@@ -1,0 +1,211 @@
+"""Choose between candidates, and blends of them, by their out-of-fold predictions.
+
+All candidates are compared on the same samples, with temperatures and shares fitted to the other folds. The rule, in this
+order:
+
+1. Those whose log loss is at most `TIED` above the least, in proportion, count as equal.
+2. Of these, those whose macro-F1 is at most `TIED_F1` below the greatest count as equal.
+3. Of these, the one with the fewest members wins, then the one that took the fewest seconds.
+
+The log loss comes first because it punishes wrong confidence too and varies less with chance than counts of hits; macro-F1
+comes next so that rare classes decide where the log loss does not.
+
+Legend for shapes: n samples that are compared, B blocks, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.trials.candidates import Candidate
+from jobs.trials.folds import Folds
+from jobs.trials.table import Choice, Member, TrialRow
+from mibf.ensemble import Blend, cross_fitted
+from mibf.metrics.block_bootstrap import BlockCounts, draw_blocks, interval
+
+TIED, TIED_F1 = 0.01, 0.005
+#: Members of a blend at most: each costs as much time in mapping as a model of its own.
+MOST_MEMBERS = 3
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A candidate or a blend with its cross-fitted results."""
+
+    members: tuple[Candidate, ...]
+    blend: Blend  #: fitted to all compared samples
+    losses: NDArray[np.float64]  #: -log of the cross-fitted probability of each label (n,)
+    figures: dict[str, float]
+    intervals: dict[str, tuple[float, float]] | None
+
+    @property
+    def name(self) -> str:
+        return " + ".join(m.name for m in self.members)
+
+    @property
+    def log_loss(self) -> float:
+        return self.figures["log_loss"]
+
+    @property
+    def macro_f1(self) -> float:
+        return self.figures["macro_f1"]
+
+    @property
+    def seconds(self) -> float:
+        return sum(m.seconds for m in self.members)
+
+
+class _Scorer:
+    """Scores candidates on the same samples, with the same bootstrap draws."""
+
+    def __init__(self, labels: NDArray[np.int64], folds: Folds, *, seed: int) -> None:
+        self.measured = folds.measured
+        self.labels = labels[self.measured]
+        blocks, self.block = np.unique(folds.block[self.measured], return_inverse=True)
+        self.number = len(blocks)
+        # With the given split alone, halves of the blocks take the place of folds.
+        self.groups = folds.group[self.measured] if len(folds.folds) > 1 else self.block % 2
+        self.drawn = draw_blocks(self.number, seed=seed) if self.number > 1 else None
+
+    def score(self, members: Sequence[Candidate]) -> _Scored:
+        """Cross-fit a candidate or a blend, and measure it."""
+        logits = [m.logits[self.measured] for m in members]
+        logarithms, blend = cross_fitted(logits, self.labels, self.groups)
+        losses = -logarithms[np.arange(len(self.labels)), self.labels]
+        counts = BlockCounts.of(np.exp(logarithms), self.labels, self.block, number=self.number)
+        figures = counts.figures() | {"log_loss": float(losses.mean())}
+        intervals = None
+        if self.drawn is not None:
+            each = counts.replicates(self.drawn) | {"log_loss": self.replicates(losses)}
+            intervals = {name: interval(values) for name, values in each.items()}
+        return _Scored(tuple(members), blend, losses, figures, intervals)
+
+    def replicates(self, losses: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Means of losses (n,) in every bootstrap replicate (R,)."""
+        assert self.drawn is not None
+        sums, counts = np.bincount(self.block, losses, self.number), np.bincount(self.block, minlength=self.number)
+        return np.asarray(self.drawn @ sums / (self.drawn @ counts))
+
+
+def choose(candidates: Sequence[Candidate], labels: NDArray[np.int64], folds: Folds, *, seed: int) -> Choice:
+    """Choose a candidate or a blend of up to `MOST_MEMBERS` of them.
+
+    Of each name only the best number of steps goes into blends. Members of a blend are those with the greatest shares in
+    the blend of all.
+
+    Args:
+        candidates: at least one with finite logits.
+        labels: class positions of all samples.
+        folds: that made the candidates' logits.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: no candidate has finite logits of all samples that are compared.
+    """
+    scorer = _Scorer(labels, folds, seed=seed)
+    finite = [c for c in candidates if np.isfinite(c.logits[scorer.measured]).all()]
+    if not finite:
+        raise ValueError("no candidate has finite logits of the samples that are compared")
+    scored = [scorer.score([candidate]) for candidate in finite]
+    by_name: dict[str, list[_Scored]] = {}
+    for each in scored:
+        by_name.setdefault(each.name, []).append(each)
+    singles = [best(own) for own in by_name.values()]
+    finalists = [*singles, *_blends(scorer, singles)]
+    chosen = best(finalists)
+    rows = [_row(each, chosen, finalists) for each in (*scored, *finalists[len(singles) :])]
+    missing = [f"{c.name}, {c.steps} steps: logits are not finite" for c in candidates if not any(c is f for f in finite)]
+    return Choice(
+        rows=tuple(rows),
+        members=tuple(
+            Member(m.name, m.steps, temperature, share)
+            for m, temperature, share in zip(chosen.members, chosen.blend.temperatures, chosen.blend.shares, strict=True)
+            if share > 0
+        ),
+        sentence=_sentence(scorer, chosen, finalists),
+        samples=len(scorer.labels),
+        blocks=scorer.number,
+        side=folds.side,
+        folds=len(folds.folds),
+        notes=(*folds.notes, *missing),
+    )
+
+
+def best(finalists: Sequence[_Scored]) -> _Scored:
+    """Return the one that the rule of this module chooses; the first of those that are equal in everything."""
+    least = min(each.log_loss for each in finalists)
+    tied = [each for each in finalists if each.log_loss <= least * (1 + TIED)]
+    most = max(each.macro_f1 for each in tied)
+    tied = [each for each in tied if each.macro_f1 >= most - TIED_F1]
+    return min(tied, key=lambda each: (len(each.members), each.seconds))
+
+
+def _blends(scorer: _Scorer, singles: Sequence[_Scored]) -> list[_Scored]:
+    """Blends of two to `MOST_MEMBERS` members, of those with the greatest shares in the blend of all."""
+    if len(singles) < 2:
+        return []
+    every = [each.members[0] for each in singles]
+    blend = Blend.fitted([m.logits[scorer.measured] for m in every], scorer.labels)
+    order = sorted((-share, position) for position, share in enumerate(blend.shares) if share > 0)
+    ordered = [every[position] for _, position in order]
+    found = [_without_idle(scorer.score(ordered[:size])) for size in range(2, min(MOST_MEMBERS, len(ordered)) + 1)]
+    return [each for each in found if len(each.members) > 1]
+
+
+def _without_idle(scored: _Scored) -> _Scored:
+    """Leave members without a share out."""
+    kept = [i for i, share in enumerate(scored.blend.shares) if share > 0]
+    blend = Blend(*(tuple(values[i] for i in kept) for values in (scored.blend.temperatures, scored.blend.shares)))
+    return replace(scored, members=tuple(scored.members[i] for i in kept), blend=blend)
+
+
+def _row(each: _Scored, chosen: _Scored, finalists: Sequence[_Scored]) -> TrialRow:
+    """The line of a candidate or blend in the table, with the reason why it was chosen or not."""
+    least = min(f.log_loss for f in finalists)
+    most = max(f.macro_f1 for f in finalists if f.log_loss <= least * (1 + TIED))
+    if each is chosen:
+        why = "chosen"
+    elif not any(each is f for f in finalists):
+        same = next(f for f in finalists if f.name == each.name)
+        why = f"{same.members[0].steps} steps are better"
+    elif each.log_loss > least * (1 + TIED):
+        why = f"log loss {100 * (each.log_loss / least - 1):.0f} % above the least" if least else "log loss above 0"
+    elif each.macro_f1 < most - TIED_F1:
+        why = f"macro-F1 {100 * (most - each.macro_f1):.1f} points lower at equal log loss"
+    else:
+        why = "equal, but costs more"
+    return TrialRow(
+        name=each.name,
+        steps=tuple(m.steps for m in each.members),
+        shares=each.blend.shares,
+        temperatures=each.blend.temperatures,
+        figures=each.figures,
+        intervals=each.intervals,
+        seconds=each.seconds,
+        chosen=each is chosen,
+        why=why,
+    )
+
+
+def _sentence(scorer: _Scorer, chosen: _Scored, finalists: Sequence[_Scored]) -> str:
+    """One sentence on what was chosen and why."""
+    parts = [f"{m.name} ({m.steps} steps)" for m in chosen.members]
+    if len(parts) > 1:
+        parts = [f"{share:.0%} {part}" for share, part in zip(chosen.blend.shares, parts, strict=True)]
+        what = f"a blend of {', '.join(parts[:-1])} and {parts[-1]}"
+    else:
+        what = parts[0]
+    others = [each for each in finalists if each is not chosen and len(each.members) == 1]
+    if not others:
+        return f"chosen: {what}, the only candidate, with a log loss of {chosen.log_loss:.3f}."
+    rival = min(others, key=lambda each: each.log_loss)
+    text = f"chosen: {what}: log loss {chosen.log_loss:.3f}, {rival.name} {rival.log_loss:.3f}"
+    if scorer.drawn is None:
+        return f"{text}; all samples are in one block, so the difference may be due to chance."
+    low, high = interval(scorer.replicates(chosen.losses - rival.losses))
+    certain = "beyond" if low > 0 or high < 0 else "within"
+    return f"{text}, a difference {certain} chance."
