@@ -60,8 +60,8 @@ Select = Literal["overall_accuracy", "average_accuracy", "macro_f1", "kappa", "l
 def _paper_schedule(values: dict[str, Any]) -> dict[str, float]:
     """Return the released code's peak rate, 1e-3 * batch / 256, and its warm-up of ten epochs, as a share of all epochs.
 
-    Ten epochs or fewer would be nothing but warm-up; they get the share of the released 300. The result is empty for values
-    that are not numbers above 0, which validation refuses.
+    Ten epochs or fewer would be nothing but warm-up; they, and a length in steps, get the share of the released 300. The
+    result is empty for values that are not numbers above 0, which validation refuses.
     """
     try:
         batch, epochs = int(values["batch_size"]), int(values["epochs"])
@@ -69,7 +69,10 @@ def _paper_schedule(values: dict[str, Any]) -> dict[str, float]:
         return {}
     if min(batch, epochs) < 1:
         return {}
-    return {"learning_rate": 1e-3 * batch / 256, "warmup": 10 / (epochs if epochs > 10 else 300)}
+    return {
+        "learning_rate": 1e-3 * batch / 256,
+        "warmup": 10 / (epochs if epochs > 10 and values.get("steps") is None else 300),
+    }
 
 
 class TrainSection(Section):
@@ -77,6 +80,8 @@ class TrainSection(Section):
 
     recipe: Literal["default", "paper"] = "default"
     epochs: int = Field(default=10, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    validate_steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=256, ge=2)
     accumulate_steps: int = Field(default=1, ge=1)
     optimizer: Literal["adamw", "adam"] = "adamw"
@@ -145,6 +150,11 @@ class TrainSection(Section):
                 f"`batch_size` {self.batch_size} is too small for {self.accumulate_steps} micro-batches on each of "
                 f"{max(1, most)} workers: "
                 "each micro-batch needs at least 2 samples"
+            )
+        if self.validate_steps is not None and self.steps is None:
+            raise ValueError(
+                f"`validate_steps` is {self.validate_steps}, but the length of training is given in epochs; set `steps`, "
+                "too, or use `validate_every`"
             )
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise ValueError("`seeds` contains a duplicate")

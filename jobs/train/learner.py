@@ -16,15 +16,14 @@ from mibf.training.sync_batchnorm import synchronize
 
 
 def make_train_state(settings: Settings, worker: WorkerContext, *, seed: int, steps: int) -> TrainState:
-    """Build a seed's network and optimiser for `steps` steps per epoch, in the same initial state on every worker."""
+    """Build a seed's network and optimiser for `steps` steps, in the same initial state on every worker."""
     section = settings.train
     torch.backends.cudnn.deterministic = True  # the same seed gives the same result
     torch.manual_seed(seed)  # the same initial weights on every worker
     network = to_device(MIBFNet(settings.spec), worker.device)
-    total = steps * section.epochs
     average = None
     if section.ema is not None:
-        average = ExponentialMovingAverage(network, decay=max(0.0, 1 - 1 / max(1.0, section.ema * total)))
+        average = ExponentialMovingAverage(network, decay=max(0.0, 1 - 1 / max(1.0, section.ema * steps)))
     if section.sync_batch_norm:
         synchronize(network)
     if section.compile:
@@ -43,8 +42,8 @@ def make_train_state(settings: Settings, worker: WorkerContext, *, seed: int, st
         optimizer=section.optimizer,
         learning_rate=section.learning_rate,
         weight_decay=section.weight_decay,
-        steps=total,
-        warmup=round(section.warmup * total),
+        steps=steps,
+        warmup=round(section.warmup * steps),
     )
     weights = settings.class_weights
     return TrainState(

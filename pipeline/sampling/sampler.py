@@ -143,7 +143,9 @@ class Sampler:
         none = np.zeros(len(self.stores[0].classes), np.int64)
         return np.asarray(sum((w.samples for w in self._windows), none))
 
-    def shuffled(self, *, batch: int, seed: int, epoch: int, start: int = 0, steps: int | None = None) -> Iterator[Batch]:
+    def shuffled(
+        self, *, batch: int, seed: int, epoch: int, start: int = 0, steps: int | None = None
+    ) -> Generator[Batch, None, None]:
         """Yield the training batches of an epoch from step `start` on, in random order; the epoch has `steps` full batches.
 
         `steps` is `steps(batch)` by default; workers whose batches differ in size are given a common number.

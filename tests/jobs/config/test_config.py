@@ -54,6 +54,8 @@ def test_missing_optional_keys_get_defaults(scene: SmallScene) -> None:
         ("name=two words", "name: may contain only letters, digits"),
         ("classes.0.name=no", "classes.0.name: must be text; put it in quotes (found False)"),
         ("train.seed=99999999999999999999", "train.seed: Input should be less than or equal to 9223372036854775807"),
+        ("train.steps=0", "train.steps: Input should be greater than or equal to 1"),
+        ("train.validate_steps=9", "train: `validate_steps` is 9, but the length of training is given in epochs"),
         ("train.seeds=[]", "train.seeds: has too few entries"),
         ("model.without=[noise, noise]", "model.without: noise, noise: the same part is listed twice"),
         ("train.source_dropout=1", "train.source_dropout: Input should be less than 1"),
@@ -77,6 +79,11 @@ def test_invalid_value_error_names_key_and_file(scene: SmallScene, override: str
 def test_early_stopping_without_validation_pixels_is_refused(scene: SmallScene) -> None:
     message = load_error(scene, ["train.early_stopping_patience=2"], split={"method": "random", "validation": 0})
     assert "`train.early_stopping_patience` needs validation pixels, and the split has none" in message
+
+
+def test_epoch_fraction_with_a_length_in_steps_is_refused(scene: SmallScene) -> None:
+    message = load_error(scene, ["train.steps=90", "sampling.epoch_fraction=0.5"])
+    assert "sampling.epoch_fraction is 0.5, but with train.steps an epoch has train.validate_steps steps" in message
 
 
 def test_source_dropout_with_a_single_source_is_refused(scene: SmallScene) -> None:
@@ -124,6 +131,7 @@ def test_invalid_map_settings_are_refused(scene: SmallScene, override: str) -> N
         ({"batch_size": 1024, "epochs": 100}, 4e-3, 10 / 100),
         ({"batch_size": "128"}, 5e-4, 10 / 300),
         ({"batch_size": 256, "learning_rate": 2e-4, "epochs": 50, "warmup": 0.0}, 2e-4, 0.0),
+        ({"steps": 500, "epochs": 50}, 2.5e-4, 1 / 30),
         ({"epochs": 2}, 2.5e-4, 10 / 300),
     ],
 )
