@@ -54,6 +54,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "select": "last",
     },
 }
+#: Symmetries that training applies to patches: none, all of the square, or one mirror, named by the directions it swaps.
+Augment = (
+    bool | Literal["mirror_east_west", "mirror_north_south", "mirror_northeast_southwest", "mirror_northwest_southeast"]
+)
 Select = Literal["overall_accuracy", "average_accuracy", "macro_f1", "kappa", "loss", "last"]
 
 
@@ -98,8 +102,13 @@ class TrainSection(Section):
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     sync_batch_norm: bool = False
     compile: bool = False
-    augment: bool = False
+    augment: Augment = False
     source_dropout: float = Field(default=0.0, ge=0, lt=1)
+    band_dropout: float = Field(default=0.0, ge=0, lt=1)
+    jitter: float = Field(default=0.0, ge=0, le=1)
+    mixup: float = Field(default=0.0, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     select: Select = "overall_accuracy"
     early_stopping_patience: int | None = Field(default=None, ge=1)
     validate_every: int = Field(default=1, ge=1)

@@ -19,7 +19,7 @@ import torch
 
 from jobs.config.train import TrainSection
 from jobs.train.clock import Clock
-from jobs.train.learner import make_train_state
+from jobs.train.learner import make_perturbation, make_train_state
 from jobs.train.model_selection import chosen_epoch, epoch_lines, should_stop_early
 from jobs.train.provenance import hardware
 from jobs.train.restore import check_equal, read_chosen, restore_newest
@@ -80,7 +80,13 @@ class SeedTrainer:
         )
         self.validation = make_sampler("validation")
         self.plan = StepPlan.of(section, settings.epoch_fraction, self.training.samples())
-        self.learner = make_train_state(settings, worker, seed=seed, steps=self.plan.total)
+        self.learner = make_train_state(
+            settings,
+            worker,
+            seed=seed,
+            steps=self.plan.total,
+            perturbation=make_perturbation(section, self.scaling, worker.device),
+        )
         self.history: list[dict[str, Any]] = []
         self.clock = Clock()
         self.before = self._samples_of_earlier_seeds()

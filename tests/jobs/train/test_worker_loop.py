@@ -88,10 +88,25 @@ def config(prepared: tuple[SmallScene, Any], tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("interrupt", [10, 15])
-def test_training_in_steps_that_was_interrupted_equals_one_that_was_not(config: str, tmp_path: Path, interrupt: int) -> None:
-    straight = train(config, tmp_path / "straight", STEPS)
-    assert_same_outcome(straight, train(config, tmp_path / "resumed", STEPS, interrupt=interrupt))
+#: Every random change of samples and network.
+RANDOM = (
+    "train.augment=mirror_northeast_southwest",
+    "train.source_dropout=0.2",
+    "train.band_dropout=0.3",
+    "train.jitter=0.1",
+    "train.mixup=0.4",
+    "train.label_smoothing=0.1",
+    "train.dropout=0.2",
+    "sampling.frequencies=balanced",
+)
+
+
+@pytest.mark.parametrize(("interrupt", "options"), [(10, ()), (15, RANDOM)])
+def test_training_in_steps_that_was_interrupted_equals_one_that_was_not(
+    config: str, tmp_path: Path, interrupt: int, options: tuple[str, ...]
+) -> None:
+    straight = train(config, tmp_path / "straight", (*STEPS, *options))
+    assert_same_outcome(straight, train(config, tmp_path / "resumed", (*STEPS, *options), interrupt=interrupt))
 
 
 def test_training_in_steps_takes_exactly_these_steps_and_validates_after_each_epoch(config: str, tmp_path: Path) -> None:
