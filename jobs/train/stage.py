@@ -315,4 +315,5 @@ def _lines(results: Mapping[int, dict[str, Any]], best: int, select: Select) -> 
     if len(results) > 1:
         all_figures = [result["calibrated"]["trained"] for result in results.values()]
         lines.append(f"{len(results)} seeds on validation: {mean_and_deviation(all_figures)}")
-    return lines
+    warnings = results[best].get("warnings", [])  # none in results of an earlier version
+    return lines + [f"warning: {prefix}{line}" for line in warnings]

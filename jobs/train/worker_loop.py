@@ -20,7 +20,7 @@ import torch
 from jobs.config.train import TrainSection
 from jobs.train.clock import Clock
 from jobs.train.learner import make_perturbation, make_train_state
-from jobs.train.model_selection import chosen_epoch, epoch_lines, should_stop_early
+from jobs.train.model_selection import chosen_epoch, epoch_lines, should_stop_early, training_warnings
 from jobs.train.provenance import hardware
 from jobs.train.restore import check_equal, read_chosen, restore_newest
 from jobs.train.settings import ProgressCallback, Settings, WorkerContext
@@ -310,6 +310,8 @@ class SeedTrainer:
                 precision=self.learner.precision,
                 observers=[raw, *calibrated.values()],
             )
+            counts = self.validation.counts().tolist()
+            result["warnings"] = training_warnings(self.history, self.section.select, counts)
             result["uncalibrated"] = raw.figures()
             result["calibrated"] = {choice: reliability.figures() for choice, reliability in calibrated.items()}
         if self.worker.rank == 0:

@@ -119,3 +119,4 @@ def test_training_in_steps_takes_exactly_these_steps_and_validates_after_each_ep
     assert found.learner.average.decay == pytest.approx(1 - 1 / max(1, 0.05 * 22))
     result = json.loads(Path(found.settings.workspace.result(0)).read_text())
     assert result["epochs"] == 4
+    assert isinstance(result["warnings"], list)
