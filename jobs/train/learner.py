@@ -53,7 +53,7 @@ def make_train_state(
     optimizer, schedule = make_optimizer(
         model.parameters(),
         optimizer=section.optimizer,
-        learning_rate=section.learning_rate,
+        learning_rate=section.peak_learning_rate,
         weight_decay=section.weight_decay,
         steps=steps,
         warmup=round(section.warmup * steps),

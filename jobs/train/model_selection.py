@@ -82,6 +82,6 @@ def _overfitting(validated: list[dict[str, Any]], epochs: int, select: Select) -
     return [
         f"the network overfits: the validation loss was lowest after epoch {lowest['epoch']} of {epochs} "
         f"({before:.3f}, step {lowest['step']}) and rose by {after / before - 1:.0%} to {after:.3f} by epoch "
-        f"{last['epoch']}. {stop}Regularize (train.augment, train.mixup, train.dropout), or add labels; `mibf baseline` tells "
-        "whether simpler learners do better."
+        f"{last['epoch']}. {stop}Regularize (train.augment, train.mixup, train.dropout), or add labels; `mibf baseline` "
+        "tells whether simpler learners do better."
     ]

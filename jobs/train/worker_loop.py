@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from mibf.device import check_precision
 from mibf.distributed import barrier, decided_by_first
 from mibf.metrics.calibration import Reliability, TemperatureFit
 from mibf.normalization import Scaling, scaling_from_json, scaling_to_json
+from mibf.training.batch_statistics import recompute_statistics
 from mibf.training.checkpoint import Checkpoint, TrainingPosition
 from mibf.training.epoch import Batch, EpochMetrics, MetricAccumulator, Step, train_epoch, validate
 from pipeline.io import storage
@@ -157,6 +159,8 @@ class SeedTrainer:
         between = time.monotonic()
         line: dict[str, Any] = {"seed": self.seed, "epoch": epoch + 1, "step": self.plan.before(epoch + 1)}
         line |= _named("train", trained)
+        if self.section.batch_norm_samples is not None and (self._is_validated(epoch) or epoch + 1 == self.plan.epochs):
+            recompute_statistics(self.learner.eval_network, self._unchanged_batches(), precision=self.learner.precision)
         if self._is_validated(epoch):
             line |= self._validated()
         ended = time.monotonic()
@@ -184,6 +188,14 @@ class SeedTrainer:
             drawn = self.training.shuffled(batch=batch, seed=self.seed, epoch=span.number, start=span.start, steps=span.stop)
             with closing(drawn):
                 yield from drawn
+
+    def _unchanged_batches(self) -> Iterator[Batch]:
+        """Yield up to `batch_norm_samples` training samples of all workers, always the same, as mapping shows them."""
+        wanted = min(self.section.batch_norm_samples or 0, self.training.samples())
+        batch = max(2, min(VALIDATION_BATCH, wanted // self.worker.workers))
+        steps = max(1, wanted // (batch * self.worker.workers))
+        plain = replace(self.training, augment=False, source_dropout=0.0)
+        return plain.shuffled(batch=batch, seed=self.seed, epoch=0, steps=steps)
 
     def _after_step(self, epoch: int, step: Step) -> None:
         section, clock = self.section, self.clock

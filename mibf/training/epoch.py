@@ -299,11 +299,11 @@ def _backward(state: TrainState, batch: Batch, share: float, sums: MetricAccumul
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
         with nullcontext() if last else _no_grad_sync(state.model):
-            sources, labels = _on_device(piece, state.device)
+            sources, labels = on_device(piece, state.device)
             mixed = None
             if state.perturbation is not None:
                 sources, mixed = state.perturbation.mix(state.perturbation.patches(sources), labels)
-            output = _forward(state.model, sources, state.device, state.precision)
+            output = forward(state.model, sources, state.device, state.precision)
             loss = objective(
                 output,
                 labels,
@@ -375,8 +375,8 @@ def validate(
     network.eval()
     for batch in batches:
         with ieee_float32(device):
-            sources, labels = _on_device(batch, device)
-            output = _forward(network, sources, device, precision)
+            sources, labels = on_device(batch, device)
+            output = forward(network, sources, device, precision)
         sums.add(objective(output, labels, beta=beta), output.logits, labels)
         for observer in observers:
             observer.add(output.logits, labels)
@@ -384,13 +384,14 @@ def validate(
     return sums.figures()
 
 
-def _on_device(batch: Batch, device: torch.device) -> tuple[list[Tensor], Tensor]:
+def on_device(batch: Batch, device: torch.device) -> tuple[list[Tensor], Tensor]:
     """Return the patches and labels of a batch as tensors; on a CPU they share its memory."""
     sources = [torch.from_numpy(x).to(device, non_blocking=True) for x in batch.sources]
     return sources, torch.from_numpy(batch.labels).to(device, non_blocking=True)
 
 
-def _forward(model: nn.Module, sources: list[Tensor], device: torch.device, precision: Precision) -> Output:
+def forward(model: nn.Module, sources: list[Tensor], device: torch.device, precision: Precision) -> Output:
+    """Run the forward pass in a precision."""
     with autocast(device, precision):
         output: Output = model(sources)
     return output

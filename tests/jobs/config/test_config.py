@@ -60,7 +60,10 @@ def test_missing_optional_keys_get_defaults(scene: SmallScene) -> None:
         ("model.without=[noise, noise]", "model.without: noise, noise: the same part is listed twice"),
         ("train.source_dropout=1", "train.source_dropout: Input should be less than 1"),
         ("train.source_dropout=-0.1", "train.source_dropout: Input should be greater than or equal to 0"),
-        ("train.augment=mirror", "train.augment"),
+        ("train.augment=mirror", "train.augment: must be true, false or one of mirror_east_west, "),
+        ("train.learning_rate=0", "train.learning_rate: must be a number above 0, or `auto` (found 0)"),
+        ("train.learning_rate=fast", "train.learning_rate: must be a number above 0, or `auto` (found 'fast')"),
+        ("train.recipe=default", "train.recipe: this recipe is now called `standard`; rename it (found 'default')"),
         ("train.band_dropout=1", "train.band_dropout: Input should be less than 1"),
         ("train.dropout=1", "train.dropout: Input should be less than 1"),
         ("train.label_smoothing=1", "train.label_smoothing: Input should be less than 1"),
@@ -148,6 +151,14 @@ def test_paper_recipe_scales_rate_and_warmup_as_the_released_code(
     assert (section.learning_rate, section.warmup) == pytest.approx((rate, warmup))
     default = load(str(scene.write_config(train={"batch_size": 512}))).train
     assert (default.learning_rate, default.warmup) == (2e-3, 0.05)
+
+
+@pytest.mark.parametrize(("batch_size", "rate"), [(256, 2e-3), (64, 1e-3), (32, 2e-3 / 8**0.5), (1024, 4e-3)])
+def test_automatic_learning_rate_follows_the_root_of_the_batch_size(scene: SmallScene, batch_size: int, rate: float) -> None:
+    path = str(scene.write_config())
+    section = load(path, overrides=[f"train.batch_size={batch_size}", "train.learning_rate=auto"]).train
+    assert section.peak_learning_rate == pytest.approx(rate)
+    assert load(path, overrides=["train.learning_rate=5e-4"]).train.peak_learning_rate == 5e-4
 
 
 def test_invalid_batch_size_of_the_paper_recipe_is_named(scene: SmallScene) -> None:

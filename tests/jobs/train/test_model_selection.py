@@ -40,6 +40,20 @@ def test_early_stopping_triggers_only_at_validation(
     assert should_stop_early(history(accuracies), "kappa", early_stopping_patience) is over
 
 
+@pytest.mark.parametrize(
+    ("losses", "over"),
+    [
+        ([0.5, 0.6], False),
+        ([0.5, 0.6, 0.6], True),
+        ([0.5, 0.6, 0.4], False),
+        ([0.5, float("nan"), float("nan")], True),
+        ([float("nan")] * 3, False),
+    ],
+)
+def test_early_stopping_by_loss_counts_epochs_since_the_lowest(losses: list[float], over: bool) -> None:
+    assert should_stop_early(validated(losses, [0.5] * len(losses)), "loss", 2) is over
+
+
 def test_earliest_of_equally_good_epochs_is_selected() -> None:
     line = chosen_epoch(history([0.4, 0.6, None, 0.6, float("nan")]), "kappa")
     assert line is not None

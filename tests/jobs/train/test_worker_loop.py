@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,6 +98,7 @@ RANDOM = (
     "train.mixup=0.4",
     "train.label_smoothing=0.1",
     "train.dropout=0.2",
+    "train.batch_norm_samples=100",
     "sampling.frequencies=balanced",
 )
 
@@ -107,6 +109,22 @@ def test_training_in_steps_that_was_interrupted_equals_one_that_was_not(
 ) -> None:
     straight = train(config, tmp_path / "straight", (*STEPS, *options))
     assert_same_outcome(straight, train(config, tmp_path / "resumed", (*STEPS, *options), interrupt=interrupt))
+
+
+@pytest.mark.parametrize("interrupt", [3, 9])
+def test_early_stopping_by_loss_is_the_same_after_an_interruption(config: str, tmp_path: Path, interrupt: int) -> None:
+    """With so high a rate the loss rises soon. A training that was stopped before its result was written stays stopped."""
+    options = ("train.steps=40", "train.validate_steps=2", "train.select=loss", "train.early_stopping_patience=2")
+    options = (*options, "train.learning_rate=0.1")
+    straight = train(config, tmp_path / "straight", options)
+    epochs = [line for line in straight.history if "train_loss" in line]
+    losses = [line["validation_loss"] for line in epochs]
+    assert len(epochs) < 20
+    assert losses.index(min(losses)) == len(epochs) - 3, "two epochs without improvement"
+    assert_same_outcome(straight, train(config, tmp_path / "resumed", options, interrupt=interrupt))
+    again = trainer(config, str(tmp_path / "resumed"), WORKER, overrides=(*FIXED, *options), cls=ShortPasses)
+    again.run()
+    assert_same_outcome(straight, again)
 
 
 def test_training_in_steps_takes_exactly_these_steps_and_validates_after_each_epoch(config: str, tmp_path: Path) -> None:
@@ -120,3 +138,17 @@ def test_training_in_steps_takes_exactly_these_steps_and_validates_after_each_ep
     result = json.loads(Path(found.settings.workspace.result(0)).read_text())
     assert result["epochs"] == 4
     assert isinstance(result["warnings"], list)
+
+
+def test_saved_statistics_of_batch_norm_are_those_of_the_training_samples(config: str, tmp_path: Path) -> None:
+    """The first layer's mean over samples that neither augmentation nor source dropout changed, from the store's pixels."""
+    options = ("train.steps=3", "train.batch_norm_samples=999999", "train.augment=true", "train.source_dropout=0.9")
+    found = train(config, tmp_path / "checkpoints", options)
+    newest = Checkpoints(found.checkpoints.url).newest(lambda line: None)
+    assert newest is not None
+    weights = newest.eval_weights
+    patches = np.concatenate([batch.sources[0] for batch in replace(found.training, augment=False).in_order(batch=500)])
+    values = torch.nn.functional.conv2d(torch.from_numpy(patches), weights["branches.0.spatial.0.weight"], padding=1)
+    mean = values.mean(dim=(0, 2, 3))
+    # The last incomplete batch of samples is left out.
+    assert torch.allclose(weights["branches.0.spatial.1.running_mean"], mean, atol=0.02 * float(values.std()))
