@@ -183,7 +183,9 @@ class Training:
 
     def __call__(self) -> None:
         """Run the steps, starting from the initial weights."""
-        learner = make_train_state(self.settings, WorkerContext(0, 1, best_device()), seed=0, steps=self.steps)
+        learner = make_train_state(
+            self.settings, WorkerContext(0, 1, best_device()), seed=0, steps=self.steps * self.settings.train.epochs
+        )
         batch, waited = self.settings.train.batch_size, 0.0
 
         def add_wait(step: Step) -> None:

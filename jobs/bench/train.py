@@ -36,7 +36,8 @@ from jobs.bench.network import machine
 from jobs.config.config import Config
 from jobs.runtime.progress import info, progress_bar, warn
 from jobs.runtime.worker_resources import WorkerResources
-from jobs.train.settings import Settings, WorkerContext, steps_per_epoch
+from jobs.train.settings import Settings, WorkerContext
+from jobs.train.step_plan import StepPlan
 from jobs.train.worker_loop import run
 from jobs.workflow.workspace import Workspace
 from mibf.device import best_device, check_precision
@@ -114,7 +115,7 @@ def bench_train(
             rows += _workers(shared, folder, rounds=rounds)
         train = prepared.config.train
         rate = prepared.config.sampling.epoch_fraction
-        epoch = None if shared is None else steps_per_epoch(train, rate, shared.sampler().samples()) * train.batch_size
+        epoch = None if shared is None else StepPlan.of(train, rate, shared.sampler().samples()).full_pass * train.batch_size
         return Result(name, train.batch_size, steps, epoch, train.precision, rows)
 
 
@@ -246,7 +247,15 @@ class _Ways:
     def _settings(self, **changed: Any) -> Settings:
         self.runs += 1
         config = self.prepared.config
-        fixed = {"threads": 1, "epochs": EPOCHS, "validate_every": EPOCHS, "max_failures": 0, "max_workers": None}
+        fixed = {
+            "threads": 1,
+            "epochs": EPOCHS,
+            "steps": None,
+            "validate_steps": None,
+            "validate_every": EPOCHS,
+            "max_failures": 0,
+            "max_workers": None,
+        }
         untracked = {"mlflow": None, "seeds": None, "early_stopping_patience": None}
         train = config.train.model_copy(update=fixed | untracked | changed)
         workspace = _RunElsewhere(Workspace.of(config).url, f"run-{self.runs}", self.folder)

@@ -77,6 +77,11 @@ class Config(Section):
             duplicates = [str(name) for name, count in Counter(names).items() if count > 1]
             if duplicates:
                 raise ValueError(f"duplicate {what}: {', '.join(duplicates)}")
+        if self.train.steps is not None and self.sampling.epoch_fraction < 1:
+            raise ValueError(
+                f"sampling.epoch_fraction is {self.sampling.epoch_fraction:g}, but with train.steps an epoch has "
+                "train.validate_steps steps; remove sampling.epoch_fraction or train.steps"
+            )
         self._names_are_distinct()
         first = list(self.scenes[0].sources)
         for scene in self.scenes[1:]:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from jobs.config.config import Config
-from jobs.config.renamed import RENAMED_KEYS, translate
+from jobs.config.renamed import RENAMED_KEYS, RENAMED_RECIPES, translate
 from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection
 from jobs.config.variables import check_texts, expand_variables
 from jobs.config.yaml_loader import parse, read_text
@@ -127,6 +127,9 @@ def _explained(error: ValidationError) -> list[str]:
             renamed = RENAMED_PRODUCTS.get(str(mistake["input"]))
             if mistake["loc"][:2] == ("map", "products") and renamed is not None:
                 message = f"this product is now called `{renamed}`"
+            recipe = RENAMED_RECIPES.get(str(mistake["input"]))
+            if mistake["loc"] == ("train", "recipe") and recipe is not None:
+                message = f"this recipe is now called `{recipe}`; rename it"
             value = "" if isinstance(mistake["input"], dict | list) else f" (found {mistake['input']!r})"
             lines.append(f"{where + ': ' if where else ''}{message}{value}.")
     return lines

@@ -1,4 +1,4 @@
-"""Renamed configuration keys and products: refused with the new name, translated in saved configurations."""
+"""Renamed configuration keys, products and recipes: refused with the new name, translated in saved configurations."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ RENAMED_KEYS = {
     "map.tile": "map.tile_size",
     "map.draws": "map.mc_samples",
 }
+#: Old names of `train.recipe` and their new names.
+RENAMED_RECIPES = {"default": "standard"}
 
 
 def translate(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration with renamed keys and products in place of the old ones."""
+    """Return a configuration with renamed keys, products and recipes in place of the old ones."""
     found = dict(values)
     for old, new in RENAMED_KEYS.items():
         section, _, key = old.partition(".")
@@ -34,4 +36,7 @@ def translate(values: dict[str, Any]) -> dict[str, Any]:
     products = found["map"].get("products") if isinstance(found.get("map"), dict) else None
     if isinstance(products, list):
         found["map"] = found["map"] | {"products": [RENAMED_PRODUCTS.get(name, name) for name in products]}
+    train = found.get("train")
+    if isinstance(train, dict) and train.get("recipe") in RENAMED_RECIPES:
+        found["train"] = train | {"recipe": RENAMED_RECIPES[train["recipe"]]}
     return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from jobs.config.base import Name, Section, Seed
 
@@ -42,7 +43,7 @@ class ModelSection(Section):
 
 #: Presets of `train` by name. Keys that a recipe omits keep their defaults; keys given in the file override the recipe.
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {},
+    "standard": {},
     # Geng et al. 2023, released code; see `_paper_schedule` for its rate and warm-up. The last epoch is the model.
     "paper": {
         "optimizer": "adam",
@@ -54,14 +55,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "select": "last",
     },
 }
+#: One mirror, named by the directions that it swaps.
+Mirror = Literal["mirror_east_west", "mirror_north_south", "mirror_northeast_southwest", "mirror_northwest_southeast"]
+MIRRORS: tuple[Mirror, ...] = get_args(Mirror)
 Select = Literal["overall_accuracy", "average_accuracy", "macro_f1", "kappa", "loss", "last"]
 
 
 def _paper_schedule(values: dict[str, Any]) -> dict[str, float]:
     """Return the released code's peak rate, 1e-3 * batch / 256, and its warm-up of ten epochs, as a share of all epochs.
 
-    Ten epochs or fewer would be nothing but warm-up; they get the share of the released 300. The result is empty for values
-    that are not numbers above 0, which validation refuses.
+    Ten epochs or fewer would be nothing but warm-up; they, and a length in steps, get the share of the released 300. The
+    result is empty for values that are not numbers above 0, which validation refuses.
     """
     try:
         batch, epochs = int(values["batch_size"]), int(values["epochs"])
@@ -69,18 +73,23 @@ def _paper_schedule(values: dict[str, Any]) -> dict[str, float]:
         return {}
     if min(batch, epochs) < 1:
         return {}
-    return {"learning_rate": 1e-3 * batch / 256, "warmup": 10 / (epochs if epochs > 10 else 300)}
+    return {
+        "learning_rate": 1e-3 * batch / 256,
+        "warmup": 10 / (epochs if epochs > 10 and values.get("steps") is None else 300),
+    }
 
 
 class TrainSection(Section):
     """Training. `batch_size` is the global batch size: samples over all workers."""
 
-    recipe: Literal["default", "paper"] = "default"
+    recipe: Literal["standard", "paper"] = "standard"
     epochs: int = Field(default=10, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    validate_steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=256, ge=2)
     accumulate_steps: int = Field(default=1, ge=1)
     optimizer: Literal["adamw", "adam"] = "adamw"
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = 2e-3
     weight_decay: float = Field(default=5e-4, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     clip_grad_norm: float | None = Field(default=None, gt=0)
@@ -92,9 +101,15 @@ class TrainSection(Section):
     max_failures: int = Field(default=3, ge=0)
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     sync_batch_norm: bool = False
+    batch_norm_samples: int | None = Field(default=None, ge=2)
     compile: bool = False
-    augment: bool = False
+    augment: bool | Mirror = False
     source_dropout: float = Field(default=0.0, ge=0, lt=1)
+    band_dropout: float = Field(default=0.0, ge=0, lt=1)
+    jitter: float = Field(default=0.0, ge=0, le=1)
+    mixup: float = Field(default=0.0, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     select: Select = "overall_accuracy"
     early_stopping_patience: int | None = Field(default=None, ge=1)
     validate_every: int = Field(default=1, ge=1)
@@ -103,6 +118,26 @@ class TrainSection(Section):
     mlflow: str | None = None
     seed: Seed = 0
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _rate(cls, value: Any) -> Any:
+        try:
+            if value == "auto" or float(value) > 0:
+                return value
+        except (TypeError, ValueError):
+            pass
+        raise ValueError("must be a number above 0, or `auto`")
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _symmetries(cls, value: Any) -> Any:
+        if isinstance(value, str) and value in MIRRORS:
+            return value
+        try:
+            return TypeAdapter(bool).validate_python(value)
+        except ValueError as error:
+            raise ValueError(f"must be true, false or one of {', '.join(MIRRORS)}") from error
 
     @field_validator("class_weights", mode="before")
     @classmethod
@@ -125,7 +160,7 @@ class TrainSection(Section):
     def _by_recipe(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        recipe = str(values.get("recipe", "default"))
+        recipe = str(values.get("recipe", "standard"))
         merged = RECIPES.get(recipe, {}) | values
         return _paper_schedule(merged) | merged if recipe == "paper" else merged
 
@@ -146,6 +181,11 @@ class TrainSection(Section):
                 f"{max(1, most)} workers: "
                 "each micro-batch needs at least 2 samples"
             )
+        if self.validate_steps is not None and self.steps is None:
+            raise ValueError(
+                f"`validate_steps` is {self.validate_steps}, but the length of training is given in epochs; set `steps`, "
+                "too, or use `validate_every`"
+            )
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise ValueError("`seeds` contains a duplicate")
         if self.early_stopping_patience is not None and self.select == "last":
@@ -159,6 +199,15 @@ class TrainSection(Section):
     def most_workers(self) -> int:
         """Maximum number of workers; 0 trains in the command's own process."""
         return self.max_workers or self.workers
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """Learning rate after the warm-up; "auto" is 2e-3 for batches of 256, in proportion to the root of the batch size.
+
+        The square root keeps the noise of the steps of Adam and AdamW (Malladi et al. 2022), as a factor in proportion to
+        the batch size does for stochastic gradient descent.
+        """
+        return 2e-3 * math.sqrt(self.batch_size / 256) if self.learning_rate == "auto" else self.learning_rate
 
     @property
     def every_seed(self) -> tuple[int, ...]:

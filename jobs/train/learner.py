@@ -6,25 +6,37 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from jobs.config.train import TrainSection
 from jobs.train.settings import Settings, WorkerContext
 from mibf.device import to_device
 from mibf.network.mibfnet import MIBFNet
+from mibf.normalization import Scaling
 from mibf.training.ema import ExponentialMovingAverage
 from mibf.training.epoch import TrainState
 from mibf.training.optimizer import make_optimizer
+from mibf.training.perturbation import Perturbation
 from mibf.training.sync_batchnorm import synchronize
 
 
-def make_train_state(settings: Settings, worker: WorkerContext, *, seed: int, steps: int) -> TrainState:
-    """Build a seed's network and optimiser for `steps` steps per epoch, in the same initial state on every worker."""
+def make_perturbation(section: TrainSection, scaling: Scaling, device: torch.device) -> Perturbation | None:
+    """Build the random changes of batches whose sources are those of `scaling`, in its order; None if all are off."""
+    if not (section.jitter or section.band_dropout or section.mixup):
+        return None
+    filled = tuple(torch.from_numpy(bands.filled).to(device) for bands in scaling.values())
+    return Perturbation(filled, jitter=section.jitter, band_dropout=section.band_dropout, mixup=section.mixup)
+
+
+def make_train_state(
+    settings: Settings, worker: WorkerContext, *, seed: int, steps: int, perturbation: Perturbation | None = None
+) -> TrainState:
+    """Build a seed's network and optimiser for `steps` steps, in the same initial state on every worker."""
     section = settings.train
     torch.backends.cudnn.deterministic = True  # the same seed gives the same result
     torch.manual_seed(seed)  # the same initial weights on every worker
-    network = to_device(MIBFNet(settings.spec), worker.device)
-    total = steps * section.epochs
+    network = to_device(MIBFNet(settings.spec, dropout=section.dropout), worker.device)
     average = None
     if section.ema is not None:
-        average = ExponentialMovingAverage(network, decay=max(0.0, 1 - 1 / max(1.0, section.ema * total)))
+        average = ExponentialMovingAverage(network, decay=max(0.0, 1 - 1 / max(1.0, section.ema * steps)))
     if section.sync_batch_norm:
         synchronize(network)
     if section.compile:
@@ -41,10 +53,10 @@ def make_train_state(settings: Settings, worker: WorkerContext, *, seed: int, st
     optimizer, schedule = make_optimizer(
         model.parameters(),
         optimizer=section.optimizer,
-        learning_rate=section.learning_rate,
+        learning_rate=section.peak_learning_rate,
         weight_decay=section.weight_decay,
-        steps=total,
-        warmup=round(section.warmup * total),
+        steps=steps,
+        warmup=round(section.warmup * steps),
     )
     weights = settings.class_weights
     return TrainState(
@@ -56,5 +68,7 @@ def make_train_state(settings: Settings, worker: WorkerContext, *, seed: int, st
         weights=None if weights is None else torch.tensor(weights, dtype=torch.float32, device=worker.device),
         average=average,
         clip_grad_norm=section.clip_grad_norm,
+        label_smoothing=section.label_smoothing,
+        perturbation=perturbation,
         pieces=section.accumulate_steps,
     )

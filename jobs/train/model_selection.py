@@ -1,12 +1,16 @@
-"""Early stopping, and selection of the epoch whose weights become the model."""
+"""Early stopping, selection of the epoch whose weights become the model, and warnings about it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jobs.config.train import Select
+
+#: Relative rise of the validation loss after its lowest value from which on a warning about overfitting is given.
+OVERFITTING_RISE = 0.1
 
 
 def epoch_lines(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -35,3 +39,49 @@ def should_stop_early(history: list[dict[str, Any]], select: Select, early_stopp
         return False
     last = next(line for line in reversed(epoch_lines(history)) if "validation_loss" in line)
     return bool(last["epoch"] - best["epoch"] >= early_stopping_patience)
+
+
+def training_warnings(history: list[dict[str, Any]], select: Select, validation_counts: Sequence[int]) -> list[str]:
+    """What is wrong with the selected epoch, one sentence each with a remedy; empty without validation.
+
+    `validation_counts` are the numbers of validation samples per class.
+    """
+    chosen = chosen_epoch(history, select)
+    if chosen is None or "validation_loss" not in chosen:
+        return []
+    epochs = epoch_lines(history)
+    validated = [line for line in epochs if "validation_loss" in line]
+    found = _overfitting(validated, len(epochs), select)
+    if select != "last" and chosen["epoch"] == 1 and len(validated) > 1:
+        found.append(
+            f"the selected epoch is the first of {len(epochs)}, after {chosen['step']} steps: the network is hardly "
+            "trained. Select by another figure (train.select: loss or macro_f1), validate more often (train.steps with "
+            "train.validate_steps), lower train.learning_rate, or add labels."
+        )
+    accuracy, share = chosen["validation_overall_accuracy"], max(validation_counts) / sum(validation_counts)
+    if accuracy < share:
+        found.append(
+            f"validation overall accuracy {accuracy:.3f} is below {share:.3f}, the share of the most frequent class: a map "
+            "of that class alone would be right more often. Compare with `mibf baseline`, train longer, check the labels, "
+            "or add more of them. Balanced sampling and class weights cost overall accuracy; `prediction.priors: natural` "
+            "regains it."
+        )
+    return found
+
+
+def _overfitting(validated: list[dict[str, Any]], epochs: int, select: Select) -> list[str]:
+    """A warning if the validation loss was lowest in the first half of the epochs, and rose by `OVERFITTING_RISE`."""
+    finite = [line for line in validated if np.isfinite(line["validation_loss"])]
+    if not finite:
+        return []
+    lowest, last = min(finite, key=lambda line: line["validation_loss"]), finite[-1]
+    before, after = lowest["validation_loss"], last["validation_loss"]
+    if 2 * lowest["epoch"] > epochs or after < before * (1 + OVERFITTING_RISE):
+        return []
+    stop = "" if select == "loss" else "Select by the loss (train.select: loss). "
+    return [
+        f"the network overfits: the validation loss was lowest after epoch {lowest['epoch']} of {epochs} "
+        f"({before:.3f}, step {lowest['step']}) and rose by {after / before - 1:.0%} to {after:.3f} by epoch "
+        f"{last['epoch']}. {stop}Regularize (train.augment, train.mixup, train.dropout), or add labels; `mibf baseline` "
+        "tells whether simpler learners do better."
+    ]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from jobs.train.resume import same_training
 from jobs.train.settings import WorkerContext
 from mibf.distributed import decided_by_first, unlike_first
 from mibf.errors import InputError
@@ -58,7 +59,7 @@ def restore_newest(
         newest = read_chosen(checkpoints, position, worker, report=report)
     found = Restored(TrainingPosition(0, 0), [], None)
     if newest is not None:
-        if newest.identity != identity:
+        if not same_training(newest.identity, identity):
             raise InputError(
                 f"{storage.redact_url(checkpoints.url)}: the checkpoints belong to another training run; restart it "
                 "(`mibf train --restart`)."

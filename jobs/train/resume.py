@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.config.config import Config
+from jobs.config.train import TrainSection
 from jobs.runtime.version import pinned_versions
 from jobs.train.provenance import environment
 from jobs.workflow.fingerprint import ALGORITHM_VERSIONS
@@ -64,7 +65,7 @@ def check_resumable(workspace: Workspace, identity: dict[str, Any], *, restart: 
         InputError: they were not; the message lists the differences.
     """
     previous, _ = started_training(workspace)
-    if restart or previous is None or previous == identity or storage.exists(workspace.manifest("train")):
+    if restart or previous is None or same_training(previous, identity) or storage.exists(workspace.manifest("train")):
         return
     folders = [storage.join(workspace.all_checkpoints, name) for name in storage.names(workspace.all_checkpoints)]
     if not any(Checkpoints(folder).positions() for folder in folders):
@@ -76,7 +77,7 @@ def check_resumable(workspace: Workspace, identity: dict[str, Any], *, restart: 
             "this version cannot resume. Finish the run with that version, train under another run name "
             "(`--set run=NAME`), or discard its checkpoints (`--restart`)."
         )
-    then, now = flatten(previous), flatten(identity)
+    then, now = flatten(_with_defaults(previous)), flatten(_with_defaults(identity))
     listed = "; ".join(
         f"{key} was {_format_value(then.get(key))} and is now {_format_value(now.get(key))}"
         for key in sorted(then.keys() | now.keys())
@@ -87,6 +88,22 @@ def check_resumable(workspace: Workspace, identity: dict[str, Any], *, restart: 
         "Restore these settings to resume it, train under another run name (`--set run=NAME`), or discard its checkpoints "
         "(`--restart`)."
     )
+
+
+def same_training(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two identities, one of which an earlier version may have written, are those of the same training."""
+    return _with_defaults(one) == _with_defaults(other)
+
+
+def _with_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete an identity: a key that an earlier version did not know had the effect of today's default.
+
+    The recipe is left out: it only chose values for the other keys, and may have had another name.
+    """
+    defaults = TrainSection().model_dump(mode="json")
+    known = {key: value for key, value in defaults.items() if key not in RESUME_SAFE_KEYS}
+    train = known | dict(identity.get("train", {}))
+    return dict(identity) | {"train": {key: value for key, value in train.items() if key != "recipe"}}
 
 
 def started_training(workspace: Workspace) -> tuple[dict[str, Any] | None, list[int]]:
@@ -122,7 +139,7 @@ def begin_run(
     seeds_to_train = list(config.train.every_seed)
     finished = storage.exists(workspace.manifest("train")) and sorted(seeds) == sorted(seeds_to_train)
     invalidate(workspace, "train", lease)
-    resumable = previous == identity and not finished and not restart
+    resumable = previous is not None and same_training(previous, identity) and not finished and not restart
     if not resumable:
         for url in (workspace.all_checkpoints, workspace.metrics, workspace.step_metrics):
             lease.check()

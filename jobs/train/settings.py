@@ -75,11 +75,6 @@ class WorkerContext:
         return batch * (self.rank + 1) // self.workers - batch * self.rank // self.workers
 
 
-def steps_per_epoch(train: TrainSection, epoch_fraction: float, samples: int) -> int:
-    """The number of steps of an epoch that samples the share `epoch_fraction` of the training samples."""
-    return max(1, int(epoch_fraction * samples) // train.batch_size)
-
-
 def network_spec(config: Config, store: PatchStore) -> NetworkSpec:
     """Specify the network for a store's sources: the first source gets the paper's wide branch, the others narrow ones."""
     sources = []

@@ -23,7 +23,8 @@ from jobs.runtime.prometheus import TrainMetrics, train_metrics
 from jobs.runtime.worker_resources import WorkerResources
 from jobs.train.provenance import versions
 from jobs.train.resume import RESUME_SAFE_KEYS, begin_run, check_resumable, training_identity
-from jobs.train.settings import Settings, WorkerContext, make_settings, network_spec, steps_per_epoch
+from jobs.train.settings import Settings, WorkerContext, make_settings, network_spec
+from jobs.train.step_plan import StepPlan
 from jobs.train.tracking.mlflow import check_mlflow
 from jobs.train.worker_loop import run
 from jobs.workflow.errors import StageError
@@ -85,8 +86,8 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
         mlflow=mlflow,
     )
     info(f"training on {share}, {config.train.precision}")
-    steps = config.train.epochs * steps_per_epoch(config.train, config.sampling.epoch_fraction, training.samples())
-    total = len(config.train.every_seed) * steps * config.train.batch_size
+    plan = StepPlan.of(config.train, config.sampling.epoch_fraction, training.samples())
+    total = len(config.train.every_seed) * plan.total * config.train.batch_size
     metrics = train_metrics(config)
     if config.train.workers == 0:
         _train_locally(settings, total, metrics)
@@ -314,4 +315,5 @@ def _lines(results: Mapping[int, dict[str, Any]], best: int, select: Select) -> 
     if len(results) > 1:
         all_figures = [result["calibrated"]["trained"] for result in results.values()]
         lines.append(f"{len(results)} seeds on validation: {mean_and_deviation(all_figures)}")
-    return lines
+    warnings = results[best].get("warnings", [])  # none in results of an earlier version
+    return lines + [f"warning: {prefix}{line}" for line in warnings]

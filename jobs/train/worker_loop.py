@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,19 +19,22 @@ import numpy as np
 import torch
 
 from jobs.config.train import TrainSection
-from jobs.train.learner import make_train_state
-from jobs.train.model_selection import chosen_epoch, epoch_lines, should_stop_early
+from jobs.train.clock import Clock
+from jobs.train.learner import make_perturbation, make_train_state
+from jobs.train.model_selection import chosen_epoch, epoch_lines, should_stop_early, training_warnings
 from jobs.train.provenance import hardware
 from jobs.train.restore import check_equal, read_chosen, restore_newest
-from jobs.train.settings import ProgressCallback, Settings, WorkerContext, steps_per_epoch
+from jobs.train.settings import ProgressCallback, Settings, WorkerContext
+from jobs.train.step_plan import StepPlan
 from jobs.train.tracking.tracker import Tracker
 from mibf.class_priors import CHOICES
 from mibf.device import check_precision
 from mibf.distributed import barrier, decided_by_first
 from mibf.metrics.calibration import Reliability, TemperatureFit
 from mibf.normalization import Scaling, scaling_from_json, scaling_to_json
+from mibf.training.batch_statistics import recompute_statistics
 from mibf.training.checkpoint import Checkpoint, TrainingPosition
-from mibf.training.epoch import EpochMetrics, MetricAccumulator, Step, train_epoch, validate
+from mibf.training.epoch import Batch, EpochMetrics, MetricAccumulator, Step, train_epoch, validate
 from pipeline.io import storage
 from pipeline.io.checkpoints import Checkpoints
 from pipeline.io.lease import Lease, LeaseLostError
@@ -75,10 +81,16 @@ class SeedTrainer:
             "train", frequencies=settings.frequencies, augment=section.augment, source_dropout=section.source_dropout
         )
         self.validation = make_sampler("validation")
-        self.steps = steps_per_epoch(section, settings.epoch_fraction, self.training.samples())
-        self.learner = make_train_state(settings, worker, seed=seed, steps=self.steps)
+        self.plan = StepPlan.of(section, settings.epoch_fraction, self.training.samples())
+        self.learner = make_train_state(
+            settings,
+            worker,
+            seed=seed,
+            steps=self.plan.total,
+            perturbation=make_perturbation(section, self.scaling, worker.device),
+        )
         self.history: list[dict[str, Any]] = []
-        self.clock = _Clock()
+        self.clock = Clock()
         self.before = self._samples_of_earlier_seeds()
 
     def run(self) -> None:
@@ -86,7 +98,7 @@ class SeedTrainer:
         start, sums = self._restored()
         with self._tracker(start) as self.tracker:
             self._report_samples(start.epoch, start.step * self.section.batch_size)
-            for epoch in range(start.epoch, self.section.epochs):
+            for epoch in range(start.epoch, self.plan.epochs):
                 if self._should_stop_early():
                     break
                 first = epoch == start.epoch
@@ -104,7 +116,7 @@ class SeedTrainer:
             name=settings.name if len(self.section.every_seed) == 1 else f"{settings.name} seed {self.seed}",
             parameters=settings.parameters,
             mlflow=settings.mlflow,
-            resumed_at=start.epoch * self.steps + start.step,
+            resumed_at=self.plan.before(start.epoch) + start.step,
             report=self.callback.warn,
         )
 
@@ -137,9 +149,7 @@ class SeedTrainer:
         self.clock.begin()
         trained = train_epoch(
             learner,
-            self.training.shuffled(
-                batch=self.worker.part(section.batch_size), seed=self.seed, epoch=epoch, start=start, steps=self.steps
-            ),
+            self._batches(epoch, start=start),
             samples=section.batch_size,
             start=start,
             sums=sums,
@@ -147,8 +157,10 @@ class SeedTrainer:
             after_step=lambda step: self._after_step(epoch, step),
         )
         between = time.monotonic()
-        line: dict[str, Any] = {"seed": self.seed, "epoch": epoch + 1, "step": (epoch + 1) * self.steps}
+        line: dict[str, Any] = {"seed": self.seed, "epoch": epoch + 1, "step": self.plan.before(epoch + 1)}
         line |= _named("train", trained)
+        if self.section.batch_norm_samples is not None and (self._is_validated(epoch) or epoch + 1 == self.plan.epochs):
+            recompute_statistics(self.learner.eval_network, self._unchanged_batches(), precision=self.learner.precision)
         if self._is_validated(epoch):
             line |= self._validated()
         ended = time.monotonic()
@@ -165,13 +177,29 @@ class SeedTrainer:
             self._write(TrainingPosition(epoch + 1, 0), None, with_retry=True)
             self._write_metrics()
             self.tracker.epoch(line["step"], {key: value for key, value in line.items() if key not in _POSITION_KEYS})
-            self._report_samples(epoch, self.steps * section.batch_size)
+            self._report_samples(epoch + 1, 0)
             self.callback.loss(line["train_loss"])
-            self.callback.epoch(_format_line(line, section))
+            self.callback.epoch(_format_line(line, section, self.plan.epochs))
+
+    def _batches(self, epoch: int, *, start: int) -> Iterator[Batch]:
+        """Yield this worker's batches of an epoch from step `start` on, pass by pass over the samples."""
+        batch = self.worker.part(self.section.batch_size)
+        for span in self.plan.spans(epoch, start=start):
+            drawn = self.training.shuffled(batch=batch, seed=self.seed, epoch=span.number, start=span.start, steps=span.stop)
+            with closing(drawn):
+                yield from drawn
+
+    def _unchanged_batches(self) -> Iterator[Batch]:
+        """Yield up to `batch_norm_samples` training samples of all workers, always the same, as mapping shows them."""
+        wanted = min(self.section.batch_norm_samples or 0, self.training.samples())
+        batch = max(2, min(VALIDATION_BATCH, wanted // self.worker.workers))
+        steps = max(1, wanted // (batch * self.worker.workers))
+        plain = replace(self.training, augment=False, source_dropout=0.0)
+        return plain.shuffled(batch=batch, seed=self.seed, epoch=0, steps=steps)
 
     def _after_step(self, epoch: int, step: Step) -> None:
         section, clock = self.section, self.clock
-        done = epoch * self.steps + step.number
+        done = self.plan.before(epoch) + step.number
         clock.add(step.samples * self.worker.workers, step.waited)
         if clock.is_due():
             self._report_samples(epoch, step.number * section.batch_size)
@@ -193,7 +221,7 @@ class SeedTrainer:
             self.tracker.step(done, {key: value for key, value in line.items() if key not in _POSITION_KEYS})
             if self.worker.rank == 0:
                 self.callback.loss(loss)
-        if done % section.checkpoint_steps == 0 and step.number < self.steps:
+        if done % section.checkpoint_steps == 0 and step.number < self.plan.length(epoch):
             step.check()  # no checkpoint may hold non-finite values, although the device is otherwise checked late
             self.learner.average_buffers()
             sums = step.sums.state()
@@ -204,7 +232,7 @@ class SeedTrainer:
     def _is_validated(self, epoch: int) -> bool:
         if not self.validation.samples():
             return False
-        return (epoch + 1) % self.section.validate_every == 0 or epoch + 1 == self.section.epochs
+        return (epoch + 1) % self.section.validate_every == 0 or epoch + 1 == self.plan.epochs
 
     def _validated(self) -> dict[str, Any]:
         """The metrics of the current network on the validation subset."""
@@ -294,6 +322,8 @@ class SeedTrainer:
                 precision=self.learner.precision,
                 observers=[raw, *calibrated.values()],
             )
+            counts = self.validation.counts().tolist()
+            result["warnings"] = training_warnings(self.history, self.section.select, counts)
             result["uncalibrated"] = raw.figures()
             result["calibrated"] = {choice: reliability.figures() for choice, reliability in calibrated.items()}
         if self.worker.rank == 0:
@@ -308,46 +338,12 @@ class SeedTrainer:
 
     def _samples_of_earlier_seeds(self) -> int:
         """The number of samples of the preceding seeds, as counted by the progress bar."""
-        return self.section.every_seed.index(self.seed) * self.section.epochs * self.steps * self.section.batch_size
+        return self.section.every_seed.index(self.seed) * self.plan.total * self.section.batch_size
 
     def _report_samples(self, epoch: int, samples: int) -> None:
         if self.worker.rank == 0:
-            self.callback.seen(self.before + epoch * self.steps * self.section.batch_size + samples, self.clock.waiting)
-
-
-class _Clock:
-    """Measures the throughput of an epoch and the share of its time spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
-        """Start timing an epoch."""
-        self.started = self.reported = self.now = time.monotonic()
-        self.samples, self.waited = 0, 0.0
-
-    def add(self, samples: int, waited: float) -> None:
-        """Add a step."""
-        self.now = time.monotonic()
-        self.samples += samples
-        self.waited += waited
-
-    def is_due(self) -> bool:
-        """Whether at least one second has passed since this last returned True."""
-        if self.now - self.reported < 1:
-            return False
-        self.reported = self.now
-        return True
-
-    @property
-    def rate(self) -> float:
-        """Samples per second."""
-        return self.samples / max(self.now - self.started, 1e-9)
-
-    @property
-    def waiting(self) -> float:
-        """The share of the time spent waiting for batches."""
-        return self.waited / max(self.now - self.started, 1e-9)
+            done = self.plan.before(epoch) * self.section.batch_size
+            self.callback.seen(self.before + done + samples, self.clock.waiting)
 
 
 def _noise_seed(seed: int, epoch: int, step: int, rank: int) -> int:
@@ -365,12 +361,12 @@ def _named(subset: str, figures: EpochMetrics) -> dict[str, float]:
     }
 
 
-def _format_line(line: dict[str, Any], section: TrainSection) -> str:
+def _format_line(line: dict[str, Any], section: TrainSection, epochs: int) -> str:
     """A line about an epoch for a person."""
     prefix = f"seed {line['seed']}, " if len(section.every_seed) > 1 else ""
     subset = "validation" if "validation_loss" in line else "train"
     return (
-        f"{prefix}epoch {line['epoch']} of {section.epochs}: {subset} overall accuracy "
+        f"{prefix}epoch {line['epoch']} of {epochs}: {subset} overall accuracy "
         f"{line[f'{subset}_overall_accuracy']:.3f}, average accuracy {line[f'{subset}_average_accuracy']:.3f}"
     )
 

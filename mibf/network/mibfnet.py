@@ -35,10 +35,15 @@ class Output(NamedTuple):
 
 
 class MIBFNet(nn.Module):
-    """Classifies the centre pixel of each patch, from the same patch of N sources."""
+    """Classifies the centre pixel of each patch, from the same patch of N sources.
 
-    def __init__(self, spec: NetworkSpec) -> None:
+    In training each pooled feature is dropped with the probability `dropout`. It is not part of the spec: a trained
+    network computes the same with and without it.
+    """
+
+    def __init__(self, spec: NetworkSpec, *, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.spec = spec
         count = len(spec.sources)
         self.branches = nn.ModuleList(Branch(source) for source in spec.sources)
@@ -69,7 +74,8 @@ class MIBFNet(nn.Module):
             self.noise.observe(gate)
         first, *others = [refine(x) for refine, x in zip(self.refine, features, strict=True)]
         joined = self.join(torch.cat([first, *related, *others], dim=1))
-        logits, mean, std = self.bottleneck(self._add_centre(pixel_mean(joined), sources))
+        pooled = self._add_centre(pixel_mean(joined), sources)
+        logits, mean, std = self.bottleneck(self.dropout(pooled))
         return Output(logits, mean, std, gate)
 
     def _add_centre(self, pooled: Tensor, sources: Sequence[Tensor]) -> Tensor:

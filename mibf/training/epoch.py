@@ -25,6 +25,7 @@ from mibf.metrics.confusion import ConfusionMatrix
 from mibf.network.mibfnet import MIBFNet, Output
 from mibf.training.ema import ExponentialMovingAverage
 from mibf.training.loss import Loss, objective
+from mibf.training.perturbation import Perturbation
 
 
 class Batch(NamedTuple):
@@ -57,6 +58,8 @@ class TrainState:
         weights: of the classes in the loss, (classes,) on the model's device; None for equal weights.
         average: averaged weights, validated and saved in place of the network's own; None for no averaging.
         clip_grad_norm: maximum gradient norm; larger gradients are scaled down to it; None for no clipping.
+        label_smoothing: share of each label that is spread over all classes.
+        perturbation: random changes of each batch; None for none.
         pieces: number of parts in which a worker's batch is computed, one after the other, to save memory.
     """
 
@@ -68,6 +71,8 @@ class TrainState:
     weights: Tensor | None = None
     average: ExponentialMovingAverage | None = None
     clip_grad_norm: float | None = None
+    label_smoothing: float = 0.0
+    perturbation: Perturbation | None = None
     pieces: int = 1
 
     def __post_init__(self) -> None:
@@ -294,8 +299,19 @@ def _backward(state: TrainState, batch: Batch, share: float, sums: MetricAccumul
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
         with nullcontext() if last else _no_grad_sync(state.model):
-            output, labels = _forward(state.model, piece, state.device, state.precision)
-            loss = objective(output, labels, beta=state.beta, weights=state.weights)
+            sources, labels = on_device(piece, state.device)
+            mixed = None
+            if state.perturbation is not None:
+                sources, mixed = state.perturbation.mix(state.perturbation.patches(sources), labels)
+            output = forward(state.model, sources, state.device, state.precision)
+            loss = objective(
+                output,
+                labels,
+                beta=state.beta,
+                weights=state.weights,
+                label_smoothing=state.label_smoothing,
+                mixed=mixed,
+            )
             part = loss.total * (len(labels) / own)
             scaled = part if share == 1.0 else part * share
             torch.autograd.backward(state.scaler.scale(scaled) if state.scaler else scaled)
@@ -359,7 +375,8 @@ def validate(
     network.eval()
     for batch in batches:
         with ieee_float32(device):
-            output, labels = _forward(network, batch, device, precision)
+            sources, labels = on_device(batch, device)
+            output = forward(network, sources, device, precision)
         sums.add(objective(output, labels, beta=beta), output.logits, labels)
         for observer in observers:
             observer.add(output.logits, labels)
@@ -367,8 +384,14 @@ def validate(
     return sums.figures()
 
 
-def _forward(model: nn.Module, batch: Batch, device: torch.device, precision: Precision) -> tuple[Output, Tensor]:
+def on_device(batch: Batch, device: torch.device) -> tuple[list[Tensor], Tensor]:
+    """Return the patches and labels of a batch as tensors; on a CPU they share its memory."""
     sources = [torch.from_numpy(x).to(device, non_blocking=True) for x in batch.sources]
+    return sources, torch.from_numpy(batch.labels).to(device, non_blocking=True)
+
+
+def forward(model: nn.Module, sources: list[Tensor], device: torch.device, precision: Precision) -> Output:
+    """Run the forward pass in a precision."""
     with autocast(device, precision):
         output: Output = model(sources)
-    return output, torch.from_numpy(batch.labels).to(device, non_blocking=True)
+    return output

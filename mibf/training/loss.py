@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mibf.network.bottleneck import kl_divergence
 from mibf.network.mibfnet import Output
+from mibf.training.perturbation import MixedLabels
 
 
 class Loss(NamedTuple):
@@ -21,7 +22,15 @@ class Loss(NamedTuple):
     rate: Tensor
 
 
-def objective(output: Output, labels: Tensor, *, beta: float, weights: Tensor | None = None) -> Loss:
+def objective(
+    output: Output,
+    labels: Tensor,
+    *,
+    beta: float,
+    weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    mixed: MixedLabels | None = None,
+) -> Loss:
     """Compute the loss of a batch; `labels` (B,) are class positions from 0.
 
     The KL term is summed over the code's dimensions, as in the variational bound. The released code averages over them
@@ -30,10 +39,26 @@ def objective(output: Output, labels: Tensor, *, beta: float, weights: Tensor | 
 
     `weights` (classes,) multiply each sample's cross-entropy. The sum is divided by B, not by the sum of the batch's
     weights as torch does, so a sample's contribution does not depend on the other samples of its batch or worker.
+
+    With `label_smoothing` a sample's label is a distribution in which this share is spread over all classes evenly
+    (Szegedy et al. 2016), and the weight remains that of the sample's class. With `mixed`, which replaces `labels`, the
+    cross-entropy is that of both labels, by their shares.
     """
-    cross_entropy = F.cross_entropy(output.logits, labels, weight=weights, reduction="sum") / len(labels)
+    if mixed is None and not label_smoothing:
+        cross_entropy = F.cross_entropy(output.logits, labels, weight=weights, reduction="sum") / len(labels)
+    elif mixed is None:
+        cross_entropy = _weighted(output.logits, labels, weights, label_smoothing).mean()
+    else:
+        first, second = (_weighted(output.logits, each, weights, label_smoothing) for each in mixed[:2])
+        cross_entropy = (mixed.share * first + (1 - mixed.share) * second).mean()
     mean_rate = cross_entropy.new_zeros(()) if output.std is None else kl_divergence(output.mean, output.std).mean()
     return Loss(cross_entropy + beta * mean_rate, cross_entropy, mean_rate)
+
+
+def _weighted(logits: Tensor, labels: Tensor, weights: Tensor | None, label_smoothing: float) -> Tensor:
+    """Cross-entropy of each sample with its smoothed label, times its class's weight (B,)."""
+    found = F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+    return found if weights is None else found * weights[labels]
 
 
 def class_weights(

@@ -84,7 +84,8 @@ class Sampler:
     """The samples of one subset of some scenes, for worker `rank` of `workers`.
 
     `frequencies` sets how often classes are drawn for training. With `augment` each draw's patches are transformed by one of
-    the eight symmetries of the square, the same for all sources. With a probability of `source_dropout`, below 1, a draw
+    the eight symmetries of the square (or of those that the name of a mirror allows, see `ALLOWED`), the same for all
+    sources. With a probability of `source_dropout`, below 1, a draw
     loses one of its two or more sources: the whole patch then holds the normalized values of missing data. `in_order`
     ignores all three. Without `background` everything runs in the thread that requests the batches; their content is the
     same. `group_windows` shuffles that many whole windows together instead of as many as `GROUP_BYTES` holds. `report` is
@@ -98,7 +99,7 @@ class Sampler:
     rank: int = 0
     workers: int = 1
     frequencies: Frequencies = "natural"
-    augment: bool = False
+    augment: bool | str = False
     source_dropout: float = 0.0
     background: bool = True
     group_windows: int | None = None
@@ -143,7 +144,9 @@ class Sampler:
         none = np.zeros(len(self.stores[0].classes), np.int64)
         return np.asarray(sum((w.samples for w in self._windows), none))
 
-    def shuffled(self, *, batch: int, seed: int, epoch: int, start: int = 0, steps: int | None = None) -> Iterator[Batch]:
+    def shuffled(
+        self, *, batch: int, seed: int, epoch: int, start: int = 0, steps: int | None = None
+    ) -> Generator[Batch, None, None]:
         """Yield the training batches of an epoch from step `start` on, in random order; the epoch has `steps` full batches.
 
         `steps` is `steps(batch)` by default; workers whose batches differ in size are given a common number.
@@ -220,7 +223,7 @@ class Sampler:
             if chance is None:
                 buffer.arrange()
             else:
-                buffer.arrange(chance.shuffle(group), chance.turn(group), chance.lose(group))
+                buffer.arrange(chance.shuffle(group), chance.turn(group), chance.lose(group), augment=self.augment)
             yield buffer, begin, end
             del buffer  # otherwise it stays in memory while the next group is read
 
@@ -313,7 +316,7 @@ class _EpochGenerators:
     seed: int
     epoch: int
     rank: int
-    augment: bool
+    augment: bool | str
 
     def pick(self, part: WindowDraws) -> np.random.Generator:
         """The generator for what is drawn from a window: the same for all workers that share it."""

@@ -11,8 +11,18 @@ from numpy.typing import NDArray
 
 from pipeline.store.template import CHUNK, StoredSource
 
-#: Symmetries of the square: quarter turns 0 to 3, then the same mirrored left to right.
+#: Symmetries of the square: quarter turns counterclockwise, 0 to 3, then the same mirrored left to right.
 SYMMETRIES = 8
+#: Symmetries that each value of `augment` draws from. A mirror is named by the directions that it swaps, where the rows of
+#: the grid run from north to south.
+ALLOWED: dict[bool | str, tuple[int, ...]] = {
+    False: (0,),
+    True: tuple(range(SYMMETRIES)),
+    "mirror_east_west": (0, 4),
+    "mirror_northwest_southeast": (0, 5),
+    "mirror_north_south": (0, 6),
+    "mirror_northeast_southwest": (0, 7),
+}
 #: How a window is stored: whole with its halo, or as the patches of its samples only, where they have fewer pixels.
 WHOLE, PATCHES = 0, 1
 #: Instead of a source's position: no source is dropped.
@@ -155,14 +165,20 @@ class ShuffleBuffer:
         shuffle: np.random.Generator | None = None,
         turn: np.random.Generator | None = None,
         lose: np.random.Generator | None = None,
+        *,
+        augment: bool | str = True,
     ) -> None:
         """Order the draws: shuffled, or as they were added.
 
-        With `turn`, each draw gets a random symmetry; with `lose` and source dropout, each loses a random source, or none.
+        With `turn`, each draw gets a random symmetry of those that `augment` allows; with `lose` and source dropout, each
+        loses a random source, or none.
         """
         draws = np.repeat(np.arange(sum(map(len, self._times))), np.concatenate(self._times))
         self.order = draws if shuffle is None else shuffle.permutation(draws)
-        self.turns = np.zeros(len(draws), np.uint8) if turn is None else turn.integers(0, SYMMETRIES, len(draws), np.uint8)
+        allowed = np.array(ALLOWED[augment], np.uint8)
+        self.turns = (
+            np.zeros(len(draws), np.uint8) if turn is None else allowed[turn.integers(0, len(allowed), len(draws), np.uint8)]
+        )
         self.lost = None if self.dropout is None or lose is None else self.dropout.lost(len(draws), lose)
         self.kinds = np.concatenate(self._kinds)
         self.starts = {scale: np.concatenate([s[scale] for s in self._starts]) for scale in self.layout.scales}

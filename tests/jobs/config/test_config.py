@@ -54,10 +54,21 @@ def test_missing_optional_keys_get_defaults(scene: SmallScene) -> None:
         ("name=two words", "name: may contain only letters, digits"),
         ("classes.0.name=no", "classes.0.name: must be text; put it in quotes (found False)"),
         ("train.seed=99999999999999999999", "train.seed: Input should be less than or equal to 9223372036854775807"),
+        ("train.steps=0", "train.steps: Input should be greater than or equal to 1"),
+        ("train.validate_steps=9", "train: `validate_steps` is 9, but the length of training is given in epochs"),
         ("train.seeds=[]", "train.seeds: has too few entries"),
         ("model.without=[noise, noise]", "model.without: noise, noise: the same part is listed twice"),
         ("train.source_dropout=1", "train.source_dropout: Input should be less than 1"),
         ("train.source_dropout=-0.1", "train.source_dropout: Input should be greater than or equal to 0"),
+        ("train.augment=mirror", "train.augment: must be true, false or one of mirror_east_west, "),
+        ("train.learning_rate=0", "train.learning_rate: must be a number above 0, or `auto` (found 0)"),
+        ("train.learning_rate=fast", "train.learning_rate: must be a number above 0, or `auto` (found 'fast')"),
+        ("train.recipe=default", "train.recipe: this recipe is now called `standard`; rename it (found 'default')"),
+        ("train.band_dropout=1", "train.band_dropout: Input should be less than 1"),
+        ("train.dropout=1", "train.dropout: Input should be less than 1"),
+        ("train.label_smoothing=1", "train.label_smoothing: Input should be less than 1"),
+        ("train.jitter=-0.1", "train.jitter: Input should be greater than or equal to 0"),
+        ("train.mixup=-1", "train.mixup: Input should be greater than or equal to 0"),
         ("train.class_weights=even", "train.class_weights: must be `balanced`, `sqrt` or weights by class"),
         ("train.class_weights=[1, 2, 1]", "train.class_weights: must be `balanced`, `sqrt` or weights by class"),
         ("train.class_weights={1: 2}", "train.class_weights: has the key 1; use class names here"),
@@ -77,6 +88,11 @@ def test_invalid_value_error_names_key_and_file(scene: SmallScene, override: str
 def test_early_stopping_without_validation_pixels_is_refused(scene: SmallScene) -> None:
     message = load_error(scene, ["train.early_stopping_patience=2"], split={"method": "random", "validation": 0})
     assert "`train.early_stopping_patience` needs validation pixels, and the split has none" in message
+
+
+def test_epoch_fraction_with_a_length_in_steps_is_refused(scene: SmallScene) -> None:
+    message = load_error(scene, ["train.steps=90", "sampling.epoch_fraction=0.5"])
+    assert "sampling.epoch_fraction is 0.5, but with train.steps an epoch has train.validate_steps steps" in message
 
 
 def test_source_dropout_with_a_single_source_is_refused(scene: SmallScene) -> None:
@@ -124,6 +140,7 @@ def test_invalid_map_settings_are_refused(scene: SmallScene, override: str) -> N
         ({"batch_size": 1024, "epochs": 100}, 4e-3, 10 / 100),
         ({"batch_size": "128"}, 5e-4, 10 / 300),
         ({"batch_size": 256, "learning_rate": 2e-4, "epochs": 50, "warmup": 0.0}, 2e-4, 0.0),
+        ({"steps": 500, "epochs": 50}, 2.5e-4, 1 / 30),
         ({"epochs": 2}, 2.5e-4, 10 / 300),
     ],
 )
@@ -134,6 +151,14 @@ def test_paper_recipe_scales_rate_and_warmup_as_the_released_code(
     assert (section.learning_rate, section.warmup) == pytest.approx((rate, warmup))
     default = load(str(scene.write_config(train={"batch_size": 512}))).train
     assert (default.learning_rate, default.warmup) == (2e-3, 0.05)
+
+
+@pytest.mark.parametrize(("batch_size", "rate"), [(256, 2e-3), (64, 1e-3), (32, 2e-3 / 8**0.5), (1024, 4e-3)])
+def test_automatic_learning_rate_follows_the_root_of_the_batch_size(scene: SmallScene, batch_size: int, rate: float) -> None:
+    path = str(scene.write_config())
+    section = load(path, overrides=[f"train.batch_size={batch_size}", "train.learning_rate=auto"]).train
+    assert section.peak_learning_rate == pytest.approx(rate)
+    assert load(path, overrides=["train.learning_rate=5e-4"]).train.peak_learning_rate == 5e-4
 
 
 def test_invalid_batch_size_of_the_paper_recipe_is_named(scene: SmallScene) -> None:

@@ -57,3 +57,8 @@ def test_new_product_names_are_valid() -> None:
 def test_translating_leaves_other_values_alone() -> None:
     values = {"name": "a", "train": {"rate": 1, "epochs": 2}, "map": None}
     assert translate(values) == {"name": "a", "train": {"learning_rate": 1, "epochs": 2}, "map": None}
+
+
+def test_old_recipe_in_a_saved_configuration_is_read(scene: SmallScene) -> None:
+    found = load(str(scene.write_config(train={"recipe": "default", "epochs": 3})), saved=True).train
+    assert found == load(str(scene.write_config(train={"recipe": "standard", "epochs": 3}))).train

@@ -9,48 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.config.loader import load
-from jobs.train.settings import WorkerContext, make_settings, network_spec
-from jobs.train.worker_loop import SeedTrainer
-from jobs.workflow.workspace import Workspace
+from jobs.train.settings import WorkerContext
 from mibf.errors import InputError
-from mibf.normalization import scaling_from_json
 from mibf.training.checkpoint import Checkpoint, TrainingPosition
 from pipeline.io import storage
 from pipeline.io.checkpoints import Checkpoints
-from pipeline.io.lease import Lease
-from pipeline.sampling.sampler import Sampler
-from pipeline.store.patch_store import PatchStore
 from tests.support.distributed import two_workers
 from tests.support.scenes import SmallScene
+from tests.support.trainers import trainer
 
 CPU = torch.device("cpu")
 STEPS = (5, 10)
-
-
-class Quiet:
-    """Progress callback that discards everything."""
-
-    def seen(self, samples: int, waiting: float) -> None: ...
-
-    def loss(self, value: float) -> None: ...
-
-    def epoch(self, line: str) -> None: ...
-
-    def warn(self, line: str) -> None: ...
-
-
-def trainer(config_file: str, workspace_url: str, worker: WorkerContext) -> SeedTrainer:
-    """The training of seed 0 on one worker, before its first step; checkpoints are below the workspace's URL."""
-    config = load(config_file)
-    workspace = Workspace.of(config)
-    store = PatchStore(workspace.store("small"), without=("test",))
-    spec = network_spec(config, store)
-    sampler = Sampler([store], scaling_from_json(storage.read_json(workspace.scaling)), spec.patch, "train")
-    settings = make_settings(config, workspace, spec, sampler, threads=1, identity={"run": 1}, lease=Lease(), fingerprint="")
-    found = SeedTrainer(settings, 0, worker, Quiet())
-    found.checkpoints = Checkpoints(workspace_url)
-    return found
 
 
 @pytest.fixture

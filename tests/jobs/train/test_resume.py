@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from jobs.config.loader import load
-from jobs.train.resume import check_resumable, flatten, training_identity
+from jobs.train.resume import begin_run, check_resumable, flatten, same_training, training_identity
 from jobs.workflow import fingerprint
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from mibf.network.spec import NARROW, NetworkSpec, SourceSpec
 from pipeline.io import storage
+from pipeline.io.lease import Lease
 from tests.support.scenes import SmallScene
 
 SPEC = NetworkSpec((SourceSpec("optical", 3), SourceSpec("radar", 1, NARROW)), classes=3, patch=5)
@@ -48,6 +49,44 @@ def test_training_without_centre_path_that_an_earlier_version_began_is_resumable
     changed = training_identity(load(str(scene.folder / "small.yaml")), workspace, replace(SPEC, centre=True))
     with pytest.raises(InputError, match=r"network\.centre was None and is now True"):
         check_resumable(workspace, changed, restart=False)
+
+
+#: Keys of `train` that the first versions did not have.
+NEW = {
+    "steps",
+    "validate_steps",
+    "band_dropout",
+    "jitter",
+    "mixup",
+    "label_smoothing",
+    "dropout",
+    "batch_norm_samples",
+}
+
+
+def test_training_that_a_version_without_the_new_keys_began_is_resumable_at_their_defaults(scene: SmallScene) -> None:
+    workspace, identity = interrupted(scene)
+    train = {key: value for key, value in identity["train"].items() if key not in NEW} | {"recipe": "default"}
+    assert len(train) == len(identity["train"]) - len(NEW)
+    earlier = identity | {"train": train}
+    assert same_training(earlier, identity)
+    storage.write_json(workspace.started, {"identity": earlier, "seeds": [0]})
+    check_resumable(workspace, identity, restart=False)
+    path = str(scene.folder / "small.yaml")
+    changed = training_identity(load(path, overrides=["train.mixup=0.2"]), workspace, SPEC)
+    with pytest.raises(InputError, match=r"other settings: train\.mixup was 0\.0 and is now 0\.2\."):
+        check_resumable(workspace, changed, restart=False)
+    assert not same_training(earlier, changed)
+
+
+def test_run_that_a_version_without_the_new_keys_began_keeps_its_checkpoints(scene: SmallScene) -> None:
+    workspace, identity = interrupted(scene)
+    train = {key: value for key, value in identity["train"].items() if key not in NEW} | {"recipe": "default"}
+    storage.write_json(workspace.started, {"identity": identity | {"train": train}, "seeds": [0]})
+    config = load(str(scene.folder / "small.yaml"))
+    assert begin_run(config, workspace, "", Lease(), identity, restart=False)
+    changed = training_identity(load(str(scene.folder / "small.yaml"), overrides=["train.jitter=0.1"]), workspace, SPEC)
+    assert not begin_run(config, workspace, "", Lease(), changed, restart=False)
 
 
 def test_new_algorithm_version_is_not_resumed(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,10 @@ from jobs.workflow.manifest import StageName
 from tests.support.scenes import SmallScene
 
 
-@pytest.mark.parametrize("override", ["sampling.frequencies=balanced", "train.augment=true", "model.centre=true"])
+@pytest.mark.parametrize(
+    "override",
+    ["sampling.frequencies=balanced", "train.augment=true", "train.steps=9", "train.dropout=0.1", "model.centre=true"],
+)
 def test_sampling_changes_make_train_stale_but_not_prepare(scene: SmallScene, override: str) -> None:
     path = str(scene.write_config())
     before, after = load(path), load(path, overrides=[override])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -135,6 +136,52 @@ def test_augmentation_applies_same_square_symmetry_to_all_sources(labelled: floa
     total = met.total()
     assert set(met) == set(range(8))
     assert all(abs(n - total / 8) < 5 * np.sqrt(total * 7 / 64) for n in met.values())
+
+
+#: Each mirror by independent array operations on patches (C, y, x), y from north to south and x from west to east.
+MIRRORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mirror_east_west": lambda x: x[:, :, ::-1],
+    "mirror_north_south": lambda x: x[:, ::-1],
+    "mirror_northeast_southwest": lambda x: x.transpose(0, 2, 1),
+    "mirror_northwest_southeast": lambda x: x[:, ::-1, ::-1].transpose(0, 2, 1),
+}
+#: Unit vectors (y, x) towards the sun that a mirror must not turn.
+SUN = {
+    "mirror_east_west": [(1, 0), (-1, 0)],
+    "mirror_north_south": [(0, 1), (0, -1)],
+    "mirror_northeast_southwest": [(1, 1), (-1, -1)],
+    "mirror_northwest_southeast": [(1, -1), (-1, 1)],
+}
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+def test_mirror_keeps_the_direction_of_the_sun(name: str) -> None:
+    """A plane that rises towards the sun is the same after the mirror, and one that rises to the side is not."""
+    y, x = np.indices((5, 5)) - 2
+    for towards in SUN[name]:
+        assert (MIRRORS[name]((towards[0] * y + towards[1] * x)[None]) == towards[0] * y + towards[1] * x).all()
+        aside = towards[1] * y - towards[0] * x
+        assert (MIRRORS[name](aside[None]) == -aside).all()
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+@pytest.mark.parametrize("labelled", [0.9, 0.002])
+def test_named_mirror_is_applied_to_half_of_the_samples_and_nothing_else_is(name: str, labelled: float) -> None:
+    store = MemoryStore(scattered_labels((150, 140), (labelled / 2, labelled / 4, labelled / 4)), scales=(1, 2))
+    plain, mirrored = (
+        list(islice(make_sampler(store, augment=how).shuffled(batch=20, seed=0, epoch=0), 200)) for how in (False, name)
+    )
+    changed = 0
+    for one, other in zip(plain, mirrored, strict=True):
+        assert (one.labels == other.labels).all()
+        for number in range(len(one.labels)):
+            before, after = ([x[number] for x in batch.sources] for batch in (one, other))
+            if all((a == b).all() for a, b in zip(before, after, strict=True)):
+                continue
+            assert all((MIRRORS[name](a) == b).all() for a, b in zip(before, after, strict=True))
+            changed += 1
+    total = sum(len(batch.labels) for batch in plain)
+    assert abs(changed - total / 2) < 5 * np.sqrt(total / 4)
 
 
 def distinct_fill_scaling(store: MemoryStore) -> Scaling:
