@@ -205,10 +205,9 @@ def _write(found: Benchmark, lease: Lease) -> None:
 def _measure(cell: Cell, prepared: Manifest, evaluated: Manifest, workspace: str, lease: Lease) -> CellResult:
     """The figures of a cell; those of an earlier call if its evaluation is the same."""
     url = _result_url(workspace, cell)
-    if storage.exists(url):
-        earlier = storage.read_json(url)
-        if earlier["evaluation"] == evaluated.identity:
-            return CellResult(**earlier)
+    earlier = _earlier(url)
+    if earlier is not None and earlier.evaluation == evaluated.identity:
+        return earlier
     found = baseline(cell.config, test=True)
     (table,) = [table for table in found.tables if table.subset == "test"]
     counts: dict[str, dict[str, int]] = prepared.figures["counts"]
@@ -229,6 +228,14 @@ def _measure(cell: Cell, prepared: Manifest, evaluated: Manifest, workspace: str
     lease.check()
     storage.write_json(url, result.to_json())
     return result
+
+
+def _earlier(url: str) -> CellResult | None:
+    """The stored figures of a cell; None if there are none, or none that this version can read."""
+    try:
+        return CellResult(**storage.read_json(url))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 def _model(row: Row) -> str:

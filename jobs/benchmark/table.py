@@ -88,7 +88,7 @@ class Benchmark:
     def _described(self, split: SplitName) -> list[str]:
         cells = [cell for cell in self.cells if cell.split == split]
         samples = ", ".join(f"{_mean(cells, subset):,.0f} {subset}" for subset in ("train", "validation", "test"))
-        overlaps = [cell.overlap for cell in cells if cell.overlap is not None]
+        overlaps = [share for share in (_number(cell.overlap) for cell in cells) if np.isfinite(share)]
         overlap = f"; {np.mean(overlaps):.1%} of test patches overlap a training patch" if overlaps else ""
         fewer = min(cell.classified for cell in cells)
         of = f"; baselines on {fewer:,} drawn test pixels" if fewer < min(cell.samples["test"] for cell in cells) else ""

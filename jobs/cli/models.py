@@ -72,13 +72,13 @@ def benchmark(
     workspace: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="Folder or URL for the results. [default: mibf-benchmark/NAME]", show_default=False
+            metavar="URL", help="Folder or URL for the results; mibf-benchmark/NAME by default.", show_default=False
         ),
     ] = None,
     splits: Annotated[
         str | None,
         typer.Option(
-            metavar="S1,S2", help="official, random, blocks. [default: all that the data set has]", show_default=False
+            metavar="S1,S2", help="Of official, random, blocks; by default all that the data set has.", show_default=False
         ),
     ] = None,
     seeds: Annotated[

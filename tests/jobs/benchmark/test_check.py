@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+import yaml
 
 from jobs.benchmark.catalog import CATALOG
 from jobs.benchmark.check import CheckedFiles, check_files
+from jobs.benchmark.official import hold_out
 from mibf.errors import InputError
 from pipeline.codes import CODES
+from tests.support.paths import ROOT
 from tests.support.published_data_sets import SmallDataSet, scene, with_index, with_masks
 
 
@@ -52,6 +55,20 @@ def test_masks_become_labels_and_a_split_with_held_out_validation(tmp_path: Path
     for class_id in (1, 2):
         held = int(((official.codes == CODES["validation"]) & (train == class_id)).sum())
         assert held == round(0.2 * int((train == class_id).sum()))
+
+
+def test_validation_takes_connected_groups_and_otherwise_one_end_of_a_group() -> None:
+    labels = np.zeros((12, 20), int)
+    labels[1:3, 0:20] = 1  # one group of 40 pixels
+    for column in range(0, 20, 4):
+        labels[6:8, column : column + 2] = 2  # five groups of 4
+    labels[10, 10] = 3  # one pixel, which training keeps
+    held = hold_out(labels, labels > 0)
+    np.testing.assert_array_equal(np.argwhere(held & (labels == 1)).max(axis=0), [2, 19])
+    assert set(np.argwhere(held & (labels == 1))[:, 1].tolist()) == {16, 17, 18, 19}
+    assert int((held & (labels == 2)).sum()) == 4
+    assert len(set((np.argwhere(held & (labels == 2))[:, 1] // 4).tolist())) == 1
+    assert not held[10, 10]
 
 
 def test_lists_of_pixels_become_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,3 +195,13 @@ def test_catalog_is_consistent() -> None:
     published = {"houston2013": 15_029, "trento": 30_214, "muufl": 53_687, "augsburg": 78_294, "berlin": 464_671}
     assert {name: sum(CATALOG[name].counts or ()) for name in published} == published
     assert CATALOG["trento"].counts == CATALOG["trento-italy"].counts
+
+
+def test_names_of_muufl_classes_agree_with_their_heights(shared: Callable[[str], Path]) -> None:
+    dataset, folder = CATALOG["muufl-lidar"], shared("data/muufl_lidar_gt")
+    height = scipy.io.loadmat(folder / "data_SAR_HR.mat")["lidar_data"][..., 0]
+    labels = scipy.io.loadmat(folder / "gt.mat")["labels"]
+    typical = {name: float(np.median(height[labels == class_id])) for class_id, name in dataset.classes.items()}
+    assert max(typical, key=lambda name: typical[name]) == "Buildings"
+    example = yaml.safe_load((ROOT / "examples/muufl_lidar.yaml").read_text())
+    assert {entry["id"]: entry["name"] for entry in example["classes"]} == dataset.classes
