@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,7 @@ def benchmark(
     workspace: str,
     splits: Sequence[str] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
+    block: int | None = None,
     overrides: Sequence[str] = (),
     unverified: bool = False,
     plan: bool = False,
@@ -97,6 +98,7 @@ def benchmark(
         workspace: folder or URL for the results.
         splits: official, random or blocks; all that the data set has by default.
         seeds: of training, and of the random and the block split.
+        block: side of the blocks in pixels, if not that of the catalog.
         overrides: `key.path=value`, for every run.
         unverified: accept files that are not the published ones.
         plan: write nothing.
@@ -106,6 +108,7 @@ def benchmark(
         LeaseHeldError: another run holds the workspace.
     """
     dataset = find_dataset(name)
+    dataset = dataset if block is None else replace(dataset, block=block)
     chosen = _chosen(dataset, splits)
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise InputError(f"--seeds {','.join(map(str, seeds))}: give different integers from 0, such as 0,1,2.")

@@ -84,6 +84,10 @@ def benchmark(
     seeds: Annotated[
         str, typer.Option(metavar="N1,N2", help="Seeds of training, and of random and block splits.")
     ] = "0,1,2",
+    block: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Side of the blocks in pixels, where the usual one leaves a class untrained."),
+    ] = None,
     unverified: Annotated[
         bool, typer.Option("--unverified", help="Accept files with another SHA-256 than the published ones, with a note.")
     ] = False,
@@ -106,6 +110,7 @@ def benchmark(
         workspace=workspace or f"mibf-benchmark/{name}",
         splits=None if splits is None else [part.strip() for part in splits.split(",")],
         seeds=[int(part) for part in seeds.split(",")],
+        block=block,
         overrides=set_ or (),
         unverified=unverified,
         plan=plan,

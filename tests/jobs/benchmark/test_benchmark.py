@@ -18,6 +18,7 @@ from jobs.benchmark.table import Benchmark, CellResult
 from jobs.cli.common import app
 from jobs.config.config import Config
 from jobs.config.loader import load
+from jobs.config.split import BlocksSection
 from jobs.workflow.manifest import Manifest, StageName
 from mibf.errors import InputError
 from tests.support.published_data_sets import with_masks
@@ -44,14 +45,14 @@ def test_every_split_is_run_once_and_tabulated(tmp_path: Path, monkeypatch: pyte
     with_masks(tmp_path, monkeypatch)
     # The majority class and the first forest are always fitted.
     monkeypatch.setattr(command, "baseline", partial(command.baseline, samples=300, seconds=1e-3))
-    planned = run(tmp_path, "--plan", "--seeds", "0", "--json")
+    planned = run(tmp_path, "--plan", "--seeds", "0", "--json", "--block", "14")
     assert [(c["split"], c["finished"]) for c in json.loads(planned.stdout)["cells"]] == [
         ("official", False),
         ("random", False),
         ("blocks", False),
     ]
     assert not (tmp_path / "work").exists()
-    done = run(tmp_path, "--splits", "official,blocks", "--seeds", "0", "--json")
+    done = run(tmp_path, "--splits", "official,blocks", "--seeds", "0", "--block", "14", "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found == json.loads((tmp_path / "work/benchmark.json").read_text())
@@ -78,10 +79,12 @@ def test_every_split_is_run_once_and_tabulated(tmp_path: Path, monkeypatch: pyte
         raise AssertionError("a finished run is repeated")
 
     monkeypatch.setattr(command, "baseline", fails)
-    again = run(tmp_path, "--splits", "official,blocks", "--seeds", "0", "--json")
+    again = run(tmp_path, "--splits", "official,blocks", "--seeds", "0", "--block", "14", "--json")
     assert json.loads(again.stdout) == found
     assert again.stderr.count("current, skipped") == 6
-    assert load(str(tmp_path / "work/configurations/blocks-seed-0.yaml")).split.method == "blocks"
+    split = load(str(tmp_path / "work/configurations/blocks-seed-0.yaml")).split
+    assert isinstance(split, BlocksSection)
+    assert split.block == 14
 
 
 def finished(stage: StageName, figures: dict[str, Any]) -> Manifest:

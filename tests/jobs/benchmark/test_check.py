@@ -13,10 +13,12 @@ import scipy.io
 import yaml
 
 from jobs.benchmark.catalog import CATALOG
-from jobs.benchmark.check import CheckedFiles, check_files
+from jobs.benchmark.check import CheckedFiles, check_files, read_array
 from jobs.benchmark.official import hold_out
 from mibf.errors import InputError
 from pipeline.codes import CODES
+from pipeline.grid import Window
+from pipeline.scenes.split import Blocks, assign_blocks
 from tests.support.paths import ROOT
 from tests.support.published_data_sets import SmallDataSet, scene, with_index, with_masks
 
@@ -205,3 +207,20 @@ def test_names_of_muufl_classes_agree_with_their_heights(shared: Callable[[str],
     assert max(typical, key=lambda name: typical[name]) == "Buildings"
     example = yaml.safe_load((ROOT / "examples/muufl_lidar.yaml").read_text())
     assert {entry["id"]: entry["name"] for entry in example["classes"]} == dataset.classes
+
+
+@pytest.mark.parametrize("name", ["muufl-lidar", "indian-pines"])
+def test_blocks_leave_training_pixels_of_every_class(name: str, shared: Callable[[str], Path]) -> None:
+    dataset = CATALOG[name]
+    array = dataset.labels
+    assert array is not None
+    labels = read_array(array, str(shared(f"data/{dataset.folder}/{array.file}")))
+    rows, columns = labels.shape
+    side, patch = dataset.block, 7
+    of_class = np.stack([labels == class_id for class_id in dataset.classes], axis=-1)
+    edges = [np.arange(0, size, side) for size in (rows, columns)]
+    counts = np.add.reduceat(np.add.reduceat(of_class.astype(np.int64), edges[0], axis=0), edges[1], axis=1)
+    for seed in (0, 1, 2):
+        table = assign_blocks(counts, {"train": 0.5, "validation": 0.2, "test": 0.3}, seed=seed)
+        codes = Blocks(table, side, patch // 2, (rows, columns)).codes(Window(0, 0, rows, columns))
+        assert (of_class & (codes == CODES["train"])[..., None]).any(axis=(0, 1)).all()
