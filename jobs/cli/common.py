@@ -32,7 +32,7 @@ ORDER = (
     *("demo", "init", "run", "prepare", "train", "evaluate", "map", "report"),
     *("plan", "status", "verify", "runs", "schema"),
     *("rerun", "submit"),
-    *("bundle", "baseline", "ablate", "import-checkpoint"),
+    *("bundle", "baseline", "ablate", "benchmark", "import-checkpoint"),
     *("synth", "bench"),
 )
 #: The stages in the order in which `mibf run` runs them, and the commands that `mibf submit` accepts.

@@ -1,4 +1,4 @@
-"""Commands for models: bundle show, baseline, ablate, import-checkpoint."""
+"""Commands for models: bundle show, baseline, ablate, benchmark, import-checkpoint."""
 
 from __future__ import annotations
 
@@ -56,6 +56,65 @@ def ablate(
         return run_one_stage(changed, name, keep_current=True)[0]
 
     return run_ablation(load(config, overrides=set_ or ()), stage, test=test)
+
+
+@command("Models")
+def benchmark(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="houston2013, houston2018, trento, trento-italy, muufl, muufl-lidar, augsburg, berlin or indian-pines.",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[str, typer.Option(metavar="DIR", help="Folder or URL of the data set's files; nothing is downloaded.")],
+    workspace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Folder or URL for the results; mibf-benchmark/NAME by default.", show_default=False
+        ),
+    ] = None,
+    splits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S1,S2", help="Of official, random, blocks; by default all that the data set has.", show_default=False
+        ),
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(metavar="N1,N2", help="Seeds of training, and of random and block splits.")
+    ] = "0,1,2",
+    block: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Side of the blocks in pixels, where the usual one leaves a class untrained."),
+    ] = None,
+    unverified: Annotated[
+        bool, typer.Option("--unverified", help="Accept files with another SHA-256 than the published ones, with a note.")
+    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Check the files and print what would run; write nothing.")] = False,
+    set_: Overrides = None,
+) -> Result:
+    """Benchmark a published data set: official, random and block split with the network and baselines, in one table."""
+    from jobs.benchmark.command import benchmark as run_benchmark
+    from mibf.errors import InputError
+
+    def stage(config: Config, name: StageName) -> Manifest:
+        return run_one_stage(config, name, keep_current=True)[0]
+
+    if not all(part.strip().isdecimal() for part in seeds.split(",")):
+        raise InputError(f"--seeds {seeds}: give different integers from 0, such as 0,1,2.")
+    return run_benchmark(
+        name,
+        data,
+        stage,
+        workspace=workspace or f"mibf-benchmark/{name}",
+        splits=None if splits is None else [part.strip() for part in splits.split(",")],
+        seeds=[int(part) for part in seeds.split(",")],
+        block=block,
+        overrides=set_ or (),
+        unverified=unverified,
+        plan=plan,
+    )
 
 
 @command("Models")

@@ -57,18 +57,30 @@ def load(url: str, *, overrides: Sequence[str] = (), saved: bool = False) -> Con
         ) from error
     if not isinstance(values, dict):
         raise InputError(f"{url}: is not a configuration (a YAML mapping); see examples/ for complete ones.")
-    if saved:
-        values = translate(values)
+    return configure(translate(values) if saved else values, name=url, overrides=overrides)
+
+
+def configure(values: dict[str, Any], *, name: str, overrides: Sequence[str] = ()) -> Config:
+    """Apply `key.path=value` overrides to the values of a configuration, substitute variables and validate it.
+
+    Args:
+        values: as parsed from YAML; the overrides are applied in place.
+        name: of the configuration, for messages.
+        overrides: values that replace others.
+
+    Raises:
+        InputError: as `load`.
+    """
     for override in overrides:
         _override(values, override)
-    values = expand_variables(values, url)
+    values = expand_variables(values, name)
     refused = list(check_texts(values))
     if refused:
-        raise InputError(f"{url}:\n" + "\n".join(f"  {line}" for line in refused))
+        raise InputError(f"{name}:\n" + "\n".join(f"  {line}" for line in refused))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{url}:\n" + "\n".join(f"  {line}" for line in _explained(error))) from error
+        raise InputError(f"{name}:\n" + "\n".join(f"  {line}" for line in _explained(error))) from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -26,7 +26,9 @@ MAX_DENSE_BYTES = 1 << 31
 
 
 def open_matlab(file: RasterFile) -> ArrayRaster:
-    """Open a variable of a MATLAB file, which `variable` selects if there are several; a struct's field is STRUCT.FIELD.
+    """Open a variable of a MATLAB file, which `variable` selects if there are several.
+
+    A struct's field is STRUCT.FIELD; an element of a cell array (version 5) is CELL{NUMBER}, as in MATLAB.
 
     Raises:
         InputError: the file cannot be read, or has no such variable, or its axes are unknown.
@@ -89,10 +91,13 @@ def matlab_arrays(url: str, stamp: str) -> dict[str, Any]:
 
 
 def _arrays(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The matrices of a variable as scipy loads it: its own, or those of the fields of a struct, by name."""
+    """The matrices of a variable as scipy loads it: its own, or those of a struct's fields and of a cell's elements."""
     if isinstance(value, np.ndarray) and value.dtype.names is not None and value.size == 1:
         for key in value.dtype.names:
             yield from _arrays(f"{name}.{key}", value.ravel()[0][key])
+    elif isinstance(value, np.ndarray) and value.dtype == object:  # a cell array
+        for number, element in enumerate(value.ravel(order="F"), 1):
+            yield from _arrays(f"{name}{{{number}}}", element)
     elif scipy.sparse.issparse(value) or (isinstance(value, np.ndarray) and value.ndim >= 2 and value.dtype.kind in "iufbc"):
         yield name, value
 

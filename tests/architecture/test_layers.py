@@ -33,7 +33,7 @@ ORDER = {
     "jobs": (
         "jobs", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.sample", "jobs.train.tracking", "jobs.evaluate",
         "jobs.baseline", "jobs.trials", "jobs.train", "jobs.prepare", "jobs.map", "jobs.report", "jobs.inspection",
-        "jobs.init", "jobs.fleet", "jobs.bench.harness", "jobs.bench", "jobs.cli",
+        "jobs.init", "jobs.benchmark", "jobs.fleet", "jobs.bench.harness", "jobs.bench", "jobs.cli",
     ),
 }  # fmt: skip  # a list of names: one per line would fill a page
 

@@ -28,7 +28,7 @@ PANELS = {
     "Run": ["demo", "init", "run", "prepare", "train", "evaluate", "map", "report"],
     "Inspect": ["plan", "status", "verify", "runs", "schema"],
     "Operate": ["rerun", "submit"],
-    "Models": ["bundle", "baseline", "ablate", "import-checkpoint"],
+    "Models": ["bundle", "baseline", "ablate", "benchmark", "import-checkpoint"],
     "Develop": ["synth", "bench"],
 }
 

@@ -89,3 +89,13 @@ def test_one_position_of_a_fourth_axis_is_selected(tmp_path: Path, write: Any) -
         read(url, "series", axes=axes)
     with pytest.raises(InputError, match=r"axis order of this 5 x 7 x 3 x 2 array is unknown"):
         read(url, "series")
+
+
+def test_elements_of_a_cell_array_are_selected_as_in_matlab(tmp_path: Path) -> None:
+    cells = np.empty((1, 2), object)
+    cells[0, 0], cells[0, 1] = {"z": CUBE, "name": "first"}, {"z": CUBE + np.uint16(9)}
+    scipy.io.savemat(tmp_path / "c.mat", {"hsi": {"Data": CUBE, "Lidar": cells}})
+    url = str(tmp_path / "c.mat")
+    assert [v.name for v in list_variables(url)] == ["hsi.Data", "hsi.Lidar{1}.z", "hsi.Lidar{2}.z"]
+    window = read(url, "hsi.Lidar{2}.z", axes=("y", "x", "band"))
+    assert (window == CUBE[1:4, 2:6].transpose(2, 0, 1) + 9).all()
