@@ -49,8 +49,24 @@ def train(config: ConfigPath, set_: Overrides = None, restart: Restart = False, 
 
 
 @command("Run")
-def evaluate(config: ConfigPath, set_: Overrides = None) -> Result:
-    """Evaluate the model on the held-out test subset."""
+def evaluate(
+    config: ConfigPath,
+    scene: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|CONFIG#NAME",
+            help="Evaluate this scene alone: one of CONFIG on its test samples, one that another configuration declares "
+            "on all its samples; repeatable.",
+        ),
+    ] = None,
+    set_: Overrides = None,
+) -> Result:
+    """Evaluate the model on the held-out test subset, or on single scenes."""
+    if scene:
+        from jobs.config.loader import load
+        from jobs.evaluate.scene_accuracy import evaluate_scenes
+
+        return evaluate_scenes(load(config, overrides=set_ or ()), scene)
     return _stages(config, set_, ("evaluate",), keep_current=False)
 
 
