@@ -144,7 +144,7 @@ def _stages(
     loaded = load(config, overrides=overrides or ())
     if len(stages) > 1 and loaded.map.model is not None:
         _check_model(loaded)
-        stages = stages if loaded.labelled else ("prepare", "map")
+        stages = stages if loaded.trainable else ("prepare", "map")
     done = [run_one_stage(loaded, stage, keep_current=keep_current, **options.get(stage, {})) for stage in stages]
     return RunSummary(loaded, done)
 

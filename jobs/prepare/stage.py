@@ -89,13 +89,15 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
     _warn_about_bands(scaling)
     lease.check()
     storage.write_json(workspace.scaling, scaling_to_json(scaling))
-    figures = {
+    figures: dict[str, object] = {
         "method": config.split.method,
         "counts": counts,
         "overlap": {w.scene.name: w.found.overlap for w in written},
         "source_overlap": {w.scene.name: {name: o.share for name, o in w.overlap.items()} for w in written},
         "buffer": buffer_pixels(config),
     }
+    if len(written) > 1:
+        figures["scenes"] = {w.scene.name: _samples(w) for w in written}
     lease.check()
     storage.write_json(workspace.split, figures)
     for w in written:
@@ -184,7 +186,9 @@ def _write(
 def _fit_normalization(config: Config, written: Sequence[_Written]) -> tuple[dict[Subset, dict[str, int]], Scaling]:
     """Return the checked sample counts per subset and class over all scenes, and the limits fitted on training samples."""
     samples = np.sum([w.found.samples.sum(axis=(2, 3)) for w in written], axis=0)
-    counts = subset_counts(written[0].scene.classes, samples, validated=config.validated)
+    counts = subset_counts(config, written[0].scene.classes, samples)
+    if not config.trainable:
+        return counts, {}
     total: dict[str, QuantileSketch] = {}
     for w in written:
         merge(total, w.found.sketches)
@@ -200,7 +204,7 @@ def _warn_about_bands(scaling: Scaling) -> None:
 
 def _warn_about_shared_pixels(config: Config, w: _Written) -> None:
     """Warn of the source whose file pixels most test patches share with training patches, where a buffer prevents it."""
-    if config.split.method != "blocks" or not w.overlap:
+    if config.split_block is None or not w.overlap:
         return
     name, worst = max(w.overlap.items(), key=lambda pair: pair[1].share)
     if worst.shared:
@@ -209,6 +213,11 @@ def _warn_about_shared_pixels(config: Config, w: _Written) -> None:
             f"{w.scene.name}: {worst.share:.2%} of test patches hold a pixel of source {name!r} that a training patch "
             f"holds; set split.buffer to {buffer} (with split.block above {2 * buffer}) so that none does"
         )
+
+
+def _samples(w: _Written) -> dict[Subset, int]:
+    """Return the number of samples of a scene in each subset."""
+    return dict(zip(SUBSETS, w.found.samples.sum(axis=(1, 2, 3)).tolist(), strict=True))
 
 
 def _coverage(w: _Written) -> dict[str, float]:
@@ -260,6 +269,11 @@ def _split_lines(config: Config, figures: Mapping[str, object]) -> list[str]:
     lines = [f"samples by {config.split.method} split: {', '.join(f'{s} {sum(counts[s].values()):,}' for s in SUBSETS)}"]
     width = max(len(c.name) for c in config.classes)
     lines += [f"  {c.name:<{width}}" + "".join(f"  {counts[s][c.name]:>11,}" for s in SUBSETS) for c in config.classes]
+    scenes = figures.get("scenes", {})
+    assert isinstance(scenes, dict)
+    lines += [
+        f"{name}: {', '.join(f'{subset} {number:,}' for subset, number in own.items())}" for name, own in scenes.items()
+    ]
     lines += [
         f"{name}: {share:.2%} of test patches overlap a training patch"
         for name, share in overlap.items()

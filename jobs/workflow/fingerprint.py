@@ -65,7 +65,7 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
             config.model.patch,
             config.prepare.shard,
         ]
-        if config.split.method == "blocks" and config.split.seed:
+        if config.split.method != "raster" and config.split_block is not None and config.split.seed:
             parts["assignment"] = SEEDED_ASSIGNMENT_VERSION
         parts["inputs"] = checksums.input_fingerprints(input_urls(config))
     elif stage == "train" and (checkpoint := checkpoint or imported_checkpoint(workspace)):
