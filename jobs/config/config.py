@@ -161,6 +161,13 @@ class Config(Section):
             raise ValueError(f"model.sources contains {', '.join(unknown)}; the sources are {', '.join(declared)}")
         if self.model.sources and len(set(self.model.sources)) < len(self.model.sources):
             raise ValueError("model.sources contains a duplicate")
+        matched = self.prepare.histogram_matching
+        if unknown := [name for name in matched if name not in declared]:
+            raise ValueError(
+                f"prepare.histogram_matching contains {', '.join(unknown)}; the sources are {', '.join(declared)}"
+            )
+        if len(set(matched)) < len(matched):
+            raise ValueError("prepare.histogram_matching contains a duplicate")
         if len(self.model.sources or declared) == 1 and not {"noise", "relation"} <= set(self.model.without):
             raise ValueError(
                 "the noise and relation parts need two sources; with one, add `without: [noise, relation]` to `model`"

@@ -33,7 +33,7 @@ from pipeline.io.lease import acquire
 from pipeline.maps.predictor import check_sources
 from pipeline.sampling.sampler import Sampler
 from pipeline.scenes.label_counts import LabelGrid, count_shared
-from pipeline.store.patch_store import PatchStore
+from pipeline.store.patch_store import PatchStore, check_matching
 
 #: Separates the file of another configuration from the name of one of its scenes.
 SEPARATOR = "#"
@@ -145,6 +145,7 @@ def _open(config: Config, workspace: Workspace, bundle: Bundle, given: str) -> _
             info(f"warning: `prepare` of {file} is not current; run `mibf prepare {file}` to read its present files")
     store = PatchStore(Workspace.of(declaring).store(name))
     check_sources(store, bundle)
+    check_matching(store, bundle.scaling)
     known, declared = ([(c.id, c.name) for c in classes] for classes in (bundle.classes, store.classes))
     if known != declared:
         listed, wanted = (", ".join(f"{i} {label}" for i, label in classes) for classes in (declared, known))

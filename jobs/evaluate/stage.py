@@ -37,7 +37,7 @@ from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.predictor import check_sources
 from pipeline.sampling.sampler import Sampler
-from pipeline.store.patch_store import PatchStore
+from pipeline.store.patch_store import PatchStore, check_matching
 
 BATCH = 1024
 #: Caveat on the metrics of a model that was trained elsewhere.
@@ -54,6 +54,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
     stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
     for store in stores:
         check_sources(store, bundle)
+        check_matching(store, bundle.scaling)
     check_trained_on(config, workspace)
     others = [workspace.read_bundle(seed) for seed in other_seeds(bundle)]
     invalidate(workspace, "evaluate", lease)
