@@ -66,8 +66,8 @@ def baseline(
         InputError: there are no stores, no labels, too few samples or classes, or nothing to report.
         LeaseHeldError: another run holds the workspace lease.
     """
-    if not config.labelled:
-        raise InputError("no scene has `labels`, so there is nothing to fit to; add labels to at least one scene.")
+    if not config.trainable:
+        raise InputError("no scene has `labels` for training, so there is nothing to fit to; add labels to at least one.")
     check_dependencies(config, "train")
     workspace = Workspace.of(config)
     subsets = _subsets(config, test=test)
@@ -139,7 +139,7 @@ def _check_counts(workspace: Workspace, available: dict[Subset, NDArray[np.int64
 
 def _block(config: Config) -> int:
     """Side of the blocks of the bootstrap, in pixels: that of the split's blocks, if it has some."""
-    return config.split.block if config.split.method == "blocks" else SQUARE
+    return config.split_block or SQUARE
 
 
 @dataclass

@@ -49,8 +49,24 @@ def train(config: ConfigPath, set_: Overrides = None, restart: Restart = False, 
 
 
 @command("Run")
-def evaluate(config: ConfigPath, set_: Overrides = None) -> Result:
-    """Evaluate the model on the held-out test subset."""
+def evaluate(
+    config: ConfigPath,
+    scene: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|CONFIG#NAME",
+            help="Evaluate this scene alone: one of CONFIG on its test samples, one that another configuration declares "
+            "on all its samples; repeatable.",
+        ),
+    ] = None,
+    set_: Overrides = None,
+) -> Result:
+    """Evaluate the model on the held-out test subset, or on single scenes."""
+    if scene:
+        from jobs.config.loader import load
+        from jobs.evaluate.scene_accuracy import evaluate_scenes
+
+        return evaluate_scenes(load(config, overrides=set_ or ()), scene)
     return _stages(config, set_, ("evaluate",), keep_current=False)
 
 
@@ -128,7 +144,7 @@ def _stages(
     loaded = load(config, overrides=overrides or ())
     if len(stages) > 1 and loaded.map.model is not None:
         _check_model(loaded)
-        stages = stages if loaded.labelled else ("prepare", "map")
+        stages = stages if loaded.trainable else ("prepare", "map")
     done = [run_one_stage(loaded, stage, keep_current=keep_current, **options.get(stage, {})) for stage in stages]
     return RunSummary(loaded, done)
 

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from jobs.config.base import Name, Section
 from jobs.config.map import MapSection, PredictionSection
 from jobs.config.scene import ClassSection, PrepareSection, SceneSection
-from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection
+from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection, ScenesSplitSection
 from jobs.config.train import ModelSection, SamplingSection, TrainSection
 from mibf.redaction import without_queries
 
@@ -31,9 +31,9 @@ class Config(Section):
     scenes: tuple[SceneSection, ...] = Field(min_length=1)
     classes: tuple[ClassSection, ...] = Field(min_length=2)
     prepare: PrepareSection = PrepareSection()
-    split: Annotated[BlocksSection | RasterSplitSection | RandomSplitSection, Field(discriminator="method")] = (
-        BlocksSection()
-    )
+    split: Annotated[
+        BlocksSection | RasterSplitSection | RandomSplitSection | ScenesSplitSection, Field(discriminator="method")
+    ] = BlocksSection()
     sampling: SamplingSection = SamplingSection()
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
@@ -59,8 +59,25 @@ class Config(Section):
 
     @property
     def labelled(self) -> bool:
-        """Whether any scene has labels to train on."""
+        """Whether any scene has labels."""
         return any(scene.labels is not None for scene in self.scenes)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether any scene has labels to train on."""
+        return bool(self._training_scenes)
+
+    @property
+    def _training_scenes(self) -> list[str]:
+        held_out = (*self.split.test, *self.split.validation_scenes) if self.split.method == "scenes" else ()
+        return [scene.name for scene in self.scenes if scene.labels is not None and scene.name not in held_out]
+
+    @property
+    def split_block(self) -> int | None:
+        """Side in pixels of the blocks that the split assigns to subsets; None if it assigns none."""
+        if self.split.method == "blocks" or (self.split.method == "scenes" and not self.split.validation_scenes):
+            return self.split.block
+        return None
 
     @property
     def validated(self) -> bool:
@@ -103,7 +120,8 @@ class Config(Section):
                 listed = ", ".join(map(str, both))
                 raise ValueError(f"labels.ignore of scene {scene.name!r} contains declared classes: {listed}")
         if self.split.method == "raster" and len(self.scenes) > 1:
-            raise ValueError("a split raster covers one scene only; use `method: blocks` with several scenes")
+            raise ValueError("a split raster covers one scene only; use `method: blocks` or `scenes` with several scenes")
+        self._split_names_scenes()
         if self.train.early_stopping_patience is not None and not self.validated:
             raise ValueError(
                 "`train.early_stopping_patience` needs validation pixels, and the split has none; remove "
@@ -111,6 +129,24 @@ class Config(Section):
                 "`split.validation` above 0"
             )
         return self
+
+    def _split_names_scenes(self) -> None:
+        """Check that a split by scene names labelled scenes, and leaves one to train on unless a model is given."""
+        if self.split.method != "scenes":
+            return
+        labelled = {scene.name: scene.labels is not None for scene in self.scenes}
+        for key, names in (("test", self.split.test), ("validation", self.split.validation_scenes)):
+            unknown = [name for name in names if name not in labelled]
+            if unknown:
+                raise ValueError(f"split.{key} contains {', '.join(unknown)}; the scenes are {', '.join(labelled)}")
+            bare = [name for name in names if not labelled[name]]
+            if bare:
+                raise ValueError(f"split.{key} contains {', '.join(bare)}, which has no `labels`")
+        if not self.trainable and self.map.model is None:
+            raise ValueError(
+                "split.test and split.validation leave no scene with labels to train on; only a configuration that maps "
+                "with an existing model (map.model) needs none"
+            )
 
     def _names_are_distinct(self) -> None:
         """Check that no two scenes or sources would share a folder on a case-insensitive file system."""
@@ -130,6 +166,13 @@ class Config(Section):
             raise ValueError(f"model.sources contains {', '.join(unknown)}; the sources are {', '.join(declared)}")
         if self.model.sources and len(set(self.model.sources)) < len(self.model.sources):
             raise ValueError("model.sources contains a duplicate")
+        matched = self.prepare.histogram_matching
+        if unknown := [name for name in matched if name not in declared]:
+            raise ValueError(
+                f"prepare.histogram_matching contains {', '.join(unknown)}; the sources are {', '.join(declared)}"
+            )
+        if len(set(matched)) < len(matched):
+            raise ValueError("prepare.histogram_matching contains a duplicate")
         if len(self.model.sources or declared) == 1 and not {"noise", "relation"} <= set(self.model.without):
             raise ValueError(
                 "the noise and relation parts need two sources; with one, add `without: [noise, relation]` to `model`"

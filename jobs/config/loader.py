@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.config.config import Config
 from jobs.config.renamed import RENAMED_KEYS, RENAMED_RECIPES, translate
-from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection
+from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection, ScenesSplitSection
 from jobs.config.variables import check_texts, expand_variables
 from jobs.config.yaml_loader import parse, read_text
 from mibf.errors import InputError
@@ -33,6 +33,15 @@ ERROR_MESSAGES = {
 MISSING = {
     "grid": "; give the reference grid as {like: SOURCE} or {crs: EPSG:..., resolution: ..., bounds: [...]}",
     "sources": "; name two or more, each with the `url` of its file",
+}
+
+
+#: The sections of the split by method.
+SPLITS: dict[str, type[BaseModel]] = {
+    "blocks": BlocksSection,
+    "raster": RasterSplitSection,
+    "random": RandomSplitSection,
+    "scenes": ScenesSplitSection,
 }
 
 
@@ -128,7 +137,7 @@ def _explained(error: ValidationError) -> list[str]:
         below = [m for m in mistakes if m["loc"][: len(mistake["loc"])] == mistake["loc"] and m is not mistake]
         if mistake["type"] == "too_short" and below:
             continue  # too few only because the entries themselves are invalid
-        where = ".".join(str(part) for part in mistake["loc"] if part not in ("blocks", "raster", "random"))
+        where = ".".join(map(str, _without_method(mistake["loc"])))
         if mistake["type"] == "extra_forbidden":
             lines.append(_unknown_key(where, mistake["loc"]))
         elif mistake["type"] == "missing":
@@ -147,6 +156,12 @@ def _explained(error: ValidationError) -> list[str]:
     return lines
 
 
+def _without_method(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A key's location without the method of the split, which pydantic inserts."""
+    inserted = location[:1] == ("split",) and len(location) > 1 and location[1] in SPLITS
+    return location[:1] + location[2:] if inserted else location
+
+
 def _unknown_key(where: str, location: tuple[int | str, ...]) -> str:
     if where in RENAMED_KEYS:
         return f"{where}: this key is now called `{RENAMED_KEYS[where]}`; rename it."
@@ -161,13 +176,8 @@ def _unknown_key(where: str, location: tuple[int | str, ...]) -> str:
 
 def _section_below(section: type[BaseModel], part: int | str) -> type[BaseModel] | None:
     """Return the section type under a key, looking through lists, mappings and the split methods."""
-    kinds: dict[int | str, type[BaseModel]] = {
-        "blocks": BlocksSection,
-        "raster": RasterSplitSection,
-        "random": RandomSplitSection,
-    }
-    if part in kinds:
-        return kinds[part]
+    if section in SPLITS.values() and part in SPLITS:
+        return SPLITS[str(part)]
     found = section.model_fields.get(str(part))
     return None if found is None else _model_in(found.annotation)
 

@@ -201,10 +201,14 @@ class ClassSection(Section):
 
 
 class PrepareSection(Section):
-    """How patch stores are written: Dask scheduler (None: threads of this process) and shard side in pixels."""
+    """How patch stores are written: Dask scheduler (None: threads of this process) and shard side in pixels.
+
+    Sources in `histogram_matching` are matched, scene by scene, to the distribution of the training scenes.
+    """
 
     scheduler: str | None = None
     shard: int | None = None
+    histogram_matching: tuple[str, ...] = ()
 
     @field_validator("shard")
     @classmethod

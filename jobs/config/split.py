@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections import Counter
+from contextlib import suppress
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from jobs.config.base import Section
+from pipeline.codes import Subset
 
 
 class FractionsSection(Section):
@@ -32,6 +35,61 @@ class BlocksSection(Section):
     buffer: int | None = Field(default=None, ge=0)
     fractions: FractionsSection = FractionsSection()
     seed: int = Field(default=0, ge=0)
+
+
+class ScenesSplitSection(Section):
+    """A split by scene: entire scenes for testing, and the other labelled scenes for training and validation.
+
+    `validation` names scenes that are entirely for validation, or is the share of the other scenes' blocks that is; those
+    are assigned and kept apart as by `BlocksSection`. The remaining labelled scenes are entirely for training.
+    """
+
+    method: Literal["scenes"]
+    test: tuple[str, ...] = Field(min_length=1)
+    validation: tuple[str, ...] | Annotated[float, Field(gt=0, lt=1)] = 0.2
+    block: int = Field(default=96, ge=1, le=1_000_000)
+    buffer: int | None = Field(default=None, ge=0)
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _names_or_share(cls, value: Any) -> Any:
+        if isinstance(value, str):  # a variable of the environment
+            with suppress(ValueError):
+                value = float(value)
+        names = isinstance(value, list | tuple) and bool(value) and all(isinstance(name, str) for name in value)
+        share = isinstance(value, float) and 0 < value < 1
+        if not (names or share):
+            raise ValueError(
+                "must be a list of scenes, or the share of the other scenes' blocks, above 0 and below 1, such as 0.2"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> ScenesSplitSection:
+        twice = sorted(name for name, count in Counter(self.test + self.validation_scenes).items() if count > 1)
+        if twice:
+            raise ValueError(f"scene {', '.join(twice)} is listed twice; a scene belongs to one subset")
+        unused = sorted({"block", "seed"} & self.model_fields_set)
+        if self.validation_scenes and unused:
+            raise ValueError(
+                f"`{'` and `'.join(unused)}` would have no effect, because `validation` lists entire scenes; remove "
+                f"{'it' if len(unused) == 1 else 'them'}"
+            )
+        return self
+
+    @property
+    def validation_scenes(self) -> tuple[str, ...]:
+        """The scenes that are entirely for validation; none if blocks of the other scenes are."""
+        return self.validation if isinstance(self.validation, tuple) else ()
+
+    def subset(self, scene: str) -> Subset | None:
+        """The subset of all samples of a labelled scene; None if its blocks are for training and validation."""
+        if scene in self.test:
+            return "test"
+        if scene in self.validation_scenes:
+            return "validation"
+        return "train" if self.validation_scenes else None
 
 
 class RasterSplitSection(Section):

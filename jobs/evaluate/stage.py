@@ -8,7 +8,7 @@ pixels, never on test pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.predictor import check_sources
 from pipeline.sampling.sampler import Sampler
-from pipeline.store.patch_store import PatchStore
+from pipeline.store.patch_store import PatchStore, check_matching
 
 BATCH = 1024
 #: Caveat on the metrics of a model that was trained elsewhere.
@@ -54,15 +54,21 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
     stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
     for store in stores:
         check_sources(store, bundle)
-    _check_trained_on(config, workspace)
-    others = [workspace.read_bundle(seed) for seed in _others(bundle)]
+        check_matching(store, bundle.scaling)
+    check_trained_on(config, workspace)
+    others = [workspace.read_bundle(seed) for seed in other_seeds(bundle)]
     invalidate(workspace, "evaluate", lease)
     torch.set_num_threads(CPU_COUNT)
     sampler = Sampler(stores, bundle.scaling, bundle.spec.patch, "test")
     held_out = replace(sampler, subset="validation") if changes_predictions(bundle, config.prediction.priors) else None
     total = sampler.samples() * (1 + len(others)) + (0 if held_out is None else held_out.samples())
+    by_scene = {s.name: replace(sampler, stores=[store]) for s, store in zip(config.scenes, stores, strict=True)}
     with progress_bar("evaluate", total, unit="samples") as advance:
-        predictions = [_predict(each, sampler, config.model.beta, advance) for each in (bundle, *others)]
+        of_scenes = [
+            {name: predict(each, own, config.model.beta, advance) for name, own in by_scene.items()}
+            for each in (bundle, *others)
+        ]
+        predictions = [pooled(each.values()) for each in of_scenes]
         on_validation = None if held_out is None else _on_validation(bundle, held_out, config, advance)
     split = storage.read_json(workspace.split)
     priors = config.prediction.priors
@@ -78,29 +84,52 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
         "ece_uncalibrated": predictions[0].uncalibrated.figures()["ece"],
         "seeds": [
             {"seed": seed, **_accuracies(each.by_priors[priors])}
-            for seed, each in zip([bundle.provenance.get("seed"), *_others(bundle)], predictions, strict=True)
+            for seed, each in zip([bundle.provenance.get("seed"), *other_seeds(bundle)], predictions, strict=True)
         ],
         "split": split["method"],
         "buffer": split["buffer"],
         "overlap": split["overlap"],
         "source_overlap": split.get("source_overlap"),
-        "caveat": _caveat(bundle, split),
+        "caveat": model_caveat(bundle, split),
         "classes": per_class(confusion, [c.name for c in bundle.classes]),
         "confusion": confusion.counts.tolist(),
     }
+    if len(config.scenes) > 1:
+        of_bundle = {name: each.by_priors[priors] for name, each in of_scenes[0].items() if by_scene[name].samples()}
+        evaluation["scenes"] = {name: scene_figures(own, bundle) for name, own in of_bundle.items()}
     lease.check()
     storage.write_json(workspace.evaluation, evaluation)
     return StageResult(evaluation, summary(evaluation), [workspace.evaluation])
 
 
-class _Predictions(NamedTuple):
+class Predictions(NamedTuple):
     """The reliability of one model on a subset's samples, uncalibrated and calibrated for each setting of the priors."""
 
     uncalibrated: Reliability
     by_priors: dict[PriorSetting, Reliability]
 
 
-def _predict(bundle: Bundle, sampler: Sampler, beta: float, advance: Callable[[int], None]) -> _Predictions:
+def pooled(parts: Iterable[Predictions]) -> Predictions:
+    """Return the reliability on the samples of all parts, at least one, of the same model."""
+    first, *rest = parts
+    return Predictions(
+        sum((part.uncalibrated for part in rest), first.uncalibrated),
+        {c: sum((part.by_priors[c] for part in rest), first.by_priors[c]) for c in first.by_priors},
+    )
+
+
+def scene_figures(reliability: Reliability, bundle: Bundle) -> dict[str, Any]:
+    """Metrics of a bundle on the samples of one scene, per class too."""
+    confusion = reliability.confusion()
+    return {
+        **_accuracies(reliability),
+        "samples": confusion.samples,
+        "majority_share": confusion.majority_share,
+        "classes": per_class(confusion, [c.name for c in bundle.classes]),
+    }
+
+
+def predict(bundle: Bundle, sampler: Sampler, beta: float, advance: Callable[[int], None]) -> Predictions:
     """Classify the samples of a subset once, for every setting of the class priors that the model supports."""
     device = best_device()
     classes = bundle.spec.classes
@@ -115,7 +144,7 @@ def _predict(bundle: Bundle, sampler: Sampler, beta: float, advance: Callable[[i
         )
         for choice, correction in corrections.items()
     }
-    predictions = _Predictions(Reliability(classes, device), by_priors)
+    predictions = Predictions(Reliability(classes, device), by_priors)
     validate(
         to_device(bundle.network(), device),
         sampler.in_order(batch=BATCH),
@@ -133,13 +162,13 @@ def _on_validation(
     """Overall and average accuracy on validation samples, with the priors of training and with the chosen ones."""
     if not sampler.samples():
         return None
-    by_priors = _predict(bundle, sampler, config.model.beta, advance).by_priors
+    by_priors = predict(bundle, sampler, config.model.beta, advance).by_priors
     choices: tuple[PriorSetting, ...] = ("trained", config.prediction.priors)
     figures = {choice: by_priors[choice].figures() for choice in choices}
     return {choice: {key: figures[choice][key] for key in TRADED} for choice in choices}
 
 
-def _others(bundle: Bundle) -> list[int]:
+def other_seeds(bundle: Bundle) -> list[int]:
     """The trained seeds other than the selected one."""
     return [seed for seed in bundle.provenance.get("seeds", []) if seed != bundle.provenance.get("seed")]
 
@@ -149,14 +178,14 @@ def _accuracies(reliability: Reliability) -> dict[str, float]:
     return {key: figures[key] for key in (*(key for key, _ in REPORTED), "ece", "brier", "log_loss")}
 
 
-def _caveat(bundle: Bundle, split: dict[str, Any]) -> str | None:
-    """The caveats that must accompany the metrics; None if there are none."""
+def model_caveat(bundle: Bundle, split: dict[str, Any] | None = None) -> str | None:
+    """The caveats that must accompany the metrics on samples of a split; None if there are none."""
     caveats = [UNKNOWN_TRAINING] if "authors" in bundle.provenance else []
-    leak = split_caveat(split)
+    leak = None if split is None else split_caveat(split)
     return "; ".join([*caveats, *([] if leak is None else [leak])]) or None
 
 
-def _check_trained_on(config: Config, workspace: Workspace) -> None:
+def check_trained_on(config: Config, workspace: Workspace) -> None:
     """Check that the model was trained on the current split: otherwise its training may have included test pixels."""
     trained = read_manifest(workspace, "train")
     if trained is None or trained.fingerprint == compute_fingerprint(config, "train"):
@@ -198,6 +227,8 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
             f"  {choice + (' *' if choice == evaluation['priors'] else ''):<10} {format_accuracies(row)}"
             for choice, row in evaluation["by_priors"].items()
         ]
+    if len(scenes := evaluation.get("scenes", {})) > 1:
+        lines += ["by scene:", *(f"  {name}: {scene_line(figures)}" for name, figures in scenes.items())]
     if len(evaluation["seeds"]) > 1:
         lines.append(
             f"{len(evaluation['seeds'])} seeds, mean ± standard deviation: {mean_and_deviation(evaluation['seeds'])}"
@@ -205,14 +236,27 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
     if evaluation["classes_measured"] < len(evaluation["classes"]):
         measured, classes = evaluation["classes_measured"], len(evaluation["classes"])
         lines.append(f"averages over {measured} of {classes} classes: {_unmeasured(evaluation)}")
-    width = max(len(row["name"]) for row in evaluation["classes"])
-    lines.append(f"{'class':<{width}}  {'samples':>9}  {'precision':>9}  {'recall':>6}  {'F1':>5}")
-    for row in evaluation["classes"]:
+    return lines + class_table(evaluation["classes"])
+
+
+def class_table(classes: list[dict[str, Any]]) -> list[str]:
+    """Format the metrics per class as lines for a terminal."""
+    width = max(len(row["name"]) for row in classes)
+    lines = [f"{'class':<{width}}  {'samples':>9}  {'precision':>9}  {'recall':>6}  {'F1':>5}"]
+    for row in classes:
         lines.append(
             f"{row['name']:<{width}}  {row['samples']:>9,}  {_share(row['precision']):>9}  "
             f"{_share(row['recall']):>6}  {_share(row['f1']):>5}"
         )
     return lines
+
+
+def scene_line(figures: dict[str, Any]) -> str:
+    """Format the metrics of one scene as one line."""
+    return (
+        f"{format_accuracies(figures)}, expected calibration error {figures['ece']:.3f}, on {figures['samples']:,} samples "
+        f"(the majority class alone gives {figures['majority_share']:.3f})"
+    )
 
 
 def _unmeasured(evaluation: dict[str, Any]) -> str:

@@ -169,6 +169,7 @@ def _training(draft: Draft) -> list[str]:
     }
     lines = [
         f"# Square blocks of `block` pixels, {draft.split.labelled_blocks:,} of them with labels; the buffer is patch - 1.",
+        "# With more scenes, {method: scenes, test: [NAME]} tests on entire ones.",
         f"split: {scalar(split)}",
         "# Side of the neighbourhood that the network sees, in pixels of the grid, odd.",
         f"model: {{patch: {draft.patch}}}",

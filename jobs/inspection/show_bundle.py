@@ -90,6 +90,7 @@ def _source(source: SourceSpec, bundle: Bundle) -> list[str]:
     low, high, fill = scaling.low.tolist(), scaling.high.tolist(), scaling.fill.tolist()
     widths = " and ".join(map(str, source.widths))
     head = f"  {source.name}: {source.bands} band{'s' if source.bands > 1 else ''}, scale {source.scale}, widths {widths}"
+    head += "" if scaling.reference is None else ", each scene matched to the training distribution"
     if source.bands > BANDS:
         return [f"{head}; {format_limits(low, high)} (--json lists each band)"]
     rows = enumerate(zip(low, high, fill, scaling.constant.tolist(), strict=True), start=1)

@@ -31,7 +31,7 @@ from pipeline.maps.predictor import TileResult, check_sources
 from pipeline.maps.products import Product
 from pipeline.maps.tile_selection import TileSelection, classify, select_tiles
 from pipeline.publishing.publish import ITEM, PublishedMap
-from pipeline.store.patch_store import PatchStore
+from pipeline.store.patch_store import PatchStore, check_matching
 from pipeline.store.records import StoreRecords
 
 #: Attributes of a map store: digest of its layout; and that the tiles of an earlier map have all been restored.
@@ -55,6 +55,7 @@ class SceneMap:
         self.ledger_url = storage.join(self.folder, "ledger")
         self.store = PatchStore(workspace.store(scene.name))
         check_sources(self.store, spec.bundle)
+        check_matching(self.store, spec.bundle.scaling)
         self._records, self._scaling = workspace.records(scene.name), workspace.scaling
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from jobs.config.config import Config
 from jobs.config.resolve import class_names
@@ -19,6 +20,7 @@ from pipeline.maps import ALGORITHM_VERSION
 from pipeline.maps.products import Product, product, products_of_network
 from pipeline.maps.tile_mapper import MapJob, Predictor
 from pipeline.store.patch_store import PatchStore
+from pipeline.store.scene_quantiles import MATCHING_VERSION
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class MapSpec:
         section = self.config.map
         grid = grid_to_json(store.grid)
         rules = [[s.name, s.missing] for s in store.sources]
-        options = [
+        options: list[Any] = [
             section.precision,
             section.mc_samples,
             section.seed,
@@ -77,6 +79,9 @@ class MapSpec:
         ]
         if self.config.prediction.priors != "trained":
             options.append(CORRECTION_VERSION)
+        if any(bands.reference is not None for bands in self.bundle.scaling.values()):
+            found = {name: None if q is None else q.tolist() for name, q in store.quantiles.items()}
+            options.append([MATCHING_VERSION, found])
         libraries = [pinned_versions()] if self.config.stale_on_upgrade else []
         return checksums.digest([ALGORITHM_VERSION, grid, rules, options, [asdict(p) for p in self.products], *libraries])
 

@@ -29,7 +29,7 @@ from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.grid import Tile, Window
 from pipeline.io.lease import Lease
-from pipeline.maps.drift import describe_drift, measure_drift
+from pipeline.maps.drift import describe_drift, matching_advice, measure_drift, unmatched
 from pipeline.maps.map_store import MapStore
 from pipeline.maps.tile_mapper import MapJob, Predictor
 
@@ -174,11 +174,12 @@ def _check_drift(scene: SceneMap) -> None:
     if section.drift == "ignore" or scene.is_training_data:
         return
     subject = f"scene {scene.name!r} differs from the model's training data: "
-    drifts = measure_drift(scene.store, scene.spec.bundle.scaling)
-    far = describe_drift(drifts, section.drift_distance, length=LONGEST_WARNING - len(subject))
+    drifts = measure_drift(scene.store, unmatched(scene.store, scene.spec.bundle.scaling))
+    advice = matching_advice(drifts, section.drift_distance)
+    far = describe_drift(drifts, section.drift_distance, length=LONGEST_WARNING - len(subject) - len(advice))
     if far is None:
         return
-    text = f"{subject}{far}"
+    text = f"{subject}{far}{advice}"
     if section.drift == "refuse":
         raise InputError(
             f"{text}. Check the units, band order and nodata of its files, or set `map.drift: warn` to map it anyway."

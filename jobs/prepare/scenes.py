@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from odc.geo.crs import CRS, CRSError
 from odc.geo.geobox import GeoBox
 
+from jobs.config.base import Section
 from jobs.config.config import Config
 from jobs.config.resolve import class_names, labels, sources
 from jobs.config.scene import SceneSection
-from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection
+from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection, ScenesSplitSection
 from jobs.runtime.progress import pluralize, progress_bar, warn
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
@@ -25,7 +26,7 @@ from pipeline.rasters.longitude import geographic_extents, may_overlap
 from pipeline.scenes.label_counts import LabelGrid, count_labels, count_shared, count_subsets, random_splits
 from pipeline.scenes.labels import NoLabels, OpenLabels, open_labels, refuse_unknown
 from pipeline.scenes.source import AlignedSource, Source, open_source, reference_grid, stored_dtype
-from pipeline.scenes.split import Blocks, NoSplit, Split, assign_blocks, check_blocks, open_split_raster
+from pipeline.scenes.split import Blocks, EntireScene, NoSplit, Split, assign_blocks, check_blocks, open_split_raster
 from pipeline.store.build import PreparedScene
 
 #: Maximum side of a grid in pixels; a larger one is probably an error in units.
@@ -55,8 +56,8 @@ def open_scenes(config: Config, executor: Executor) -> list[PreparedScene]:
         InputError: a source or the labels are unusable, or the split leaves a class without training pixels.
     """
     classes = class_names(config)
-    if isinstance(config.split, BlocksSection):
-        check_blocks(block=config.split.block, buffer=buffer_pixels(config) or 0, patch=config.model.patch)
+    if isinstance(config.split, BlocksSection | ScenesSplitSection):
+        check_blocks(block=config.split_block, buffer=buffer_pixels(config) or 0, patch=config.model.patch)
     opened = [_open(scene, classes, patch=config.model.patch) for scene in config.scenes]
     for position, first in enumerate(opened[0].sources):
         bands = {scene.declared.name: scene.sources[position].bands for scene in opened}
@@ -73,6 +74,7 @@ def open_scenes(config: Config, executor: Executor) -> list[PreparedScene]:
     _check_disjoint_ground(
         [scene for scene in opened if scene.declared.labels is not None],
         reach=buffer_pixels(config) or config.model.patch - 1,
+        split=config.split,
     )
     splits = _splits(config, classes, opened, executor)
     return [
@@ -99,23 +101,29 @@ def _open(scene: SceneSection, classes: tuple[ClassName, ...], *, patch: int) ->
     return SceneDraft(scene, grid, opened, NoLabels() if wanted is None else open_labels(wanted, grid, classes, like=like))
 
 
-def _check_disjoint_ground(scenes: Sequence[SceneDraft], *, reach: int) -> None:
+def _check_disjoint_ground(scenes: Sequence[SceneDraft], *, reach: int, split: Section) -> None:
     """Check that no ground is labelled in two scenes: test pixels of one would be training pixels of the other.
 
-    Scenes may overlap where their labels are more than `reach` pixels apart.
+    Scenes may overlap where their labels are more than `reach` pixels apart, or if the split puts both into one subset
+    entirely, as images of the same ground at other times.
     """
-    by_url: dict[str, str] = {}
-    for scene in scenes:
-        assert scene.declared.labels is not None
-        url = storage.absolute(scene.declared.labels.url)
-        if scene.grid.crs is None and by_url.setdefault(url, scene.declared.name) != scene.declared.name:
+
+    def together(one: SceneDraft, other: SceneDraft) -> bool:
+        if not isinstance(split, ScenesSplitSection):
+            return False
+        subset = split.subset(one.declared.name)
+        return subset is not None and subset == split.subset(other.declared.name)
+
+    for one, other in combinations([scene for scene in scenes if scene.grid.crs is None], 2):
+        url, its_url = (storage.absolute(scene.declared.labels.url) for scene in (one, other) if scene.declared.labels)
+        if url == its_url and not together(one, other):
             raise InputError(
-                f"scenes {by_url[url]!r} and {scene.declared.name!r} have the same labels, {url}: test pixels of one would "
-                "be training pixels of the other. Remove one of the scenes."
+                f"scenes {one.declared.name!r} and {other.declared.name!r} have the same labels, {url}: test pixels of one "
+                "would be training pixels of the other. Remove one of the scenes."
             )
     placed = [(scene, geographic_extents(scene.grid)) for scene in scenes if scene.grid.crs is not None]
     for (one, ground), (other, its_ground) in combinations(placed, 2):
-        if not may_overlap(ground, its_ground):
+        if together(one, other) or not may_overlap(ground, its_ground):
             continue
         shared = count_shared(one.labelled, one.grid, other.labelled, other.grid, reach=reach)
         if shared:
@@ -141,8 +149,11 @@ def _grid(scene: SceneSection, declared: dict[str, Source]) -> GeoBox:
 
 
 def buffer_pixels(config: Config) -> int | None:
-    """Return the buffer in pixels: split.buffer, default patch - 1; None for a raster split, 0 for a random one."""
-    if isinstance(config.split, BlocksSection):
+    """Return the buffer in pixels: split.buffer, default patch - 1; None for a raster split, 0 for a random one.
+
+    Of a split by scene, it is also the distance that labels of scenes in different subsets keep.
+    """
+    if isinstance(config.split, BlocksSection | ScenesSplitSection):
         return config.model.patch - 1 if config.split.buffer is None else config.split.buffer
     return None if isinstance(config.split, RasterSplitSection) else 0
 
@@ -152,28 +163,28 @@ def _splits(config: Config, classes: tuple[ClassName, ...], scenes: Sequence[Sce
     if not config.labelled:
         return [NoSplit() for _ in scenes]
     ids = tuple(c.id for c in classes)
-    blocked = isinstance(config.split, BlocksSection)
     tables = []
     with progress_bar("count labels", len(scenes), unit="scenes") as advance:
         for scene in scenes:
-            block = config.split.block if isinstance(config.split, BlocksSection) else max(scene.grid.shape)
+            block = config.split_block or max(scene.grid.shape)
             unknown, table = count_labels(executor, scene.labelled, block=block, ids=ids)
             url = "" if scene.declared.labels is None else scene.declared.labels.url
             refuse_unknown(url, {f"{value:g}": count for value, count in unknown.items()}, classes)
             tables.append(table)
             advance(1)
-    flat = np.concatenate([table.reshape(-1, len(ids)) for table in tables])
-    check_classes(classes, flat.sum(axis=0))
+    totals = np.sum([table.sum(axis=(0, 1)) for table in tables], axis=0)
+    if config.trainable:
+        check_classes(classes, totals, config.split)
     splits = _decided(config, scenes, tables, executor, ids=ids)
     counts = np.sum(
         [count_subsets(executor, scene.labelled, split, ids) for scene, split in zip(scenes, splits, strict=True)], axis=0
     )
     labelled: dict[Subset, NDArray[np.int64]] = dict(zip(SUBSETS, counts, strict=True))
-    check_classes(classes, labelled["train"])
-    for subset in SUBSETS:
-        if subset != "validation" or config.validated:
-            check_subset(subset, int(labelled[subset].sum()))
-    if blocked:
+    if config.trainable:
+        check_classes(classes, labelled["train"], config.split)
+    for subset in required_subsets(config):
+        check_subset(subset, int(labelled[subset].sum()), config.split)
+    if isinstance(config.split, BlocksSection):
         _warn_about_shares(config, classes, labelled, scenes, executor)
     return splits
 
@@ -204,8 +215,44 @@ def _decided(
         return list(drawn)
     buffer = buffer_pixels(config)
     assert buffer is not None
-    flat = np.concatenate([table.reshape(-1, len(ids)) for table in tables])
-    codes = assign_blocks(flat, _fractions(config), seed=declared.seed)
+    if isinstance(declared, BlocksSection):
+        margin = -(-buffer // 2)
+        return _assign(scenes, tables, _fractions(declared), block=declared.block, margin=margin, seed=declared.seed)
+    return _by_scene(declared, scenes, tables, margin=-(-buffer // 2))
+
+
+def _by_scene(
+    declared: ScenesSplitSection, scenes: Sequence[SceneDraft], tables: Sequence[NDArray[np.int64]], *, margin: int
+) -> list[Split]:
+    """Give entire scenes to subsets, and assign the blocks of the others to training and validation."""
+    splits: list[Split] = []
+    shared = []
+    for position, scene in enumerate(scenes):
+        subset = declared.subset(scene.declared.name)
+        unlabelled = isinstance(scene.labels, NoLabels)
+        splits.append(NoSplit() if unlabelled or subset is None else EntireScene(subset))
+        if subset is None and not unlabelled:
+            shared.append(position)
+    if shared and isinstance(declared.validation, float):
+        fractions: dict[Subset, float] = {"train": 1 - declared.validation, "validation": declared.validation}
+        own_scenes, own_tables = [scenes[i] for i in shared], [tables[i] for i in shared]
+        blocks = _assign(own_scenes, own_tables, fractions, block=declared.block, margin=margin, seed=declared.seed)
+        for position, split in zip(shared, blocks, strict=True):
+            splits[position] = split
+    return splits
+
+
+def _assign(
+    scenes: Sequence[SceneDraft],
+    tables: Sequence[NDArray[np.int64]],
+    fractions: dict[Subset, float],
+    *,
+    block: int,
+    margin: int,
+    seed: int,
+) -> list[Split]:
+    """Assign the blocks of scenes to subsets; `tables` are their labelled pixel counts (block row, block column, class)."""
+    codes = assign_blocks(np.concatenate([table.reshape(-1, table.shape[-1]) for table in tables]), fractions, seed=seed)
     splits: list[Split] = []
     start = 0
     for scene, table in zip(scenes, tables, strict=True):
@@ -213,14 +260,13 @@ def _decided(
         rows, columns = scene.grid.shape
         own = codes[start:stop].reshape(table.shape[:2])
         unlabelled = isinstance(scene.labels, NoLabels)
-        splits.append(NoSplit() if unlabelled else Blocks(own, declared.block, -(-buffer // 2), (rows, columns)))
+        splits.append(NoSplit() if unlabelled else Blocks(own, block, margin, (rows, columns)))
         start = stop
     return splits
 
 
-def _fractions(config: Config) -> dict[Subset, float]:
-    assert isinstance(config.split, BlocksSection)
-    shares = config.split.fractions
+def _fractions(split: BlocksSection) -> dict[Subset, float]:
+    shares = split.fractions
     return {"train": shares.train, "validation": shares.validation, "test": shares.test}
 
 
@@ -232,12 +278,12 @@ def _warn_about_shares(
     executor: Executor,
 ) -> None:
     """Warn of classes whose shares per subset are far below the requested fractions because of blocks and buffer."""
-    fractions = _fractions(config)
+    assert isinstance(config.split, BlocksSection)
+    fractions = _fractions(config.split)
     total = np.maximum(1, np.sum([labelled[s] for s in SUBSETS], axis=0))
     uneven = np.logical_or.reduce([labelled[s] / total < fractions[s] / 2 for s in SUBSETS])
     if not uneven.any():
         return
-    assert isinstance(config.split, BlocksSection)
     # Smaller blocks help only a class that lies in several of them; a quarter of the side is a fair try.
     side = max(2 * (buffer_pixels(config) or 0) + 1, config.split.block // 4)
     ids = tuple(c.id for c in classes)
@@ -251,48 +297,57 @@ def _warn_about_shares(
         warn(f"class {classes[position].name} is unevenly split between subsets ({listed} pixels); {advice}")
 
 
-def check_subset(subset: Subset, samples: int) -> None:
+def required_subsets(config: Config) -> list[Subset]:
+    """The subsets that must have samples: those of a model that is only tested are for testing."""
+    without: set[Subset] = set() if config.validated else {"validation"}
+    if not config.trainable:
+        without = {"train", "validation"}
+    return [subset for subset in SUBSETS if subset not in without]
+
+
+def check_subset(subset: Subset, samples: int, split: Section) -> None:
     """Check that a subset has samples.
 
     Raises:
         InputError: it has none.
     """
-    if not samples:
-        raise InputError(
-            f"no samples in the {subset} subset; use smaller, and therefore more, blocks (split.block), or other fractions."
-        )
+    if samples:
+        return
+    remedy = "use smaller, and therefore more, blocks (split.block), or other fractions"
+    if isinstance(split, ScenesSplitSection) and (subset == "test" or split.validation_scenes):
+        remedy = f"its scenes have no labels where all sources have data; choose other scenes (split.{subset})"
+    raise InputError(f"no samples in the {subset} subset; {remedy}.")
 
 
-def check_classes(classes: tuple[ClassName, ...], counts: NDArray[np.int64]) -> None:
+def check_classes(classes: tuple[ClassName, ...], counts: NDArray[np.int64], split: Section) -> None:
     """Check that every class has training pixels, given the pixel counts per class.
 
     Raises:
         InputError: some classes have none; the message lists them.
     """
     missing = [f"{c.id} ({c.name})" for c, count in zip(classes, counts, strict=True) if count == 0]
-    if missing:
-        raise InputError(
-            f"no training pixels for class {', '.join(missing)}. Label some in training blocks, change split.seed or "
-            "split.block so training blocks contain the class, or move it from `classes` to `labels.ignore`."
-        )
+    if not missing:
+        return
+    remedy = "Label some in training blocks, change split.seed or split.block so training blocks contain the class"
+    if isinstance(split, ScenesSplitSection):
+        remedy = "Label some in a training scene, take a scene that contains the class out of split.test or split.validation"
+    raise InputError(
+        f"no training pixels for class {', '.join(missing)}. {remedy}, or move it from `classes` to `labels.ignore`."
+    )
 
 
-def subset_counts(
-    classes: tuple[ClassName, ...], counts: NDArray[np.int64], *, validated: bool
-) -> dict[Subset, dict[str, int]]:
-    """Convert counts (subset, class) to a nested dict by name, after checking training classes and test samples.
-
-    Validation samples are also required unless `validated` is false.
+def subset_counts(config: Config, classes: tuple[ClassName, ...], counts: NDArray[np.int64]) -> dict[Subset, dict[str, int]]:
+    """Convert counts (subset, class) to a nested dict by name, after checking training classes and required subsets.
 
     Raises:
         InputError: a class has no training samples, or a subset is empty.
     """
-    check_classes(classes, counts[CODES["train"] - 1])
+    if config.trainable:
+        check_classes(classes, counts[CODES["train"] - 1], config.split)
     named = {s: {c.name: int(n) for c, n in zip(classes, row, strict=True)} for s, row in zip(SUBSETS, counts, strict=True)}
-    others: tuple[Subset, ...] = ("validation", "test") if validated else ("test",)
-    for subset in others:
+    for subset in required_subsets(config):
         found = named[subset]
-        check_subset(subset, sum(found.values()))
+        check_subset(subset, sum(found.values()), config.split)
         absent = [name for name, count in found.items() if count == 0]
         if absent:
             warn(f"no {subset} samples of {', '.join(absent)}; the metrics of these classes will be missing")

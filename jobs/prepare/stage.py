@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -28,13 +28,16 @@ from pipeline.codes import SUBSETS, Subset
 from pipeline.io import checksums, storage
 from pipeline.io.lease import Lease
 from pipeline.io.sidecars import Listings
+from pipeline.maps.drift import describe_drift, matching_advice, measure_drift, unmatched
 from pipeline.parallel.executor import ClusterLostError, Executor, make_executor
 from pipeline.rasters.header import UnreadableError
 from pipeline.scenes.coregistration import TOO_FAR, Shift, describe_shift, measure_shifts
 from pipeline.store.build import PreparedScene, build_store, discard_partial, read_finished
+from pipeline.store.patch_store import PatchStore
 from pipeline.store.quantiles import QuantileSketch, fit_scaling, merge
 from pipeline.store.records import StoreRecords
 from pipeline.store.sample_statistics import StoreStatistics, collect_statistics
+from pipeline.store.scene_quantiles import LEAST_PIXELS, Quantiles, quantiles, references, sketch_scene
 from pipeline.store.source_overlap import SourceOverlap, measure_source_overlap
 
 #: Minimum share of valid pixels; the summary lists the coverage of sources below it.
@@ -50,6 +53,7 @@ class _Written:
     records: StoreRecords
     found: StoreStatistics
     overlap: dict[str, SourceOverlap]  #: by source
+    entire: dict[str, QuantileSketch]  #: all valid values of the matched sources
 
 
 def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> StageResult:
@@ -89,17 +93,20 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
     _warn_about_bands(scaling)
     lease.check()
     storage.write_json(workspace.scaling, scaling_to_json(scaling))
-    figures = {
+    figures: dict[str, object] = {
         "method": config.split.method,
         "counts": counts,
         "overlap": {w.scene.name: w.found.overlap for w in written},
         "source_overlap": {w.scene.name: {name: o.share for name, o in w.overlap.items()} for w in written},
         "buffer": buffer_pixels(config),
     }
+    if len(written) > 1:
+        figures["scenes"] = {w.scene.name: _samples(w) for w in written}
     lease.check()
     storage.write_json(workspace.split, figures)
     for w in written:
         _warn_about_shared_pixels(config, w)
+        _warn_about_drift(config, workspace, w, scaling)
     lines = [line for w in written for line in _store_lines(w, shifts[w.scene.name])]
     lines += _split_lines(config, figures) if config.labelled else ["no labels: no training samples and no normalization"]
     stores = [workspace.store(scene.name) for scene in scenes]
@@ -178,17 +185,38 @@ def _write(
         found = collect_statistics(executor, url, patch=config.model.patch, sketched=records.sketched, each=advance)
         merge(found.sketches, records.sketches)
     overlap = measure_source_overlap(executor, url, scene.sources, patch=config.model.patch) if found.tests else {}
-    return _Written(scene, url, records.with_samples(url, found.samples), found, overlap)
+    records = records.with_samples(url, found.samples)
+    entire: dict[str, QuantileSketch] = {}
+    if config.prepare.histogram_matching:
+        with progress_bar(f"{scene.name}: count values", len(scene.shards), unit="shards") as advance:
+            entire = sketch_scene(executor, url, config.prepare.histogram_matching, each=advance)
+        records = records.with_quantiles(url, _quantiles(scene.name, entire))
+    return _Written(scene, url, records, found, overlap, entire)
+
+
+def _quantiles(scene: str, entire: Mapping[str, QuantileSketch]) -> Quantiles:
+    """Return the quantiles of a scene's matched sources; warn of sources with too few pixels."""
+    found = quantiles(entire)
+    for name in (name for name, own in found.items() if own is None):
+        warn(f"{scene}: source {name!r} has fewer than {LEAST_PIXELS:,} valid pixels, so its values are not matched")
+    return found
 
 
 def _fit_normalization(config: Config, written: Sequence[_Written]) -> tuple[dict[Subset, dict[str, int]], Scaling]:
     """Return the checked sample counts per subset and class over all scenes, and the limits fitted on training samples."""
     samples = np.sum([w.found.samples.sum(axis=(2, 3)) for w in written], axis=0)
-    counts = subset_counts(written[0].scene.classes, samples, validated=config.validated)
+    counts = subset_counts(config, written[0].scene.classes, samples)
+    if not config.trainable:
+        return counts, {}
     total: dict[str, QuantileSketch] = {}
     for w in written:
         merge(total, w.found.sketches)
-    return counts, fit_scaling(total)
+    fitted = fit_scaling(total)
+    entire: dict[str, QuantileSketch] = {}
+    for w in written:
+        if _samples(w)["train"]:
+            merge(entire, w.entire)
+    return counts, fitted | {name: replace(fitted[name], reference=own) for name, own in references(entire).items()}
 
 
 def _warn_about_bands(scaling: Scaling) -> None:
@@ -200,7 +228,7 @@ def _warn_about_bands(scaling: Scaling) -> None:
 
 def _warn_about_shared_pixels(config: Config, w: _Written) -> None:
     """Warn of the source whose file pixels most test patches share with training patches, where a buffer prevents it."""
-    if config.split.method != "blocks" or not w.overlap:
+    if config.split_block is None or not w.overlap:
         return
     name, worst = max(w.overlap.items(), key=lambda pair: pair[1].share)
     if worst.shared:
@@ -209,6 +237,24 @@ def _warn_about_shared_pixels(config: Config, w: _Written) -> None:
             f"{w.scene.name}: {worst.share:.2%} of test patches hold a pixel of source {name!r} that a training patch "
             f"holds; set split.buffer to {buffer} (with split.block above {2 * buffer}) so that none does"
         )
+
+
+def _samples(w: _Written) -> dict[Subset, int]:
+    """Return the number of samples of a scene in each subset."""
+    return dict(zip(SUBSETS, w.found.samples.sum(axis=(1, 2, 3)).tolist(), strict=True))
+
+
+def _warn_about_drift(config: Config, workspace: Workspace, w: _Written, scaling: Scaling) -> None:
+    """Warn of a scene for validation or testing whose values are unlike those of the training scenes."""
+    samples = _samples(w)
+    if not scaling or samples["train"] or not any(samples.values()) or config.map.drift == "ignore":
+        return
+    store = PatchStore(workspace.store(w.scene.name))
+    drifts = measure_drift(store, unmatched(store, scaling))
+    far = describe_drift(drifts, config.map.drift_distance)
+    if far is not None:
+        advice = matching_advice(drifts, config.map.drift_distance)
+        warn(f"{w.scene.name}: its values differ from those of the training scenes: {far}{advice}")
 
 
 def _coverage(w: _Written) -> dict[str, float]:
@@ -260,6 +306,11 @@ def _split_lines(config: Config, figures: Mapping[str, object]) -> list[str]:
     lines = [f"samples by {config.split.method} split: {', '.join(f'{s} {sum(counts[s].values()):,}' for s in SUBSETS)}"]
     width = max(len(c.name) for c in config.classes)
     lines += [f"  {c.name:<{width}}" + "".join(f"  {counts[s][c.name]:>11,}" for s in SUBSETS) for c in config.classes]
+    scenes = figures.get("scenes", {})
+    assert isinstance(scenes, dict)
+    lines += [
+        f"{name}: {', '.join(f'{subset} {number:,}' for subset, number in own.items())}" for name, own in scenes.items()
+    ]
     lines += [
         f"{name}: {share:.2%} of test patches overlap a training patch"
         for name, share in overlap.items()

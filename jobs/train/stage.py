@@ -56,10 +56,10 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
         StageError: training stopped; the run can be resumed.
         LeaseLostError: the workspace lease was lost; nothing is overwritten from then on.
     """
-    if not config.labelled:
+    if not config.trainable:
         raise InputError(
-            "no scene has `labels`, so there is nothing to train on; add labels to at least one scene, or map with an "
-            "existing model (map.model)."
+            "no scene has `labels`, or the split gives all that have to other subsets, so there is nothing to train on; add "
+            "labels to at least one training scene, or map with an existing model (map.model)."
         )
     _check_not_imported(workspace)
     stores = [PatchStore(workspace.store(scene.name), without=("test",)) for scene in config.scenes]
@@ -148,7 +148,7 @@ def _check_not_imported(workspace: Workspace) -> None:
 
 def _check_buffer(workspace: Workspace, split: Mapping[str, Any], patch: int) -> None:
     """Check that the buffer of the stored split is wide enough for this patch size."""
-    if split["method"] == "blocks" and split["buffer"] < patch - 1:
+    if split["method"] in ("blocks", "scenes") and split["buffer"] < patch - 1:
         raise InputError(
             f"{workspace.split}: the buffer between subsets is {split['buffer']} pixels, but patches of {patch} pixels need "
             f"{patch - 1} to keep training off the ground of other subsets; run `mibf prepare`, or reset model.patch."

@@ -18,6 +18,7 @@ from mibf.bundle.bundle import MODEL
 from mibf.class_priors import CORRECTION_VERSION
 from pipeline.io import checksums, model_bundle
 from pipeline.scenes.split import SEEDED_ASSIGNMENT_VERSION
+from pipeline.store.scene_quantiles import MATCHING_VERSION
 
 #: The algorithm version of each stage, kept next to the code that computes its values; of the report, its layout's.
 ALGORITHM_VERSIONS: dict[StageName, int] = {
@@ -65,8 +66,10 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
             config.model.patch,
             config.prepare.shard,
         ]
-        if config.split.method == "blocks" and config.split.seed:
+        if config.split.method != "raster" and config.split_block is not None and config.split.seed:
             parts["assignment"] = SEEDED_ASSIGNMENT_VERSION
+        if config.prepare.histogram_matching:
+            parts["histogram_matching"] = [MATCHING_VERSION, sorted(config.prepare.histogram_matching)]
         parts["inputs"] = checksums.input_fingerprints(input_urls(config))
     elif stage == "train" and (checkpoint := checkpoint or imported_checkpoint(workspace)):
         parts["algorithm"] = ["import", mibf.bundle.ALGORITHM_VERSION]

@@ -72,10 +72,10 @@ def check_dependencies(config: Config, stage: StageName) -> None:
     for needed in dependencies(config, stage):
         if read_manifest(workspace, needed) is not None:
             continue
-        if needed == "train" and not config.labelled:
+        if needed == "train" and not config.trainable:
             raise InputError(
-                f"{workspace.url}: no model was trained here, and no scene has `labels` to train one; set map.model to an "
-                "external model and run `mibf map`, which also writes quicklook.png."
+                f"{workspace.url}: no model was trained here, and no scene has `labels` to train one on; set map.model to "
+                "an external model and run `mibf map`, which also writes quicklook.png."
             )
         of = "" if needed == "prepare" else f" for run {config.run!r}"
         raise InputError(f"{workspace.url}: `{needed}` is not finished{of}; run `mibf {needed}` or `mibf run` first.")

@@ -104,6 +104,10 @@ class Workspace:
         """The metrics on the test subset."""
         return storage.join(self.run_folder, "evaluation.json")
 
+    def scene_evaluation(self, scene: str) -> str:
+        """The metrics on one scene that were requested separately."""
+        return storage.join(self.run_folder, f"evaluation-{scene}.json")
+
     @property
     def ablation(self) -> str:
         """The results of the ablation."""

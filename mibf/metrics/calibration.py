@@ -83,6 +83,16 @@ class Reliability:
         self.bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # squared differences, log-likelihood
 
+    def __add__(self, other: Reliability) -> Reliability:
+        """Return the sums over the samples of both, which are of the same model."""
+        total = Reliability(self.classes, self.counts.device, temperature=self.temperature, correction=self.correction)
+        total.counts, total.bins, total.sums = (
+            self.counts + other.counts,
+            self.bins + other.bins,
+            self.sums + other.sums,
+        )
+        return total
+
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch of logits (B, classes) and class positions (B,)."""

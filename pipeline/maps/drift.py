@@ -67,6 +67,21 @@ def measure_drift(store: PatchStore, scaling: Scaling, *, windows: int = WINDOWS
     return [drift for source in taken for drift in _source_drift(store, source, scaling[source.name], places)]
 
 
+def unmatched(store: PatchStore, scaling: Scaling) -> Scaling:
+    """Return the normalization of the sources that are not matched by quantiles in a scene: only their drift matters."""
+    return {name: bands for name, bands in scaling.items() if bands.reference is None or store.quantiles.get(name) is None}
+
+
+def matching_advice(found: Sequence[BandDrift], limit: float) -> str:
+    """Name the configuration key that may remove a drift above `limit`; empty if none does.
+
+    Matching by quantiles removes any monotonic change of a band, such as a gain, an offset or haze. It cannot help where a
+    scene has no data or a band was constant in training.
+    """
+    sources = dict.fromkeys(drift.source for drift in found if limit < drift.distance < math.inf)
+    return f"; `prepare.histogram_matching: [{', '.join(sources)}]` may help" if sources else ""
+
+
 def spread_windows(shape_yx: tuple[int, int], most: int) -> list[Window]:
     """Select up to `most` of a grid's `CHUNK`-sided windows, spread evenly: some of the rows, and some windows of each.
 

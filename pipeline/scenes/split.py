@@ -52,6 +52,18 @@ class NoSplit:
 
 
 @dataclass(frozen=True)
+class EntireScene:
+    """A scene whose pixels are all of one subset."""
+
+    subset: Subset
+
+    def codes(self, window: Window, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The subset's code everywhere."""
+        del window
+        return np.full(labels.shape, CODES[self.subset], np.uint8)
+
+
+@dataclass(frozen=True)
 class Blocks:
     """Square blocks of one subset each; `table` (block row, block column) holds their subset codes."""
 
@@ -90,8 +102,8 @@ class Blocks:
         return blocks[:, begins], begins.cumsum() - 1
 
 
-def check_blocks(*, block: int, buffer: int, patch: int) -> None:
-    """Check that blocks of this size and buffer can keep patches apart.
+def check_blocks(*, block: int | None, buffer: int, patch: int) -> None:
+    """Check that a buffer, and blocks of this size if there are any, can keep patches apart.
 
     Raises:
         InputError: the buffer is below patch - 1, or the blocks are too small to hold it.
@@ -100,12 +112,14 @@ def check_blocks(*, block: int, buffer: int, patch: int) -> None:
         raise InputError(
             f"split.buffer is {buffer} pixels; patches of {patch} pixels overlap across it. Use {patch - 1} or more."
         )
-    if block <= 2 * buffer:
+    if block is not None and block <= 2 * buffer:
         raise InputError(f"split.block is {block} pixels, too small for a buffer of {buffer}; use more than {2 * buffer}.")
 
 
 def assign_blocks(counts: NDArray[np.int64], fractions: dict[Subset, float], *, seed: int) -> NDArray[np.uint8]:
     """Assign each block, (..., classes) counts, to a subset to match the fractions of every class as closely as possible.
+
+    Only the subsets that have a fraction get blocks.
 
     Iterative stratification (Sechidis et al. 2011), weighted by pixels: for the class with the fewest pixels left, the
     largest block goes to the subset that still needs that class most. Blocks without labels are assigned at random
@@ -117,8 +131,9 @@ def assign_blocks(counts: NDArray[np.int64], fractions: dict[Subset, float], *, 
     """
     generator = np.random.default_rng(seed)
     flat = counts.reshape(-1, counts.shape[-1]).astype(float)
-    share = np.array([fractions[name] for name in SUBSETS])
-    codes = generator.choice(len(SUBSETS), size=len(flat), p=share / share.sum()) + 1
+    names = [name for name in SUBSETS if name in fractions]
+    share = np.array([fractions[name] for name in names])
+    codes = generator.choice(len(names), size=len(flat), p=share / share.sum()) + 1
     shuffled = generator.permutation(len(flat))  # breaks ties
     labelled = np.flatnonzero(flat.sum(axis=1) > 0)
     exact = np.ones_like(flat)
@@ -131,7 +146,7 @@ def assign_blocks(counts: NDArray[np.int64], fractions: dict[Subset, float], *, 
         assigned = _nearly_even(assigned, flat, share)
         assigned = [assigned[generator.integers(len(assigned))]]
     codes[labelled] = assigned[0][labelled]
-    return codes.reshape(counts.shape[:-1]).astype(np.uint8)
+    return np.array([0, *(CODES[name] for name in names)], np.uint8)[codes].reshape(counts.shape[:-1])
 
 
 def _stratify(

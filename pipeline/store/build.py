@@ -151,7 +151,9 @@ def _resume(target: _Target, fingerprint: str) -> tuple[list[ShardRecord], Objec
     found = []
     there = set(storage.names(records_folder(target.url)))
     sizes = checksums.object_sizes(target.url)
-    if any(sizes.get(key) != size for key, (size, _) in template.items() if not key.startswith("samples/")):
+    # The attributes, which were read above, and the samples are written again at the end.
+    kept = {key: size for key, (size, _) in template.items() if key != "zarr.json" and not key.startswith("samples/")}
+    if any(sizes.get(key) != size for key, size in kept.items()):
         return [], None
     for window in target.scene.shards:
         url = target.record(window)

@@ -26,11 +26,14 @@ from odc.geo.geobox import GeoBox
 
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
-from mibf.normalization import Scaling
+from mibf.normalization import BandScaling, Scaling
 from pipeline.codes import CODES, SUBSETS, UNLABELLED, Subset
 from pipeline.grid import Window, grid_from_json, reflected, windows
 from pipeline.io import zarr_store
 from pipeline.store.template import CHUNK, FORMAT, StoredSource
+
+#: Attribute of a store with the quantiles of its matched sources (`pipeline.store.scene_quantiles`).
+QUANTILES = "mibf:quantiles"
 
 
 class SubsetHiddenError(LookupError):
@@ -82,6 +85,12 @@ class PatchStore:
         """The declared classes, in the order of the network's logits."""
         stored = cast(list[dict[str, Any]], self.group.attrs["mibf:classes"])
         return tuple(ClassName(**c) for c in stored)
+
+    @cached_property
+    def quantiles(self) -> dict[str, NDArray[np.float64] | None]:
+        """Quantiles (band, `MATCHED_AT`) of the scene's matched sources; None for a source with too few pixels."""
+        stored = cast(dict[str, Any], self.group.attrs.get(QUANTILES, {}))
+        return {name: None if found is None else np.array(found, np.float64) for name, found in stored.items()}
 
     def source(self, name: str) -> StoredSource:
         """The store's description of a source."""
@@ -219,10 +228,43 @@ def scaled_window(store: PatchStore, window: Window, scaling: Scaling, *, halo: 
     """Read every source's window with halo, normalized to [0, 1].
 
     This is what the network sees of a scene, in training and mapping alike: mirrored beyond the scene's edges, the
-    training median where a source has no data. A source without a normalization is not an input of the network.
+    training median where a source has no data, matched to the training distribution if the model asks for it. A source
+    without a normalization is not an input of the network.
 
     Returns:
         (band, (height + 2 halo) * scale, (width + 2 halo) * scale) for each source.
     """
     taken = [source.name for source in store.sources if source.name in scaling]
-    return [scaling[name].apply(*store.read_source(name, window, halo=halo)) for name in taken]
+    return [
+        scaling[name].apply(
+            *store.read_source(name, window, halo=halo), scene=quantiles_to_match(store, name, scaling[name])
+        )
+        for name in taken
+    ]
+
+
+def quantiles_to_match(store: PatchStore, name: str, bands: BandScaling) -> NDArray[np.float64] | None:
+    """Return the quantiles with which a source of a scene is matched; None if the model or the scene does not allow it.
+
+    Raises:
+        InputError: the model matches this source, but the store holds no quantiles of it.
+    """
+    if bands.reference is None:
+        return None
+    if name not in store.quantiles:
+        raise InputError(
+            f"{store.url}: the model matches source {name!r} of every scene to its training distribution, but the store has "
+            f"no quantiles of it; add {name!r} to `prepare.histogram_matching` and run `mibf prepare`."
+        )
+    return store.quantiles[name]
+
+
+def check_matching(store: PatchStore, scaling: Scaling) -> None:
+    """Check that a store has the quantiles that a model's normalization needs.
+
+    Raises:
+        InputError: see `quantiles_to_match`.
+    """
+    for source in store.sources:
+        if source.name in scaling:
+            quantiles_to_match(store, source.name, scaling[source.name])

@@ -9,7 +9,7 @@ leading bits).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,17 @@ class BandHistogram:
                 return min(max(value, self.least), self.most)
             rank -= below
         raise ValueError("no values were counted")
+
+    def quantiles(self, shares: Sequence[float]) -> NDArray[np.float64]:
+        """The `quantile` of every share; the exact minimum and maximum for 0 and 1."""
+        numbers = sorted(self.pages)
+        below = np.concatenate([self.pages[number] for number in numbers]).cumsum()
+        keys = (np.array(numbers)[:, None] * PAGE + np.arange(PAGE)).ravel()
+        ranks = np.maximum(1, np.ceil(np.array(shares) * below[-1]))
+        found = keys[np.searchsorted(below, ranks)].tolist()
+        values = np.clip([float(key) if self.exact else _middle(key) for key in found], self.least, self.most)
+        ends = np.array(shares)
+        return np.where(ends == 0, self.least, np.where(ends == 1, self.most, values))
 
     def outside(self, low: float, high: float) -> int:
         """Number of values below `low` or above `high`; for floats, without those in the bins of the two."""

@@ -12,6 +12,7 @@ from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.io import storage, zarr_store
 from pipeline.store.quantiles import QuantileSketch
+from pipeline.store.scene_quantiles import Quantiles, write_quantiles
 from pipeline.store.shard_writer import write_samples
 
 #: Size and SHA-256 of objects, by their key in a store.
@@ -67,6 +68,12 @@ class StoreRecords:
         """Write the sample counts into the store at a URL, and return the records that include them."""
         recorder = zarr_store.ChecksumStore.at(url)
         write_samples(recorder, samples)
+        return replace(self, template=self.template | recorder.written)
+
+    def with_quantiles(self, url: str, quantiles: Quantiles) -> StoreRecords:
+        """Write a scene's quantiles into the store at a URL, and return the records that include them."""
+        recorder = zarr_store.ChecksumStore.at(url)
+        write_quantiles(recorder, quantiles)
         return replace(self, template=self.template | recorder.written)
 
     def write(self, url: str) -> None:

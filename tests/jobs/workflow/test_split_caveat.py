@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.evaluate.stage import UNKNOWN_TRAINING, _caveat
+from jobs.evaluate.stage import UNKNOWN_TRAINING, model_caveat
 from jobs.workflow.split_caveat import is_apart, split_caveat
 from tests.support.bundles import make_bundle
 
@@ -45,7 +45,7 @@ def test_split_without_measured_sources_is_not_called_apart() -> None:
 
 def test_evaluation_joins_caveats_of_model_and_split() -> None:
     imported = make_bundle(provenance={"authors": {"checkpoint": "m.pth"}})
-    assert _caveat(imported, split("blocks", 0.0)) == UNKNOWN_TRAINING
-    both = _caveat(imported, split("raster", 0.5))
+    assert model_caveat(imported, split("blocks", 0.0)) == UNKNOWN_TRAINING
+    both = model_caveat(imported, split("raster", 0.5))
     assert both is not None
     assert both.startswith(f"{UNKNOWN_TRAINING}; the raster split leaks")
