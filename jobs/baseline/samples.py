@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from pipeline.store.template import StoredSource
 
 #: Patches that the network classifies at a time.
 BATCH = 512
+#: Windows of a subset that are always read, as far as there are some.
+WINDOWS = 8
 #: Largest number of blocks in which samples are counted; of more, neighboring ones are merged.
 MOST_BLOCKS = 1000
 
@@ -39,6 +41,15 @@ class Samples:
     def labels(self) -> NDArray[np.int64]:
         """Class positions (n,)."""
         return np.concatenate([d.labels for d in self.drawn])
+
+    def part(self, chosen: NDArray[np.bool_]) -> Samples:
+        """Return the chosen samples (n,); windows without any are left out."""
+        ends = np.cumsum([len(d.rows) for d in self.drawn])
+        drawn = []
+        for d, own in zip(self.drawn, np.split(chosen, ends[:-1]), strict=True):
+            if own.any():
+                drawn.append(replace(d, rows=d.rows[own], columns=d.columns[own], labels=d.labels[own]))
+        return Samples(drawn, self.features[chosen])
 
     def blocks(self, side: int) -> tuple[NDArray[np.int64], int, int]:
         """Assign the samples to square blocks anchored at the grid's origin.
@@ -59,23 +70,35 @@ class Samples:
 
 
 def read_samples(
-    stores: Sequence[PatchStore], subset: Subset, sources: Sequence[StoredSource], *, limit: int, least: int, seed: int
+    stores: Sequence[PatchStore],
+    subset: Subset,
+    sources: Sequence[StoredSource],
+    *,
+    limit: int,
+    least: int,
+    seed: int,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Samples:
     """Draw pixels of a subset that holds some, and compute their features.
+
+    Windows are read in a random order until it is `enough`, which is asked after the first `WINDOWS`; the samples are in the
+    order of the grid.
 
     Raises:
         InputError: a store is damaged.
     """
-    drawn = list(draw_pixels(stores, subset, limit=limit, least=least, seed=seed, report=warn))
-    features = []
-    for pixels in drawn:
+    found: list[tuple[DrawnPixels, NDArray[np.float32]]] = []
+    for pixels in draw_pixels(stores, subset, limit=limit, least=least, seed=seed, shuffled=True, report=warn):
         store = stores[pixels.store]
 
         def read(store: PatchStore = store, pixels: DrawnPixels = pixels) -> NDArray[np.float32]:
             return pixel_features(store, pixels.window, sources)[:, pixels.rows, pixels.columns].T
 
-        features.append(call_with_retry(store.url, read, report=warn))
-    return Samples(drawn, np.concatenate(features))
+        found.append((pixels, call_with_retry(store.url, read, report=warn)))
+        if len(found) >= WINDOWS and enough():
+            break
+    found.sort(key=lambda each: (each[0].store, each[0].window.y, each[0].window.x))
+    return Samples([pixels for pixels, _ in found], np.concatenate([features for _, features in found]))
 
 
 def network_probabilities(

@@ -111,7 +111,7 @@ class Workspace:
 
     @property
     def baseline(self) -> str:
-        """The results of the baselines."""
+        """The results of the baselines, of `mibf run` or `mibf baseline`, whichever came last."""
         return storage.join(self.run_folder, "baseline.json")
 
     @property

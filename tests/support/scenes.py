@@ -59,6 +59,7 @@ class SmallScene:
             "split": {"block": 20, "fractions": {"train": 0.5, "validation": 0.2, "test": 0.3}},
             "model": {"patch": 5},
             "train": {"epochs": 2, "batch_size": 64, "learning_rate": 3e-3, "workers": 1},
+            "baselines": {"enabled": False},
             "map": {"tile_size": 64, "workers": 1},
         } | changes
 
