@@ -67,7 +67,9 @@ def test_run_measures_baselines_beside_the_model_and_reports_them(trained: Mappe
     assert test["advice"] not in section
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", section, re.DOTALL)
     assert len(rows) == 2 + len(validation["rows"]) + len(test["rows"])
-    cells = [" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<td>(.*?)</td>", rows[2], re.DOTALL)]
+    cells = [
+        " ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<td[^>]*>(.*?)</td>", rows[2], re.DOTALL)
+    ]
     forest = validation["rows"][1]
     low, high = forest["intervals"]["overall_accuracy"]
     assert cells[:3] == ["random forest", "neighborhood", "natural"]
