@@ -40,9 +40,9 @@ def ticking(seconds: float) -> Callable[[], float]:
     return lambda: next(source)
 
 
-def few_fits(config: Config, *, test: bool = False, seconds: float = 1) -> Baselines:
+def few_fits(config: Config, *, test: bool = False, seconds: float = 1, tick: float = 4) -> Baselines:
     """The result of the two fits that are always made, the majority class and a forest, and others within the budget."""
-    return baseline(config, test=test, samples=300, seconds=seconds, clock=ticking(4))
+    return baseline(config, test=test, samples=300, seconds=seconds, clock=ticking(tick))
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,8 @@ def test_trained_model_is_compared_on_the_same_pixels(trained: Mapped, tmp_path:
     mapped = trained.copy(tmp_path / "scene")
     mapped.does("evaluate")
     evaluation = json.loads((mapped.folder / "work/runs/main/evaluation.json").read_text())
-    result = few_fits(load(str(mapped.config)), test=True).to_json()
+    # In real seconds there is time to classify all samples with the trained model, by the clock only for two fits.
+    result = few_fits(load(str(mapped.config)), test=True, seconds=200, tick=800).to_json()
     validation, test = result["subsets"]
     network = test["rows"][-1]
     assert network["learner"] == "MIBF-Net"
@@ -175,7 +176,7 @@ def test_trained_model_is_compared_on_the_same_pixels(trained: Mapped, tmp_path:
     assert network["figures"]["ece"] == pytest.approx(evaluation["ece"], abs=1e-5)
     best = max(row["figures"]["overall_accuracy"] for row in test["rows"][:-1])
     assert test["difference"]["value"] == pytest.approx(best - network["figures"]["overall_accuracy"])
-    assert "trained model" in test["advice"]
+    assert "the network" in test["advice"].lower()
     assert validation["rows"][-1]["learner"] == "MIBF-Net"
     assert any("selected the epoch" in note for note in result["notes"])
 

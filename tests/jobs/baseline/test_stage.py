@@ -42,6 +42,7 @@ def test_baselines_take_a_tenth_of_the_training_within_limits(training: float, s
     assert default_seconds(training) == pytest.approx(seconds)
 
 
+@pytest.mark.slow
 def test_run_measures_baselines_beside_the_model_and_reports_them(trained: Mapped, tmp_path: Path) -> None:
     mapped = trained.copy(tmp_path / "scene")
     before = os.environ.get("OMP_WAIT_POLICY")
@@ -67,13 +68,12 @@ def test_run_measures_baselines_beside_the_model_and_reports_them(trained: Mappe
     assert test["advice"] not in section
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", section, re.DOTALL)
     assert len(rows) == 2 + len(validation["rows"]) + len(test["rows"])
-    cells = [
-        " ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<td[^>]*>(.*?)</td>", rows[2], re.DOTALL)
-    ]
+    found = re.findall(r"<td[^>]*>(.*?)</td>", rows[2], re.DOTALL)
+    cells = [" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in found]
     forest = validation["rows"][1]
     low, high = forest["intervals"]["overall_accuracy"]
     assert cells[:3] == ["random forest", "neighborhood", "natural"]
-    assert cells[3] == f"{forest['figures']['overall_accuracy']:.3f} {low:.3f} to {high:.3f}"
+    assert cells[3] == f"{forest['figures']['overall_accuracy']:.3f} {low:.3f}\N{EN DASH}{high:.3f}"
 
     again = mapped.does("run", *ON, "--json")
     assert all(stage["skipped"] for stage in again.json["stages"])
@@ -91,11 +91,10 @@ def test_torch_keeps_its_threads(trained: Mapped, tmp_path: Path, monkeypatch: p
     config = load(str(trained.copy(tmp_path / "scene").config), overrides=ON)
     monkeypatch.setattr(measuring, "CPU_COUNT", 2)
     seen: list[int] = []
-    predict = measuring.network_probabilities
 
-    def watched(*arguments: Any) -> Any:
+    def watched(bundle: Any, priors: Any, stores: Any, samples: Any) -> Any:
         seen.append(torch.get_num_threads())
-        return predict(*arguments)
+        return np.full((len(samples.features), 3), 1 / 3), 0.01
 
     monkeypatch.setattr(measuring, "network_probabilities", watched)
     before = torch.get_num_threads()
@@ -104,6 +103,7 @@ def test_torch_keeps_its_threads(trained: Mapped, tmp_path: Path, monkeypatch: p
     assert torch.get_num_threads() == before == 1
 
 
+@pytest.mark.slow
 def test_learners_load_openmp_with_passive_waiting_and_later_processes_do_not_inherit_it() -> None:
     """Read by the library when it loads, so nothing that runs before may load scikit-learn."""
     program = (
