@@ -72,8 +72,7 @@ class BandScaling:
         With the quantiles (band, `MATCHED_AT`) of the values' `scene`, they are first matched to `reference`, if there is
         one.
         """
-        if self.reference is not None and scene is not None:
-            values = match_quantiles(values, scene=scene, reference=self.reference)
+        values = self.matched(values, scene=scene)
         bands = (slice(None), None, None)
         span = np.where(self.constant, 1, self.high - self.low).astype(np.float32)
         gain = np.where(self.constant, 0, 1 / span).astype(np.float32)
@@ -81,6 +80,12 @@ class BandScaling:
         filled -= self.low[bands]
         filled *= gain[bands]
         return np.clip(filled, 0, 1, out=filled)
+
+    def matched(self, values: NDArray[Any], *, scene: NDArray[np.float64] | None) -> NDArray[Any]:
+        """Match (band, y, x) values of a scene with these quantiles to `reference`; as they are without either of them."""
+        if self.reference is None or scene is None:
+            return values
+        return match_quantiles(values, scene=scene, reference=self.reference)
 
     def to_json(self) -> dict[str, Any]:
         """Return the limits, and the reference if there is one, as JSON values."""

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from jobs.runtime.progress import warn
 from mibf.bundle.bundle import Bundle
 from mibf.class_priors import PriorSetting
-from mibf.device import best_device, ieee_float32, to_device
-from mibf.network.mibfnet import MIBFNet
+from mibf.ensemble import mixture_log_probabilities
+from mibf.normalization import Scaling
 from pipeline.boosting.pixel_features import pixel_features
 from pipeline.codes import Subset
 from pipeline.io.retry import call_with_retry
-from pipeline.sampling.drawn_pixels import DrawnPixels, cut_patches, draw_pixels
-from pipeline.store.patch_store import PatchStore, scaled_window
+from pipeline.sampling.drawn_pixels import DrawnPixels, draw_pixels
+from pipeline.sampling.sample_logits import SampleModel
+from pipeline.store.patch_store import PatchStore
 from pipeline.store.template import StoredSource
 
-#: Patches that the network classifies at a time.
-BATCH = 512
+#: Windows of a subset that are always read, as far as there are some.
+WINDOWS = 8
 #: Largest number of blocks in which samples are counted; of more, neighboring ones are merged.
 MOST_BLOCKS = 1000
 
@@ -39,6 +39,15 @@ class Samples:
     def labels(self) -> NDArray[np.int64]:
         """Class positions (n,)."""
         return np.concatenate([d.labels for d in self.drawn])
+
+    def part(self, chosen: NDArray[np.bool_]) -> Samples:
+        """Return the chosen samples (n,); windows without any are left out."""
+        ends = np.cumsum([len(d.rows) for d in self.drawn])
+        drawn = []
+        for d, own in zip(self.drawn, np.split(chosen, ends[:-1]), strict=True):
+            if own.any():
+                drawn.append(replace(d, rows=d.rows[own], columns=d.columns[own], labels=d.labels[own]))
+        return Samples(drawn, self.features[chosen])
 
     def blocks(self, side: int) -> tuple[NDArray[np.int64], int, int]:
         """Assign the samples to square blocks anchored at the grid's origin.
@@ -59,52 +68,55 @@ class Samples:
 
 
 def read_samples(
-    stores: Sequence[PatchStore], subset: Subset, sources: Sequence[StoredSource], *, limit: int, least: int, seed: int
+    stores: Sequence[PatchStore],
+    subset: Subset,
+    sources: Sequence[StoredSource],
+    *,
+    limit: int,
+    least: int,
+    seed: int,
+    enough: Callable[[], bool] = lambda: False,
+    scaling: Scaling | None = None,
 ) -> Samples:
     """Draw pixels of a subset that holds some, and compute their features.
+
+    With a `scaling` that matches scenes to the training distribution, the values of each scene are matched. Windows are read
+    in a random order until it is `enough`, which is asked after the first `WINDOWS`; the samples are in the order of the
+    grid.
 
     Raises:
         InputError: a store is damaged.
     """
-    drawn = list(draw_pixels(stores, subset, limit=limit, least=least, seed=seed, report=warn))
-    features = []
-    for pixels in drawn:
+    found: list[tuple[DrawnPixels, NDArray[np.float32]]] = []
+    for pixels in draw_pixels(stores, subset, limit=limit, least=least, seed=seed, shuffled=True, report=warn):
         store = stores[pixels.store]
 
         def read(store: PatchStore = store, pixels: DrawnPixels = pixels) -> NDArray[np.float32]:
-            return pixel_features(store, pixels.window, sources)[:, pixels.rows, pixels.columns].T
+            return pixel_features(store, pixels.window, sources, scaling)[:, pixels.rows, pixels.columns].T
 
-        features.append(call_with_retry(store.url, read, report=warn))
-    return Samples(drawn, np.concatenate(features))
+        found.append((pixels, call_with_retry(store.url, read, report=warn)))
+        if len(found) >= WINDOWS and enough():
+            break
+    found.sort(key=lambda each: (each[0].store, each[0].window.y, each[0].window.x))
+    return Samples([pixels for pixels, _ in found], np.concatenate([features for _, features in found]))
 
 
-def network_probabilities(
+def model_probabilities(
     bundle: Bundle, priors: PriorSetting, stores: Sequence[PatchStore], samples: Samples
 ) -> tuple[NDArray[np.float64], float]:
-    """Classify the drawn pixels with a trained model, at its temperature and with these class priors, as the map does.
+    """Classify the drawn pixels with a trained model, at its temperatures and with these class priors, as the map does.
 
     Returns:
-        The probabilities (n, classes), and the seconds that the network took, without reading.
+        The probabilities (n, classes), and the seconds that this took, without reading and without computing features.
     """
-    device = best_device()
-    network: MIBFNet = to_device(bundle.network(priors), device)
+    model, correction = SampleModel(bundle, warn), bundle.correction(priors)
+    temperatures, shares = [m.temperature for m in bundle.members], [m.share for m in bundle.members]
     found, seconds = [], 0.0
     for pixels in samples.drawn:
-        store = stores[pixels.store]
-
-        def read(store: PatchStore = store, pixels: DrawnPixels = pixels) -> list[NDArray[np.float32]]:
-            return scaled_window(store, pixels.window, bundle.scaling, halo=bundle.spec.halo)
-
-        sources = call_with_retry(store.url, read, report=warn)
+        given = model.read(stores[pixels.store], pixels)
         started = time.monotonic()
-        for start in range(0, len(pixels.rows), BATCH):
-            rows, columns = pixels.rows[start : start + BATCH], pixels.columns[start : start + BATCH]
-            patches = [
-                torch.from_numpy(cut_patches(values, rows, columns, patch=bundle.spec.patch, scale=s.scale)).to(device)
-                for values, s in zip(sources, bundle.spec.sources, strict=True)
-            ]
-            with torch.inference_mode(), ieee_float32(device):
-                logits = network(patches).logits.double()
-            found.append((logits / bundle.temperature).softmax(dim=1).cpu().numpy())
+        for logits, _ in model.compute(given):
+            likely = mixture_log_probabilities(logits, temperatures, shares, correction).exp()
+            found.append(likely.double().cpu().numpy())
         seconds += time.monotonic() - started
     return np.concatenate(found), seconds

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from jobs.baseline.advice import Best, Difference, ModelName, advice
+
 #: The reported metrics, with their column headings.
 HEADINGS = {"overall_accuracy": "OA", "average_accuracy": "AA", "kappa": "kappa", "macro_f1": "macro-F1", "ece": "ECE"}
-NETWORK = "MIBF-Net"
-#: What to do where a baseline is better than the trained model.
-REMEDY = "add labels or training epochs, or leave out sources that do not help; else do not map with this model"
+#: The trained model's name in the tables.
+MODEL_ROWS: dict[ModelName, str] = {"the network": "MIBF-Net", "the model": "trained model"}
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Overall accuracy of the best baseline above that of the trained model on the same pixels, with its interval."""
-
-    value: float
-    interval: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
 class SubsetTable:
     """All classifiers on one subset, the trained model last if there is one."""
 
@@ -53,58 +46,61 @@ class SubsetTable:
     rows: list[Row]
     best: str  #: the best baseline by overall accuracy, in words
     difference: Difference | None  #: None without a trained model
+    model: ModelName = "the network"
+    by_trials: bool = False  #: whether the recipe `auto` chose the trained model
 
     @property
     def advice(self) -> str:
         """One sentence on whether to use the trained model."""
-        majority, best = self.rows[0], max(self._baselines, key=lambda row: row.accuracy)
-        if best is majority and (self.difference is None or self.difference.value >= 0):
-            return "nothing is better than the majority class here: check labels, classes and coregistration first."
-        if self.difference is None:
-            return (
-                f"{self.best} is the best baseline by overall accuracy ({best.accuracy:.3f}; the majority class has "
-                f"{majority.accuracy:.3f}); there is no current trained model to compare with."
-            )
-        points = _points(self.difference)
-        if self.difference.interval is None:
-            order = "better" if self.difference.value > 0 else "not better"
-            return (
-                f"{self.best} is {order} than the trained model here ({points} of overall accuracy), but all samples are in "
-                "one block, so the difference may be due to chance."
-            )
-        low, high = self.difference.interval
-        if low > 0:
-            return f"{self.best} is better here by {points} of overall accuracy: {REMEDY}."
-        if high < 0:
-            better = Difference(-self.difference.value, (-high, -low))
-            return (
-                f"the trained model is better here by {_points(better)} of overall accuracy than {self.best}: map with it."
-            )
-        return (
-            f"the trained model and {self.best} do not differ beyond chance here ({points} of overall accuracy in favor of "
-            "the baseline): more validation blocks would decide."
+        best = max(self.baselines, key=lambda row: row.accuracy)
+        return advice(
+            self.subset,
+            Best(best.learner, self.best, best.accuracy),
+            majority=self.rows[0].accuracy,
+            difference=self.difference,
+            model=self.model,
+            by_trials=self.by_trials,
         )
 
     @property
-    def _baselines(self) -> list[Row]:
-        return [row for row in self.rows if row.learner != NETWORK]
+    def baselines(self) -> list[Row]:
+        """All classifiers but the trained model."""
+        return self.rows if self.difference is None else self.rows[:-1]
+
+    def summary(self) -> list[str]:
+        """Format the best variant of each learner, and the trained model, as lines for a terminal."""
+        best: dict[str, Row] = {}
+        for row in self.baselines:
+            if row.learner not in best or row.accuracy > best[row.learner].accuracy:
+                best[row.learner] = row
+        rows = [*best.values(), *self.rows[len(self.baselines) :]]
+        names = [", ".join(filter(None, (row.learner, row.features, row.weights))) for row in rows]
+        cells = [[format_metric(row, metric) for metric in HEADINGS] for row in rows]
+        shown = [["", *HEADINGS.values()], *([name, *row] for name, row in zip(names, cells, strict=True))]
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+        lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in shown]
+        return [f"{self._heading}; 95 % intervals:", *(f"  {line}".rstrip() for line in lines)]
 
     def lines(self) -> list[str]:
         """Format as a Markdown table with the advice below."""
-        of = "" if self.samples == self.available else f" of {self.available:,}"
         lines = [
-            f"{self.subset}: {self.samples:,}{of} samples in {self.blocks} blocks of {self.block} x {self.block} pixels; in "
-            "parentheses: 95 % intervals from a bootstrap over blocks",
+            f"{self._heading}; in parentheses: 95 % intervals from a bootstrap over blocks",
             "",
             "| classifier | features | classes | " + " | ".join(HEADINGS.values()) + " | training, s | px/s |",
             "|---" * (len(HEADINGS) + 5) + "|",
         ]
         for row in self.rows:
-            cells = [_cell(row, name) for name in HEADINGS]
+            cells = [format_metric(row, name) for name in HEADINGS]
             seconds = "-" if row.training_seconds is None else f"{row.training_seconds:.1f}"
             names = (row.learner, row.features or "-", row.weights or "-", *cells, seconds, f"{row.pixels_per_second:,.0f}")
             lines.append(f"| {' | '.join(names)} |")
-        return [*lines, "", f"On {self.subset} pixels, {self.advice}"]
+        return [*lines, "", self.advice]
+
+    @property
+    def _heading(self) -> str:
+        of = "" if self.samples == self.available else f" of {self.available:,}"
+        blocks = "1 block" if self.blocks == 1 else f"{self.blocks:,} blocks"
+        return f"{self.subset}: {self.samples:,}{of} samples in {blocks} of {self.block} x {self.block} pixels"
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON values."""
@@ -122,6 +118,12 @@ class Baselines:
     left_out: list[str]
     notes: list[str]
     tables: Sequence[SubsetTable]
+    cut_short: list[str] = field(default_factory=list)  #: learners that were not fitted to the end
+
+    @classmethod
+    def none(cls, note: str, *, seconds: float) -> Baselines:
+        """Create without tables, with a note that says why."""
+        return cls(train=0, available=0, seed=0, seconds=seconds, left_out=[], notes=[note], tables=[])
 
     def lines(self) -> list[str]:
         """Format as text."""
@@ -134,6 +136,31 @@ class Baselines:
                 f"left out to keep to {self.seconds:g} s: {', '.join(self.left_out)}; raise --seconds or lower --samples to "
                 "include them"
             )
+        if self.cut_short:
+            lines.append(
+                f"cut short to keep to {self.seconds:g} s, so that their figures may be too low and vary from run to run: "
+                f"{', '.join(self.cut_short)}; raise --seconds or lower --samples"
+            )
+        return [*lines, *(f"note: {note}" for note in self.notes)]
+
+    @property
+    def advice(self) -> str | None:
+        """What validation pixels advise; None without any. Test pixels decide nothing."""
+        return next((table.advice for table in self.tables if table.subset == "validation"), None)
+
+    def summary(self) -> list[str]:
+        """Format the advice and the most important figures as lines for a terminal."""
+        lines = [] if self.advice is None else [self.advice]
+        for table in self.tables:
+            lines += table.summary()
+        if self.left_out:
+            left_out = len(self.left_out)
+            lines.append(f"{left_out} fits left out to keep to {self.seconds:.0f} s; set `baselines.seconds` to allow more")
+        if self.cut_short:
+            lines.append(
+                f"fits cut short to keep to {self.seconds:.0f} s, so that their figures may be too low: "
+                f"{', '.join(self.cut_short)}"
+            )
         return [*lines, *(f"note: {note}" for note in self.notes)]
 
     def to_json(self) -> dict[str, Any]:
@@ -144,20 +171,15 @@ class Baselines:
             "seed": self.seed,
             "seconds": self.seconds,
             "left_out": self.left_out,
+            "cut_short": self.cut_short,
             "notes": self.notes,
+            "advice": self.advice,
             "subsets": [table.to_json() for table in self.tables],
         }
 
 
-def _points(difference: Difference) -> str:
-    """Format a difference of accuracies in percentage points, with half the width of its interval."""
-    if difference.interval is None:
-        return f"{100 * difference.value:.1f} points"
-    low, high = difference.interval
-    return f"{100 * difference.value:.1f} ± {50 * (high - low):.1f} points"
-
-
-def _cell(row: Row, name: str) -> str:
+def format_metric(row: Row, name: str) -> str:
+    """Format a metric with its interval, as far as they are defined."""
     value = row.figures[name]
     if not np.isfinite(value):
         return "-"

@@ -207,7 +207,7 @@ class _Bare:
         self.dense = Dense(
             to_device(bundle.network(config.prediction.priors), best_device()),
             precision=section.precision,
-            temperature=bundle.temperature,
+            temperature=bundle.networks[0].temperature,
             mc_samples=section.mc_samples,
             seed=section.seed,
         )

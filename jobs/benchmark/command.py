@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 
 from jobs.baseline.command import baseline
-from jobs.baseline.table import HEADINGS, NETWORK, Row
+from jobs.baseline.table import HEADINGS, MODEL_ROWS, Row
 from jobs.benchmark.catalog import CATALOG
 from jobs.benchmark.check import CheckedFiles, check_files
 from jobs.benchmark.configuration import Cell, check_overrides, labels_url, make_cell, split_url
@@ -221,10 +221,8 @@ def _measure(cell: Cell, prepared: Manifest, evaluated: Manifest, workspace: str
         evaluation=evaluated.identity,
         samples={subset: sum(counts[subset].values()) for subset in SUBSETS},
         overlap=overlap,
-        models={NETWORK: {metric: evaluated.figures[metric] for metric in HEADINGS}}
-        | {
-            _model(row): {metric: row.figures[metric] for metric in HEADINGS} for row in table.rows if row.learner != NETWORK
-        },
+        models={_trained_model(cell.config): {metric: evaluated.figures[metric] for metric in HEADINGS}}
+        | {_model(row): {metric: row.figures[metric] for metric in HEADINGS} for row in table.baselines},
         classified=table.samples,
         left_out=found.left_out,
     )
@@ -239,6 +237,13 @@ def _earlier(url: str) -> CellResult | None:
         return CellResult(**storage.read_json(url))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+def _trained_model(config: Config) -> str:
+    """The name of the trained model, the same for all seeds, whatever the recipe `auto` chooses for each of them."""
+    train = config.train
+    is_network = config.model.kind == "mibf" and train.recipe != "auto" and not train.ensemble and not train.blend
+    return MODEL_ROWS["the network" if is_network else "the model"]
 
 
 def _model(row: Row) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.baseline.table import HEADINGS, NETWORK
+from jobs.baseline.table import HEADINGS, MODEL_ROWS
 from jobs.benchmark.dataset import SplitName
 
 #: What the figures of each split say.
@@ -96,15 +96,17 @@ class Benchmark:
 
     def _gap(self) -> list[str]:
         """The difference that the split alone makes."""
-        accuracy = {
-            split: float(np.mean(self.models(split)[NETWORK]["overall_accuracy"]))
-            for split in self.splits()
-            if NETWORK in self.models(split)
-        }
-        if not {"random", "blocks"} <= accuracy.keys():
-            return []
-        gap = 100 * (accuracy["random"] - accuracy["blocks"])
-        return [f"{NETWORK}: the random split is {gap:+.1f} points of overall accuracy from the block split."]
+        lines = []
+        for name in MODEL_ROWS.values():
+            accuracy = {
+                split: float(np.mean(self.models(split)[name]["overall_accuracy"]))
+                for split in self.splits()
+                if name in self.models(split)
+            }
+            if {"random", "blocks"} <= accuracy.keys():
+                gap = 100 * (accuracy["random"] - accuracy["blocks"])
+                lines.append(f"{name}: the random split is {gap:+.1f} points of overall accuracy from the block split.")
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON values."""

@@ -35,9 +35,10 @@ ORDER = (
     *("bundle", "baseline", "ablate", "benchmark", "import-checkpoint"),
     *("synth", "bench"),
 )
-#: The stages in the order in which `mibf run` runs them, and the commands that `mibf submit` accepts.
-ALL_STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "map", "report")
-SUBMITTABLE = (*ALL_STAGES, "run", "rerun", "verify")
+#: The stages in the order in which `mibf run` runs them.
+ALL_STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "baseline", "map", "report")
+#: The commands that `mibf submit` accepts.
+SUBMITTABLE = ("prepare", "train", "evaluate", "map", "report", "run", "rerun", "verify")
 
 
 class OrderedCommands(TyperGroup):

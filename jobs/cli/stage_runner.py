@@ -68,6 +68,8 @@ def _stage_function(stage: StageName, options: dict[str, Any]) -> StageFunction:
         return partial(train, **options)
     elif stage == "evaluate":
         from jobs.evaluate.stage import evaluate as stage_function
+    elif stage == "baseline":
+        from jobs.baseline.stage import baseline as stage_function
     elif stage == "map":
         from jobs.map.request import TileRequest
         from jobs.map.stage import map_scenes

@@ -145,6 +145,8 @@ def _stages(
     if len(stages) > 1 and loaded.map.model is not None:
         _check_model(loaded)
         stages = stages if loaded.trainable else ("prepare", "map")
+    if not loaded.baselines.enabled:
+        stages = [stage for stage in stages if stage != "baseline"]
     done = [run_one_stage(loaded, stage, keep_current=keep_current, **options.get(stage, {})) for stage in stages]
     return RunSummary(loaded, done)
 

@@ -18,8 +18,9 @@ class SamplingSection(Section):
 
 
 class ModelSection(Section):
-    """The network and its loss."""
+    """The model: the network and its loss, or boosted trees on pixel features, to which only `sources` applies."""
 
+    kind: Literal["mibf", "boosting"] = "mibf"
     patch: int = 7
     beta: float = Field(default=1e-4, ge=0)
     sources: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
@@ -44,6 +45,7 @@ class ModelSection(Section):
 #: Presets of `train` by name. Keys that a recipe omits keep their defaults; keys given in the file override the recipe.
 RECIPES: dict[str, dict[str, Any]] = {
     "standard": {},
+    "auto": {},  # see `jobs.models.auto`: it sets the keys that the file does not give
     # Geng et al. 2023, released code; see `_paper_schedule` for its rate and warm-up. The last epoch is the model.
     "paper": {
         "optimizer": "adam",
@@ -82,7 +84,8 @@ def _paper_schedule(values: dict[str, Any]) -> dict[str, float]:
 class TrainSection(Section):
     """Training. `batch_size` is the global batch size: samples over all workers."""
 
-    recipe: Literal["standard", "paper"] = "standard"
+    recipe: Literal["auto", "standard", "paper"] = "auto"
+    budget_minutes: float | None = Field(default=None, gt=0)
     epochs: int = Field(default=10, ge=1)
     steps: int | None = Field(default=None, ge=1)
     validate_steps: int | None = Field(default=None, ge=1)
@@ -118,6 +121,8 @@ class TrainSection(Section):
     mlflow: str | None = None
     seed: Seed = 0
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+    ensemble: bool = False
+    blend: bool = False
 
     @field_validator("learning_rate", mode="before")
     @classmethod
@@ -160,7 +165,7 @@ class TrainSection(Section):
     def _by_recipe(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        recipe = str(values.get("recipe", "standard"))
+        recipe = str(values.get("recipe", "auto"))
         merged = RECIPES.get(recipe, {}) | values
         return _paper_schedule(merged) | merged if recipe == "paper" else merged
 
@@ -181,6 +186,8 @@ class TrainSection(Section):
                 f"{max(1, most)} workers: "
                 "each micro-batch needs at least 2 samples"
             )
+        if self.ensemble and len(self.every_seed) < 2:
+            raise ValueError("`ensemble` makes one model of several networks, but there is one seed; list some in `seeds`")
         if self.validate_steps is not None and self.steps is None:
             raise ValueError(
                 f"`validate_steps` is {self.validate_steps}, but the length of training is given in epochs; set `steps`, "

@@ -83,12 +83,18 @@ def variants(config: Config) -> Iterator[tuple[str, Config]]:
     """The configuration, then the variants without each part and with each source alone, each as a separate run.
 
     Raises:
-        InputError: the configuration itself leaves something out.
+        InputError: the configuration itself leaves something out, or does not train a single network by a fixed recipe.
     """
     if config.model.without or config.model.sources is not None:
         raise InputError(
             "model.without or model.sources leaves out a part of the method; remove them from the configuration: an "
             "ablation starts from the full method."
+        )
+    if config.train.recipe == "auto" or config.model.kind != "mibf" or config.train.ensemble or config.train.blend:
+        raise InputError(
+            "an ablation compares networks that are trained alike, but `auto`, boosted trees, ensembles and blends make "
+            "other models of each variant; set `train.recipe: standard`, and leave out model.kind, train.ensemble and "
+            "train.blend."
         )
     yield WHOLE, config
     for part in PARTS:

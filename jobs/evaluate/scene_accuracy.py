@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from jobs.config.config import Config
 from jobs.config.loader import load
 from jobs.config.scene import SceneSection
-from jobs.evaluate.stage import check_trained_on, class_table, model_caveat, pooled, predict, scene_figures, scene_line
+from jobs.evaluate.stage import check_trained_on, class_table, model_caveat, pooled, scene_figures, scene_line
 from jobs.runtime.progress import info, progress_bar
 from jobs.workflow.manifest import check_dependencies
 from jobs.workflow.runner import stale_dependencies
@@ -31,6 +31,7 @@ from pipeline.grid import Window
 from pipeline.io import storage
 from pipeline.io.lease import acquire
 from pipeline.maps.predictor import check_sources
+from pipeline.sampling.predictions import predict
 from pipeline.sampling.sampler import Sampler
 from pipeline.scenes.label_counts import LabelGrid, count_shared
 from pipeline.store.patch_store import PatchStore, check_matching

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,19 +27,17 @@ from jobs.workflow.seed_summary import REPORTED, format_accuracies, mean_and_dev
 from jobs.workflow.split_caveat import split_caveat
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
-from mibf.class_priors import CHOICES, PriorSetting
-from mibf.device import best_device, to_device
+from mibf.class_priors import PriorSetting
 from mibf.errors import InputError
 from mibf.metrics.calibration import Reliability
 from mibf.metrics.confusion import ConfusionMatrix
-from mibf.training.epoch import validate
 from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.predictor import check_sources
+from pipeline.sampling.predictions import Predictions, predict
 from pipeline.sampling.sampler import Sampler
 from pipeline.store.patch_store import PatchStore, check_matching
 
-BATCH = 1024
 #: Caveat on the metrics of a model that was trained elsewhere.
 UNKNOWN_TRAINING = (
     "the model was imported from a reference checkpoint, and its training data are unknown: they may include test pixels, "
@@ -50,7 +48,7 @@ UNKNOWN_TRAINING = (
 def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> StageResult:
     """Classify every test sample and write the metrics."""
     bundle = workspace.read_bundle()
-    bundle.network(config.prediction.priors)  # refused before anything is written
+    bundle.correction(config.prediction.priors)  # refused before anything is written
     stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
     for store in stores:
         check_sources(store, bundle)
@@ -80,7 +78,8 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
         "by_priors": {choice: _accuracies(reliability) for choice, reliability in predictions[0].by_priors.items()},
         "priors_on_validation": on_validation,
         "prior_notes": prior_notes(bundle, priors, on_validation),
-        "temperature": bundle.temperature,
+        "temperature": None if bundle.single is None else bundle.single.temperature,
+        "members": [{"kind": m.kind, "temperature": m.temperature, "share": m.share} for m in bundle.members],
         "ece_uncalibrated": predictions[0].uncalibrated.figures()["ece"],
         "seeds": [
             {"seed": seed, **_accuracies(each.by_priors[priors])}
@@ -102,13 +101,6 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
     return StageResult(evaluation, summary(evaluation), [workspace.evaluation])
 
 
-class Predictions(NamedTuple):
-    """The reliability of one model on a subset's samples, uncalibrated and calibrated for each setting of the priors."""
-
-    uncalibrated: Reliability
-    by_priors: dict[PriorSetting, Reliability]
-
-
 def pooled(parts: Iterable[Predictions]) -> Predictions:
     """Return the reliability on the samples of all parts, at least one, of the same model."""
     first, *rest = parts
@@ -127,33 +119,6 @@ def scene_figures(reliability: Reliability, bundle: Bundle) -> dict[str, Any]:
         "majority_share": confusion.majority_share,
         "classes": per_class(confusion, [c.name for c in bundle.classes]),
     }
-
-
-def predict(bundle: Bundle, sampler: Sampler, beta: float, advance: Callable[[int], None]) -> Predictions:
-    """Classify the samples of a subset once, for every setting of the class priors that the model supports."""
-    device = best_device()
-    classes = bundle.spec.classes
-    known: tuple[PriorSetting, ...] = ("trained",) if bundle.priors is None else CHOICES
-    corrections = {choice: None if bundle.priors is None else bundle.priors.correction(choice) for choice in known}
-    by_priors = {
-        choice: Reliability(
-            classes,
-            device,
-            temperature=bundle.temperature,
-            correction=None if correction is None else torch.tensor(correction),
-        )
-        for choice, correction in corrections.items()
-    }
-    predictions = Predictions(Reliability(classes, device), by_priors)
-    validate(
-        to_device(bundle.network(), device),
-        sampler.in_order(batch=BATCH),
-        beta=beta,
-        precision="float32",
-        observers=[predictions.uncalibrated, *by_priors.values()],
-        after_step=advance,
-    )
-    return predictions
 
 
 def _on_validation(
@@ -218,7 +183,7 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
         f"({evaluation['split']} split; the majority class alone gives {evaluation['majority_share']:.3f})",
         f"average accuracy {evaluation['average_accuracy']:.3f}, macro-F1 {evaluation['macro_f1']:.3f}, "
         f"kappa {evaluation['kappa']:.3f}",
-        f"temperature {evaluation['temperature']:.2f}: expected calibration error {evaluation['ece']:.3f} "
+        f"{_calibration(evaluation)}: expected calibration error {evaluation['ece']:.3f} "
         f"({evaluation['ece_uncalibrated']:.3f} without temperature), Brier score {evaluation['brier']:.3f}",
     ]
     if len(evaluation["by_priors"]) > 1:
@@ -249,6 +214,13 @@ def class_table(classes: list[dict[str, Any]]) -> list[str]:
             f"{_share(row['recall']):>6}  {_share(row['f1']):>5}"
         )
     return lines
+
+
+def _calibration(evaluation: dict[str, Any]) -> str:
+    """Say by which temperature, or by how many, logits are divided."""
+    if evaluation["temperature"] is not None:
+        return f"temperature {evaluation['temperature']:.2f}"
+    return f"mean of {len(evaluation['members'])} members" if len(evaluation["members"]) > 1 else "boosted trees"
 
 
 def scene_line(figures: dict[str, Any]) -> str:

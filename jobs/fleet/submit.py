@@ -46,7 +46,7 @@ from pipeline.io import checksums, storage
 from pipeline.io.lease import GRAIN, expiry
 
 #: The commands that can be submitted.
-COMMANDS = (*get_args(StageName), "run", "rerun", "verify")
+COMMANDS = ("prepare", "train", "evaluate", "map", "report", "run", "rerun", "verify")
 #: Seconds to wait for a server to accept a connection, and for an unavailable one to come back.
 CONNECT_SECONDS, MAX_UNREACHABLE_SECONDS = 10.0, 120.0
 #: Seconds between polls of a job whose log has ended or cannot be followed.

@@ -14,14 +14,10 @@ from jobs.init.choose_split import SplitChoice
 from jobs.init.class_table import DetectedClass, DetectedLabels
 from jobs.init.inspect_files import FULL_COVERAGE, PlacedSource
 
-#: Total samples over all epochs after which a small network like this one hardly improves.
-_SAMPLES = 1_500_000
-#: Maximum and minimum number of epochs.
-_EPOCHS = 10, 2
 #: Classes with a smaller share of the labels are rare.
 _RARE = 0.02
-#: Keys written under `train` (in addition to `epochs`) and under `map`, with their values.
-TRAIN: dict[str, Any] = {"workers": 1, "seed": 0}
+#: Keys written under `train` and under `map`, with their values.
+TRAIN: dict[str, Any] = {"recipe": "auto", "workers": 1, "seed": 0}
 MAP: dict[str, Any] = {"products": ["class", "confidence"], "workers": 1}
 #: Placeholder classes for scenes without labels.
 PLACEHOLDERS = (DetectedClass(1, "class 1", "#0072b2"), DetectedClass(2, "class 2", "#e69f00"))
@@ -158,8 +154,6 @@ def _classes(draft: Draft) -> list[str]:
 def _training(draft: Draft) -> list[str]:
     assert draft.split is not None
     training = int(draft.split.samples[0].sum())
-    most, least = _EPOCHS
-    epochs = max(least, min(most, round(_SAMPLES / max(1, training))))
     shares = draft.split.pixels / draft.split.pixels.sum()
     split = {
         "method": "blocks",
@@ -183,8 +177,9 @@ def _training(draft: Draft) -> list[str]:
         ]
     return [
         *lines,
-        f"# An epoch has {training:,} training pixels. `workers` are data-parallel: one for each GPU, or sharing the CPUs.",
-        f"train: {scalar({'epochs': epochs, **TRAIN})}",
+        f"# {training:,} training pixels. `auto` chooses how to train by trials on blocks of them, in `budget_minutes`.",
+        "# `workers` are data-parallel: one for each GPU, or sharing the CPUs.",
+        f"train: {scalar(TRAIN)}",
         "# More products: probabilities, entropy and others (docs/mapping.md).",
         f"map: {scalar(MAP)}",
     ]

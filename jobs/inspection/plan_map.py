@@ -13,7 +13,9 @@ import numpy as np
 from jobs.config.config import Config
 from jobs.map.scene_map import SceneMap
 from jobs.map.spec import MapSpec
+from jobs.models.auto import network_count
 from jobs.runtime.progress import pluralize
+from jobs.workflow.fingerprint import fingerprint
 from jobs.workflow.manifest import dependencies, read_manifest
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
@@ -29,6 +31,43 @@ _RESULTS = 2
 
 
 @dataclass(frozen=True)
+class Members:
+    """How many networks and boosted trees a model has: mapping computes each of them for every pixel."""
+
+    networks: int
+    trees: int
+    at_most: bool  #: whether the recipe `auto` may choose fewer
+
+    @classmethod
+    def of(cls, config: Config, workspace: Workspace) -> Members:
+        """Count the members of the trained model, or those that training will make."""
+        manifest = read_manifest(workspace, "train")
+        if manifest is not None and manifest.fingerprint == fingerprint(config, "train"):
+            try:
+                bundle = workspace.read_bundle()
+            except InputError:  # `mibf map` reports the cause
+                pass
+            else:
+                return cls(len(bundle.networks), len(bundle.trees), at_most=False)
+        train = config.train
+        if config.model.kind == "boosting":
+            return cls(0, 1, at_most=False)
+        if train.recipe == "auto":
+            return cls(network_count(config), 1, at_most=True)
+        return cls(len(train.every_seed) if train.ensemble else 1, int(train.blend), at_most=False)
+
+    def lines(self) -> list[str]:
+        """Say what several members cost; nothing of one."""
+        if self.networks + self.trees < 2:
+            return []
+        listed = pluralize(self.networks, "networks") + (" and boosted trees" if self.trees else "")
+        cost = f"{self.networks} times the time of one network" if self.networks > 1 else "the time of one network"
+        also = ", and that of the boosted trees" if self.trees else ""
+        most = " at most, as the recipe `auto` chooses" if self.at_most else ""
+        return [f"    the model has {listed}{most}: mapping takes {cost}{also}"]
+
+
+@dataclass(frozen=True)
 class MapPlan:
     """Estimated cost of mapping one scene."""
 
@@ -38,6 +77,7 @@ class MapPlan:
     worker_bytes: int  #: approximate tile memory per worker, excluding the network's own memory
     pixels_due: int
     seconds: float | None  #: for the tiles to map, at the throughput of the last map with its workers; None if unknown
+    members: Members | None  #: of the model; None if it is given by `map.model`
 
     def lines(self) -> list[str]:
         """Format the plan as text lines."""
@@ -52,7 +92,7 @@ class MapPlan:
             lines.append(
                 f"    about {format_duration(self.seconds)} for the tiles to map, at the throughput of the last map"
             )
-        return lines
+        return lines if self.members is None else [*lines, *self.members.lines()]
 
 
 def plan_map(config: Config, workspace: Workspace, scene: PreparedScene) -> MapPlan:
@@ -79,6 +119,7 @@ def plan_map(config: Config, workspace: Workspace, scene: PreparedScene) -> MapP
         worker_bytes=read * (1 + PREFETCH_DEPTH) + sum(pixel.values()) * side * side * _RESULTS,
         pixels_due=pixels,
         seconds=pixels / rate if rate else None,
+        members=None if section.model is not None else Members.of(config, workspace),
     )
 
 

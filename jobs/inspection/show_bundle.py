@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mibf.bundle.bundle import CARD, MODEL, WEIGHTS, Bundle
-from mibf.bundle.model_card import figures, format_limits, trained_on
+from mibf.bundle.bundle import CARD, MODEL, Bundle
+from mibf.bundle.files import member_files
+from mibf.bundle.model_card import figures, format_limits, members, surroundings, temperatures, trained_on
 from mibf.network.spec import SourceSpec
 from mibf.redaction import redact
 from pipeline.io import model_bundle, storage
@@ -35,11 +36,11 @@ class BundleSummary:
             f"({', '.join(_file(name, size) for name, size in self.sizes.items())})",
             *_checked(self),
             "",
-            f"sources, read in patches of {bundle.spec.patch} x {bundle.spec.patch} reference pixels",
+            f"sources; the model uses {surroundings(bundle)}",
         ]
         for source in bundle.spec.sources:
             lines += _source(source, bundle)
-        if bundle.spec.centre:
+        if bundle.spec.centre and bundle.networks:
             lines.append("centre path: the centre pixel's own values are added to the pooled features")
         return [redact(line) for line in (*lines, "", *_classes(bundle), "", *_origin(bundle))]
 
@@ -57,7 +58,7 @@ def summarize(url: str) -> BundleSummary:
     files = model_bundle.read_files(url)
     bundle = model_bundle.parse_bundle(files, url)
     folder = model_bundle.bundle_folder(url)
-    sizes: dict[str, int | None] = {name: len(files[name]) for name in (WEIGHTS, MODEL)}
+    sizes: dict[str, int | None] = {name: len(files[name]) for name in (*member_files(files[MODEL]), MODEL)}
     sizes[CARD] = _size(model_bundle.bundle_file(folder, CARD))
     return BundleSummary(storage.redact_url(storage.absolute(folder)), bundle, json.loads(files[MODEL]), sizes)
 
@@ -75,21 +76,26 @@ def _file(name: str, size: int | None) -> str:
 
 
 def _checked(summary: BundleSummary) -> list[str]:
-    digest = summary.model["weights"]["sha256"] if "weights" in summary.model else None
-    return [
-        f"checked: the SHA-256 of the weights matches {MODEL} ({digest[:12]}...)"
-        if digest
-        else f"not checked: a bundle of format {summary.model['format']} has no SHA-256 of its weights",
-        f"checked: the names, shapes and types of {len(summary.bundle.weights)} tensors match the network, as do "
-        "normalization, classes and priors",
-    ]
+    tensors = sum(len(member.weights) for member in summary.bundle.networks)
+    matching = f"the names, shapes and types of {tensors} tensors match the network, as do " if tensors else ""
+    return [_digests(summary.model), f"checked: {matching}normalization, classes and priors"]
+
+
+def _digests(model: dict[str, Any]) -> str:
+    if "members" in model:
+        return f"checked: the SHA-256 of {len(model['members'])} members match {MODEL}"
+    if "weights" in model:
+        return f"checked: the SHA-256 of the weights matches {MODEL} ({model['weights']['sha256'][:12]}...)"
+    return f"not checked: a bundle of format {model['format']} has no SHA-256 of its weights"
 
 
 def _source(source: SourceSpec, bundle: Bundle) -> list[str]:
     scaling = bundle.scaling[source.name]
     low, high, fill = scaling.low.tolist(), scaling.high.tolist(), scaling.fill.tolist()
     widths = " and ".join(map(str, source.widths))
-    head = f"  {source.name}: {source.bands} band{'s' if source.bands > 1 else ''}, scale {source.scale}, widths {widths}"
+    head = f"  {source.name}: {source.bands} band{'s' if source.bands > 1 else ''}, scale {source.scale}"
+    if bundle.networks:
+        head += f", widths {widths}"
     head += "" if scaling.reference is None else ", each scene matched to the training distribution"
     if source.bands > BANDS:
         return [f"{head}; {format_limits(low, high)} (--json lists each band)"]
@@ -116,7 +122,12 @@ def _classes(bundle: Bundle) -> list[str]:
         lines.append(
             "  class proportions in training are not known, so predictions cannot be corrected to other class priors"
         )
-    return ["classes and their proportions", *lines, f"temperature {bundle.temperature:.4g}"]
+    calibration = (
+        [f"temperature {bundle.single.temperature:.4g}"]
+        if bundle.single is not None
+        else [*members(bundle), temperatures(bundle)]
+    )
+    return ["classes and their proportions", *lines, *calibration]
 
 
 def _share(share: float | None) -> str:
@@ -132,10 +143,11 @@ def _origin(bundle: Bundle) -> list[str]:
         lines += [f"  {key} {authors[key]}" for key in ("checkpoint", "sha256", "form") if key in authors]
     lines += [f"  {phrase}" for phrase in trained_on(bundle)]
     chosen = provenance.get("chosen")
-    epoch = chosen.get("epoch") if isinstance(chosen, dict) else None
+    known = chosen if isinstance(chosen, dict) else {}
+    length = next((f"{key} {known[key]}" for key in ("epoch", "rounds") if known.get(key) is not None), None)
     listed = ", ".join(f"{name} {value:.3f}" for name, value in figures(bundle))
-    if epoch is not None or listed:
-        lines.append(f"  epoch {'-' if epoch is None else epoch}; on validation pixels {listed or 'no metrics'}")
+    if length is not None or listed:
+        lines.append(f"  {length or 'epoch -'}; on validation pixels {listed or 'no metrics'}")
     versions = provenance.get("versions")
     if isinstance(versions, dict):
         lines.append("  " + ", ".join(f"{name} {version}" for name, version in versions.items()))

@@ -61,7 +61,7 @@ def _item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str, fi
         "tiles": len(scene.planned),
         "tile": scene.tile_size,
         "pixels": scene.pixels(),
-        "temperature": spec.bundle.temperature,
+        "temperature": None if spec.bundle.single is None else spec.bundle.single.temperature,
         "priors": config.prediction.priors,
         "precision": config.map.precision,
         "missing": config.map.missing,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from mibf.inference.outputs import check_products
 from pipeline.grid import grid_to_json
 from pipeline.io import checksums, model_bundle, storage
 from pipeline.maps import ALGORITHM_VERSION
+from pipeline.maps.mixture import OF_NETWORKS
 from pipeline.maps.products import Product, product, products_of_network
 from pipeline.maps.tile_mapper import MapJob, Predictor
 from pipeline.store.patch_store import PatchStore
@@ -46,10 +47,11 @@ class MapSpec:
         else:
             model = storage.absolute(config.map.model)
             bundle = model_bundle.read_bundle(model)
-        bundle.network(config.prediction.priors)
+        bundle.correction(config.prediction.priors)
         sources = len(bundle.spec.sources)
         products = tuple(product(name, config.map.dtype, sources=sources) for name in config.map.products)
         check_products(products_of_network(products), without=bundle.spec.without)
+        _check_has_networks(products, bundle, model)
         _check_classes(config, bundle, model)
         if config.map.missing == "map" and not bundle.source_dropout:
             raise InputError(
@@ -84,6 +86,16 @@ class MapSpec:
             options.append([MATCHING_VERSION, found])
         libraries = [pinned_versions()] if self.config.stale_on_upgrade else []
         return checksums.digest([ALGORITHM_VERSION, grid, rules, options, [asdict(p) for p in self.products], *libraries])
+
+
+def _check_has_networks(products: Sequence[Product], bundle: Bundle, model: str) -> None:
+    """Check that a model without networks is not asked for what only networks have."""
+    lacking = [p.name for p in products if p.name in OF_NETWORKS or p.name == "mutual_information"]
+    if lacking and not bundle.networks:
+        raise InputError(
+            f"map.products contains {', '.join(lacking)}, but {storage.redact_url(model)} consists of boosted trees, which "
+            "do not have it; remove it, or train a model with a network (model.kind `mibf`)."
+        )
 
 
 def _check_classes(config: Config, bundle: Bundle, model: str) -> None:

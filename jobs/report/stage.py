@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
@@ -20,7 +21,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from jobs.config.config import Config
-from jobs.workflow.manifest import DEPENDENCIES, StageResult, read_manifest
+from jobs.trials.table import HEADINGS as TRIAL_METRICS
+from jobs.workflow.fingerprint import fingerprint as compute_fingerprint
+from jobs.workflow.manifest import Manifest, StageResult, dependencies, read_manifest
 from jobs.workflow.runner import invalidate
 from jobs.workflow.seed_summary import REPORTED, mean_and_deviation
 from jobs.workflow.split_caveat import is_apart, split_caveat
@@ -54,9 +57,10 @@ def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease)
     evaluation = storage.read_json(workspace.evaluation)
     split = storage.read_json(workspace.split)
     authors = bundle.provenance.get("authors")
-    history = [] if authors else [json.loads(line) for line in storage.read_bytes(workspace.metrics).splitlines()]
+    has_history = bundle.networks and not authors
+    history = [json.loads(line) for line in storage.read_bytes(workspace.metrics).splitlines()] if has_history else []
     history = [line for line in history if line["seed"] == bundle.provenance.get("seed")]
-    manifests = [m for stage in DEPENDENCIES["report"] if (m := read_manifest(workspace, stage)) is not None]
+    manifests = [m for stage in dependencies(config, "report") if (m := read_manifest(workspace, stage)) is not None]
     # The map may have been made separately, with other class priors than the evaluation.
     mapped = next(
         (m.figures["priors"] for m in manifests if m.stage == "map" and "priors" in m.figures), evaluation["priors"]
@@ -86,14 +90,37 @@ def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease)
         spread=mean_and_deviation(evaluation["seeds"]) if len(evaluation["seeds"]) > 1 else None,
         selected=bundle.provenance.get("hyperparameters", {}).get("select"),
         chosen=bundle.provenance.get("chosen"),
+        seed=bundle.provenance.get("seed"),
+        trees=len(bundle.trees),
+        members=[] if bundle.single is not None else evaluation["members"],
+        trials=_trials(workspace, bundle),
+        trial_metrics=TRIAL_METRICS,
         calibrated="temperature" in bundle.provenance.get("chosen", {}),
         authors=authors,
+        baselines=_baselines(config, manifests),
         stages=manifests,
         versions=bundle.provenance["versions"],
     )
     lease.check()
     storage.write_bytes(workspace.report, page.encode())
     return StageResult({"bytes": len(page)}, [f"{len(page) / 1e6:.1f} MB, self-contained"], [workspace.report])
+
+
+def _baselines(config: Config, manifests: Sequence[Manifest]) -> dict[str, Any] | None:
+    """The tables of the baselines; None without any, or if they were measured beside another model."""
+    found = next((m for m in manifests if m.stage == "baseline"), None)
+    if found is None or found.fingerprint != compute_fingerprint(config, "baseline"):
+        return None
+    return found.figures
+
+
+def _trials(workspace: Workspace, bundle: Bundle) -> dict[str, Any] | None:
+    """The record of the trials from which the model was chosen; None if it was trained without, or elsewhere."""
+    try:
+        found: dict[str, Any] = storage.read_json(workspace.trials)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return found if found.get("fingerprint") == bundle.provenance.get("fingerprint") else None
 
 
 def _share(value: float | None) -> str:

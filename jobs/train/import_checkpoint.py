@@ -79,7 +79,7 @@ class _Checkpoint:
             "form": form(network.spec),
             "trained_on": "unknown",
         }
-        bundle = Bundle(
+        bundle = Bundle.of_network(
             spec=network.spec,
             weights=network.state_dict(),
             scaling=scaling_from_json(storage.read_json(workspace.scaling)),

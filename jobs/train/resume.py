@@ -9,9 +9,9 @@ from typing import Any
 from jobs.config.config import Config
 from jobs.config.train import TrainSection
 from jobs.runtime.version import pinned_versions
-from jobs.train.provenance import environment
 from jobs.workflow.fingerprint import ALGORITHM_VERSIONS
 from jobs.workflow.manifest import read_manifest
+from jobs.workflow.provenance import environment
 from jobs.workflow.runner import invalidate
 from jobs.workflow.saved_config import save_training_config
 from jobs.workflow.workspace import Workspace

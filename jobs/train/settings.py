@@ -11,7 +11,7 @@ from jobs.config.config import Config
 from jobs.config.train import TrainSection
 from jobs.workflow.workspace import Workspace
 from mibf.class_priors import Priors, support
-from mibf.network.spec import NARROW, WIDE, NetworkSpec, SourceSpec
+from mibf.network.spec import BETWEEN, NARROW, WIDE, NetworkSpec, SourceSpec
 from mibf.training.loss import class_weights
 from pipeline.io import storage
 from pipeline.io.lease import Lease
@@ -46,6 +46,7 @@ class Settings:
     beta: float
     frequencies: Frequencies
     epoch_fraction: float
+    samples: int  #: training samples
     class_weights: tuple[float, ...] | None
     priors: Priors
     train: TrainSection
@@ -84,11 +85,12 @@ def network_spec(config: Config, store: PatchStore) -> NetworkSpec:
         declared = config.scenes[0].sources[source.name].branch
         wide = position == 0 if declared is None else declared == "wide"
         sources.append(SourceSpec(source.name, source.bands, WIDE if wide else NARROW, source.scale))
+    alone = len(sources) == 1 and config.model.kind == "boosting"  # boosted trees relate no sources
     return NetworkSpec(
         tuple(sources),
         classes=len(store.classes),
         patch=config.model.patch,
-        without=config.model.without,
+        without=BETWEEN if alone else config.model.without,
         centre=config.model.centre,
     )
 
@@ -115,6 +117,7 @@ def make_settings(
         beta=config.model.beta,
         frequencies=config.sampling.frequencies,
         epoch_fraction=config.sampling.epoch_fraction,
+        samples=training.samples(),
         class_weights=None if config.train.class_weights is None else weights,
         priors=Priors.of(
             counts,

@@ -1,50 +1,40 @@
-"""Stage `train`: data-parallel MIBF-Net on 1..n Ray Train workers (gloo on CPUs, NCCL on GPUs), or in this process with 0.
+"""Stage `train`: train networks, boosted trees or a blend of both, and write the model as a bundle.
 
-The training loop is in `jobs.train.worker_loop`. Ray Train starts the workers and restarts them when one dies, with
-more or fewer workers where allowed; each resumes from the newest checkpoint. Checkpoints are not handed to Ray but
-written through `pipeline.io`: they are verified when read, transient object-store errors are retried, and a run with
-Ray can be resumed without it and vice versa.
+Networks are trained on 1..n Ray Train workers (gloo on CPUs, NCCL on GPUs), or in this process with 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-from dask.system import CPU_COUNT
-
 from jobs.config.config import Config
-from jobs.config.train import Select
-from jobs.runtime.progress import TrainingBar, info, pluralize, training_bar, warn
-from jobs.runtime.prometheus import TrainMetrics, train_metrics
+from jobs.models.auto import plan_training
+from jobs.models.boosting import FittedTrees, fit_boosting
+from jobs.models.members import combine, describe_members, fit_to_validation, measure, with_figures
+from jobs.runtime.progress import pluralize, warn
 from jobs.runtime.worker_resources import WorkerResources
-from jobs.train.provenance import versions
+from jobs.train.networks import TrainedNetworks, share_resources, train_networks
 from jobs.train.resume import RESUME_SAFE_KEYS, begin_run, check_resumable, training_identity
-from jobs.train.settings import Settings, WorkerContext, make_settings, network_spec
-from jobs.train.step_plan import StepPlan
+from jobs.train.settings import Settings, make_settings, network_spec
 from jobs.train.tracking.mlflow import check_mlflow
-from jobs.train.worker_loop import run
-from jobs.workflow.errors import StageError
 from jobs.workflow.fingerprint import imported_checkpoint
 from jobs.workflow.manifest import StageResult
-from jobs.workflow.seed_summary import format_accuracies, mean_and_deviation
+from jobs.workflow.provenance import versions
+from jobs.workflow.seed_summary import format_accuracies
 from jobs.workflow.split_caveat import split_caveat
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
-from mibf.device import best_device, check_precision, means_device_failed
+from mibf.ensemble import Blend
 from mibf.errors import InputError
-from mibf.network.mibfnet import MIBFNet
 from mibf.normalization import Scaling, scaling_from_json
-from mibf.training.checkpoint import TrainingPosition
-from mibf.training.epoch import NonFiniteError
+from pipeline.boosting.pixel_features import NEIGHBORHOOD
 from pipeline.io import storage
-from pipeline.io.checkpoints import Checkpoints
 from pipeline.io.lease import Lease
-from pipeline.io.retry import StorageUnavailableError, call_with_retry
-from pipeline.sampling.sampler import ReadError, Sampler
+from pipeline.io.retry import call_with_retry
+from pipeline.sampling.sampler import Sampler
 from pipeline.store.patch_store import PatchStore
 
 
@@ -63,77 +53,168 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
         )
     _check_not_imported(workspace)
     stores = [PatchStore(workspace.store(scene.name), without=("test",)) for scene in config.scenes]
-    spec = network_spec(config, stores[0])
     split = storage.read_json(workspace.split)
-    _check_buffer(workspace, split, spec.patch)
+    _check_buffer(workspace, split, config.model.patch)
     scaling = scaling_from_json(storage.read_json(workspace.scaling))
+    plan = None
+    if config.train.recipe == "auto" and config.model.kind == "mibf":
+        spec = network_spec(config, stores[0])
+        plan = plan_training(config, workspace, stores, scaling, spec, fingerprint=fingerprint, restart=restart, lease=lease)
+        config = plan.config
+    settings, share, resumed = _begin(config, workspace, stores, scaling, fingerprint, lease, restart=restart)
+    origin = _origin(config, split, fingerprint)
+    networks = None
+    if share is not None:
+        networks = train_networks(config, settings, share, store=stores[0], scaling=scaling, origin=origin)
+    trees, first_seed = None, config.train.every_seed[0]
+    if networks is None or config.train.blend:
+        trees = fit_boosting(stores, settings.spec, scaling, settings.priors, seed=first_seed, threads=config.train.threads)
+    model = _model(config, settings, stores, scaling, origin, networks, trees, None if plan is None else plan.mixture)
+    lines = [] if plan is None else plan.lines
+    lines += [] if trees is None else _reach_notes(split)
+    lines += [] if networks is None else networks.lines(config.train.select)
+    seeds = [] if networks is None else [*networks.results.values()]
+    if model.single is None:
+        measured = measure(model, Sampler(stores, model.scaling, model.spec.patch, "validation"), beta=config.model.beta)
+        model = with_figures(model, measured)
+        lines += _model_lines(model, None if measured is None else measured.calibrated["trained"])
+        if networks is None and measured is not None:
+            seeds = [{"seed": first_seed, "chosen": model.provenance["chosen"], "calibrated": measured.calibrated}]
+    _write_bundles(workspace, model, {} if networks is None or config.train.ensemble else networks.bundles, lease)
+    return StageResult(
+        {"chosen": model.provenance["chosen"], "parameters": model.parameters, "seeds": seeds},
+        [_first_line(model, networks, trees, resumed=resumed), *lines],
+        [workspace.bundle, *([workspace.metrics] if networks else [])],
+    )
+
+
+def _begin(
+    config: Config,
+    workspace: Workspace,
+    stores: list[PatchStore],
+    scaling: Scaling,
+    fingerprint: str,
+    lease: Lease,
+    *,
+    restart: bool,
+) -> tuple[Settings, WorkerResources | None, bool]:
+    """Check the configuration and begin the run: its settings, the resources of its workers, and whether it is resumed.
+
+    Boosted trees have no workers.
+    """
+    spec = network_spec(config, stores[0])
     training = Sampler(stores, scaling, spec.patch, "train")
-    _check_shared_out(config, training)
+    is_network = config.model.kind == "mibf"
+    if is_network:
+        _check_shared_out(config, training)
     identity = training_identity(config, workspace, spec)
     check_resumable(workspace, identity, restart=restart)
     mlflow = None if config.train.mlflow is None else check_mlflow(config.train.mlflow)
-    share = _share(config)
+    share = share_resources(config) if is_network else None
     resumed = begin_run(config, workspace, fingerprint, lease, identity, restart=restart)
     settings = make_settings(
         config,
         workspace,
         spec,
         training,
-        threads=config.train.threads or share.cpus,
+        threads=config.train.threads or (1 if share is None else share.cpus),
         identity=identity,
         lease=lease if config.train.workers == 0 else lease.for_workers(),
         fingerprint=fingerprint,
         mlflow=mlflow,
     )
-    info(f"training on {share}, {config.train.precision}")
-    plan = StepPlan.of(config.train, config.sampling.epoch_fraction, training.samples())
-    total = len(config.train.every_seed) * plan.total * config.train.batch_size
-    metrics = train_metrics(config)
-    if config.train.workers == 0:
-        _train_locally(settings, total, metrics)
-    else:
-        _on_ray(settings, share, total, metrics)
-    results = _read_results(config, workspace)
-    best = _best(config, results)
-    origin = _origin(config, split, fingerprint, list(results))
-    _write_bundles(workspace, results, best, partial(_bundle, settings, stores[0], scaling, origin), lease)
-    parameters = sum(p.numel() for p in MIBFNet(spec).parameters())
-    figures = {"chosen": results[best]["chosen"], "parameters": parameters, "seeds": [*results.values()]}
-    return StageResult(
-        figures,
-        [
-            f"{parameters:,} parameters, {pluralize(len(spec.sources), 'sources')}, "
-            f"{pluralize(results[best]['epochs'], 'epochs')}{' (resumed)' if resumed else ''}",
-            *_lines(results, best, config.train.select),
-        ],
-        [workspace.bundle, workspace.metrics],
-    )
+    return settings, share, resumed
 
 
-def _read_results(config: Config, workspace: Workspace) -> dict[int, dict[str, Any]]:
-    """Read each seed's training result; an object store may be unavailable at the end too."""
-    urls = {seed: workspace.result(seed) for seed in config.train.every_seed}
-    return {seed: call_with_retry(url, partial(storage.read_json, url), report=warn) for seed, url in urls.items()}
+def _model(
+    config: Config,
+    settings: Settings,
+    stores: list[PatchStore],
+    scaling: Scaling,
+    origin: dict[str, Any],
+    networks: TrainedNetworks | None,
+    trees: FittedTrees | None,
+    mixture: Blend | None,
+) -> Bundle:
+    """Build the model: the best seed's network, or a bundle of several members whose shares fit validation pixels."""
+    if networks is None:
+        assert trees is not None
+        seed = config.train.every_seed[0]
+        member = trees.member_with(None if mixture is None else mixture.temperatures[0])
+        calibrated = mixture is not None or trees.validation is not None
+        chosen = _chosen_of_trees(trees) | ({"temperature": member.temperature} if calibrated else {})
+        return Bundle(
+            spec=settings.spec,
+            members=(member,),
+            scaling={source.name: scaling[source.name] for source in settings.spec.sources},
+            classes=stores[0].classes,
+            priors=settings.priors,
+            provenance={**origin, "seed": seed, "seeds": [seed], "chosen": chosen},
+        )
+    best = networks.bundles[networks.best]
+    taken = networks.bundles.values() if config.train.ensemble else [best]
+    members = [member for bundle in taken for member in bundle.networks]
+    if len(members) == 1 and trees is None:
+        return best
+    combined = fit_to_validation(combine(best, members, trees), stores, seed=config.train.every_seed[0], plan=mixture)
+    changed: dict[str, Any] = {}
+    if config.train.ensemble:
+        changed = {"seeds": [best.provenance["seed"]], "member_seeds": [*networks.bundles]}
+    if trees is not None and not combined.networks:  # the networks got no share
+        changed["chosen"] = _chosen_of_trees(trees)
+    return replace(combined, provenance={**combined.provenance, **changed})
 
 
-def _write_bundles(
-    workspace: Workspace,
-    results: Mapping[int, dict[str, Any]],
-    best: int,
-    build: Callable[[int, dict[str, Any]], Bundle],
-    lease: Lease,
-) -> None:
-    """Write the best seed's bundle and, if there are several seeds, one for each; remove those of other seeds."""
-    several = len(results) > 1
-    for seed, result in results.items():
-        bundle = build(seed, result)
-        if several:
-            write = partial(workspace.write_bundle, bundle, lease, seed=seed)
-            call_with_retry(workspace.seed_bundle(seed), write, report=warn)
-        if seed == best:
-            call_with_retry(workspace.bundle, partial(workspace.write_bundle, bundle, lease), report=warn)
-    remove = partial(workspace.keep_seed_bundles, results if several else (), lease)
-    call_with_retry(workspace.bundle, remove, report=warn)
+def _chosen_of_trees(trees: FittedTrees) -> dict[str, Any]:
+    """What training chose for boosted trees; without validation pixels no temperature."""
+    return {"rounds": trees.trees.rounds} | ({} if trees.validation is None else {"temperature": trees.temperature})
+
+
+def _first_line(model: Bundle, networks: TrainedNetworks | None, trees: FittedTrees | None, *, resumed: bool) -> str:
+    """Say what was trained."""
+    sources = pluralize(len(model.spec.sources), "sources")
+    if networks is None or not model.networks:
+        assert trees is not None
+        dropped = "" if networks is None else "; networks were trained, too, but got no share"
+        return (
+            f"boosted trees, {pluralize(trees.trees.rounds, 'rounds')}, {sources}, {trees.samples:,} of "
+            f"{trees.available:,} training samples{dropped}"
+        )
+    epochs = pluralize(networks.results[networks.best]["epochs"], "epochs")
+    return f"{model.parameters:,} parameters, {sources}, {epochs}{' (resumed)' if resumed else ''}"
+
+
+def _model_lines(model: Bundle, figures: Mapping[str, Any] | None) -> list[str]:
+    """Summarize a model that is not a single network."""
+    lines = [describe_members(model)] if len(model.members) > 1 else []
+    if figures is None:
+        return [*lines, "there were no validation samples: confidences are not calibrated"]
+    return [
+        *lines,
+        f"the model on validation: {format_accuracies(figures)}, expected calibration error {figures['ece']:.3f}, "
+        f"Brier score {figures['brier']:.3f}",
+    ]
+
+
+def _reach_notes(split: Mapping[str, Any]) -> list[str]:
+    """Say if the features of boosted trees reach farther than the split's buffer keeps subsets apart."""
+    needed = NEIGHBORHOOD - 1
+    if split["method"] == "random" or split["buffer"] >= needed:
+        return []
+    return [
+        f"note: boosted trees see {NEIGHBORHOOD} x {NEIGHBORHOOD} pixels, so with a buffer of {split['buffer']} pixels some "
+        f"are seen in training and in testing; set split.buffer to {needed}"
+    ]
+
+
+def _write_bundles(workspace: Workspace, model: Bundle, by_seed: Mapping[int, Bundle], lease: Lease) -> None:
+    """Write the model and, if there are several seeds, the network of each; remove those of other seeds."""
+    kept: Iterable[int] = by_seed if len(by_seed) > 1 else ()
+    for seed in kept:
+        write = partial(workspace.write_bundle, by_seed[seed], lease, seed=seed)
+        call_with_retry(workspace.seed_bundle(seed), write, report=warn)
+    call_with_retry(workspace.bundle, partial(workspace.write_bundle, model, lease), report=warn)
+    call_with_retry(workspace.bundle, partial(workspace.keep_seed_bundles, kept, lease), report=warn)
 
 
 def _check_not_imported(workspace: Workspace) -> None:
@@ -178,112 +259,12 @@ def _check_shared_out(config: Config, training: Sampler) -> None:
         )
 
 
-def _share(config: Config) -> WorkerResources:
-    """The resources of each worker; a precision that they do not support is refused before anything is written."""
-    if config.train.workers == 0:
-        device = best_device()
-        check_precision(device, config.train.precision)
-        return WorkerResources(0, config.train.threads or CPU_COUNT, int(device.type == "cuda"))
-    from jobs.runtime import ray_cluster  # import Ray only where it is used
-
-    ray_cluster.ensure(workers=config.train.workers)
-    share = ray_cluster.share_cluster(config.train.most_workers, fewest=config.train.workers)
-    if share.gpus:
-        from jobs.train.ray_trainer import check_gpu
-
-        check_gpu(config.train.precision)
-    else:
-        check_precision(torch.device("cpu"), config.train.precision)
-    return share
-
-
-@dataclass(frozen=True)
-class LocalProgress:
-    """Progress callback for training in this process."""
-
-    bar: TrainingBar
-    metrics: TrainMetrics
-
-    def seen(self, samples: int, waiting: float) -> None:
-        """See `ProgressCallback.seen`."""
-        self.bar.seen(samples, waiting=waiting)
-        self.metrics.seen(samples, waiting)
-
-    def loss(self, value: float) -> None:
-        """See `ProgressCallback.loss`."""
-        self.metrics.loss(value)
-
-    def epoch(self, line: str) -> None:
-        """See `ProgressCallback.epoch`."""
-        self.bar.epoch(line)
-
-    def warn(self, line: str) -> None:
-        """See `ProgressCallback.warn`."""
-        warn(line)
-
-
-def _train_locally(settings: Settings, total: int, metrics: TrainMetrics) -> None:
-    """Train in this process."""
-    with training_bar("train", total) as bar:
-        try:
-            run(settings, WorkerContext(0, 1, best_device()), LocalProgress(bar, metrics))
-        except (NonFiniteError, ReadError, StorageUnavailableError) as error:
-            raise StageError(f"training stopped: {error}") from error
-        except RuntimeError as error:
-            if not means_device_failed(error):
-                raise
-            raise StageError(
-                f"training stopped: the device failed ({error}). Check it, then run the same command again to resume from "
-                "the newest checkpoint."
-            ) from error
-
-
-def _on_ray(settings: Settings, share: WorkerResources, total: int, metrics: TrainMetrics) -> None:
-    """Train with Ray Train, which is imported only here."""
-    from jobs.train.ray_trainer import train_on_ray
-
-    with training_bar("train", total) as bar:
-        train_on_ray(settings, share, LocalProgress(bar, metrics))
-
-
-def _best(config: Config, results: Mapping[int, dict[str, Any]]) -> int:
-    """The seed whose model becomes the bundle: the best on validation, or the first if there was no validation."""
-    select = config.train.select
-    figure = f"validation_{'overall_accuracy' if select == 'last' else select}"
-    sign = -1.0 if select == "loss" else 1.0
-    scores = {seed: result["chosen"].get(figure) for seed, result in results.items()}
-    known = {seed: sign * value for seed, value in scores.items() if value is not None}
-    return max(known, key=lambda seed: known[seed]) if known else next(iter(results))
-
-
-def _bundle(
-    settings: Settings, store: PatchStore, scaling: Scaling, origin: dict[str, Any], seed: int, result: dict[str, Any]
-) -> Bundle:
-    """Build the bundle from one seed's selected epoch."""
-    chosen = dict(result["chosen"])
-    if "calibrated" in result:
-        chosen["calibration"] = {key: result["calibrated"]["trained"][key] for key in ("ece", "brier", "log_loss")}
-    checkpoints = Checkpoints(settings.workspace.checkpoints(seed))
-    checkpoint = call_with_retry(
-        checkpoints.url, partial(checkpoints.read, TrainingPosition(chosen["epoch"], 0)), report=warn
-    )
-    return Bundle(
-        spec=settings.spec,
-        weights=checkpoint.eval_weights,
-        scaling={source.name: scaling[source.name] for source in settings.spec.sources},
-        classes=store.classes,
-        temperature=chosen.get("temperature", 1.0),
-        priors=settings.priors,
-        provenance={**origin, "seed": seed, "chosen": chosen},
-    )
-
-
-def _origin(config: Config, split: Mapping[str, Any], fingerprint: str, seeds: list[int]) -> dict[str, Any]:
+def _origin(config: Config, split: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
     """The provenance that the bundles of all seeds share."""
     return {
         "fingerprint": fingerprint,
         "run": config.run,
-        "seeds": seeds,
+        "seeds": [*config.train.every_seed],
         "scenes": [scene.name for scene in config.scenes],
         "split": {"method": split["method"], "buffer": split["buffer"]}
         | ({"caveat": split_caveat(split)} if "source_overlap" in split else {}),
@@ -294,26 +275,3 @@ def _origin(config: Config, split: Mapping[str, Any], fingerprint: str, seeds: l
         },
         "versions": versions(),
     }
-
-
-def _lines(results: Mapping[int, dict[str, Any]], best: int, select: Select) -> list[str]:
-    """Summarise the results of all seeds as lines for a person."""
-    chosen = results[best]["chosen"]
-    prefix = f"seed {best}, " if len(results) > 1 else ""
-    if "validation_overall_accuracy" not in chosen:
-        return [
-            f"{prefix}epoch {chosen['epoch']}, the last; there were no validation samples: confidences are not calibrated"
-        ]
-    figures = results[best]["calibrated"]["trained"]
-    number = chosen["epoch"]
-    epoch = f"epoch {number}, the last, on validation" if select == "last" else f"best epoch {number} on validation"
-    lines = [
-        f"{prefix}{epoch}: {format_accuracies(figures)}",
-        f"temperature {chosen['temperature']:.2f}: expected calibration error {figures['ece']:.3f} "
-        f"({results[best]['uncalibrated']['ece']:.3f} without temperature), Brier score {figures['brier']:.3f}",
-    ]
-    if len(results) > 1:
-        all_figures = [result["calibrated"]["trained"] for result in results.values()]
-        lines.append(f"{len(results)} seeds on validation: {mean_and_deviation(all_figures)}")
-    warnings = results[best].get("warnings", [])  # none in results of an earlier version
-    return lines + [f"warning: {prefix}{line}" for line in warnings]

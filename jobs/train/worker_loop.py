@@ -22,11 +22,11 @@ from jobs.config.train import TrainSection
 from jobs.train.clock import Clock
 from jobs.train.learner import make_perturbation, make_train_state
 from jobs.train.model_selection import chosen_epoch, epoch_lines, should_stop_early, training_warnings
-from jobs.train.provenance import hardware
 from jobs.train.restore import check_equal, read_chosen, restore_newest
 from jobs.train.settings import ProgressCallback, Settings, WorkerContext
 from jobs.train.step_plan import StepPlan
 from jobs.train.tracking.tracker import Tracker
+from jobs.workflow.provenance import hardware
 from mibf.class_priors import CHOICES
 from mibf.device import check_precision
 from mibf.distributed import barrier, decided_by_first

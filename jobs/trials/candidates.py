@@ -29,6 +29,11 @@ class Candidate:
     logits: NDArray[np.float64]  #: (n, classes); NaN for samples that no fold holds out
     seconds: float  #: for all folds
 
+    @property
+    def is_trees(self) -> bool:
+        """Whether it is boosted trees, not a network."""
+        return self.name.startswith(TREES)
+
 
 def network_candidates(
     samples: TrialSamples,
@@ -98,7 +103,7 @@ def tree_candidates(
         seconds: for all folds together; what a fold leaves, the next ones may use.
         seed: decides all scores.
         balanced: weight samples inversely to the frequency of their class.
-        threads: all cores by default.
+        threads: for LightGBM; default as in `fit_trees`.
         clock: returns a time in seconds.
 
     Returns:

@@ -5,7 +5,8 @@ order:
 
 1. Those whose log loss is at most `TIED` above the least, in proportion, count as equal.
 2. Of these, those whose macro-F1 is at most `TIED_F1` below the greatest count as equal.
-3. Of these, the one with the fewest members wins, then the one that took the fewest seconds.
+3. Of these, the one with the most members wins: a blend of a network and boosted trees, which fail differently, is the
+   safer choice for new ground. Then the one that took the fewest seconds.
 
 The log loss comes first because it punishes wrong confidence too and varies less with chance than counts of hits; macro-F1
 comes next so that rare classes decide where the log loss does not.
@@ -16,7 +17,7 @@ Legend for shapes: n samples that are compared, B blocks, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,6 @@ from mibf.ensemble import Blend, cross_fitted
 from mibf.metrics.block_bootstrap import BlockCounts, draw_blocks, interval
 
 TIED, TIED_F1 = 0.01, 0.005
-#: Members of a blend at most: each costs as much time in mapping as a model of its own.
-MOST_MEMBERS = 3
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,9 @@ class _Scorer:
 
 
 def choose(candidates: Sequence[Candidate], labels: NDArray[np.int64], folds: Folds, *, seed: int) -> Choice:
-    """Choose a candidate or a blend of up to `MOST_MEMBERS` of them.
+    """Choose a candidate, or the blend of the best network and the best boosted trees.
 
-    Of each name only the best number of steps goes into blends. Members of a blend are those with the greatest shares in
-    the blend of all.
+    Of each name only the best number of steps is a finalist.
 
     Args:
         candidates: at least one with finite logits.
@@ -115,7 +113,7 @@ def choose(candidates: Sequence[Candidate], labels: NDArray[np.int64], folds: Fo
     for each in scored:
         by_name.setdefault(each.name, []).append(each)
     singles = [best(own) for own in by_name.values()]
-    finalists = [*singles, *_blends(scorer, singles)]
+    finalists = [*singles, *_blend(scorer, singles)]
     chosen = best(finalists)
     rows = [_row(each, chosen, finalists) for each in (*scored, *finalists[len(singles) :])]
     missing = [f"{c.name}, {c.steps} steps: logits are not finite" for c in candidates if not any(c is f for f in finite)]
@@ -141,26 +139,16 @@ def best(finalists: Sequence[_Scored]) -> _Scored:
     tied = [each for each in finalists if each.log_loss <= least * (1 + TIED)]
     most = max(each.macro_f1 for each in tied)
     tied = [each for each in tied if each.macro_f1 >= most - TIED_F1]
-    return min(tied, key=lambda each: (len(each.members), each.seconds))
+    return min(tied, key=lambda each: (-len(each.members), each.seconds))
 
 
-def _blends(scorer: _Scorer, singles: Sequence[_Scored]) -> list[_Scored]:
-    """Blends of two to `MOST_MEMBERS` members, of those with the greatest shares in the blend of all."""
-    if len(singles) < 2:
+def _blend(scorer: _Scorer, singles: Sequence[_Scored]) -> list[_Scored]:
+    """The blend of the best network and the best boosted trees; none if there is only one kind, or one has no share."""
+    kinds = [[each for each in singles if each.members[0].is_trees is trees] for trees in (False, True)]
+    if not all(kinds):
         return []
-    every = [each.members[0] for each in singles]
-    blend = Blend.fitted([m.logits[scorer.measured] for m in every], scorer.labels)
-    order = sorted((-share, position) for position, share in enumerate(blend.shares) if share > 0)
-    ordered = [every[position] for _, position in order]
-    found = [_without_idle(scorer.score(ordered[:size])) for size in range(2, min(MOST_MEMBERS, len(ordered)) + 1)]
-    return [each for each in found if len(each.members) > 1]
-
-
-def _without_idle(scored: _Scored) -> _Scored:
-    """Leave members without a share out."""
-    kept = [i for i, share in enumerate(scored.blend.shares) if share > 0]
-    blend = Blend(*(tuple(values[i] for i in kept) for values in (scored.blend.temperatures, scored.blend.shares)))
-    return replace(scored, members=tuple(scored.members[i] for i in kept), blend=blend)
+    scored = scorer.score([best(own).members[0] for own in kinds])
+    return [scored] if min(scored.blend.shares) > 0 else []
 
 
 def _row(each: _Scored, chosen: _Scored, finalists: Sequence[_Scored]) -> TrialRow:
@@ -177,7 +165,7 @@ def _row(each: _Scored, chosen: _Scored, finalists: Sequence[_Scored]) -> TrialR
     elif each.macro_f1 < most - TIED_F1:
         why = f"macro-F1 {100 * (most - each.macro_f1):.1f} points lower at equal log loss"
     else:
-        why = "equal, but costs more"
+        why = "equal, but a blend is safer" if len(chosen.members) > len(each.members) else "equal, but costs more"
     return TrialRow(
         name=each.name,
         steps=tuple(m.steps for m in each.members),

@@ -141,6 +141,6 @@ def _window(
 
     def read() -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
         values = scaled_window(store, pixels.window, scaling, halo=halo)
-        return values, pixel_features(store, pixels.window, sources)[:, pixels.rows, pixels.columns].T
+        return values, pixel_features(store, pixels.window, sources, scaling)[:, pixels.rows, pixels.columns].T
 
     return call_with_retry(store.url, read, report=warn)

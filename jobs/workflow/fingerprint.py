@@ -20,11 +20,13 @@ from pipeline.io import checksums, model_bundle
 from pipeline.scenes.split import SEEDED_ASSIGNMENT_VERSION
 from pipeline.store.scene_quantiles import MATCHING_VERSION
 
-#: The algorithm version of each stage, kept next to the code that computes its values; of the report, its layout's.
+#: The algorithm version of each stage, kept next to the code that computes its values. Two are kept here: that of baselines,
+#: whose code is above this folder, and that of the report, which is its layout's.
 ALGORITHM_VERSIONS: dict[StageName, int] = {
     "prepare": pipeline.store.ALGORITHM_VERSION,
     "train": mibf.training.ALGORITHM_VERSION,
     "evaluate": mibf.metrics.ALGORITHM_VERSION,
+    "baseline": 1,
     "map": pipeline.maps.ALGORITHM_VERSION,
     "report": 2,
 }
@@ -78,8 +80,13 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
         branches = [source.branch for source in config.scenes[0].sources.values()]
         wanted = {k: v for k, v in values.get("train", {}).items() if k not in TRAIN_KEYS_WITHOUT_EFFECT}
         parts["configuration"] = [values.get("sampling"), values.get("model"), wanted, branches]
+        if config.train.recipe == "auto":
+            parts["recipe"] = "auto"  # the other recipes are nothing but the keys that they set
     elif stage == "evaluate":
         parts["configuration"] = values.get("prediction")
+    elif stage == "baseline":
+        limits = {k: v for k, v in values.get("baselines", {}).items() if k != "enabled"}
+        parts["configuration"] = [limits, values.get("prediction"), mibf.metrics.ALGORITHM_VERSION]
     elif stage == "map":
         changing = {k: v for k, v in values.get("map", {}).items() if k not in MAP_KEYS_WITHOUT_EFFECT}
         parts["configuration"] = [changing, values.get("prediction"), [scene.datetime for scene in config.scenes]]

@@ -11,15 +11,18 @@ from mibf import __version__
 from mibf.errors import InputError
 from pipeline.io import checksums, storage
 
-StageName = Literal["prepare", "train", "evaluate", "map", "report"]
+StageName = Literal["prepare", "train", "evaluate", "baseline", "map", "report"]
 #: The stages whose results each stage reads.
 DEPENDENCIES: dict[StageName, tuple[StageName, ...]] = {
     "prepare": (),
     "train": ("prepare",),
     "evaluate": ("prepare", "train"),
+    "baseline": ("prepare", "train"),
     "map": ("prepare", "train"),
-    "report": ("prepare", "train", "evaluate", "map"),
+    "report": ("prepare", "train", "evaluate", "baseline", "map"),
 }
+#: Stages whose results later ones use where they exist, but do not need.
+OPTIONAL: tuple[StageName, ...] = ("baseline",)
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,25 @@ class Manifest:
 
 
 def dependencies(config: Config, stage: StageName) -> tuple[StageName, ...]:
-    """Return the stages whose results a stage reads; a map with an external model needs no training."""
+    """Return the stages whose results a stage reads.
+
+    A map with an external model needs no training, and a report has no baselines if they are switched off.
+    """
     if stage == "map" and config.map.model is not None:
         return ("prepare",)
-    return DEPENDENCIES[stage]
+    off = () if config.baselines.enabled else ("baseline",)
+    return tuple(needed for needed in DEPENDENCIES[stage] if needed not in off)
 
 
 def check_dependencies(config: Config, stage: StageName) -> None:
-    """Check that the stages whose results a stage reads are finished.
+    """Check that the stages whose results a stage needs are finished.
 
     Raises:
         InputError: one of them is not.
     """
     workspace = Workspace.of(config)
     for needed in dependencies(config, stage):
-        if read_manifest(workspace, needed) is not None:
+        if needed in OPTIONAL or read_manifest(workspace, needed) is not None:
             continue
         if needed == "train" and not config.trainable:
             raise InputError(

@@ -95,6 +95,11 @@ class Workspace:
         return storage.join(self.bundle, f"seed-{seed}")
 
     @property
+    def trials(self) -> str:
+        """What the recipe `auto` tried and chose."""
+        return storage.join(self.run_folder, "trials.json")
+
+    @property
     def environment(self) -> str:
         """Provenance of the run: packages, commit, data, hardware."""
         return storage.join(self.run_folder, "environment.json")
@@ -115,7 +120,7 @@ class Workspace:
 
     @property
     def baseline(self) -> str:
-        """The results of the baselines."""
+        """The results of the baselines, of `mibf run` or `mibf baseline`, whichever came last."""
         return storage.join(self.run_folder, "baseline.json")
 
     @property

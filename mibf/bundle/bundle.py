@@ -1,8 +1,8 @@
 """The model bundle: everything that inference needs. Torch, numpy and safetensors; no file access.
 
-A bundle is converted to named byte strings and back; the caller stores them. Weights are safetensors and the rest is
-JSON, so nothing is unpickled. Reading verifies the bundle: the weights are those that were written, and they fit the
-network that the JSON describes.
+A bundle is converted to named byte strings and back; the caller stores them. Weights are safetensors, boosted trees are
+text and the rest is JSON, so nothing is unpickled. Reading verifies the bundle: the members are those that were written, and
+networks fit the spec that the JSON describes.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from mibf.bundle.classes import ClassName
+from mibf.bundle.members import Member, NetworkMember, TreesMember, file_names, recorded
 from mibf.class_priors import Priors, PriorSetting, check_choice
 from mibf.errors import InputError
 from mibf.network.mibfnet import MIBFNet
@@ -32,24 +32,55 @@ REMEDY = "copy all files of the bundle again from where it was written, or retra
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained network with its normalization and classes; `provenance` records where it came from.
+    """A trained model with its normalization and classes; `provenance` records where it came from.
 
-    `temperature` divides the logits before the softmax; it is fitted on validation pixels. `priors` are the class
-    priors, None where they were not recorded: in format 2 and for reference checkpoints.
+    `spec` describes the inputs, classes and patch of all members, and the layers of those that are networks. Each member's
+    temperature divides its logits before the softmax. `priors` are the class priors, None where they were not recorded: in
+    format 2 and for reference checkpoints.
     """
 
     spec: NetworkSpec
-    weights: dict[str, Tensor]
+    members: tuple[Member, ...]
     scaling: Scaling
     classes: tuple[ClassName, ...]
-    temperature: float = 1.0
     provenance: dict[str, Any] = field(default_factory=dict)
     priors: Priors | None = None
 
+    @classmethod
+    def of_network(
+        cls,
+        spec: NetworkSpec,
+        weights: dict[str, Tensor],
+        scaling: Scaling,
+        classes: tuple[ClassName, ...],
+        *,
+        temperature: float = 1.0,
+        provenance: dict[str, Any] | None = None,
+        priors: Priors | None = None,
+    ) -> Bundle:
+        """Create the bundle of a single network."""
+        return cls(spec, (NetworkMember(weights, temperature),), scaling, classes, provenance or {}, priors)
+
+    @property
+    def networks(self) -> tuple[NetworkMember, ...]:
+        """The members that are networks."""
+        return tuple(member for member in self.members if isinstance(member, NetworkMember))
+
+    @property
+    def trees(self) -> tuple[TreesMember, ...]:
+        """The members that are boosted trees."""
+        return tuple(member for member in self.members if isinstance(member, TreesMember))
+
+    @property
+    def single(self) -> NetworkMember | None:
+        """The network of a model that is a single network; None for other models."""
+        first = self.members[0]
+        return first if len(self.members) == 1 and isinstance(first, NetworkMember) else None
+
     @property
     def parameters(self) -> int:
-        """Number of trainable parameters."""
-        return sum(p.numel() for p in _blank(self.spec).parameters())
+        """Number of trainable parameters of all networks."""
+        return len(self.networks) * sum(p.numel() for p in _blank(self.spec).parameters()) if self.networks else 0
 
     @property
     def digest(self) -> str:
@@ -66,28 +97,35 @@ class Bundle:
 
     @property
     def memory_bytes(self) -> int:
-        """Size of all weights in bytes, including batch norm statistics."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.weights.values())
+        """Size of all members in bytes."""
+        return sum(member.memory_bytes for member in self.members)
 
-    def network(self, priors: PriorSetting = "trained") -> MIBFNet:
-        """Build the network with the bundle's weights, in evaluation mode, on the CPU.
+    def network(self, priors: PriorSetting = "trained", *, position: int = 0) -> MIBFNet:
+        """Build a network with its member's weights, in evaluation mode, on the CPU.
 
         Args:
             priors: the class priors that the logits reflect; the correction of priors other than those of training is
                 added to the decoder's bias, so the temperature divides it too (see `mibf.class_priors`).
+            position: which of the networks.
 
         Raises:
             InputError: the bundle does not record its priors, or its weights do not fit its spec.
         """
-        correction = self._correction(priors)
-        check_weights(self.spec, self.weights)
+        correction = self.correction(priors)
+        weights = self.networks[position].weights
+        check_weights(self.spec, weights)
         network = MIBFNet(self.spec)
-        network.load_state_dict(self.weights)
+        network.load_state_dict(weights)
         if correction is not None:
             network.bottleneck.decoder.bias.data += correction
         return network.eval()
 
-    def _correction(self, priors: PriorSetting) -> Tensor | None:
+    def correction(self, priors: PriorSetting) -> Tensor | None:
+        """Return what to add to every member's logits for these class priors, (classes,); None for those of training.
+
+        Raises:
+            InputError: the bundle does not record its priors.
+        """
         check_choice(priors)
         if priors == "trained":
             return None
@@ -100,21 +138,21 @@ class Bundle:
         return torch.tensor(self.priors.correction(priors), dtype=torch.float32)
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything that predictions depend on as JSON; the weights by size and SHA-256."""
-        weights = self.weight_bytes()
-        return {
+        """Return everything that predictions depend on as JSON; the members by size and SHA-256."""
+        common = {
             "network": self.spec.to_json(),
             "scaling": scaling_to_json(self.scaling),
             "classes": [vars(c) for c in self.classes],
-            "temperature": self.temperature,
-            "priors": None if self.priors is None else self.priors.to_json(),
-            "weights": {"sha256": hashlib.sha256(weights).hexdigest(), "bytes": len(weights)},
         }
-
-    def weight_bytes(self) -> bytes:
-        """Return the weights as a safetensors file."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.weights.items()}
-        return bytes(safetensors.torch.save(tensors))
+        priors = None if self.priors is None else self.priors.to_json()
+        if self.single is not None:
+            single = {"temperature": self.single.temperature, "priors": priors, "weights": recorded(self.single.content())}
+            return common | single
+        members = [
+            {"kind": m.kind, "file": name, **recorded(m.content()), "temperature": m.temperature, "share": m.share}
+            for m, name in zip(self.members, file_names(self.members), strict=True)
+        ]
+        return common | {"priors": priors, "members": members}
 
 
 def _blank(spec: NetworkSpec) -> MIBFNet:

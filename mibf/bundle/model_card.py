@@ -28,6 +28,8 @@ FIGURES = {
     "validation_kappa": "kappa",
     "validation_cross_entropy": "cross-entropy",
 }
+#: What a kind of member is called.
+_KINDS = {"network": "network", "trees": "boosted trees"}
 CALIBRATION = {"ece": "expected calibration error", "brier": "Brier score"}
 
 
@@ -77,15 +79,16 @@ def format_limits(low: Iterable[float], high: Iterable[float]) -> str:
 
 def _title(bundle: Bundle) -> list[str]:
     run = bundle.provenance.get("run")
-    name = f"MIBF-Net, run {_text(run)}" if isinstance(run, str) else "MIBF-Net"
+    method = "MIBF-Net" if bundle.networks else "Boosted trees"
+    name = f"{method}, run {_text(run)}" if isinstance(run, str) else method
     spec = bundle.spec
     return [
         f"# {name}",
         "",
         f"Classifies every pixel into one of {spec.classes} classes, from {len(spec.sources)} co-registered sources.",
-        f"It uses the {spec.patch} x {spec.patch} reference pixels around each pixel. {bundle.parameters:,} parameters, "
-        f"{bundle.memory_bytes / 1e6:.1f} MB.",
-        *([CENTRE] if spec.centre else []),
+        f"It uses {surroundings(bundle)}. {bundle.parameters:,} parameters, {bundle.memory_bytes / 1e6:.1f} MB.",
+        *([CENTRE] if spec.centre and bundle.networks else []),
+        *members(bundle),
         "`mibf bundle show` on this folder prints everything that the bundle contains and checks that it is complete.",
     ]
 
@@ -135,26 +138,59 @@ def _origin(bundle: Bundle) -> list[str]:
         return [
             f"Converted from a checkpoint of the method's authors, `{_text(origin.get('checkpoint', 'unknown'))}`, SHA-256 "
             f"`{_text(origin.get('sha256', 'unknown'))}`.",
-            f"The training data are unknown. Temperature {bundle.temperature:.4g}.",
+            f"The training data are unknown. {temperatures(bundle)}",
         ]
     lines = [f"Trained on {', '.join(phrases)}." for phrases in [trained_on(bundle)] if phrases]
-    epoch = _object(bundle.provenance.get("chosen")).get("epoch")
+    chosen = _object(bundle.provenance.get("chosen"))
+    epoch, rounds = chosen.get("epoch"), chosen.get("rounds")
     found = figures(bundle)
     last = not found or _object(bundle.provenance.get("hyperparameters")).get("select") == "last"
-    if _is_number(epoch):
+    if _is_number(rounds):
+        by = f"{rounds} rounds of boosting"
+        lines.append(f"{by}; validation pixels decided their number." if found else f"{by}, a fixed number.")
+    elif _is_number(epoch):
+        whose = "" if bundle.single is not None else " of the best network"
+        selected = "was selected by its metrics on validation pixels, which were not used to fit weights"
         lines.append(
-            f"The model is that of epoch {epoch}, the last one."
-            if last
-            else f"Epoch {epoch} was selected by its metrics on validation pixels, which were not used to fit weights."
+            f"The model is that of epoch {epoch}{whose}, the last one." if last else f"Epoch {epoch}{whose} {selected}."
         )
     if found:
         listed = ", ".join(f"{name} {value:.3f}" for name, value in found)
-        chose = "" if last else " They were used to select the epoch, so they are too optimistic to serve as test results."
+        chose = " They were used to select the epoch, so they are too optimistic to serve as test results."
+        if bundle.single is None:
+            chose = " They were used to fit the model, so they are too optimistic to serve as test results."
+        elif last:
+            chose = ""
         lines.append(f"On validation pixels: {listed}.{chose}")
-    elif _is_number(epoch):
+    elif _is_number(epoch) or _is_number(rounds):
         lines.append("There were no validation pixels, so confidences are not calibrated.")
-    lines.append(f"Logits are divided by temperature {bundle.temperature:.4g} before the softmax.")
+    lines.append(temperatures(bundle))
     return lines
+
+
+def surroundings(bundle: Bundle) -> str:
+    """Say which pixels around a pixel its class depends on."""
+    patch = f"the {bundle.spec.patch} x {bundle.spec.patch} reference pixels around each pixel"
+    trees = "means and deviations of the 7 x 7 reference pixels around each pixel for its boosted trees"
+    if not bundle.trees:
+        return patch
+    return f"{patch} for its networks, and {trees}" if bundle.networks else trees.removesuffix(" for its boosted trees")
+
+
+def members(bundle: Bundle) -> list[str]:
+    """List the members of a model that is not a single network, with their shares, as one sentence."""
+    if bundle.single is not None:
+        return []
+    listed = _join_first(f"{_KINDS[m.kind]} {m.share:.2f}" for m in bundle.members)
+    return [f"Probabilities are the mean over its members, weighted by these shares: {listed}."]
+
+
+def temperatures(bundle: Bundle) -> str:
+    """Say by what logits are divided."""
+    if bundle.single is not None:
+        return f"Logits are divided by temperature {bundle.single.temperature:.4g} before the softmax."
+    listed = _join_first(f"{m.temperature:.4g}" for m in bundle.members)
+    return f"The members' logits are divided by temperatures {listed} before the softmax."
 
 
 def _limits(bundle: Bundle) -> list[str]:

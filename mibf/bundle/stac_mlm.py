@@ -105,7 +105,7 @@ def _output(bundle: Bundle) -> dict[str, Any]:
         ],
         "post_processing_function": {
             "format": "formula",
-            "expression": f"softmax(logits / {float(bundle.temperature)!r})",
+            "expression": formula(bundle),
             "description": "Class probabilities.",
         },
     }
@@ -136,9 +136,27 @@ def _hyperparameters(bundle: Bundle) -> dict[str, Any]:
         "code": HIDDEN,
         "hidden": bundle.spec.hidden,
         "widths": {source.name: list(source.widths) for source in bundle.spec.sources},
-        "temperature": bundle.temperature,
+        **_calibration(bundle),
         **({"centre": True} if bundle.spec.centre else {}),
     }
+
+
+def _calibration(bundle: Bundle) -> dict[str, Any]:
+    """Return the temperature of a single network, or kind, temperature and share of every member."""
+    if bundle.single is not None:
+        return {"temperature": bundle.single.temperature}
+    return {"members": [{"kind": m.kind, "temperature": m.temperature, "share": m.share} for m in bundle.members]}
+
+
+def formula(bundle: Bundle) -> str:
+    """Return the formula of the class probabilities from the logits of each member."""
+    if bundle.single is not None:
+        return f"softmax(logits / {float(bundle.single.temperature)!r})"
+    terms = [
+        f"{float(m.share)!r} * softmax(logits_{number} / {float(m.temperature)!r})"
+        for number, m in enumerate(bundle.members, start=1)
+    ]
+    return " + ".join(terms)
 
 
 def _name(run: Any) -> str:

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mibf.normalization import BandScaling, Scaling
 from pipeline.grid import Window
-from pipeline.store.patch_store import PatchStore
+from pipeline.store.patch_store import PatchStore, quantiles_to_match
 from pipeline.store.template import StoredSource
 
 #: Side of the neighborhood in reference pixels, that of the paper's patches.
@@ -26,17 +27,27 @@ REACH = NEIGHBORHOOD // 2
 STRIP = 32_768
 
 
-def pixel_features(store: PatchStore, window: Window, sources: Sequence[StoredSource]) -> NDArray[np.float32]:
+def pixel_features(
+    store: PatchStore, window: Window, sources: Sequence[StoredSource], scaling: Scaling | None = None
+) -> NDArray[np.float32]:
     """Compute the features of every pixel of a window within the grid, (F, height, width); see `features_of`.
 
     Raises:
         InputError: a chunk of the store is damaged.
     """
-    return features_of(read_values(store, window, sources))
+    return features_of(read_values(store, window, sources, scaling))
 
 
-def read_values(store: PatchStore, window: Window, sources: Sequence[StoredSource]) -> tuple[NDArray[np.float32], ...]:
+def read_values(
+    store: PatchStore, window: Window, sources: Sequence[StoredSource], scaling: Scaling | None = None
+) -> tuple[NDArray[np.float32], ...]:
     """Read what the features of a window within the grid are computed from.
+
+    Args:
+        store: of the scene.
+        window: within the grid.
+        sources: to read.
+        scaling: matches the scene's values to the training distribution, for the sources for which it holds one.
 
     Returns:
         The values of each source at the reference grid, in the source's units (B, height + 2 `REACH`, width + 2 `REACH`);
@@ -45,7 +56,7 @@ def read_values(store: PatchStore, window: Window, sources: Sequence[StoredSourc
     Raises:
         InputError: a chunk of the store is damaged.
     """
-    return tuple(_values_with_halo(store, source, window) for source in sources)
+    return tuple(_values_with_halo(store, source, window, (scaling or {}).get(source.name)) for source in sources)
 
 
 def features_of(values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -74,13 +85,18 @@ def value_features(sources: Sequence[StoredSource]) -> slice:
     return slice(0, sum(source.bands for source in sources))
 
 
-def _values_with_halo(store: PatchStore, source: StoredSource, window: Window) -> NDArray[np.float32]:
+def _values_with_halo(
+    store: PatchStore, source: StoredSource, window: Window, bands: BandScaling | None
+) -> NDArray[np.float32]:
     """Values (B, height + 2 reach, width + 2 reach) at the reference grid; NaN without data and beyond the grid."""
     rows, columns = store.shape
     y, x = max(0, window.y - REACH), max(0, window.x - REACH)
     bottom = min(rows, window.y + window.height + REACH)
     right = min(columns, window.x + window.width + REACH)
-    inside = at_reference_grid(*store.read_source(source.name, Window(y, x, bottom - y, right - x)), scale=source.scale)
+    values, valid = store.read_source(source.name, Window(y, x, bottom - y, right - x))
+    if bands is not None:
+        values = bands.matched(values, scene=quantiles_to_match(store, source.name, bands))
+    inside = at_reference_grid(values, valid, scale=source.scale)
     shape = (source.bands, window.height + 2 * REACH, window.width + 2 * REACH)
     if inside.shape == shape:
         return inside

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mibf.bundle.bundle import CARD, MODEL, WEIGHTS, Bundle
-from mibf.bundle.files import from_files, to_files
+from mibf.bundle.files import from_files, member_files, to_files
 from mibf.errors import InputError
 from pipeline.io import storage
 
@@ -32,7 +32,7 @@ def bundle_file(folder: str, name: str) -> str:
 
 
 def read_files(url: str, *, missing: str = MISSING) -> dict[str, bytes]:
-    """Read the files that a bundle is loaded from, its weights and model.json, without parsing them.
+    """Read the files that a bundle is loaded from, model.json and its members, without parsing the members.
 
     Args:
         url: the bundle's folder, or a file in it.
@@ -44,9 +44,12 @@ def read_files(url: str, *, missing: str = MISSING) -> dict[str, bytes]:
     folder = bundle_folder(url)
     redacted = storage.redact_url(folder)
     found: dict[str, bytes] = {}
-    for name in (MODEL, WEIGHTS):
+    names = [MODEL]
+    for name in names:
         try:
             found[name] = storage.read_bytes(bundle_file(folder, name))
+            if name == MODEL:
+                names += member_files(found[MODEL])
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise InputError(
                 f"{redacted}: {missing}"

@@ -1,4 +1,4 @@
-"""Predict one tile: read it with its halo, normalize it, run the network. Independent of where results are written."""
+"""Predict one tile: read it with its halo, normalize it, run the model. Independent of where results are written."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from mibf.bundle.bundle import Bundle
 from mibf.class_priors import PriorSetting
 from mibf.device import Precision, best_device, means_no_memory, to_device
+from mibf.ensemble import mixture_log_probabilities
 from mibf.errors import InputError
 from mibf.inference.dense import MC_SAMPLES, Dense
 from mibf.inference.outputs import RANKED, ProductName
+from pipeline.boosting.pixel_features import REACH, features_of, read_values
+from pipeline.boosting.trees import Trees
 from pipeline.codes import UNLABELLED
 from pipeline.grid import Tile, Window
+from pipeline.maps.mixture import Mixture, needed_of_networks
 from pipeline.maps.products import Product, products_of_network
 from pipeline.store.patch_store import PatchStore, scaled_window, usable
 from pipeline.store.template import StoredSource
@@ -31,26 +35,35 @@ TileResult = dict[str, NDArray[Any]]
 MissingDataPolicy = Literal["declared", "nodata", "map"]
 
 
+#: Rows of a tile whose features are in memory at a time.
+STRIP = 64
+
+
 @dataclass(frozen=True)
 class TileInput:
     """Input of a tile: NumPy arrays only, so it can be read ahead in another thread."""
 
-    sources: tuple[NDArray[np.float32], ...]  #: each (band, rows, columns) with its halo, normalized to [0, 1]
+    sources: tuple[NDArray[np.float32], ...]  #: each (band, rows, columns) with its halo, normalized to [0, 1]; for networks
     wanted: NDArray[np.bool_]  #: (rows, columns), the pixels to map
     present: NDArray[Any]  #: (rows, columns), bit i where source i has data
+    values: tuple[NDArray[np.float32], ...] = ()  #: as of `pipeline.boosting.pixel_features.read_values`; for boosted trees
 
     def to_bytes(self) -> bytes:
         """Serialize for transfer between machines."""
         file = io.BytesIO()
-        np.savez(file, *self.sources, wanted=self.wanted, present=self.present)
+        values: dict[str, Any] = {f"value_{i}": array for i, array in enumerate(self.values)}
+        np.savez(file, *self.sources, wanted=self.wanted, present=self.present, **values)
         return file.getvalue()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> TileInput:
         """Deserialize the result of `to_bytes`."""
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            sources = tuple(arrays[f"arr_{i}"] for i in range(len(arrays.files) - 2))
-            return cls(sources, arrays["wanted"], arrays["present"])
+            sources, values = (
+                tuple(arrays[f"{stem}_{i}"] for i in range(sum(name.startswith(stem) for name in arrays.files)))
+                for stem in ("arr", "value")
+            )
+            return cls(sources, arrays["wanted"], arrays["present"], values)
 
 
 def check_sources(store: PatchStore, bundle: Bundle) -> None:
@@ -121,21 +134,31 @@ class TilePredictor:
         self.missing: MissingDataPolicy = missing
         self._priors: PriorSetting = priors
         self._device = device or best_device()
-        self._make_dense = partial(
-            Dense, precision=precision, temperature=bundle.temperature, mc_samples=mc_samples, seed=seed
-        )
+        self._make_dense = partial(Dense, precision=precision, mc_samples=mc_samples, seed=seed)
         # The last entry is indexed by class -1, which means no result.
         self.ids = np.array([*(c.id for c in bundle.classes), UNLABELLED], np.uint8)
 
     @cached_property
-    def dense(self) -> Dense:
-        """The network on the device; replaced by one that takes fewer rows at a time after an out-of-memory error."""
-        return self._make_dense(to_device(self.bundle.network(self._priors), self._device))
+    def dense(self) -> list[Dense]:
+        """The networks on the device; replaced by ones that take fewer rows at a time after an out-of-memory error."""
+        return [
+            self._make_dense(
+                to_device(self.bundle.network(self._priors, position=position), self._device), temperature=member.temperature
+            )
+            for position, member in enumerate(self.bundle.networks)
+        ]
+
+    @cached_property
+    def trees(self) -> list[Trees]:
+        """The boosted trees, which are computed on the CPU."""
+        features = 3 * sum(source.bands for source in self.bundle.spec.sources)
+        classes = self.bundle.spec.classes
+        return [Trees.from_text(member.text, features=features, classes=classes) for member in self.bundle.trees]
 
     @property
     def rows(self) -> int:
-        """Rows of a cell computed at a time; reduced after an out-of-memory error."""
-        return self.dense.rows
+        """Rows of a cell computed at a time; reduced after an out-of-memory error. 1 without a network."""
+        return self.dense[0].rows if self.dense else 1
 
     def predict(self, store: PatchStore, tile: Tile) -> TileResult:
         """Compute the products of one tile; cells without pixels to map are skipped."""
@@ -145,8 +168,13 @@ class TilePredictor:
         """Read the input of one tile. Thread-safe."""
         names = [source.name for source in self.bundle.spec.sources]
         wanted, present = mappable_pixels(store, tile.window, sources=names, missing=self.missing)
-        sources = scaled_window(store, tile.window, self.bundle.scaling, halo=self.bundle.spec.halo)
-        return TileInput(tuple(sources), wanted, present)
+        sources: list[NDArray[np.float32]] = []
+        values: tuple[NDArray[np.float32], ...] = ()
+        if self.bundle.networks:
+            sources = scaled_window(store, tile.window, self.bundle.scaling, halo=self.bundle.spec.halo)
+        if self.bundle.trees:
+            values = read_values(store, tile.window, [store.source(name) for name in names], self.bundle.scaling)
+        return TileInput(tuple(sources), wanted, present, values)
 
     def compute(self, tile: TileInput) -> TileResult:
         """Compute the products of one tile.
@@ -164,8 +192,8 @@ class TilePredictor:
                 if self.rows == 1 or not means_no_memory(error):
                     raise
             # Outside the except block: the exception's frames keep references to the allocated memory.
-            self.dense = self.dense.with_rows(self.rows // 2)
-            if self.dense.device.type == "cuda":
+            self.dense = [dense.with_rows(self.rows // 2) for dense in self.dense]
+            if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _compute(self, tile: TileInput) -> TileResult:
@@ -173,11 +201,47 @@ class TilePredictor:
         found: dict[ProductName, torch.Tensor] = {}
         if network_products:
             sources = [torch.from_numpy(values) for values in tile.sources]
-            found = self.dense(sources, products=network_products, wanted=torch.from_numpy(tile.wanted))
+            wanted = torch.from_numpy(tile.wanted)
+            if self.bundle.single is not None:
+                found = self.dense[0](sources, products=network_products, wanted=wanted)
+            else:
+                found = self._mixture(tile, sources, network_products, wanted)
         return {
             product.name: tile.present[None] if product.name == "sources" else self._layer(product, found[product.name])
             for product in self.products
         }
+
+    def _mixture(
+        self, tile: TileInput, sources: list[torch.Tensor], products: tuple[ProductName, ...], wanted: torch.Tensor
+    ) -> dict[ProductName, torch.Tensor]:
+        """Compute the products of a model of several members, or of boosted trees."""
+        mixture = Mixture(products)
+        needed = needed_of_networks(products)
+        for member, dense in zip(self.bundle.networks, self.dense, strict=True):
+            found = {name: values.cpu() for name, values in dense(sources, products=needed, wanted=wanted).items()}
+            mixture.add(found.pop("probabilities"), member.share, found)
+        for tree_member, probabilities in zip(self.bundle.trees, self._of_trees(tile), strict=True):
+            mixture.add(probabilities, tree_member.share)
+        return mixture.results()
+
+    def _of_trees(self, tile: TileInput) -> list[torch.Tensor]:
+        """Compute the probabilities (classes, rows, columns) of each boosted trees, NaN where no pixel is wanted."""
+        if not self.trees:
+            return []
+        correction = self.bundle.correction(self._priors)
+        rows, columns = tile.wanted.shape
+        found = [torch.full((self.bundle.spec.classes, rows, columns), torch.nan) for _ in self.trees]
+        for y in range(0, rows, STRIP):  # features take three times the memory of the values, in as many bands
+            wanted = tile.wanted[y : y + STRIP]
+            if not wanted.any():
+                continue
+            strip = tuple(values[:, y : y + len(wanted) + 2 * REACH] for values in tile.values)
+            features = features_of(strip)[:, wanted].T  # (pixels, features)
+            for member, trees, result in zip(self.bundle.trees, self.trees, found, strict=True):
+                logits = torch.from_numpy(trees.scores(features))
+                likely = mixture_log_probabilities([logits], [member.temperature], [1.0], correction).exp()
+                result[:, y : y + len(wanted)][:, torch.from_numpy(wanted)] = likely.T.float()
+        return found
 
     def _layer(self, product: Product, values: torch.Tensor) -> NDArray[Any]:
         found = values.cpu().numpy()

@@ -55,9 +55,12 @@ def draw_pixels(
     limit: int,
     least: int,
     seed: int,
+    shuffled: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Iterator[DrawnPixels]:
     """Draw at most `limit` pixels of a subset without replacement, stratified by class as `share_out` says.
+
+    The windows come in the order of the grid, or `shuffled`, so that the first ones are a sample of all.
 
     Raises:
         InputError: a store is damaged, or its labels do not match its table of samples.
@@ -70,14 +73,30 @@ def draw_pixels(
     if not found:
         return
     counts = np.array([n for _, _, n in found])  # (windows, classes)
-    chosen = _ordinals(counts.sum(axis=0), limit=limit, least=least, generator=np.random.default_rng([seed, CODES[subset]]))
+    generator = np.random.default_rng([seed, CODES[subset]])
+    chosen = _ordinals(counts.sum(axis=0), limit=limit, least=least, generator=generator)
     ends = counts.cumsum(axis=0)
-    for (position, window, _), first, last in zip(found, ends - counts, ends, strict=True):
+    for i in generator.permutation(len(found)) if shuffled else range(len(found)):
+        (position, window, _), first, last = found[i], ends[i] - counts[i], ends[i]
         own = [c[slice(*np.searchsorted(c, [a, b]))] - a for c, a, b in zip(chosen, first, last, strict=True)]
         if any(map(len, own)):
             store = stores[position]
             ids = call_with_retry(store.url, partial(store.samples, window), report=report)[subset]
             yield _locate(store, position, window, ids, own, last - first)
+
+
+def every_pixel(
+    stores: Sequence[PatchStore], subset: Subset, *, report: Callable[[str], None] = lambda line: None
+) -> Iterator[DrawnPixels]:
+    """Yield all pixels of a subset, window by window.
+
+    Raises:
+        InputError: a store is damaged, or its labels do not match its table of samples.
+    """
+    for position, store in enumerate(stores):
+        for window, counts in call_with_retry(store.url, partial(store.windows_with_samples, subset), report=report):
+            ids = call_with_retry(store.url, partial(store.samples, window), report=report)[subset]
+            yield _locate(store, position, window, ids, [np.arange(n) for n in counts], counts)
 
 
 def cut_patches(

@@ -32,8 +32,8 @@ ORDER = {
     ),
     "jobs": (
         "jobs", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.sample", "jobs.train.tracking", "jobs.evaluate",
-        "jobs.baseline", "jobs.trials", "jobs.train", "jobs.prepare", "jobs.map", "jobs.report", "jobs.inspection",
-        "jobs.init", "jobs.benchmark", "jobs.fleet", "jobs.bench.harness", "jobs.bench", "jobs.cli",
+        "jobs.baseline", "jobs.trials", "jobs.models", "jobs.train", "jobs.prepare", "jobs.map", "jobs.report",
+        "jobs.inspection", "jobs.init", "jobs.benchmark", "jobs.fleet", "jobs.bench.harness", "jobs.bench", "jobs.cli",
     ),
 }  # fmt: skip  # a list of names: one per line would fill a page
 

@@ -264,6 +264,8 @@ def test_finer_source_is_fused_at_its_native_resolution(tmp_path: Path) -> None:
         str(tmp_path / "toy/synth.yaml"),
         "--json",
         "--set",
+        "train.recipe=standard",
+        "--set",
         "train.epochs=4",
         "--set",
         "train.workers=0",

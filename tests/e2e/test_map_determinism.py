@@ -39,7 +39,8 @@ def test_map_of_larger_scene_is_identical_for_every_tile_size(tmp_path: Path) ->
 
     folder = tmp_path / "toy"
     mibf("synth", str(folder), "--size", "512x1024", "--bands", "3+1", "--nodata", "0.1", "--labelled", "0.01")
-    settings = [p for s in ("model.patch=5", "train.epochs=1", "train.workers=0", "map.workers=0") for p in ("--set", s)]
+    own = ("model.patch=5", "train.recipe=standard", "train.epochs=1", "train.workers=0", "map.workers=0")
+    settings = [p for s in own for p in ("--set", s)]
     for stage in ("prepare", "train"):
         mibf(stage, str(folder / "synth.yaml"), *settings)
     found = []

@@ -18,7 +18,7 @@ from pipeline.sampling.sampler import Sampler
 from pipeline.store.patch_store import PatchStore
 from tests.support.scenes import COLUMNS, ROWS, SmallScene, write_raster
 
-TRAIN_SETTINGS = ("train.workers=0", "train.threads=1", "train.epochs=4", "train.batch_size=128")
+TRAIN_SETTINGS = ("train.recipe=standard", "train.workers=0", "train.threads=1", "train.epochs=4", "train.batch_size=128")
 
 
 def mibf(*arguments: str) -> Any:

@@ -276,6 +276,7 @@ def test_defaults_of_every_fingerprinted_key_are_recorded() -> None:
         "workspace",
         "run",
         "prepare",
+        "baselines",
         "stale_on_upgrade",
     }
 

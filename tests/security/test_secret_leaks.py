@@ -125,7 +125,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         workspace = tmp_path_factory.mktemp("sown-work")
         values |= {
             "workspace": str(workspace / "work"),
-            "train": {"epochs": 1, "batch_size": 64, "workers": 0, "threads": 1, "mlflow": str(workspace / "mlflow")},
+            "train": {
+                "recipe": "standard",
+                "epochs": 1,
+                "batch_size": 64,
+                "workers": 0,
+                "threads": 1,
+                "mlflow": str(workspace / "mlflow"),
+            },
             "map": {
                 "tile_size": 64,
                 "workers": 0,

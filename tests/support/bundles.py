@@ -48,10 +48,10 @@ def limits(bands: int) -> BandScaling:
 
 
 def make_bundle(**changes: Any) -> Bundle:
-    """Return an untrained bundle; `changes` replace its fields."""
+    """Return the untrained bundle of a network; `changes` replace arguments of `Bundle.of_network`."""
     spec = changes.get("spec", SPEC)
     torch.manual_seed(3)
-    return Bundle(
+    return Bundle.of_network(
         **{
             "spec": spec,
             "weights": MIBFNet(spec).state_dict(),

@@ -20,4 +20,4 @@ def write_model(folder: Path, *, seed: int = 0) -> None:
     spec = NetworkSpec((SourceSpec("optical", 3), SourceSpec("radar", 1, NARROW)), classes=3, patch=5)
     scaling = scaling_from_json(storage.read_json(str(folder / "work/scaling.json")))
     classes = PatchStore(str(folder / "work/stores/small.zarr")).classes
-    model_bundle.write_bundle(str(folder / "model"), Bundle(spec, MIBFNet(spec).state_dict(), scaling, classes))
+    model_bundle.write_bundle(str(folder / "model"), Bundle.of_network(spec, MIBFNet(spec).state_dict(), scaling, classes))

@@ -40,8 +40,11 @@ class SmallScene:
     optical: np.ndarray
 
     def config(self, **changes: Any) -> dict[str, Any]:
-        """Return a configuration of the scene that trains in seconds; `changes` replace top-level keys."""
-        return {
+        """Return a configuration of the scene that trains in seconds; `changes` replace top-level keys.
+
+        The recipe is `standard` unless `train` names another one: `auto` would run trials first.
+        """
+        values = {
             "name": "small",
             "workspace": str(self.folder / "work"),
             "scenes": [
@@ -59,8 +62,12 @@ class SmallScene:
             "split": {"block": 20, "fractions": {"train": 0.5, "validation": 0.2, "test": 0.3}},
             "model": {"patch": 5},
             "train": {"epochs": 2, "batch_size": 64, "learning_rate": 3e-3, "workers": 1},
+            "baselines": {"enabled": False},
             "map": {"tile_size": 64, "workers": 1},
         } | changes
+        if isinstance(values["train"], dict):
+            values["train"] = {"recipe": "standard"} | values["train"]
+        return values
 
     def write_config(self, **changes: Any) -> Path:
         """Write `config(**changes)` as a YAML file and return its path."""

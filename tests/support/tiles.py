@@ -55,7 +55,14 @@ def write_tiles_config(folder: Path, name: str, scenes: list[dict[str, Any]], **
         "classes": CLASSES,
         "split": {"block": 16},
         "model": {"patch": 5},
-        "train": {"epochs": 2, "batch_size": 32, "learning_rate": 3e-3, "workers": 0, "threads": 1},
+        "train": {
+            "recipe": "standard",
+            "epochs": 2,
+            "batch_size": 32,
+            "learning_rate": 3e-3,
+            "workers": 0,
+            "threads": 1,
+        },
         "map": {"tile_size": 64, "workers": 0, "attempts": 1, "backoff": 0},
     }
     path = folder / f"{name}.yaml"

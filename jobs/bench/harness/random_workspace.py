@@ -69,7 +69,7 @@ def random_model(config: Config) -> None:
     spec = network_spec(config, store)
     torch.manual_seed(0)
     scaling = scaling_from_json(storage.read_json(workspace.scaling))
-    workspace.write_bundle(Bundle(spec, MIBFNet(spec).state_dict(), scaling, store.classes), Lease())
+    workspace.write_bundle(Bundle.of_network(spec, MIBFNet(spec).state_dict(), scaling, store.classes), Lease())
 
 
 def _write(path: Path, values: NDArray[np.generic]) -> str:

@@ -101,4 +101,4 @@ def _write_model(workspace: Workspace, config: Config) -> None:
     low, fill, high = (np.full(1, value, np.float32) for value in (0, 127, 255))
     torch.manual_seed(0)
     scaling = {name: BandScaling(low=low, high=high, fill=fill) for name in SOURCES}
-    workspace.write_bundle(Bundle(spec, MIBFNet(spec).state_dict(), scaling, class_names(config)), Lease())
+    workspace.write_bundle(Bundle.of_network(spec, MIBFNet(spec).state_dict(), scaling, class_names(config)), Lease())

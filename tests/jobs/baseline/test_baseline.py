@@ -127,7 +127,7 @@ def test_fits_beyond_the_budget_are_left_out_and_named(checkers: SmallScene) -> 
     assert "left out to keep to 100 s: " in "\n".join(found.lines())
     short = few_fits(config)
     assert [row.learner for row in short.tables[0].rows] == ["majority class", "random forest"]
-    assert "note: cut short to keep to 1 s, so that their figures may be too low" in "\n".join(short.lines())
+    assert "cut short to keep to 1 s, so that their figures may be too low" in "\n".join(short.lines())
 
 
 def test_absent_class_and_missing_features_are_handled_by_every_learner() -> None:
@@ -207,7 +207,7 @@ def test_trained_model_is_compared_on_the_same_pixels(trained: Mapped, tmp_path:
     mapped = trained.copy(tmp_path / "scene")
     mapped.does("evaluate")
     evaluation = json.loads((mapped.folder / "work/runs/main/evaluation.json").read_text())
-    result = few_fits(load(str(mapped.config)), test=True).to_json()
+    result = few_fits(load(str(mapped.config)), test=True, seconds=100).to_json()
     validation, test = result["subsets"]
     network = test["rows"][-1]
     assert network["learner"] == "MIBF-Net"
@@ -217,7 +217,7 @@ def test_trained_model_is_compared_on_the_same_pixels(trained: Mapped, tmp_path:
     assert network["figures"]["ece"] == pytest.approx(evaluation["ece"], abs=1e-5)
     best = max(row["figures"]["overall_accuracy"] for row in test["rows"][:-1])
     assert test["difference"]["value"] == pytest.approx(best - network["figures"]["overall_accuracy"])
-    assert "trained model" in test["advice"]
+    assert "the network" in test["advice"].lower()
     assert validation["rows"][-1]["learner"] == "MIBF-Net"
     assert any("selected the epoch" in note for note in result["notes"])
 

@@ -23,7 +23,7 @@ from jobs.workflow.manifest import Manifest, StageName
 from mibf.errors import InputError
 from tests.support.published_data_sets import with_masks
 
-SETTINGS = ("train.workers=0", "train.epochs=1", "train.batch_size=64", "model.patch=5")
+SETTINGS = ("train.recipe=standard", "train.workers=0", "train.epochs=1", "train.batch_size=64", "model.patch=5")
 
 
 def run(folder: Path, *options: str, name: str = "houston2013", settings: tuple[str, ...] = SETTINGS) -> Any:

@@ -55,6 +55,13 @@ def test_ablation_of_reduced_model_is_refused(scene: SmallScene) -> None:
         list(variants(config))
 
 
+@pytest.mark.parametrize("change", ["train.recipe=auto", "model.kind=boosting", "train.blend=true"])
+def test_ablation_of_models_that_are_not_trained_alike_is_refused(scene: SmallScene, change: str) -> None:
+    config = load(str(scene.write_config()), overrides=[change])
+    with pytest.raises(InputError, match=r"trained alike.*train\.recipe: standard"):
+        list(variants(config))
+
+
 def test_ablation_without_validation_pixels_is_refused(scene: SmallScene) -> None:
     config = load(str(scene.write_config(split={"method": "random", "validation": 0})))
     with pytest.raises(InputError, match="no validation pixels"):

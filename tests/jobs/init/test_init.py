@@ -353,7 +353,7 @@ def test_zion_configuration_matches_the_example(shared: Any, tmp_path: Path) -> 
     assert [c.id for c in config.classes] == [c["id"] for c in example["classes"]]
     assert list(config.scenes[0].sources) == list(example["scenes"][0]["sources"])
     assert config.scenes[0].sources["elevation"].resampling == "bilinear"
-    assert config.train.epochs == example["train"]["epochs"]
+    assert config.train.recipe == "auto"
     assert config.name == "zion"
 
 

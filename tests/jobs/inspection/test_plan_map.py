@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import rasterio
 from typer.testing import CliRunner
 
 from jobs.cli.common import app
+from jobs.config.loader import load
+from jobs.inspection.plan_map import Members
+from jobs.workflow.workspace import Workspace
 from tests.support.models import write_model
 from tests.support.scenes import COLUMNS, ROWS, SmallScene
 
@@ -18,6 +22,39 @@ def run(config: Path, command: str, *arguments: str) -> Any:
     result = CliRunner().invoke(app, [command, str(config), "--json", *arguments])
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("train", "model", "line"),
+    [
+        ({"recipe": "standard"}, {}, None),
+        ({"recipe": "standard", "seeds": [0, 1, 2]}, {}, None),
+        ({"recipe": "standard"}, {"kind": "boosting"}, None),
+        (
+            {"recipe": "standard", "seeds": [0, 1, 2], "ensemble": True},
+            {},
+            "the model has 3 networks: mapping takes 3 times the time of one network",
+        ),
+        (
+            {"recipe": "standard", "blend": True},
+            {},
+            "the model has 1 network and boosted trees: mapping takes the time of one network, and that of the boosted "
+            "trees",
+        ),
+        (
+            {"recipe": "auto"},
+            {},
+            "the model has 2 networks and boosted trees at most, as the recipe `auto` chooses: mapping takes 2 times the "
+            "time of one network, and that of the boosted trees",
+        ),
+    ],
+)
+def test_plan_says_what_several_members_cost(
+    train: dict[str, Any], model: dict[str, Any], line: str | None, scene: SmallScene
+) -> None:
+    config = load(str(scene.write_config(train=train, model={"patch": 5} | model)))
+    found = Members.of(config, Workspace.of(config)).lines()
+    assert found == ([] if line is None else [f"    {line}"])
 
 
 def test_map_plan_before_and_after_mapping(scene: SmallScene) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jobs.train.model_selection import chosen_epoch, should_stop_early, training_warnings
-from jobs.train.stage import _lines
+from jobs.train.networks import _lines
 
 
 def history(accuracies: list[float | None]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics
 
-from jobs.trials.candidates import Candidate
+from jobs.trials.candidates import TREES, Candidate
 from jobs.trials.choice import TIED, choose
 from jobs.trials.folds import Fold, Folds
 from jobs.trials.table import Choice
@@ -69,7 +69,7 @@ def test_least_log_loss_wins_and_the_number_of_steps_is_chosen_with_it() -> None
     assert "net (200 steps)" in found.sentence
 
 
-def test_cost_decides_between_equal_candidates() -> None:
+def test_equal_candidates_are_distinguished_by_cost() -> None:
     slow = candidate("slow", 2.0, seconds=9.0)
     found = chosen(slow, replace(slow, name="quick", seconds=2.0))
     assert [m.name for m in found.members] == ["quick"]
@@ -93,14 +93,14 @@ def test_macro_f1_decides_between_equal_log_losses() -> None:
     assert [m.name for m in found.members] == ["good"]
 
 
-def test_complementary_candidates_are_blended() -> None:
+def test_network_and_trees_that_complement_each_other_are_blended() -> None:
     """Each knows one half of the samples and guesses the others."""
     half = (np.arange(SAMPLES) % 2 == 0)[:, None]
-    a, b = candidate("a", 5.0), candidate("b", 5.0)
+    a, b = candidate("a", 5.0), candidate(TREES, 5.0)
     a = replace(a, logits=np.where(half, a.logits, 0.1 * a.logits.mean()))
     b = replace(b, logits=np.where(half, 0.1 * b.logits.mean(), b.logits))
     found = chosen(a, b)
-    assert found.best.name in ("a + b", "b + a")
+    assert found.best.name == f"a + {TREES}"
     assert sum(m.share for m in found.members) == pytest.approx(1)
     assert all(0.3 < m.share < 0.7 for m in found.members)
     best = min(row.figures["log_loss"] for row in found.rows if len(row.steps) == 1)
@@ -109,12 +109,20 @@ def test_complementary_candidates_are_blended() -> None:
     assert found.sentence.startswith("chosen: a blend of")
 
 
-def test_blends_have_no_idle_members_and_at_most_three() -> None:
-    found = chosen(*(candidate(name, 1.0) for name in "abcdef"))
-    assert max(len(row.steps) for row in found.rows) == 3
-    assert all(min(row.shares) > 0 for row in found.rows)
-    useless = chosen(candidate("good", 4.0), candidate("bad", -4.0))
+def test_blend_that_is_as_good_as_its_best_member_is_preferred() -> None:
+    """Twins differ in nothing, so that blending them changes nothing either."""
+    twin = candidate("net", 2.0)
+    found = chosen(twin, replace(twin, name=TREES))
+    assert [m.name for m in found.members] == ["net", TREES]
+    assert {row.name: row.why for row in found.rows}["net"] == "equal, but a blend is safer"
+
+
+def test_only_the_best_network_is_blended_and_no_idle_member() -> None:
+    found = chosen(*(candidate(name, skill) for name, skill in (("a", 1.0), ("b", 2.0), ("c", 1.5), (TREES, 1.8))))
+    assert [row.name for row in found.rows if len(row.steps) > 1] == [f"b + {TREES}"]
+    useless = chosen(candidate("good", 4.0), candidate(TREES, -4.0))
     assert [m.name for m in useless.members] == ["good"]
+    assert all(len(row.steps) == 1 for row in useless.rows)
 
 
 def test_samples_that_are_not_measured_do_not_count() -> None:

@@ -70,6 +70,23 @@ def test_stating_a_default_changes_no_fingerprint(scene: SmallScene) -> None:
     assert stage_fingerprints(scene, model={"patch": 5, "centre": False}) == stage_fingerprints(scene, model={"patch": 5})
 
 
+@pytest.mark.parametrize(
+    ("changes", "stale"),
+    [({"enabled": False}, set()), ({"samples": 500}, {"baseline"}), ({"seconds": 30}, {"baseline"})],
+)
+def test_baselines_keys_change_no_other_stage(scene: SmallScene, changes: dict[str, Any], stale: set[StageName]) -> None:
+    before, after = stage_fingerprints(scene, baselines={}), stage_fingerprints(scene, baselines=changes)
+    del before["report"], after["report"]  # a page without baselines is another page
+    assert {name for name in before if before[name] != after[name]} == stale
+
+
+def test_new_version_of_the_metrics_makes_baselines_stale(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = stage_fingerprints(scene)
+    monkeypatch.setattr("mibf.metrics.ALGORITHM_VERSION", 10**6)
+    after = stage_fingerprints(scene)
+    assert {name for name in before if before[name] != after[name]} == {"baseline"}  # `evaluate` reads it when imported
+
+
 def test_new_version_of_seeded_assignments_makes_only_their_stores_stale(
     scene: SmallScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,16 @@ def test_map_with_an_external_model_needs_no_training(scene: SmallScene) -> None
     assert dependencies(load(path, overrides=["map.model=/models/a"]), "map") == ("prepare",)
 
 
+def test_report_uses_baselines_that_are_on_but_does_not_need_them(scene: SmallScene) -> None:
+    config = load(str(scene.write_config(baselines={})))
+    assert dependencies(config, "report") == ("prepare", "train", "evaluate", "baseline", "map")
+    off = load(str(scene.write_config(baselines={"enabled": False})))
+    assert dependencies(off, "report") == ("prepare", "train", "evaluate", "map")
+    for stage in ("prepare", "train", "evaluate", "map"):
+        storage.write_json(Workspace.of(config).manifest(stage), vars(Manifest(stage, "abc", "2026", 1.5, 1000)))
+    check_dependencies(config, "report")
+
+
 def test_unfinished_dependency_is_refused_with_the_command_to_run(scene: SmallScene) -> None:
     path = str(scene.write_config())
     with pytest.raises(InputError, match="`prepare` is not finished; run `mibf prepare` or `mibf run` first"):
@@ -70,5 +80,5 @@ def test_unfinished_dependency_is_refused_with_the_command_to_run(scene: SmallSc
     check_dependencies(load(path), "train")
     with pytest.raises(InputError, match="`train` is not finished for run 'main'; run `mibf train`"):
         check_dependencies(load(path), "map")
-    with pytest.raises(InputError, match=r"no scene has `labels` to train one; set map\.model"):
+    with pytest.raises(InputError, match=r"no scene has `labels` to train one on; set map\.model"):
         check_dependencies(load(path, overrides=["scenes.0.labels=null"]), "map")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mibf.bundle.bundle import Bundle
 from mibf.bundle.files import from_files, to_files
+from mibf.bundle.members import NetworkMember
 from mibf.class_priors import Priors
 from mibf.errors import InputError
 from mibf.inference.dense import Dense
@@ -45,10 +46,10 @@ def test_temperature_changes_no_class_of_corrected_maps_and_both_paths_agree(
 ) -> None:
     """Dense inference of a tile against `Reliability` on the trained network's logits, as in `evaluate`."""
     plain = make_bundle(priors=Priors.of([1, 1, 1], trained), temperature=1.0)
-    weights = dict(plain.weights)
+    weights = dict(plain.networks[0].weights)
     weights["bottleneck.decoder.weight"] = 200 * weights["bottleneck.decoder.weight"]  # logits as far apart as priors
-    plain = replace(plain, weights=weights)
-    bundle = replace(plain, temperature=temperature)
+    plain = replace(plain, members=(NetworkMember(weights),))
+    bundle = replace(plain, members=(NetworkMember(weights, temperature),))
     tile = [
         torch.rand(s.bands, 8 * s.scale, 9 * s.scale, generator=torch.Generator().manual_seed(seed))
         for s in bundle.spec.sources
@@ -73,14 +74,14 @@ def test_corrected_probabilities_of_a_map_equal_values_computed_by_hand() -> Non
     The corrected logits are 2 - ln 2.4, 1 + ln(20/9), 0 + ln(20/3) = 1.124531, 1.798508, 1.897120; their halves'
     exponentials are 1.754643, 2.457769 and 2.581989.
     """
-    weights = dict(make_bundle().weights)
+    weights = dict(make_bundle().networks[0].weights)
     weights["bottleneck.decoder.weight"] = torch.zeros_like(weights["bottleneck.decoder.weight"])
     weights["bottleneck.decoder.bias"] = torch.tensor([2.0, 1.0, 0.0])
     priors = Priors(natural=(0.8, 0.15, 0.05), trained=(0.8, 0.15, 0.05))
     bundle = make_bundle(weights=weights, temperature=2.0, priors=priors)
     tile = [torch.rand(s.bands, 5 * s.scale, 5 * s.scale) for s in bundle.spec.sources]
     products = ("class", "probabilities", "confidence", "entropy", "mutual_information")
-    found = Dense(bundle.network("uniform"), temperature=bundle.temperature)(tile, products=products)
+    found = Dense(bundle.network("uniform"), temperature=2.0)(tile, products=products)
     wanted = [0.258248, 0.361734, 0.380017]
     assert found["probabilities"].flatten().tolist() == pytest.approx(wanted, abs=2e-5)
     assert found["class"].item() == 2
@@ -95,9 +96,9 @@ def test_corrected_probabilities_of_a_map_equal_values_computed_by_hand() -> Non
 
 
 def test_prior_correction_does_not_modify_bundle(bundle: Bundle) -> None:
-    before = bundle.weights["bottleneck.decoder.bias"].clone()
+    before = bundle.networks[0].weights["bottleneck.decoder.bias"].clone()
     network = bundle.network("uniform")
-    assert (bundle.weights["bottleneck.decoder.bias"] == before).all()
+    assert (bundle.networks[0].weights["bottleneck.decoder.bias"] == before).all()
     wanted = before + torch.tensor([1 / 3 / t for t in PRIORS.trained]).log()
     torch.testing.assert_close(network.bottleneck.decoder.bias.detach(), wanted)
 

@@ -27,7 +27,7 @@ from tests.support.bundles import CLASSES, PRIORS, PROVENANCE, SPEC, change_mode
 
 def test_bundle_round_trips_through_files(bundle: Bundle, files: dict[str, bytes]) -> None:
     again = from_files({name: files[name] for name in (WEIGHTS, MODEL)})
-    assert (again.spec, again.classes, again.temperature, again.priors) == (SPEC, CLASSES, 1.3, PRIORS)
+    assert (again.spec, again.classes, again.networks[0].temperature, again.priors) == (SPEC, CLASSES, 1.3, PRIORS)
     assert scaling_to_json(again.scaling) == scaling_to_json(bundle.scaling)
     assert again.provenance["chosen"]["calibration"] == PROVENANCE["chosen"]["calibration"]
     assert again.provenance["chosen"]["validation_kappa"] is None, "JSON has no NaN"
@@ -41,7 +41,7 @@ def test_bundle_with_centre_path_round_trips_and_others_do_not_mention_it(files:
     assert "centre" not in model["properties"]["mlm:hyperparameters"]
     assert CENTRE not in files[CARD].decode()
     bundle = make_bundle(spec=replace(SPEC, centre=True))
-    torch.nn.init.normal_(bundle.weights["centre.output.weight"])
+    torch.nn.init.normal_(bundle.networks[0].weights["centre.output.weight"])
     written = to_files(bundle)
     again = from_files(written)
     assert again.spec.centre
@@ -88,8 +88,8 @@ def test_format_2_is_read_without_priors(bundle: Bundle, files: dict[str, bytes]
 
 
 def test_unknown_format_raises(files: dict[str, bytes]) -> None:
-    with pytest.raises(InputError, match="has format 4; this version reads 2 and 3"):
-        from_files(change_model_json(files, format=4))
+    with pytest.raises(InputError, match="has format 5; this version reads 2, 3 and 4"):
+        from_files(change_model_json(files, format=5))
 
 
 # Damaged and inconsistent files
@@ -139,7 +139,7 @@ def test_weights_of_another_model_raise(files: dict[str, bytes]) -> None:
     ],
 )
 def test_weights_that_do_not_fit_network_raise_with_names(bundle: Bundle, change: dict[str, Any], message: str) -> None:
-    weights = {name: tensor for name, tensor in (bundle.weights | change).items() if tensor is not None}
+    weights = {name: tensor for name, tensor in (bundle.networks[0].weights | change).items() if tensor is not None}
     wrong = make_bundle(weights=weights)
     with pytest.raises(InputError, match=re.escape(message)):
         wrong.network()

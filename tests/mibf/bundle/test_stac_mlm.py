@@ -30,7 +30,7 @@ def test_stac_mlm_fields_follow_extension_schema(bundle: Bundle) -> None:
     assert found["mlm:name"] == "MIBF-Net first try"
     assert re.fullmatch(r"\d+\.\d+\.\d+(-[0-9a-zA-Z.-]+)?(\+[0-9a-zA-Z.-]+)?", found["mlm:framework_version"])
     assert found["mlm:total_parameters"] == sum(p.numel() for p in bundle.network().parameters())
-    assert found["mlm:memory_size"] == sum(t.nbytes for t in bundle.weights.values())
+    assert found["mlm:memory_size"] == sum(t.nbytes for t in bundle.networks[0].weights.values())
     assert all(re.fullmatch(r"[0-9a-zA-Z_.-]+", key) for key in found["mlm:hyperparameters"])
     assert {"beta": 1e-4, "patch": 5}.items() <= found["mlm:hyperparameters"].items()
     assert [entry["input"]["shape"] for entry in found["mlm:input"]] == [[-1, 3, 5, 5], [-1, 1, 10, 10]]

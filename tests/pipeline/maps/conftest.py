@@ -31,7 +31,7 @@ def bundle(prepared: Prepared) -> Bundle:
     store = PatchStore(prepared[1].store("small"))
     spec = NetworkSpec((SourceSpec("optical", 3), SourceSpec("radar", 1, NARROW)), classes=3, patch=5)
     scaling = scaling_from_json(storage.read_json(prepared[1].scaling))
-    return Bundle(spec, MIBFNet(spec).state_dict(), scaling, store.classes)
+    return Bundle.of_network(spec, MIBFNet(spec).state_dict(), scaling, store.classes)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_missing_data_policy_selects_the_mapped_pixels(
         "optical": BandScaling(np.full(3, 100.0), np.full(3, 200.0), np.full(3, 0.5)),
         "radar": BandScaling(np.zeros(1), np.ones(1), np.full(1, 0.5)),
     }
-    bundle = Bundle(spec, MIBFNet(spec).state_dict(), scaling, quartered.classes)
+    bundle = Bundle.of_network(spec, MIBFNet(spec).state_dict(), scaling, quartered.classes)
     work = write_map(quartered, bundle, tmp_path / "map.zarr", 64, missing=missing)
     y, x = np.mgrid[:80, :70]
     optical, radar = y < 40, x < 30

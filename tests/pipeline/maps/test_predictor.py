@@ -81,7 +81,7 @@ def test_gap_across_tiles_does_not_change_pixels_around_it(gapped: PatchStore, b
 
 def test_store_with_other_sources_than_the_model_is_refused(store: PatchStore, bundle: Bundle) -> None:
     spec = NetworkSpec((SourceSpec("optical", 4), SourceSpec("radar", 1)), classes=3, patch=5)
-    other = Bundle(spec, {}, bundle.scaling, bundle.classes)
+    other = Bundle.of_network(spec, {}, bundle.scaling, bundle.classes)
     with pytest.raises(InputError, match=r"optical \(3 bands\), radar.*trained on optical \(4 bands\)"):
         check_sources(store, other)
     check_sources(store, bundle)

@@ -52,6 +52,17 @@ def test_draw_is_stratified_distinct_and_decided_by_the_seed(uneven: MemoryStore
     assert found != positions(draw(uneven, dense, limit=500, least=20, seed=1))
 
 
+def test_shuffled_windows_hold_the_same_pixels_in_another_order(uneven: MemoryStore, dense: MemoryStore) -> None:
+    stores = cast("list[PatchStore]", [uneven, dense])
+    ordered, shuffled, again = (
+        list(draw_pixels(stores, "train", limit=500, least=20, seed=3, shuffled=shuffled))
+        for shuffled in (False, True, True)
+    )
+    assert positions(shuffled) == positions(again)
+    assert positions(shuffled) != positions(ordered)
+    assert sorted(positions(shuffled)) == sorted(positions(ordered))
+
+
 @pytest.mark.parametrize(("limit", "least"), [(10, 3), (10, 50), (3, 50), (97, 0)])
 def test_shares_add_up_and_rare_classes_stay(limit: int, least: int) -> None:
     counts = np.array([700_000, 2, 0, 1_000])

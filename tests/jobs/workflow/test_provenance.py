@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from jobs.config.loader import load
-from jobs.train import provenance as module
-from jobs.train.provenance import environment, hardware, source_code, versions
+from jobs.workflow import provenance as module
 from jobs.workflow.manifest import read_manifest
+from jobs.workflow.provenance import environment, hardware, source_code, versions
 from jobs.workflow.workspace import Workspace
 from tests.support.scenes import SmallScene
 

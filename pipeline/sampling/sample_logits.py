@@ -1,0 +1,106 @@
+"""Logits of every member of a model for single pixels, patch by patch: what evaluation and baselines need of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mibf.bundle.bundle import Bundle
+from mibf.device import best_device, ieee_float32, to_device
+from mibf.network.mibfnet import MIBFNet
+from pipeline.boosting.pixel_features import pixel_features
+from pipeline.boosting.trees import Trees
+from pipeline.io.retry import call_with_retry
+from pipeline.sampling.drawn_pixels import DrawnPixels, cut_patches
+from pipeline.store.patch_store import PatchStore, scaled_window
+
+#: Patches that a network classifies at a time.
+BATCH = 1024
+
+
+@dataclass(frozen=True)
+class SampleInput:
+    """What the members of a model need of a window's pixels."""
+
+    pixels: DrawnPixels
+    sources: list[NDArray[np.float32]]  #: the window with its halo, as of `scaled_window`; empty without networks
+    features: NDArray[np.float32] | None  #: of the pixels (n, F); None without boosted trees
+
+
+@dataclass(frozen=True)
+class SampleModel:
+    """A model's members, ready to compute logits of pixels; with the class priors of training."""
+
+    bundle: Bundle
+    report: Callable[[str], None] = lambda line: None
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device of the networks, and of the logits."""
+        return best_device()
+
+    @cached_property
+    def _networks(self) -> list[MIBFNet]:
+        count = len(self.bundle.networks)
+        return [to_device(self.bundle.network(position=position), self.device) for position in range(count)]
+
+    @cached_property
+    def _trees(self) -> list[Trees]:
+        features = 3 * sum(source.bands for source in self.bundle.spec.sources)
+        classes = self.bundle.spec.classes
+        return [Trees.from_text(member.text, features=features, classes=classes) for member in self.bundle.trees]
+
+    def batches(self, store: PatchStore, pixels: DrawnPixels) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Yield logits of each member, in the bundle's order of members, (n, classes) each, and class positions (n,).
+
+        Raises:
+            InputError: a chunk of the store is damaged.
+        """
+        yield from self.compute(self.read(store, pixels))
+
+    def read(self, store: PatchStore, pixels: DrawnPixels) -> SampleInput:
+        """Read the input of some pixels of a window.
+
+        Raises:
+            InputError: a chunk of the store is damaged.
+        """
+
+        def read() -> SampleInput:
+            sources, features = list[NDArray[np.float32]](), None
+            if self._networks:
+                sources = scaled_window(store, pixels.window, self.bundle.scaling, halo=self.bundle.spec.halo)
+            if self._trees:
+                taken = [store.source(source.name) for source in self.bundle.spec.sources]
+                features = pixel_features(store, pixels.window, taken, self.bundle.scaling)[:, pixels.rows, pixels.columns].T
+            return SampleInput(pixels, sources, features)
+
+        return call_with_retry(store.url, read, report=self.report)
+
+    def compute(self, given: SampleInput) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Yield what `batches` yields, from what was read."""
+        for start in range(0, len(given.pixels.rows), BATCH):
+            part = slice(start, start + BATCH)
+            yield self._logits(given, part), torch.from_numpy(given.pixels.labels[part]).to(self.device)
+
+    def _logits(self, given: SampleInput, part: slice) -> list[Tensor]:
+        rows, columns, patch = given.pixels.rows[part], given.pixels.columns[part], self.bundle.spec.patch
+        patches = [
+            torch.from_numpy(cut_patches(values, rows, columns, patch=patch, scale=s.scale)).to(self.device)
+            for values, s in zip(given.sources, self.bundle.spec.sources, strict=False)  # no sources without networks
+        ]
+        networks, trees = iter(self._networks), iter(self._trees)
+        found = []
+        with torch.inference_mode(), ieee_float32(self.device):
+            for member in self.bundle.members:
+                if member.kind == "network":
+                    found.append(next(networks)(patches).logits.double())
+                else:
+                    assert given.features is not None
+                    found.append(torch.from_numpy(next(trees).scores(given.features[part])).to(self.device))
+        return found

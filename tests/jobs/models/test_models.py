@@ -1,0 +1,265 @@
+"""Models other than a single network: boosted trees, several networks, a blend, and the recipe `auto`, in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.config.config import Config
+from jobs.config.loader import load
+from jobs.config.train import ModelSection, SamplingSection, TrainSection
+from jobs.evaluate.stage import evaluate
+from jobs.models import auto
+from jobs.models.members import fit_members
+from jobs.train.stage import train
+from jobs.trials.candidates import Candidate
+from jobs.trials.folds import Fold, Folds
+from jobs.trials.networks import NetworkRecipe
+from jobs.trials.table import Choice, Member, TrialRow
+from jobs.workflow.runner import run_stage
+from jobs.workflow.workspace import Workspace
+from mibf.bundle.members import TreesMember
+from mibf.errors import InputError
+from pipeline.io import storage
+from tests.support.bundles import make_bundle
+from tests.support.scenes import SmallScene, make_scene
+
+Prepared = tuple[SmallScene, Workspace]
+FAST: dict[str, Any] = {
+    "recipe": "standard",
+    "steps": 30,
+    "validate_steps": 15,
+    "batch_size": 64,
+    "batch_norm_samples": 512,
+    "workers": 0,
+}
+
+
+@pytest.fixture
+def own(prepared: Prepared, tmp_path: Path) -> SmallScene:
+    """The small scene, prepared, in a folder of the test."""
+    scene, workspace = prepared
+    copied = SmallScene(tmp_path, scene.truth, scene.optical)
+    make_scene(tmp_path)
+    shutil.copytree(workspace.url, tmp_path / "work")
+    return copied
+
+
+def configured(scene: SmallScene, **changes: Any) -> Config:
+    train_section = FAST | changes.pop("train", {})
+    return load(str(scene.write_config(train=train_section, **changes)))
+
+
+def trained(config: Config) -> tuple[Any, Workspace]:
+    run_stage(config, "prepare", _prepare, keep_current=True)
+    manifest, _ = run_stage(config, "train", train, keep_current=True)
+    return manifest, Workspace.of(config)
+
+
+def _prepare(*arguments: Any) -> Any:
+    from jobs.prepare.stage import prepare
+
+    return prepare(*arguments)
+
+
+def test_boosted_trees_are_trained_evaluated_and_calibrated(own: SmallScene) -> None:
+    config = configured(own, model={"patch": 5, "kind": "boosting"})
+    manifest, workspace = trained(config)
+    bundle = workspace.read_bundle()
+    assert [m.kind for m in bundle.members] == ["trees"]
+    assert bundle.parameters == 0
+    assert manifest.figures["chosen"]["rounds"] > 0
+    assert bundle.members[0].temperature == pytest.approx(manifest.figures["chosen"]["temperature"])
+    evaluated, _ = run_stage(config, "evaluate", evaluate, keep_current=True)
+    assert evaluated.figures["overall_accuracy"] > 0.9
+    assert set(evaluated.figures["by_priors"]) == {"trained", "natural", "uniform"}
+    assert evaluated.figures["members"][0]["kind"] == "trees"
+    _, again = trained(configured(own, model={"patch": 5, "kind": "boosting"}, run="again"))
+    other = again.read_bundle()
+    assert other.trees[0].text == bundle.trees[0].text, "the same seed gives the same trees"
+
+
+def test_boosted_trees_need_one_source_only(own: SmallScene) -> None:
+    _, workspace = trained(configured(own, model={"patch": 5, "kind": "boosting", "sources": ["radar"]}))
+    bundle = workspace.read_bundle()
+    assert [s.name for s in bundle.spec.sources] == ["radar"]
+
+
+def test_balanced_sampling_weights_the_samples_of_trees(own: SmallScene) -> None:
+    """Priors mean the same for trees as for networks: with balanced frequencies all classes count the same."""
+    config = configured(own, model={"patch": 5, "kind": "boosting"}, sampling={"frequencies": "balanced"})
+    _, workspace = trained(config)
+    priors = workspace.read_bundle().priors
+    assert priors is not None
+    assert priors.trained == pytest.approx((1 / 3,) * 3)
+
+
+def test_seeds_make_one_model_of_several_networks_and_trees(own: SmallScene) -> None:
+    config = configured(own, train={"seeds": [3, 4], "ensemble": True, "blend": True})
+    manifest, workspace = trained(config)
+    bundle = workspace.read_bundle()
+    assert [m.kind for m in bundle.members][:2] == ["network", "network"]
+    assert bundle.members[0].share == bundle.members[1].share
+    assert sum(m.share for m in bundle.members) == pytest.approx(1)
+    assert bundle.provenance["member_seeds"] == [3, 4]
+    assert not any(name.startswith("seed-") for name in storage.names(workspace.bundle))
+    assert manifest.figures["parameters"] == bundle.parameters > 0
+    evaluated, _ = run_stage(config, "evaluate", evaluate, keep_current=True)
+    assert evaluated.figures["temperature"] is None
+    assert len(evaluated.figures["seeds"]) == 1
+
+
+def test_ensemble_of_one_seed_is_refused(own: SmallScene) -> None:
+    with pytest.raises(InputError, match=r"makes one model of several networks, but there is one seed"):
+        configured(own, train={"ensemble": True})
+
+
+def test_member_that_knows_nothing_gets_no_share_and_networks_share_equally() -> None:
+    network = make_bundle().networks[0]
+    bundle = replace(make_bundle(), members=(network, network, TreesMember("")))
+    labels = np.arange(300) % 3
+    right = 4.0 * np.eye(3)[labels]
+    wrong = np.random.default_rng(0).normal(size=(300, 3))
+    assert fit_members(bundle, [wrong, wrong, right], labels).shares == (0.0, 0.0, 1.0)
+    assert fit_members(bundle, [right, right, wrong], labels).shares == (0.5, 0.5, 0.0)
+    assert fit_members(bundle, [right, right, right], labels).shares == pytest.approx((0.25, 0.25, 0.5))
+
+
+# --- auto ---
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials of few samples and steps."""
+    monkeypatch.setattr(auto, "SAMPLES", 600)
+    monkeypatch.setattr(auto, "STEPS", (4, 8))
+    monkeypatch.setattr(auto, "ROUNDS", (5,))
+
+
+@pytest.mark.usefixtures("quick")
+def test_auto_tells_what_it_tried_and_trains_what_it_chose(own: SmallScene) -> None:
+    values = {"recipe": "auto", "workers": 0, "budget_minutes": 1.0}
+    config = load(str(own.write_config(train=values)))
+    manifest, workspace = trained(config)
+    record = storage.read_json(workspace.trials)
+    names = {row["name"] for row in record["trials"]["rows"]}
+    assert {"boosted trees", "network", "network, turned patches"} <= names
+    assert sum(row["chosen"] for row in record["trials"]["rows"]) == 1
+    assert any("chosen:" in line for line in record["lines"])
+    bundle = workspace.read_bundle()
+    assert sum(m.share for m in bundle.members) == pytest.approx(1)
+    assert manifest.figures["chosen"]["validation_overall_accuracy"] > 0.5
+    again, ran = run_stage(config, "train", train, keep_current=True)
+    assert not ran
+    assert again.fingerprint == manifest.fingerprint
+
+
+@pytest.mark.usefixtures("quick")
+def test_resumed_training_keeps_the_recorded_choice(own: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(str(own.write_config(train={"recipe": "auto", "workers": 0, "budget_minutes": 1.0})))
+    _, workspace = trained(config)
+    before = workspace.read_bundle().digest
+    storage.remove(workspace.manifest("train"))
+    monkeypatch.setattr(auto, "read_trial_samples", _unexpected)
+    trained(config)
+    assert workspace.read_bundle().digest == before
+
+
+def _unexpected(*_: Any, **__: Any) -> Any:
+    raise AssertionError("the trials were repeated")
+
+
+@pytest.mark.usefixtures("quick")
+def test_auto_keeps_what_the_configuration_gives(own: SmallScene) -> None:
+    values = {
+        "recipe": "auto", "workers": 0, "budget_minutes": 1.0, "steps": 6, "augment": True, "seeds": [7], "batch_size": 32,
+    }  # fmt: skip  # one per line would fill a page
+    config = load(str(own.write_config(train=values)))
+    _, workspace = trained(config)
+    record = storage.read_json(workspace.trials)
+    assert not {"steps", "augment", "seeds", "batch_size"} & set(record["train"])
+    assert "network" not in {row["name"] for row in record["trials"]["rows"]}, "only with turned patches, as given"
+    bundle = workspace.read_bundle()
+    assert len(bundle.networks) <= 1
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("blend", [True, False])
+def test_blend_that_is_given_limits_what_auto_tries(own: SmallScene, blend: bool) -> None:
+    values = {"recipe": "auto", "workers": 0, "budget_minutes": 0.2, "steps": 6, "blend": blend, "augment": False}
+    config = load(str(own.write_config(train=values)))
+    _, workspace = trained(config)
+    record = storage.read_json(workspace.trials)
+    assert ("boosted trees" in {row["name"] for row in record["trials"]["rows"]}) is blend
+    assert "blend" not in record["train"]
+    assert load(workspace.configuration).train.blend is blend, "the saved configuration trains the same model"
+    bundle = workspace.read_bundle()
+    assert blend or not bundle.trees
+    assert sum(m.share for m in bundle.members) == pytest.approx(1)
+
+
+def test_network_of_a_blend_that_is_given_is_the_best_one_of_the_trials() -> None:
+    """Where the trials choose trees alone or a network alone, their shares are of no use for the blend."""
+    figures = dict.fromkeys(("overall_accuracy", "macro_f1", "kappa", "ece"), 0.5)
+    rows = [
+        TrialRow(name, (steps,), (1.0,), (1.5,), figures | {"log_loss": loss}, None, 1.0, name == "boosted trees", "")
+        for name, steps, loss in (("boosted trees", 30, 0.1), ("network", 100, 0.4), ("network", 200, 0.3))
+    ]
+    chosen = Choice(tuple(rows), (Member("boosted trees", 30, 1.5, 1.0),), "chosen: trees.", 10, 4, 16, 3, ())
+    candidates = [Candidate(r.name, r.steps[0], np.zeros((1, 2)), 1.0) for r in rows]
+    folds = Folds((Fold(np.arange(5), np.arange(5)),), np.zeros(5, np.int64), 16, np.zeros(5, np.int64))
+    for blend, kind, shares in ((None, "boosting", [1.0]), (True, None, [])):
+        section = {"recipe": "auto"} | ({} if blend is None else {"blend": blend})
+        config = SimpleNamespace(
+            train=TrainSection.model_validate(section), model=ModelSection(), sampling=SamplingSection()
+        )
+        found = auto._from_choice(
+            config,  # type: ignore[arg-type]  # only these sections are read
+            chosen,
+            candidates,
+            [NetworkRecipe("network")],
+            folds,
+            5,
+            batch=64,
+            seconds=1e9,
+            notes=(),
+        )
+        assert found["model"].get("kind") == kind
+        assert found["shares"] == shares
+        if blend:
+            assert found["train"]["steps"] == 400, "twice the 200 steps at which the loss still fell"
+
+
+def test_budget_grows_with_the_samples_within_limits(own: SmallScene) -> None:
+    config = configured(own)
+    assert auto.budget_seconds(config, 100) == 60 * auto.LEAST_MINUTES
+    assert auto.budget_seconds(config, 4 * auto.SMALL) == 2 * 60 * auto.LEAST_MINUTES
+    assert auto.budget_seconds(config, 10**9) == 60 * auto.MOST_MINUTES
+    assert auto.budget_seconds(configured(own, train={"budget_minutes": 0.5}), 10**9) == 30
+
+
+def test_budget_of_zero_is_refused(own: SmallScene) -> None:
+    with pytest.raises(InputError, match=r"budget_minutes"):
+        configured(own, train={"budget_minutes": 0})
+
+
+def test_recipes_differ_in_their_fingerprints(own: SmallScene) -> None:
+    from jobs.workflow.fingerprint import fingerprint
+
+    one = load(str(own.write_config(train={"recipe": "standard"})))
+    two = load(str(own.write_config(train={"recipe": "auto"})))
+    assert fingerprint(one, "train") != fingerprint(two, "train")
+
+
+@pytest.mark.usefixtures("quick")
+def test_record_of_trials_holds_no_values_that_json_cannot(own: SmallScene) -> None:
+    config = load(str(own.write_config(train={"recipe": "auto", "workers": 0, "budget_minutes": 0.05})))
+    _, workspace = trained(config)
+    json.loads(storage.read_bytes(workspace.trials), parse_constant=_unexpected)
