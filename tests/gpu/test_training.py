@@ -27,7 +27,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 CPU = torch.device("cpu")
 TRAINED: tuple[Precision, ...] = ("float32", "bf16", "fp16") if ON_GPU else ("float32", "bf16")
 #: Largest relative difference of the loss, and of the gradient in its norm, from those of the CPU in float32.
-TOLERANCES: dict[Precision, tuple[float, float]] = {"float32": (1e-5, 1e-3), "bf16": (1e-2, 1e-1)}
+#: The gradient of one CPU with and without oneDNN, which sum in other orders, differs by 1.2e-3 with 64 + 2 bands.
+TOLERANCES: dict[Precision, tuple[float, float]] = {"float32": (1e-5, 3e-3), "bf16": (1e-2, 1e-1)}
 
 
 def gradients(state: TrainState, seed: int = 0) -> tuple[float, Tensor]:
