@@ -247,8 +247,9 @@ def _from_choice(
         return kind | common | {"temperatures": [only.temperature], "shares": [only.share]}
     member = networks[0] if networks else _best_network(choice)
     recipe = next(r for r in recipes if r.name == member.name)
-    # Trees of the blend see the sources of the network: the trials' shares hold for trees that saw all of them.
-    if recipe.sources is None and (networks and (trees or not given)):
+    # Where the network sees one source, so do the trees of the blend. The trials' shares are of trees that saw all sources;
+    # they are kept, because shares that are fitted to validation pixels alone dropped the trees where the trials did not.
+    if networks and (trees or not given):
         common["temperatures"] = [each.temperature for each in (*networks, *trees)]
         common["shares"] = [each.share for each in (*networks, *trees)]
     reached = [c for c in candidates if c.name == member.name]
