@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from jobs.workflow import runner
 from pipeline.io import storage
 from pipeline.io.lease import Lease, LeaseLostError
+from pipeline.maps import ledger
 from tests.support.mapped_scene import Mapped
 
 pytestmark = pytest.mark.slow
@@ -111,7 +113,10 @@ def check_loss_before_the_model_is_written(mapped: Mapped) -> None:
     assert written, "the last loss was between two files of a model"
 
 
-def test_map_checks_its_lease_before_every_change_and_keeps_the_published_map_when_lost(mapped: Mapped) -> None:
+def test_map_checks_its_lease_before_every_change_and_keeps_the_published_map_when_lost(
+    mapped: Mapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "FLUSH_SECONDS", math.inf)  # both runs then write the ledger, and check, equally often
     lease = Recorder()
     with recorded(lease):
         mapped.does("map", "--restart", "map.dtype=uint8")
