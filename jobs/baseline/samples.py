@@ -81,7 +81,7 @@ def read_samples(
     """Draw pixels of a subset that holds some, and compute their features.
 
     With a `scaling` that matches scenes to the training distribution, the values of each scene are matched. Windows are read
-    in a random order until it is `enough`, which is asked after the first `WINDOWS`; the samples are in the order of the
+    in a random order until it is `enough`, which is checked from the first `WINDOWS`; the samples are in the order of the
     grid.
 
     Raises:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
 from jobs.baseline.advice import Best, Difference, ModelName, advice
+from jobs.workflow.seed_summary import format_with_interval
 
 #: The reported metrics, with their column headings.
 HEADINGS = {"overall_accuracy": "OA", "average_accuracy": "AA", "kappa": "kappa", "macro_f1": "macro-F1", "ece": "ECE"}
@@ -180,10 +179,4 @@ class Baselines:
 
 def format_metric(row: Row, name: str) -> str:
     """Format a metric with its interval, as far as they are defined."""
-    value = row.figures[name]
-    if not np.isfinite(value):
-        return "-"
-    if row.intervals is None or not np.isfinite(row.intervals[name]).all():
-        return f"{value:.3f}"
-    low, high = row.intervals[name]
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+    return format_with_interval(row.figures[name], None if row.intervals is None else row.intervals[name])

@@ -124,9 +124,9 @@ def tile_reads(tile: int, chunk: int, shard: int) -> float:
     for start in range(shard, shard + math.lcm(tile, shard), tile):
         first, last = (start - HALO) // chunk, (start + tile + HALO - 1) // chunk
         per_axis.append(list(Counter(at * chunk // shard for at in range(first, last + 1)).values()))
-    whole = shard // chunk
+    complete = shard // chunk
     counts = [
-        1 if y == x == whole else 1 + y * x for rows in per_axis for columns in per_axis for y in rows for x in columns
+        1 if y == x == complete else 1 + y * x for rows in per_axis for columns in per_axis for y in rows for x in columns
     ]
     return sum(counts) / len(per_axis) ** 2
 

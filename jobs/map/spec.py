@@ -89,7 +89,7 @@ class MapSpec:
 
 
 def _check_has_networks(products: Sequence[Product], bundle: Bundle, model: str) -> None:
-    """Check that a model without networks is not asked for what only networks have."""
+    """Check that no product that only networks have is requested of a model without networks."""
     lacking = [p.name for p in products if p.name in OF_NETWORKS or p.name == "mutual_information"]
     if lacking and not bundle.networks:
         raise InputError(

@@ -90,15 +90,15 @@ def _check_nodes() -> None:
     """
     here = library_versions()
     ask = ray.remote(num_cpus=0, max_retries=0)(library_versions)
-    asked = {
+    pending = {
         ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
         for node in ray.nodes()
         if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
     }
-    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_SECONDS) if asked else ([], [])
-    others = [f"{asked[each]['NodeManagerAddress']} did not answer within {NODE_SECONDS:g} s" for each in silent]
+    answered, silent = ray.wait(list(pending), num_returns=len(pending), timeout=NODE_SECONDS) if pending else ([], [])
+    others = [f"{pending[each]['NodeManagerAddress']} did not answer within {NODE_SECONDS:g} s" for each in silent]
     for each in answered:
-        address = asked[each]["NodeManagerAddress"]
+        address = pending[each]["NodeManagerAddress"]
         try:
             versions = ray.get(each)
         except ray.exceptions.RayError as error:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
+from jobs.workflow.seed_summary import format_with_interval
 from mibf.serialization import without_nan
 
 #: The reported metrics, with their column headings.
@@ -49,13 +48,7 @@ class TrialRow:
         return [self.name, steps, *map(self._cell, HEADINGS), f"{self.seconds:.1f}", self.why]
 
     def _cell(self, metric: str) -> str:
-        value = self.figures[metric]
-        if not np.isfinite(value):
-            return "-"
-        if self.intervals is None or not np.isfinite(self.intervals[metric]).all():
-            return f"{value:.3f}"
-        low, high = self.intervals[metric]
-        return f"{value:.3f} ({low:.3f} to {high:.3f})"
+        return format_with_interval(self.figures[metric], None if self.intervals is None else self.intervals[metric])
 
 
 @dataclass(frozen=True)

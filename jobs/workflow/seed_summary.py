@@ -22,6 +22,16 @@ def format_accuracies(figures: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.3f}" if np.isfinite(value) else f"{name} -" for name, value in values.items())
 
 
+def format_with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    """Format a metric with its interval, as far as they are defined."""
+    if not np.isfinite(value):
+        return "-"
+    if interval is None or not np.isfinite(interval).all():
+        return f"{value:.3f}"
+    low, high = interval
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
 def mean_and_deviation(figures: Sequence[Mapping[str, Any]]) -> str:
     """Format the mean and the sample standard deviation (n - 1) of the accuracies of two or more models."""
     parts = []

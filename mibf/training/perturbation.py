@@ -32,7 +32,7 @@ class Perturbation:
         filled: for each source, the normalized values of a pixel without data (C,).
         jitter: standard deviation of the gain (around 1) and of the offset (around 0, in units of the normalized range)
             that the patch of each sample and source gets, the same for all of its bands; the result is clipped to [0, 1].
-            A patch of a source that is missing as a whole is left as it is.
+            A patch of a source that is missing everywhere is left as it is.
         band_dropout: probability with which each band of a sample shows the values of missing data, below 1. At least one
             band of each source stays.
         mixup: alpha of the distribution Beta(alpha, alpha) of the share in which each sample is mixed with another one of

@@ -160,8 +160,8 @@ def _splits(tree: Mapping[str, NDArray[np.float64]]) -> tuple[Split, ...]:
     thresholds = np.where(thresholds > exact, np.nextafter(thresholds, np.float32(-np.inf)), thresholds)
     kinds = tree["decision_type"].astype(int)
     missing_left = np.where(kinds & NAN, kinds & LEFT > 0, exact >= 0)
-    whole = (tree[name].astype(int).tolist() for name in ("split_feature", "left_child", "right_child"))
-    features, left, right = whole
+    integers = (tree[name].astype(int).tolist() for name in ("split_feature", "left_child", "right_child"))
+    features, left, right = integers
     return tuple(map(Split, features, thresholds, missing_left.tolist(), left, right))
 
 

@@ -44,7 +44,7 @@ LEAF_SAMPLES, FEWEST_LEAF_SAMPLES, LEAF_SHARE = 30, 3, 50
 #: on two threads and 0.6 s on one. `OMP_WAIT_POLICY` would have to be set before torch is imported, and slow torch.
 VALUES_PER_THREAD = 5_000_000
 
-# LightGBM keeps one number of threads for the whole process, which two trainings would change for each other.
+# LightGBM keeps one number of threads for the process, which two trainings would change for each other.
 _TRAINING = threading.Lock()
 
 

@@ -165,16 +165,16 @@ def named_array_file(file: RasterFile) -> RasterFile | None:
     """
     if not file.url.split("?")[0].lower().endswith((*NETCDF_ENDS, *HDF5_ENDS)):
         return None
-    asked = file.axes is not None or bool(file.select)
+    explicit = file.axes is not None or bool(file.select)
     stamp = file.stamp or checksums.input_fingerprint(file.url)
-    name = _array_name(RasterFile(file.url, file.variable, nodata=file.nodata), asked, stamp)
+    name = _array_name(RasterFile(file.url, file.variable, nodata=file.nodata), explicit, stamp)
     return None if name is None else replace(file, variable=name)
 
 
 @lru_cache(maxsize=1024)
-def _array_name(file: RasterFile, asked: bool, stamp: str) -> str | None:
+def _array_name(file: RasterFile, explicit: bool, stamp: str) -> str | None:
     gdal.forget_other_versions(gdal.gdal_path(file.url), stamp)
-    opened = None if asked else _opened_by_gdal(file)
+    opened = None if explicit else _opened_by_gdal(file)
     if opened is not None and opened[0] and file.variable is None and not opened[1]:
         return None
     try:
@@ -186,7 +186,7 @@ def _array_name(file: RasterFile, asked: bool, stamp: str) -> str | None:
             placed_by_gdal = opened is not None and opened[0] and array is not None and _gdal_order(array, file.url)
             return None if array is None or placed_by_gdal else found
     except _NoContainerError as error:
-        if asked or (opened is not None and not opened[0]):
+        if explicit or (opened is not None and not opened[0]):
             raise InputError(f"{file}: {error}; copy it to a disk as NetCDF-4, for example with `nccopy -k nc4`.") from error
         return None
 

@@ -27,8 +27,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 CPU = torch.device("cpu")
 TRAINED: tuple[Precision, ...] = ("float32", "bf16", "fp16") if ON_GPU else ("float32", "bf16")
 #: Largest relative difference of the loss, and of the gradient in its norm, from those of the CPU in float32.
-#: The gradient of one CPU with and without oneDNN, which sum in other orders, differs by 1.2e-3 with 64 + 2 bands.
-TOLERANCES: dict[Precision, tuple[float, float]] = {"float32": (1e-5, 3e-3), "bf16": (1e-2, 1e-1)}
+TOLERANCES: dict[Precision, tuple[float, float]] = {"float32": (1e-5, 1e-3), "bf16": (1e-2, 1e-1)}
 
 
 def gradients(state: TrainState, seed: int = 0) -> tuple[float, Tensor]:
@@ -60,11 +59,16 @@ def test_step_has_the_loss_and_gradient_of_the_cpu(
     draw_on_cpu(monkeypatch)
     spec = spec_with(bands)
     loss, gradient = gradients(train_state(spec, CPU, steps=10))
+    with torch.backends.mkldnn.flags(enabled=False):  # the same sums in another order
+        _, other = gradients(train_state(spec, CPU, steps=10))
     our_loss, our_gradient = gradients(train_state(spec, DEVICE, steps=10, precision=precision))
-    difference = float((our_gradient - gradient).norm() / gradient.norm())
-    figures.add(f"step against CPU, {bands}, {precision}", loss=abs(our_loss / loss - 1), gradient=difference)
+    difference, rounding = (float((g - gradient).norm() / gradient.norm()) for g in (our_gradient, other))
+    figures.add(
+        f"step against CPU, {bands}, {precision}", loss=abs(our_loss / loss - 1), gradient=difference, rounding=rounding
+    )
     assert our_loss == pytest.approx(loss, rel=TOLERANCES[precision][0])
-    assert difference < TOLERANCES[precision][1]
+    # With 64 + 2 bands the CPU differs from itself by 1.2e-3: no device can be expected to be nearer to it than that.
+    assert difference < max(TOLERANCES[precision][1], rounding)
 
 
 def trained(precision: Precision, *, stop_after: int | None = None) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from typer.testing import CliRunner
+import torch
+from typer.testing import CliRunner, Result
 
 from jobs.cli.common import app
 from tests.support.scenes import SmallScene
@@ -17,3 +18,14 @@ def run(scene: SmallScene, *overrides: str, command: str = "prepare", status: in
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == status, result.output
     return json.loads(result.stdout) if status == 0 else result
+
+
+def invoke(*arguments: str, status: int = 0) -> Result:
+    """Run a command line, keeping torch's number of threads; check its exit status."""
+    threads = torch.get_num_threads()
+    try:
+        result = CliRunner().invoke(app, list(arguments))
+    finally:
+        torch.set_num_threads(threads)
+    assert result.exit_code == status, result.output
+    return result

@@ -10,25 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
-from jobs.cli.common import app
 from jobs.config.loader import load
 from jobs.workflow.workspace import Workspace
 from pipeline.codes import Subset
 from pipeline.sampling.sampler import Sampler
 from pipeline.store.patch_store import PatchStore
+from tests.support.commands import invoke as mibf
 from tests.support.tiles import write_tile, write_tiles_config
-
-
-def mibf(*arguments: str, status: int = 0) -> Result:
-    threads = torch.get_num_threads()
-    try:
-        result = CliRunner().invoke(app, list(arguments))
-    finally:
-        torch.set_num_threads(threads)
-    assert result.exit_code == status, result.output
-    return result
 
 
 @pytest.fixture(scope="module")

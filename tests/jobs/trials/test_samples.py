@@ -93,7 +93,7 @@ def test_without_training_pixels_samples_are_refused(small: SplitStore) -> None:
 
 def test_a_store_that_shows_its_test_subset_is_refused(small: SplitStore) -> None:
     shown = SplitStore(small.labels)
-    shown.without = ()  # type: ignore[assignment]
+    shown.without = ()  # type: ignore[assignment]  # a store like this one is refused
     with pytest.raises(ValueError, match="test subset"):
         read(small, shown)
 
