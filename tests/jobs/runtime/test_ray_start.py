@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,18 @@ def test_signal_ends_a_call_that_ignores_it_and_its_child_processes(name: str) -
     child, *said = done.stdout.splitlines()
     assert done.returncode == 130, done.stderr
     assert said == ["mibf: interrupted; run the same command again to resume."]
-    assert not psutil.pid_exists(int(child)) or psutil.Process(int(child)).status() == psutil.STATUS_ZOMBIE
+    deadline = time.monotonic() + 30
+    while running(int(child)) and time.monotonic() < deadline:
+        time.sleep(0.05)  # a killed process ends a moment after the signal was sent
+    assert not running(int(child))
+
+
+def running(pid: int) -> bool:
+    """Return whether a process is running; an unreaped zombie is not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_failed_start_leaves_no_processes(monkeypatch: pytest.MonkeyPatch, short_folder: Path) -> None:
