@@ -54,16 +54,16 @@ def training_warnings(history: list[dict[str, Any]], select: Select, validation_
     found = _overfitting(validated, len(epochs), select)
     if select != "last" and chosen["epoch"] == 1 and len(validated) > 1:
         found.append(
-            f"the selected epoch is the first of {len(epochs)}, after {chosen['step']} steps: the network is hardly "
-            "trained. Select by another figure (train.select: loss or macro_f1), validate more often (train.steps with "
-            "train.validate_steps), lower train.learning_rate, or add labels."
+            f"the selected epoch is the first of {len(epochs)}, after {chosen['step']} steps, which may be too few to train "
+            "the network. Select by another figure (train.select: loss or macro_f1), validate more often (train.steps with "
+            "train.validate_steps), lower train.learning_rate, add labels, or let trials choose (train.recipe: auto)."
         )
     accuracy, share = chosen["validation_overall_accuracy"], max(validation_counts) / sum(validation_counts)
     if accuracy < share:
         found.append(
             f"validation overall accuracy {accuracy:.3f} is below {share:.3f}, the share of the most frequent class: a map "
             "of that class alone would be right more often. Compare with `mibf baseline`, train longer, check the labels, "
-            "or add more of them. Balanced sampling and class weights cost overall accuracy; `prediction.priors: natural` "
+            "add more of them, or try boosted trees (model.kind: boosting). Balanced sampling and class weights cost overall accuracy; `prediction.priors: natural` "
             "regains it."
         )
     return found
@@ -82,6 +82,6 @@ def _overfitting(validated: list[dict[str, Any]], epochs: int, select: Select) -
     return [
         f"the network overfits: the validation loss was lowest after epoch {lowest['epoch']} of {epochs} "
         f"({before:.3f}, step {lowest['step']}) and rose by {after / before - 1:.0%} to {after:.3f} by epoch "
-        f"{last['epoch']}. {stop}Regularize (train.augment, train.mixup, train.dropout), or add labels; `mibf baseline` "
-        "tells whether simpler learners do better."
+        f"{last['epoch']}. {stop}Regularize (train.augment, train.mixup, train.dropout), add labels, or let trials choose "
+        "(train.recipe: auto); `mibf baseline` tells whether simpler learners do better."
     ]

@@ -20,7 +20,8 @@ EXTENSIONS = (
     "https://stac-extensions.github.io/mlm/v1.6.0/schema.json",
     "https://stac-extensions.github.io/classification/v1.1.0/schema.json",
 )
-ARCHITECTURE = "MIBF-Net"
+#: Names of what a model consists of.
+NETWORK, TREES = "MIBF-Net", "gradient boosted trees"
 #: The extension's term for classifying every pixel; it reserves `classification` for one class per input.
 TASK = "semantic-segmentation"
 
@@ -28,11 +29,10 @@ TASK = "semantic-segmentation"
 def properties(bundle: Bundle) -> dict[str, Any]:
     """Return the properties of a STAC item that describe the model, without those of a place and time."""
     found: dict[str, Any] = {
-        "mlm:name": _name(bundle.provenance.get("run")),
-        "mlm:architecture": ARCHITECTURE,
+        "mlm:name": _name(bundle),
+        "mlm:architecture": _architecture(bundle),
         "mlm:tasks": [TASK],
-        "mlm:framework": "PyTorch",
-        "mlm:framework_version": _version(bundle),
+        **_framework(bundle),
         "mlm:memory_size": bundle.memory_bytes,
         "mlm:total_parameters": bundle.parameters,
         "mlm:accelerator": None,
@@ -159,16 +159,31 @@ def formula(bundle: Bundle) -> str:
     return " + ".join(terms)
 
 
-def _name(run: Any) -> str:
+def _name(bundle: Bundle) -> str:
     """Build a name that the extension accepts: letters, digits, `_`, `.`, `-` and spaces, ending in a letter or digit."""
+    run = bundle.provenance.get("run")
     name = re.sub(r"[^a-zA-Z0-9_.\- ]+", "-", run).strip("_.- ") if isinstance(run, str) else ""
-    return f"{ARCHITECTURE} {name}".rstrip()
+    return f"{NETWORK if bundle.networks else 'Boosted trees'} {name}".rstrip()
 
 
-def _version(bundle: Bundle) -> str:
-    """Return the PyTorch version used for training, else the one in use now, as a semantic version."""
-    versions = bundle.provenance.get("versions")
-    recorded = versions.get("torch") if isinstance(versions, dict) else None
-    version = recorded if isinstance(recorded, str) else torch.__version__
-    semantic = re.match(r"\d+\.\d+\.\d+(\+[0-9a-zA-Z.-]+)?", version)
-    return semantic.group() if semantic else "0.0.0"
+def _architecture(bundle: Bundle) -> str:
+    """Name what the model consists of."""
+    return " and ".join(name for name, has in ((NETWORK, bundle.networks), (TREES, bundle.trees)) if has)
+
+
+def _framework(bundle: Bundle) -> dict[str, str]:
+    """Return the framework and its version at training: PyTorch, or LightGBM for a model of boosted trees alone.
+
+    Where the version was not recorded, that of PyTorch is the one in use now, as a semantic version; LightGBM's is left out,
+    because mapping does not need it.
+    """
+    recorded = bundle.provenance.get("versions")
+    versions = recorded if isinstance(recorded, dict) else {}
+    name, package, fallback = "PyTorch", "torch", str(torch.__version__)
+    if not bundle.networks:
+        name, package, fallback = "LightGBM", "lightgbm", ""
+    version = versions.get(package)
+    semantic = re.match(r"\d+\.\d+\.\d+(\+[0-9a-zA-Z.-]+)?", version if isinstance(version, str) else fallback)
+    if semantic:
+        return {"mlm:framework": name, "mlm:framework_version": semantic.group()}
+    return {"mlm:framework": name} | ({"mlm:framework_version": "0.0.0"} if bundle.networks else {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pystac.extensions import mlm
 from mibf.bundle import stac_mlm
 from mibf.bundle.bundle import MODEL, Bundle
 from mibf.bundle.files import to_files
+from mibf.bundle.members import TreesMember
 from mibf.normalization import BandScaling
 from tests.support.bundles import CLASSES, make_bundle
 
@@ -96,6 +98,18 @@ def test_stac_model_package_validates_mlm_fields(bundle: Bundle) -> None:
     schema = pytest.importorskip("stac_model.schema", reason="the package stac-model is not installed")
     schema.MLModelProperties.model_validate(properties_of(bundle))
     assert stac_mlm.EXTENSIONS[0] == schema.SCHEMA_URI
+
+
+def test_model_of_boosted_trees_names_what_it_is() -> None:
+    network = make_bundle(provenance={"run": "a", "versions": {"torch": "2.9.0", "lightgbm": "4.7.0"}})
+    trees = TreesMember("tree\n")
+    found = properties_of(replace(network, members=(trees,)))
+    assert found["mlm:architecture"] == "gradient boosted trees"
+    assert (found["mlm:framework"], found["mlm:framework_version"]) == ("LightGBM", "4.7.0")
+    assert found["mlm:name"] == "Boosted trees a"
+    blend = replace(network, members=(replace(network.members[0], share=0.5), replace(trees, share=0.5)))
+    assert properties_of(blend)["mlm:architecture"] == "MIBF-Net and gradient boosted trees"
+    assert properties_of(blend)["mlm:framework"] == "PyTorch"
 
 
 @pytest.mark.parametrize("run", [None, "", "!!", "ü", "a" * 200, 3])

@@ -58,7 +58,9 @@ def inside(grid: GeoBox) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("name", "suffix"), zip(GRIDS, [".gpkg", ".geojson", ".parquet", ".gpkg", ".geojson"], strict=True))
+@pytest.mark.parametrize(
+    ("name", "suffix"), list(zip(GRIDS, [".gpkg", ".geojson", ".parquet", ".gpkg", ".geojson"], strict=True))
+)
 def test_polygon_at_180_degrees_labels_both_sides(tmp_path: Path, name: str, shape: str, suffix: str) -> None:
     grid = GRIDS[name]
     dense = shapely.segmentize(SHAPES[shape], 0.01)
