@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from jobs.baseline.samples import read_samples
-from pipeline.boosting.pixel_features import REACH, features_of, read_values
-from pipeline.boosting.trees import LabelledFeatures, fit_trees
+from pipeline.classifiers.pixel_features import REACH, features_of, read_values
+from pipeline.classifiers.trees import LabelledFeatures, fit_trees
 from pipeline.grid import Window
 from pipeline.store.patch_store import PatchStore
 

@@ -27,7 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
-from pipeline.boosting.trees import LabelledFeatures, Trees, fit_trees
+from pipeline.classifiers.trees import LabelledFeatures, Trees, fit_trees
 
 LearnerName = Literal["majority class", "logistic regression", "random forest", "gradient boosting"]
 #: Returns a time in seconds.

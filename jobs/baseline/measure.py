@@ -29,7 +29,7 @@ from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
 from mibf.errors import InputError
 from mibf.metrics.block_bootstrap import BlockCounts, draw_blocks, interval
-from pipeline.boosting.pixel_features import value_features
+from pipeline.classifiers.pixel_features import value_features
 from pipeline.codes import Subset
 from pipeline.io import storage
 from pipeline.store.patch_store import PatchStore

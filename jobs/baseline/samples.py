@@ -14,7 +14,7 @@ from mibf.bundle.bundle import Bundle
 from mibf.class_priors import PriorSetting
 from mibf.ensemble import mixture_log_probabilities
 from mibf.normalization import Scaling
-from pipeline.boosting.pixel_features import pixel_features
+from pipeline.classifiers.pixel_features import pixel_features
 from pipeline.codes import Subset
 from pipeline.io.retry import call_with_retry
 from pipeline.sampling.drawn_pixels import DrawnPixels, draw_pixels
@@ -33,7 +33,7 @@ class Samples:
     """The drawn pixels of a subset."""
 
     drawn: list[DrawnPixels]
-    features: NDArray[np.float32]  #: (n, F), see `pipeline.boosting.pixel_features`
+    features: NDArray[np.float32]  #: (n, F), see `pipeline.classifiers.pixel_features`
 
     @property
     def labels(self) -> NDArray[np.int64]:

@@ -29,7 +29,7 @@ from jobs.workflow.workspace import Workspace
 from mibf.ensemble import Blend
 from mibf.network.spec import BETWEEN, NetworkSpec
 from mibf.normalization import Scaling
-from pipeline.boosting.pixel_features import NEIGHBORHOOD
+from pipeline.classifiers.pixel_features import NEIGHBORHOOD
 from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.store.patch_store import PatchStore

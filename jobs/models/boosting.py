@@ -19,8 +19,8 @@ from mibf.class_priors import Priors
 from mibf.ensemble import fit_temperature
 from mibf.network.spec import NetworkSpec
 from mibf.normalization import Scaling
-from pipeline.boosting.trees import ROUNDS as MOST_ROUNDS
-from pipeline.boosting.trees import LabelledFeatures, Trees, fit_trees
+from pipeline.classifiers.trees import ROUNDS as MOST_ROUNDS
+from pipeline.classifiers.trees import LabelledFeatures, Trees, fit_trees
 from pipeline.codes import Subset
 from pipeline.store.patch_store import PatchStore
 

@@ -30,7 +30,7 @@ from mibf.bundle.bundle import Bundle
 from mibf.ensemble import Blend
 from mibf.errors import InputError
 from mibf.normalization import Scaling, scaling_from_json
-from pipeline.boosting.pixel_features import NEIGHBORHOOD
+from pipeline.classifiers.pixel_features import NEIGHBORHOOD
 from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.io.retry import call_with_retry

@@ -14,7 +14,7 @@ from jobs.trials.networks import NetworkRecipe, train_network
 from jobs.trials.samples import TrialSamples
 from jobs.trials.trajectory import Clock, Trajectory, follow
 from mibf.network.spec import NetworkSpec
-from pipeline.boosting.trees import fit_trees
+from pipeline.classifiers.trees import fit_trees
 
 #: Name of boosted trees among the candidates.
 TREES = "boosted trees"

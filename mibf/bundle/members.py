@@ -43,7 +43,7 @@ class NetworkMember:
 
 @dataclass(frozen=True)
 class TreesMember:
-    """Boosted trees in LightGBM's text format, on the features of `pipeline.boosting.pixel_features`."""
+    """Boosted trees in LightGBM's text format, on the features of `pipeline.classifiers.pixel_features`."""
 
     text: str
     temperature: float = 1.0

@@ -19,8 +19,8 @@ from mibf.ensemble import mixture_log_probabilities
 from mibf.errors import InputError
 from mibf.inference.dense import MC_SAMPLES, Dense
 from mibf.inference.outputs import RANKED, ProductName
-from pipeline.boosting.pixel_features import REACH, features_of, read_values
-from pipeline.boosting.trees import Trees
+from pipeline.classifiers.pixel_features import REACH, features_of, read_values
+from pipeline.classifiers.trees import Trees
 from pipeline.codes import UNLABELLED
 from pipeline.grid import Tile, Window
 from pipeline.maps.mixture import Mixture, needed_of_networks
@@ -46,7 +46,7 @@ class TileInput:
     sources: tuple[NDArray[np.float32], ...]  #: each (band, rows, columns) with its halo, normalized to [0, 1]; for networks
     wanted: NDArray[np.bool_]  #: (rows, columns), the pixels to map
     present: NDArray[Any]  #: (rows, columns), bit i where source i has data
-    values: tuple[NDArray[np.float32], ...] = ()  #: as of `pipeline.boosting.pixel_features.read_values`; for boosted trees
+    values: tuple[NDArray[np.float32], ...] = ()  #: of `pipeline.classifiers.pixel_features.read_values`, where needed
 
     def to_bytes(self) -> bytes:
         """Serialize for transfer between machines."""

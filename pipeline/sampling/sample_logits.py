@@ -14,8 +14,8 @@ from torch import Tensor
 from mibf.bundle.bundle import Bundle
 from mibf.device import best_device, ieee_float32, to_device
 from mibf.network.mibfnet import MIBFNet
-from pipeline.boosting.pixel_features import pixel_features
-from pipeline.boosting.trees import Trees
+from pipeline.classifiers.pixel_features import pixel_features
+from pipeline.classifiers.trees import Trees
 from pipeline.io.retry import call_with_retry
 from pipeline.sampling.drawn_pixels import DrawnPixels, cut_patches
 from pipeline.store.patch_store import PatchStore, scaled_window

@@ -28,7 +28,7 @@ ORDER = {
     "mibf": ("mibf", "mibf.network", "mibf.metrics", "mibf.training", "mibf.inference", "mibf.bundle"),
     "pipeline": (
         "pipeline", "pipeline.parallel", "pipeline.io", "pipeline.rasters", "pipeline.scenes", "pipeline.store",
-        "pipeline.boosting", "pipeline.sampling", "pipeline.maps", "pipeline.publishing",
+        "pipeline.classifiers", "pipeline.sampling", "pipeline.maps", "pipeline.publishing",
     ),
     "jobs": (
         "jobs", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.sample", "jobs.train.tracking", "jobs.evaluate",

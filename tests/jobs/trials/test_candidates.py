@@ -13,7 +13,7 @@ from jobs.trials.folds import Folds
 from jobs.trials.networks import NetworkRecipe, train_network
 from jobs.trials.samples import TrialSamples
 from mibf.network.spec import NARROW, WIDE, NetworkSpec, SourceSpec
-from pipeline.boosting.trees import fit_trees
+from pipeline.classifiers.trees import fit_trees
 
 SPEC = NetworkSpec((SourceSpec("optical", 2, WIDE), SourceSpec("radar", 1, NARROW, 2)), classes=2, patch=5)
 RECIPE = NetworkRecipe("plain", batch_size=16, warmup=2)

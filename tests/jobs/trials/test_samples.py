@@ -9,7 +9,7 @@ import pytest
 
 from jobs.trials.samples import TrialSamples, read_trial_samples
 from mibf.errors import InputError
-from pipeline.boosting.pixel_features import pixel_features
+from pipeline.classifiers.pixel_features import pixel_features
 from pipeline.codes import UNLABELLED
 from pipeline.grid import Window, windows
 from pipeline.store.patch_store import PatchStore

@@ -13,8 +13,8 @@ from mibf.bundle.bundle import Bundle
 from mibf.bundle.members import NetworkMember, TreesMember
 from mibf.class_priors import Priors
 from mibf.network.mibfnet import MIBFNet
-from pipeline.boosting.pixel_features import pixel_features
-from pipeline.boosting.trees import fit_trees
+from pipeline.classifiers.pixel_features import pixel_features
+from pipeline.classifiers.trees import fit_trees
 from pipeline.grid import Window, tile_grid
 from pipeline.maps.predictor import TileInput, TilePredictor
 from pipeline.maps.products import product

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mibf.errors import InputError
-from pipeline.boosting.evaluation import BLOCK
-from pipeline.boosting.trees import LabelledFeatures, Trees, fit_trees
+from pipeline.classifiers.evaluation import BLOCK
+from pipeline.classifiers.trees import LabelledFeatures, Trees, fit_trees
 
 
 def drawn(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.boosting.model_text import Model, Split
+from pipeline.classifiers.model_text import Model, Split
 
 #: Rows that are evaluated at a time: enough that numpy's overhead of a call is small, few enough to fit a core's cache.
 BLOCK = 16_384

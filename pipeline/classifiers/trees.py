@@ -19,8 +19,8 @@ from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from mibf.errors import InputError
-from pipeline.boosting.evaluation import BLOCK, evaluate
-from pipeline.boosting.model_text import ModelTextError, read_model
+from pipeline.classifiers.evaluation import BLOCK, evaluate
+from pipeline.classifiers.model_text import ModelTextError, read_model
 
 #: Boosting rounds at most, and rounds without a lower loss of the validation samples after which training stops.
 ROUNDS, STOPPING_ROUNDS = 300, 25

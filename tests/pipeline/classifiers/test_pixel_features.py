@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import generic_filter
 
-from pipeline.boosting import pixel_features as module
-from pipeline.boosting.pixel_features import REACH, at_reference_grid, pixel_features, read_values, value_features
+from pipeline.classifiers import pixel_features as module
+from pipeline.classifiers.pixel_features import REACH, at_reference_grid, pixel_features, read_values, value_features
 from pipeline.grid import Window
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.template import StoredSource

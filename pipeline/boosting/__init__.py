@@ -1,1 +1,0 @@
-"""Gradient boosted trees on features of single pixels: features, training, scores."""
