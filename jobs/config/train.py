@@ -18,14 +18,15 @@ class SamplingSection(Section):
 
 
 class ModelSection(Section):
-    """The model: the network and its loss, or boosted trees on pixel features, to which only `sources` applies."""
+    """The model: the network and its loss, or a classifier of pixel features, to which only `sources` applies."""
 
-    kind: Literal["mibf", "boosting"] = "mibf"
+    kind: Literal["mibf", "boosting", "linear"] = "mibf"
     patch: int = 7
     beta: float = Field(default=1e-4, ge=0)
     sources: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     without: tuple[Literal["noise", "relation", "bottleneck"], ...] = ()
     centre: bool = False
+    penalty: float = Field(default=1e-3, gt=0)
 
     @field_validator("patch")
     @classmethod

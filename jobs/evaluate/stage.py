@@ -27,6 +27,7 @@ from jobs.workflow.seed_summary import REPORTED, format_accuracies, mean_and_dev
 from jobs.workflow.split_caveat import split_caveat
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
+from mibf.bundle.members import KIND_NAMES
 from mibf.class_priors import PriorSetting
 from mibf.errors import InputError
 from mibf.metrics.calibration import Reliability
@@ -220,7 +221,8 @@ def _calibration(evaluation: dict[str, Any]) -> str:
     """Say by which temperature, or by how many, logits are divided."""
     if evaluation["temperature"] is not None:
         return f"temperature {evaluation['temperature']:.2f}"
-    return f"mean of {len(evaluation['members'])} members" if len(evaluation["members"]) > 1 else "boosted trees"
+    members = evaluation["members"]
+    return f"mean of {len(members)} members" if len(members) > 1 else KIND_NAMES[members[0]["kind"]]
 
 
 def scene_line(figures: dict[str, Any]) -> str:

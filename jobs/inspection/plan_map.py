@@ -14,10 +14,12 @@ from jobs.config.config import Config
 from jobs.map.scene_map import SceneMap
 from jobs.map.spec import MapSpec
 from jobs.models.auto import network_count
+from jobs.models.pixelwise import trained_classifiers
 from jobs.runtime.progress import pluralize
 from jobs.workflow.fingerprint import fingerprint
 from jobs.workflow.manifest import dependencies, read_manifest
 from jobs.workflow.workspace import Workspace
+from mibf.bundle.members import KIND_NAMES
 from mibf.errors import InputError
 from pipeline.grid import tile_grid
 from pipeline.maps.products import product
@@ -32,10 +34,10 @@ _RESULTS = 2
 
 @dataclass(frozen=True)
 class Members:
-    """How many networks and boosted trees a model has: mapping computes each of them for every pixel."""
+    """What a model consists of: mapping computes each member for every pixel."""
 
     networks: int
-    trees: int
+    others: tuple[str, ...]  #: the names of the others
     at_most: bool  #: whether the recipe `auto` may choose fewer
 
     @classmethod
@@ -48,21 +50,24 @@ class Members:
             except InputError:  # `mibf map` reports the cause
                 pass
             else:
-                return cls(len(bundle.networks), len(bundle.trees), at_most=False)
+                return cls(len(bundle.networks), tuple(KIND_NAMES[m.kind] for m in bundle.pixelwise), at_most=False)
         train = config.train
-        if config.model.kind == "boosting":
-            return cls(0, 1, at_most=False)
+        kinds = trained_classifiers(config)
+        others = tuple(KIND_NAMES[kind] for kind in kinds)
+        if config.model.kind != "mibf":
+            return cls(0, others, at_most=False)
         if train.recipe == "auto":
-            return cls(network_count(config), 1, at_most=True)
-        return cls(len(train.every_seed) if train.ensemble else 1, int(train.blend), at_most=False)
+            return cls(network_count(config), (KIND_NAMES["trees"], KIND_NAMES["linear"]), at_most=True)
+        return cls(len(train.every_seed) if train.ensemble else 1, others, at_most=False)
 
     def lines(self) -> list[str]:
         """Say what several members cost; nothing of one."""
-        if self.networks + self.trees < 2:
+        if self.networks + len(self.others) < 2 or not self.networks:
             return []
-        listed = pluralize(self.networks, "networks") + (" and boosted trees" if self.trees else "")
+        others = " and ".join(self.others)
+        listed = pluralize(self.networks, "networks") + (f", {others}" if others else "")
         cost = f"{self.networks} times the time of one network" if self.networks > 1 else "the time of one network"
-        also = ", and that of the boosted trees" if self.trees else ""
+        also = f", and that of {others}" if others else ""
         most = " at most, as the recipe `auto` chooses" if self.at_most else ""
         return [f"    the model has {listed}{most}: mapping takes {cost}{also}"]
 

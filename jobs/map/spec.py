@@ -93,8 +93,8 @@ def _check_has_networks(products: Sequence[Product], bundle: Bundle, model: str)
     lacking = [p.name for p in products if p.name in OF_NETWORKS or p.name == "mutual_information"]
     if lacking and not bundle.networks:
         raise InputError(
-            f"map.products contains {', '.join(lacking)}, but {storage.redact_url(model)} consists of boosted trees, which "
-            "do not have it; remove it, or train a model with a network (model.kind `mibf`)."
+            f"map.products contains {', '.join(lacking)}, but {storage.redact_url(model)} has no network, without which "
+            "there is none; remove it, or train a model with a network (model.kind `mibf`)."
         )
 
 

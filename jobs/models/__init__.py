@@ -1,1 +1,1 @@
-"""What a model consists of: choice of a recipe, boosted trees, several members, and predictions of samples."""
+"""What a model consists of: choice of a recipe, classifiers of pixel features, several members."""

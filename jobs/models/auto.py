@@ -1,15 +1,15 @@
 """The recipe `auto`: choose how to train, on this scene, by trials over folds of spatial blocks within a stated budget.
 
-Trials compare boosted trees with networks trained with and without turned patches, and on each source alone, for several
-numbers of steps, on drawn training and validation pixels (`jobs.trials`). From their out-of-fold predictions follow the
-kind of model, its recipe, the length of training, shares and temperatures. Keys that the configuration gives are kept, and
-limit what is tried. Test pixels are never read.
+Trials compare boosted trees, logistic regression, and networks trained with and without turned patches, and on each source
+alone, for several numbers of steps, on drawn training and validation pixels (`jobs.trials`). From their out-of-fold
+predictions follow the members of the model, the network's recipe and length of training, shares and temperatures. Keys that
+the configuration gives are kept, and limit what is tried. Test pixels are never read.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from dask.system import CPU_COUNT
 from jobs.config.config import Config
 from jobs.config.train import ModelSection, SamplingSection, TrainSection
 from jobs.runtime.progress import info
-from jobs.trials.candidates import Candidate, network_candidates, tree_candidates
+from jobs.trials.candidates import Candidate, linear_candidates, network_candidates, tree_candidates
 from jobs.trials.choice import choose
 from jobs.trials.folds import Folds, make_folds
 from jobs.trials.networks import NetworkRecipe
@@ -39,12 +39,16 @@ from pipeline.store.patch_store import PatchStore
 LEAST_MINUTES, MOST_MINUTES, SMALL = 4.0, 15.0, 25_000
 #: Share of the budget for trials.
 TRIAL_SHARE = 0.5
-#: Samples of the trials, and the numbers of steps and rounds that they compare.
-SAMPLES, STEPS, ROUNDS = 12_000, (100, 200, 400), (30, 80)
+#: Samples of the trials, and the numbers of steps and rounds and the penalties that they compare.
+SAMPLES, STEPS, ROUNDS, PENALTIES = 12_000, (100, 200, 400), (30, 80), (1e-3, 1e-2, 1e-4)
+#: Parts of the time for trials that boosted trees and logistic regression take at most.
+TREES_PART, LINEAR_PART = 1 / 4, 1 / 8
 #: Training samples from which the statistics of batch norm are computed before each validation.
 STATISTICS = 4096
 #: Networks of a model: more vary less with the seed.
 NETWORKS = 2
+#: Version of what the record of a choice contains; others are not resumed from.
+RECORD_VERSION = 2
 #: Side in pixels of the folds' blocks where the split has none.
 SIDE = 64
 #: Training samples from which on batches have 256 samples instead of 128; smaller batches need fewer samples per step.
@@ -56,7 +60,8 @@ class AutoPlan:
     """What `auto` decided."""
 
     config: Config  #: with the chosen values in place of `auto`
-    #: Of the networks together and the trees, from out-of-fold predictions; None where trials had not these members.
+    #: Of the networks together and each classifier that is trained, from out-of-fold predictions, with shares of 0 for what
+    #: was not chosen; None where the trials had no such members.
     mixture: Blend | None
     lines: list[str]  #: the table of the trials and the choice, for a person
     record: dict[str, Any]  #: the same as JSON values
@@ -83,7 +88,11 @@ def plan_training(
     """
     recorded = None if restart else _recorded(workspace, fingerprint)
     if recorded is None:
-        recorded = {"fingerprint": fingerprint, **_decide(config, stores, scaling, spec, clock=clock)}
+        recorded = {
+            "version": RECORD_VERSION,
+            "fingerprint": fingerprint,
+            **_decide(config, stores, scaling, spec, clock=clock),
+        }
         lease.check()
         storage.write_json(workspace.trials, recorded)
     train = config.train.model_dump() | {"recipe": "standard"} | recorded["train"]
@@ -113,7 +122,8 @@ def _recorded(workspace: Workspace, fingerprint: str) -> dict[str, Any] | None:
         found = storage.read_json(workspace.trials)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("fingerprint") == fingerprint else None
+    wanted = (RECORD_VERSION, fingerprint)
+    return found if isinstance(found, dict) and (found.get("version"), found.get("fingerprint")) == wanted else None
 
 
 def _decide(
@@ -201,11 +211,22 @@ def _candidates(
             folds,
             classes=spec.classes,
             rounds=ROUNDS,
-            seconds=seconds / 4,
+            seconds=TREES_PART * seconds,
             seed=seed,
             threads=threads,
             clock=clock,
         )
+        penalties = (config.model.penalty,) if "penalty" in config.model.model_fields_set else PENALTIES
+        own, remarks = linear_candidates(
+            samples,
+            folds,
+            classes=spec.classes,
+            penalties=penalties,
+            seconds=LINEAR_PART * seconds,
+            seed=seed,
+            clock=clock,
+        )
+        found, notes = found + own, notes + remarks
     main = [recipe for recipe in recipes if recipe.sources is None]
     for position, recipe in enumerate(recipes):
         left = seconds - (clock() - begun)
@@ -234,24 +255,26 @@ def _from_choice(
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Turn the choice into values of the configuration."""
-    networks = [member for member in choice.members if not member.name.startswith("boosted")]
-    trees = [member for member in choice.members if member.name.startswith("boosted")]
+    networks = [member for member in choice.members if member.kind == "network"]
+    others = [member for member in choice.members if member.kind != "network"]
     lines = [*choice.lines(), *(f"note: {note}" for note in notes)]
     given = config.train.blend and "blend" in config.train.model_fields_set
-    if given and not (networks and trees):
+    if given and not (networks and others):
         lines.append("note: train.blend is given, so the model is a blend all the same, with shares by validation pixels")
     common: dict[str, Any] = {"lines": lines, "trials": choice.to_json(), "temperatures": [], "shares": []}
+    linear = next((each for each in others if each.kind == "linear"), None) or _best(choice, "linear")
+    penalty = {} if linear is None else {"penalty": linear.penalty}
     if not networks and not given:
-        (only,) = trees
-        kind = {"train": {}, "model": {"kind": "boosting"}, "sampling": {}}
-        return kind | common | {"temperatures": [only.temperature], "shares": [only.share]}
-    member = networks[0] if networks else _best_network(choice)
+        kind = "boosting" if others[0].kind == "trees" else "linear"
+        changed = {"train": {"blend": len(others) > 1}, "model": {"kind": kind, **penalty}, "sampling": {}}
+        return changed | common | _mixture([], others, [each.kind for each in others])
+    member = networks[0] if networks else _best(choice, "network", [r.name for r in recipes if r.sources is None])
+    assert member is not None  # the first recipe is always tried
     recipe = next(r for r in recipes if r.name == member.name)
-    # Where the network sees one source, so do the trees of the blend. The trials' shares are of trees that saw all sources;
-    # they are kept, because shares that are fitted to validation pixels alone dropped the trees where the trials did not.
-    if networks and (trees or not given):
-        common["temperatures"] = [each.temperature for each in (*networks, *trees)]
-        common["shares"] = [each.share for each in (*networks, *trees)]
+    # Where the network sees one source, so do the others of the blend. The trials' shares are of others that saw all of
+    # them; they are kept, because shares fitted to validation pixels alone dropped the trees where the trials did not.
+    if networks and (others or not given):
+        common |= _mixture(networks, others, ["trees", "linear"] if others else [])
     reached = [c for c in candidates if c.name == member.name]
     in_fold = sum(len(fold.training) for fold in folds.folds) / len(folds.folds)
     # As many passes over the samples as in the trial; if the loss still fell at its end, twice as many.
@@ -263,14 +286,28 @@ def _from_choice(
     count = network_count(config)
     possible = int(seconds / (count * max(per_step, 1e-6)))
     steps = max(STEPS[0], min(round(steps), possible))
-    return _values(config, batch=batch, recipe=recipe, steps=steps, blend=bool(trees)) | common
+    values = _values(config, batch=batch, recipe=recipe, steps=steps, blend=bool(others))
+    values["model"] |= penalty
+    return values | common
 
 
-def _best_network(choice: Choice) -> Member:
-    """The network with the least log loss among the candidates."""
-    rows = [row for row in choice.rows if len(row.steps) == 1 and not row.name.startswith("boosted")]
+def _mixture(networks: Sequence[Member], others: Sequence[Member], trained: Sequence[str]) -> dict[str, Any]:
+    """The temperatures and shares of the networks together and of the classifiers that are trained, by kind."""
+    members = [networks[0] if networks else None]
+    members += [next((each for each in others if each.kind == kind), None) for kind in trained]
+    return {
+        "temperatures": [1.0 if each is None else each.temperature for each in members],
+        "shares": [0.0 if each is None else each.share for each in members],
+    }
+
+
+def _best(choice: Choice, kind: str, names: Collection[str] | None = None) -> Member | None:
+    """The candidate of a kind, among those of some names, with the least log loss; None if there is none."""
+    rows = [row for row in choice.rows if row.kinds == (kind,) and (names is None or row.name in names)]
+    if not rows:
+        return None
     row = min(rows, key=lambda each: each.figures["log_loss"])
-    return Member(row.name, row.steps[0], row.temperatures[0], 1.0)
+    return Member(row.name, kind, row.steps[0], row.temperatures[0], 1.0, row.penalty)
 
 
 def network_count(config: Config) -> int:

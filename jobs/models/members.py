@@ -1,7 +1,7 @@
-"""Turn what was trained into models: a network of one seed, several networks, boosted trees, or a blend of them.
+"""Turn what was trained into models: a network of one seed, several networks, or a blend with other classifiers.
 
 Temperatures and shares of a model of several members are fitted to validation pixels (`mibf.ensemble`), or come from trials.
-In a bundle the networks stand before the trees.
+In a bundle the networks stand before the classifiers of pixel features.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.models.boosting import FittedTrees
 from jobs.runtime.progress import pluralize, progress_bar, warn
 from mibf.bundle.bundle import Bundle
-from mibf.bundle.members import Member, NetworkMember
+from mibf.bundle.members import KIND_NAMES, Member, NetworkMember, PixelMember
 from mibf.ensemble import Blend, fit_shares, fit_temperature, shrunk
 from pipeline.sampling.drawn_pixels import DrawnPixels, draw_pixels
 from pipeline.sampling.predictions import predict
@@ -29,9 +28,9 @@ from pipeline.store.patch_store import PatchStore
 SAMPLES, LEAST = 25_000, 20
 
 
-def combine(bundle: Bundle, networks: Sequence[NetworkMember], trees: FittedTrees | None) -> Bundle:
+def combine(bundle: Bundle, networks: Sequence[NetworkMember], others: Sequence[PixelMember]) -> Bundle:
     """Return a bundle with these members in place of its own, with equal shares."""
-    members: list[Member] = [*networks, *([] if trees is None else [trees.member_with()])]
+    members: list[Member] = [*networks, *others]
     return replace(bundle, members=tuple(replace(member, share=1 / len(members)) for member in members))
 
 
@@ -45,7 +44,7 @@ def fit_to_validation(bundle: Bundle, stores: Sequence[PatchStore], *, seed: int
         stores: without their test pixels.
         seed: of the draw of validation pixels.
         plan: the shares to use, and temperatures that are not undercut: confidence is not above what either the trials or
-            the validation pixels support. Its values are for the networks together, then for each of the trees. Without
+            the validation pixels support. Its values are for the networks together, then for each other member. Without
             validation pixels they are used as they are.
     """
     if plan is not None:
@@ -67,13 +66,15 @@ def fit_members(bundle: Bundle, logits: Sequence[NDArray[np.float64]], labels: N
     """Fit temperatures and shares to the members' logits (n, classes) of samples of known classes (n,)."""
     temperatures = tuple(fit_temperature(own, labels) for own in logits)
     networks = len(bundle.networks)
-    if networks in (0, len(bundle.members)):
+    if networks == len(bundle.members):
         return Blend(temperatures, (1 / len(logits),) * len(logits)).sharpened(logits, labels)
-    together = Blend(temperatures[:networks], (1 / networks,) * networks).log_probabilities(logits[:networks])
     others = [
         Blend((t,), (1.0,)).log_probabilities([own])
         for t, own in zip(temperatures[networks:], logits[networks:], strict=True)
     ]
+    if not networks:
+        return Blend(temperatures, shrunk(fit_shares(others, labels))).sharpened(logits, labels)
+    together = Blend(temperatures[:networks], (1 / networks,) * networks).log_probabilities(logits[:networks])
     first, *rest = shrunk(fit_shares([together, *others], labels))
     return Blend(temperatures, (*(first / networks,) * networks, *rest)).sharpened(logits, labels)
 
@@ -82,7 +83,7 @@ def _spread(bundle: Bundle, plan: Blend) -> Blend:
     """Give every network its part of the share and the temperature that a plan has for all of them."""
     networks = len(bundle.networks)
     temperatures = (*(plan.temperatures[0],) * networks, *plan.temperatures[1:])
-    return Blend(temperatures, (*(plan.shares[0] / networks,) * networks, *plan.shares[1:]))
+    return Blend(temperatures, (*(plan.shares[0] / max(1, networks),) * networks, *plan.shares[1:]))
 
 
 def _with(bundle: Bundle, blend: Blend) -> Bundle:
@@ -141,10 +142,8 @@ def with_figures(bundle: Bundle, measured: Measured | None) -> Bundle:
 
 def describe_members(bundle: Bundle) -> str:
     """Describe the members of a model with their shares."""
-    networks, trees = len(bundle.networks), len(bundle.trees)
     parts = []
-    if networks:
-        parts.append(f"{pluralize(networks, 'networks')} ({sum(m.share for m in bundle.networks):.2f})")
-    if trees:
-        parts.append(f"boosted trees ({sum(m.share for m in bundle.trees):.2f})")
+    if bundle.networks:
+        parts.append(f"{pluralize(len(bundle.networks), 'networks')} ({sum(m.share for m in bundle.networks):.2f})")
+    parts += [f"{KIND_NAMES[member.kind]} ({member.share:.2f})" for member in bundle.pixelwise]
     return "members and their shares: " + ", ".join(parts)

@@ -30,6 +30,7 @@ from jobs.workflow.split_caveat import is_apart, split_caveat
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
 from mibf.bundle.classes import ClassName
+from mibf.bundle.members import KIND_NAMES
 from mibf.normalization import BandScaling, scaling_from_json
 from pipeline.codes import SUBSETS, UNLABELLED
 from pipeline.grid import Window
@@ -92,6 +93,7 @@ def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease)
         chosen=bundle.provenance.get("chosen"),
         seed=bundle.provenance.get("seed"),
         trees=len(bundle.trees),
+        kind_names=KIND_NAMES,
         members=[] if bundle.single is not None else evaluation["members"],
         trials=_trials(workspace, bundle),
         trial_metrics=TRIAL_METRICS,

@@ -63,8 +63,8 @@ def training_warnings(history: list[dict[str, Any]], select: Select, validation_
         found.append(
             f"validation overall accuracy {accuracy:.3f} is below {share:.3f}, the share of the most frequent class: a map "
             "of that class alone would be right more often. Compare with `mibf baseline`, train longer, check the labels, "
-            "add more of them, or try boosted trees (model.kind: boosting). Balanced sampling and class weights cost overall "
-            "accuracy; `prediction.priors: natural` regains it."
+            "add more of them, or try boosted trees (model.kind: boosting). Balanced sampling and class weights cost "
+            "overall accuracy; `prediction.priors: natural` regains it."
         )
     return found
 

@@ -85,7 +85,7 @@ def network_spec(config: Config, store: PatchStore) -> NetworkSpec:
         declared = config.scenes[0].sources[source.name].branch
         wide = position == 0 if declared is None else declared == "wide"
         sources.append(SourceSpec(source.name, source.bands, WIDE if wide else NARROW, source.scale))
-    alone = len(sources) == 1 and config.model.kind == "boosting"  # boosted trees relate no sources
+    alone = len(sources) == 1 and config.model.kind != "mibf"  # classifiers of pixel features relate no sources
     return NetworkSpec(
         tuple(sources),
         classes=len(store.classes),

@@ -1,4 +1,4 @@
-"""Stage `train`: train networks, boosted trees or a blend of both, and write the model as a bundle.
+"""Stage `train`: train networks, classifiers of pixel features or a blend of both, and write the model as a bundle.
 
 Networks are trained on 1..n Ray Train workers (gloo on CPUs, NCCL on GPUs), or in this process with 0.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 from jobs.config.config import Config
 from jobs.models.auto import plan_training
-from jobs.models.boosting import FittedTrees, fit_boosting
 from jobs.models.members import combine, describe_members, fit_to_validation, measure, with_figures
+from jobs.models.pixelwise import FittedClassifier, fit_classifier, read_pixel_samples, trained_classifiers
 from jobs.runtime.progress import pluralize, warn
 from jobs.runtime.worker_resources import WorkerResources
 from jobs.train.networks import TrainedNetworks, share_resources, train_networks
@@ -66,12 +66,10 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
     networks = None
     if share is not None:
         networks = train_networks(config, settings, share, store=stores[0], scaling=scaling, origin=origin)
-    trees, first_seed = None, config.train.every_seed[0]
-    if networks is None or config.train.blend:
-        trees = fit_boosting(stores, settings.spec, scaling, settings.priors, seed=first_seed, threads=config.train.threads)
-    model = _model(config, settings, stores, scaling, origin, networks, trees, None if plan is None else plan.mixture)
+    classifiers, first_seed = _fit_classifiers(config, settings, stores, scaling), config.train.every_seed[0]
+    model = _model(config, settings, stores, scaling, origin, networks, classifiers, None if plan is None else plan.mixture)
     lines = [] if plan is None else plan.lines
-    lines += [] if trees is None else _reach_notes(split)
+    lines += _reach_notes(split) if classifiers else []
     lines += [] if networks is None else networks.lines(config.train.select)
     seeds = [] if networks is None else [*networks.results.values()]
     if model.single is None:
@@ -83,7 +81,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
     _write_bundles(workspace, model, {} if networks is None or config.train.ensemble else networks.bundles, lease)
     return StageResult(
         {"chosen": model.provenance["chosen"], "parameters": model.parameters, "seeds": seeds},
-        [_first_line(model, networks, trees, resumed=resumed), *lines],
+        [_first_line(model, networks, classifiers, resumed=resumed), *lines],
         [workspace.bundle, *([workspace.metrics] if networks else [])],
     )
 
@@ -100,7 +98,7 @@ def _begin(
 ) -> tuple[Settings, WorkerResources | None, bool]:
     """Check the configuration and begin the run: its settings, the resources of its workers, and whether it is resumed.
 
-    Boosted trees have no workers.
+    Only networks have workers.
     """
     spec = network_spec(config, stores[0])
     training = Sampler(stores, scaling, spec.patch, "train")
@@ -126,6 +124,28 @@ def _begin(
     return settings, share, resumed
 
 
+def _fit_classifiers(
+    config: Config, settings: Settings, stores: list[PatchStore], scaling: Scaling
+) -> list[FittedClassifier]:
+    """Fit the classifiers of pixel features that the configuration asks for."""
+    kinds, seed = trained_classifiers(config), config.train.every_seed[0]
+    if not kinds:
+        return []
+    samples = read_pixel_samples(stores, settings.spec, scaling, seed=seed)
+    return [
+        fit_classifier(
+            kind,
+            samples,
+            settings.spec,
+            settings.priors,
+            seed=seed,
+            threads=config.train.threads,
+            penalty=config.model.penalty,
+        )
+        for kind in kinds
+    ]
+
+
 def _model(
     config: Config,
     settings: Settings,
@@ -133,52 +153,52 @@ def _model(
     scaling: Scaling,
     origin: dict[str, Any],
     networks: TrainedNetworks | None,
-    trees: FittedTrees | None,
+    classifiers: list[FittedClassifier],
     mixture: Blend | None,
 ) -> Bundle:
-    """Build the model: the best seed's network, or a bundle of several members whose shares fit validation pixels."""
+    """Build the model: the best seed's network, a classifier, or several members whose shares fit validation pixels."""
+    seed = config.train.every_seed[0]
     if networks is None:
-        assert trees is not None
-        seed = config.train.every_seed[0]
-        member = trees.member_with(None if mixture is None else mixture.temperatures[0])
-        calibrated = mixture is not None or trees.validation is not None
-        chosen = _chosen_of_trees(trees) | ({"temperature": member.temperature} if calibrated else {})
-        return Bundle(
+        only = classifiers[0]
+        if len(classifiers) == 1 and mixture is not None:
+            only = only.not_undercutting(mixture.temperatures[-1])
+        best = Bundle(
             spec=settings.spec,
-            members=(member,),
+            members=(only.member,),
             scaling={source.name: scaling[source.name] for source in settings.spec.sources},
             classes=stores[0].classes,
             priors=settings.priors,
-            provenance={**origin, "seed": seed, "seeds": [seed], "chosen": chosen},
+            provenance={**origin, "seed": seed, "seeds": [seed], "chosen": only.chosen},
         )
-    best = networks.bundles[networks.best]
-    taken = networks.bundles.values() if config.train.ensemble else [best]
-    members = [member for bundle in taken for member in bundle.networks]
-    if len(members) == 1 and trees is None:
+        members = []
+    else:
+        best = networks.bundles[networks.best]
+        taken = networks.bundles.values() if config.train.ensemble else [best]
+        members = [member for bundle in taken for member in bundle.networks]
+    if len(members) + len(classifiers) == 1:
         return best
-    combined = fit_to_validation(combine(best, members, trees), stores, seed=config.train.every_seed[0], plan=mixture)
+    combined = combine(best, members, [each.member for each in classifiers])
+    combined = fit_to_validation(combined, stores, seed=seed, plan=mixture)
     changed: dict[str, Any] = {}
-    if config.train.ensemble:
+    if networks is not None and config.train.ensemble:
         changed = {"seeds": [best.provenance["seed"]], "member_seeds": [*networks.bundles]}
-    if trees is not None and not combined.networks:  # the networks got no share
-        changed["chosen"] = _chosen_of_trees(trees)
+    if not combined.networks:  # they got no share
+        first = combined.members[0]
+        chosen = next(each for each in classifiers if each.member.kind == first.kind).chosen
+        changed["chosen"] = chosen | ({"temperature": first.temperature} if "temperature" in chosen else {})
     return replace(combined, provenance={**combined.provenance, **changed})
 
 
-def _chosen_of_trees(trees: FittedTrees) -> dict[str, Any]:
-    """What training chose for boosted trees; without validation pixels no temperature."""
-    return {"rounds": trees.trees.rounds} | ({} if trees.validation is None else {"temperature": trees.temperature})
-
-
-def _first_line(model: Bundle, networks: TrainedNetworks | None, trees: FittedTrees | None, *, resumed: bool) -> str:
+def _first_line(
+    model: Bundle, networks: TrainedNetworks | None, classifiers: list[FittedClassifier], *, resumed: bool
+) -> str:
     """Say what was trained."""
     sources = pluralize(len(model.spec.sources), "sources")
     if networks is None or not model.networks:
-        assert trees is not None
         dropped = "" if networks is None else "; networks were trained, too, but got no share"
+        described = " and ".join(each.description for each in classifiers)
         return (
-            f"boosted trees, {pluralize(trees.trees.rounds, 'rounds')}, {sources}, {trees.samples:,} of "
-            f"{trees.available:,} training samples{dropped}"
+            f"{described}, {sources}, {classifiers[0].samples:,} of {classifiers[0].available:,} training samples{dropped}"
         )
     epochs = pluralize(networks.results[networks.best]["epochs"], "epochs")
     return f"{model.parameters:,} parameters, {sources}, {epochs}{' (resumed)' if resumed else ''}"
@@ -197,13 +217,13 @@ def _model_lines(model: Bundle, figures: Mapping[str, Any] | None) -> list[str]:
 
 
 def _reach_notes(split: Mapping[str, Any]) -> list[str]:
-    """Say if the features of boosted trees reach farther than the split's buffer keeps subsets apart."""
+    """Say if pixel features reach farther than the split's buffer keeps subsets apart."""
     needed = NEIGHBORHOOD - 1
     if split["method"] == "random" or split["buffer"] >= needed:
         return []
     return [
-        f"note: boosted trees see {NEIGHBORHOOD} x {NEIGHBORHOOD} pixels, so with a buffer of {split['buffer']} pixels some "
-        f"are seen in training and in testing; set split.buffer to {needed}"
+        f"note: features are of {NEIGHBORHOOD} x {NEIGHBORHOOD} pixels, so with a buffer of {split['buffer']} pixels some "
+        f"pixels are seen in training and in testing; set split.buffer to {needed}"
     ]
 
 

@@ -1,10 +1,11 @@
-"""Candidates of a trial: out-of-fold logits of networks by recipe and number of steps, and of boosted trees."""
+"""Candidates of a trial: out-of-fold logits of networks by recipe and number of steps, and of classifiers of features."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,15 @@ from jobs.trials.networks import NetworkRecipe, train_network
 from jobs.trials.samples import TrialSamples
 from jobs.trials.trajectory import Clock, Trajectory, follow
 from mibf.network.spec import NetworkSpec
+from pipeline.classifiers.linear import ITERATIONS, fit_linear
 from pipeline.classifiers.trees import fit_trees
 
-#: Name of boosted trees among the candidates.
-TREES = "boosted trees"
+#: What a candidate is; as the kinds of a bundle's members.
+Kind = Literal["network", "trees", "linear"]
+#: Names of boosted trees and of logistic regression among the candidates.
+TREES, LINEAR = "boosted trees", "logistic regression"
+#: Values of the features of a trial to which logistic regression is fitted, at most: it is fitted often.
+LINEAR_VALUES = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -25,14 +31,12 @@ class Candidate:
     """A way to train one model, with its logits of every sample from a model that was not trained on the sample's fold."""
 
     name: str
-    steps: int  #: optimizer steps of a network, rounds of boosted trees
+    kind: Kind
+    steps: int  #: optimizer steps of a network, rounds of boosted trees, iterations of logistic regression at most
     logits: NDArray[np.float64]  #: (n, classes); NaN for samples that no fold holds out
     seconds: float  #: for all folds
-
-    @property
-    def is_trees(self) -> bool:
-        """Whether it is boosted trees, not a network."""
-        return self.name.startswith(TREES)
+    single_source: bool = False  #: whether it is a network on one of several sources
+    penalty: float | None = None  #: of logistic regression
 
 
 def network_candidates(
@@ -75,7 +79,11 @@ def network_candidates(
             clock=clock,
         )
 
-    return _in_folds(recipe.name, train, len(samples), folds, checkpoints=checkpoints, seconds=seconds, clock=clock)
+    found, notes = _in_folds(
+        recipe.name, "network", train, len(samples), folds, checkpoints=checkpoints, seconds=seconds, clock=clock
+    )
+    single = recipe.sources is not None and len(recipe.sources) < len(samples.sources)
+    return [replace(each, single_source=single) for each in found], notes
 
 
 def tree_candidates(
@@ -125,11 +133,60 @@ def tree_candidates(
         return follow(checkpoints, predict, seconds=seconds, clock=clock)
 
     name = f"{TREES} (balanced)" if balanced else TREES
-    return _in_folds(name, train, len(samples), folds, checkpoints=rounds, seconds=seconds, clock=clock)
+    return _in_folds(name, "trees", train, len(samples), folds, checkpoints=rounds, seconds=seconds, clock=clock)
+
+
+def linear_candidates(
+    samples: TrialSamples,
+    folds: Folds,
+    *,
+    classes: int,
+    penalties: Sequence[float],
+    seconds: float,
+    seed: int,
+    clock: Clock = time.monotonic,
+) -> tuple[list[Candidate], list[str]]:
+    """Fit logistic regression to the features in every fold: a candidate for each penalty that there was time for.
+
+    Args:
+        samples: all samples.
+        folds: which of them to fit to and to predict.
+        classes: number of classes.
+        penalties: see `fit_linear`.
+        seconds: for all penalties together; no penalty after the first is tried that would probably exceed them.
+        seed: of the draw of samples where they have many features.
+        clock: returns a time in seconds.
+
+    Returns:
+        The candidates, and notes on what is missing.
+    """
+    started = clock()
+    found, notes = list[Candidate](), list[str]()
+    for position, penalty in enumerate(penalties):
+        spent = clock() - started
+        if position and spent * (position + 1) / position > seconds:
+            notes.append(f"{LINEAR}, penalty {penalty:g}: not tried, because its time was used up")
+            break
+
+        def train(fold: Fold, checkpoints: Sequence[int], seconds: float, *, penalty: float = penalty) -> Trajectory:
+            def predict(_: int) -> NDArray[np.float64]:
+                features, labels = samples.features[fold.training], samples.labels[fold.training]
+                model = fit_linear(features, labels, classes=classes, penalty=penalty, seed=seed, most_values=LINEAR_VALUES)
+                return model.scores(samples.features[fold.held_out])
+
+            return follow(checkpoints, predict, seconds=seconds, clock=clock)
+
+        name = f"{LINEAR}, penalty {penalty:g}"
+        own, remarks = _in_folds(
+            name, "linear", train, len(samples), folds, checkpoints=[ITERATIONS], seconds=seconds, clock=clock
+        )
+        found, notes = found + [replace(each, penalty=penalty) for each in own], notes + remarks
+    return found, notes
 
 
 def _in_folds(
     name: str,
+    kind: Kind,
     train: Callable[[Fold, Sequence[int], float], Trajectory],
     samples: int,
     folds: Folds,
@@ -154,6 +211,7 @@ def _in_folds(
     candidates = [
         Candidate(
             name,
+            kind,
             steps,
             _pooled(samples, folds, [trained.logits[steps] for trained in found]),
             sum(trained.seconds[steps] for trained in found),

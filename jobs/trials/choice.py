@@ -1,12 +1,14 @@
 """Choose between candidates, and blends of them, by their out-of-fold predictions.
 
-All candidates are compared on the same samples, with temperatures and shares fitted to the other folds. The rule, in this
-order:
+All candidates are compared on the same samples, with temperatures and shares fitted to the other folds. The best network,
+the best boosted trees and the best logistic regression are also blended, each two of them and all three. A network on a
+single source is only considered if its log loss is lower than that of the best network on all sources beyond chance. The
+rule, in this order:
 
 1. Those whose log loss is at most `TIED` above the least, in proportion, count as equal.
 2. Of these, those whose macro-F1 is at most `TIED_F1` below the greatest count as equal.
-3. Of these, the one with the most members wins: a blend of a network and boosted trees, which fail differently, is the
-   safer choice for new ground. Then the one that took the fewest seconds.
+3. Of these, the one with the most members wins: models that fail differently are together the safer choice for new ground.
+   Then the one that took the fewest seconds.
 
 The log loss comes first because it punishes wrong confidence too and varies less with chance than counts of hits; macro-F1
 comes next so that rare classes decide where the log loss does not.
@@ -18,11 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.trials.candidates import Candidate
+from jobs.trials.candidates import Candidate, Kind
 from jobs.trials.folds import Folds
 from jobs.trials.table import Choice, Member, TrialRow
 from mibf.ensemble import Blend, cross_fitted
@@ -91,7 +95,7 @@ class _Scorer:
 
 
 def choose(candidates: Sequence[Candidate], labels: NDArray[np.int64], folds: Folds, *, seed: int) -> Choice:
-    """Choose a candidate, or the blend of the best network and the best boosted trees.
+    """Choose a candidate, or a blend of the best ones of each kind.
 
     Of each name only the best number of steps is a finalist.
 
@@ -113,14 +117,16 @@ def choose(candidates: Sequence[Candidate], labels: NDArray[np.int64], folds: Fo
     for each in scored:
         by_name.setdefault(each.name, []).append(each)
     singles = [best(own) for own in by_name.values()]
-    finalists = [*singles, *_blend(scorer, singles)]
+    singles = _without_needless(scorer, singles)
+    blends = _blends(scorer, singles)
+    finalists = [*singles, *blends]
     chosen = best(finalists)
-    rows = [_row(each, chosen, finalists) for each in (*scored, *finalists[len(singles) :])]
+    rows = [_row(each, chosen, finalists) for each in (*scored, *blends)]
     missing = [f"{c.name}, {c.steps} steps: logits are not finite" for c in candidates if not any(c is f for f in finite)]
     return Choice(
         rows=tuple(rows),
         members=tuple(
-            Member(m.name, m.steps, temperature, share)
+            Member(m.name, m.kind, m.steps, temperature, share, m.penalty)
             for m, temperature, share in zip(chosen.members, chosen.blend.temperatures, chosen.blend.shares, strict=True)
             if share > 0
         ),
@@ -142,13 +148,26 @@ def best(finalists: Sequence[_Scored]) -> _Scored:
     return min(tied, key=lambda each: (-len(each.members), each.seconds))
 
 
-def _blend(scorer: _Scorer, singles: Sequence[_Scored]) -> list[_Scored]:
-    """The blend of the best network and the best boosted trees; none if there is only one kind, or one has no share."""
-    kinds = [[each for each in singles if each.members[0].is_trees is trees] for trees in (False, True)]
-    if not all(kinds):
-        return []
-    scored = scorer.score([best(own).members[0] for own in kinds])
-    return [scored] if min(scored.blend.shares) > 0 else []
+def _without_needless(scorer: _Scorer, singles: Sequence[_Scored]) -> list[_Scored]:
+    """Leave out networks on a single source, except those that are better than all sources together beyond chance."""
+    single = [each for each in singles if each.members[0].single_source]
+    whole = [each for each in singles if each.members[0].kind == "network" and not each.members[0].single_source]
+    if not whole:
+        return list(singles)
+    rival = best(whole)
+
+    def is_better(each: _Scored) -> bool:
+        return scorer.drawn is not None and interval(scorer.replicates(each.losses - rival.losses))[1] < 0
+
+    return [each for each in singles if not any(each is s for s in single) or is_better(each)]
+
+
+def _blends(scorer: _Scorer, singles: Sequence[_Scored]) -> list[_Scored]:
+    """The blends of the best candidates of two kinds or more, except those with a member that has no share."""
+    kinds = [[each for each in singles if each.members[0].kind == kind] for kind in get_args(Kind)]
+    firsts = [best(own).members[0] for own in kinds if own]
+    scored = [scorer.score(chosen) for count in range(2, len(firsts) + 1) for chosen in combinations(firsts, count)]
+    return [each for each in scored if min(each.blend.shares) > 0]
 
 
 def _row(each: _Scored, chosen: _Scored, finalists: Sequence[_Scored]) -> TrialRow:
@@ -158,16 +177,17 @@ def _row(each: _Scored, chosen: _Scored, finalists: Sequence[_Scored]) -> TrialR
     if each is chosen:
         why = "chosen"
     elif not any(each is f for f in finalists):
-        same = next(f for f in finalists if f.name == each.name)
-        why = f"{same.members[0].steps} steps are better"
+        same = [f for f in finalists if f.name == each.name]
+        why = f"{same[0].members[0].steps} steps are better" if same else "not better than all sources beyond chance"
     elif each.log_loss > least * (1 + TIED):
         why = f"log loss {100 * (each.log_loss / least - 1):.0f} % above the least" if least else "log loss above 0"
     elif each.macro_f1 < most - TIED_F1:
         why = f"macro-F1 {100 * (most - each.macro_f1):.1f} points lower at equal log loss"
     else:
-        why = "equal, but a blend is safer" if len(chosen.members) > len(each.members) else "equal, but costs more"
+        why = "equal, but more members are safer" if len(chosen.members) > len(each.members) else "equal, but costs more"
     return TrialRow(
         name=each.name,
+        kinds=tuple(m.kind for m in each.members),
         steps=tuple(m.steps for m in each.members),
         shares=each.blend.shares,
         temperatures=each.blend.temperatures,
@@ -176,6 +196,7 @@ def _row(each: _Scored, chosen: _Scored, finalists: Sequence[_Scored]) -> TrialR
         seconds=each.seconds,
         chosen=each is chosen,
         why=why,
+        penalty=each.members[0].penalty if len(each.members) == 1 else None,
     )
 
 

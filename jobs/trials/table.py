@@ -23,9 +23,11 @@ class Member:
     """A model to train on all training samples, and what its logits count in the mixture."""
 
     name: str  #: of the candidate
+    kind: str  #: network, trees or linear
     steps: int
     temperature: float
     share: float
+    penalty: float | None = None  #: of logistic regression
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class TrialRow:
     """The out-of-fold metrics of a candidate, or of a blend with one entry per member in the tuples."""
 
     name: str
+    kinds: tuple[str, ...]
     steps: tuple[int, ...]
     shares: tuple[float, ...]
     temperatures: tuple[float, ...]
@@ -41,6 +44,7 @@ class TrialRow:
     seconds: float
     chosen: bool
     why: str  #: why it was chosen or not
+    penalty: float | None = None  #: of logistic regression alone
 
     def cells(self) -> list[str]:
         """Return the cells of its line in the table."""

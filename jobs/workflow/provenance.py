@@ -30,7 +30,7 @@ from pipeline.io.sidecars import Listings
 PACKAGES = (
     "mibf", "torch", "ray", "dask", "distributed", "zarr", "numcodecs", "numpy", "scipy", "xarray", "rasterio", "rioxarray",
     "odc-geo", "pyproj", "geopandas", "safetensors", "fsspec", "s3fs", "gcsfs", "adlfs", "tensorboardX", "mlflow-skinny",
-    "lightgbm",
+    "lightgbm", "scikit-learn",
 )  # fmt: skip  # a list of names: one per line would fill a page
 #: Timeout of git commands in seconds.
 TIMEOUT_SECONDS = 5.0

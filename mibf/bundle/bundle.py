@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from mibf.bundle.classes import ClassName
-from mibf.bundle.members import Member, NetworkMember, TreesMember, file_names, recorded
+from mibf.bundle.members import (
+    KIND_NAMES,
+    LinearMember,
+    Member,
+    NetworkMember,
+    PixelMember,
+    TreesMember,
+    file_names,
+    recorded,
+)
 from mibf.class_priors import Priors, PriorSetting, check_choice
 from mibf.errors import InputError
 from mibf.network.mibfnet import MIBFNet
@@ -72,10 +81,25 @@ class Bundle:
         return tuple(member for member in self.members if isinstance(member, TreesMember))
 
     @property
+    def linear(self) -> tuple[LinearMember, ...]:
+        """The members that are logistic regressions."""
+        return tuple(member for member in self.members if isinstance(member, LinearMember))
+
+    @property
+    def pixelwise(self) -> tuple[PixelMember, ...]:
+        """The members that classify a pixel by its features, in the order of the members."""
+        return tuple(member for member in self.members if isinstance(member, PixelMember))
+
+    @property
     def single(self) -> NetworkMember | None:
         """The network of a model that is a single network; None for other models."""
         first = self.members[0]
         return first if len(self.members) == 1 and isinstance(first, NetworkMember) else None
+
+    @property
+    def method(self) -> str:
+        """What the model is called: by its networks, without any by its first member."""
+        return "MIBF-Net" if self.networks else KIND_NAMES[self.members[0].kind].capitalize()
 
     @property
     def parameters(self) -> int:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from mibf.bundle import stac_mlm
 from mibf.bundle.bundle import CARD, MODEL, REMEDY, WEIGHTS, Bundle, check_weights
 from mibf.bundle.classes import ClassName
-from mibf.bundle.members import Member, NetworkMember, TreesMember, check_members, file_names
+from mibf.bundle.members import LinearMember, Member, NetworkMember, TreesMember, check_members, file_names
 from mibf.bundle.model_card import model_card
 from mibf.class_priors import Priors
 from mibf.errors import InputError
@@ -28,7 +28,7 @@ from mibf.serialization import without_nan
 SINGLE, FORMAT = 3, 4
 READ = (2, SINGLE, FORMAT)
 _COLOR = re.compile("#[0-9a-fA-F]{6}")
-_MEMBER_FILE = re.compile(r"weights(-[0-9]{1,3})?\.safetensors|trees(-[0-9]{1,3})?\.txt")
+_MEMBER_FILE = re.compile(r"(weights|linear)(-[0-9]{1,3})?\.safetensors|trees(-[0-9]{1,3})?\.txt")
 
 
 def to_files(bundle: Bundle) -> dict[str, bytes]:
@@ -110,6 +110,8 @@ def _members(model: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[Memb
             found.append(NetworkMember(safetensors.torch.load(content), **numbers))
         elif entry["kind"] == "trees":
             found.append(TreesMember(content.decode(), **numbers))
+        elif entry["kind"] == "linear":
+            found.append(LinearMember(safetensors.torch.load(content), **numbers))
         else:
             raise InputError(f"{MODEL} has a member of kind {entry['kind']!r}, which this version does not know; {REMEDY}.")
     return tuple(found)

@@ -1,4 +1,4 @@
-"""The members of a model: networks, and boosted trees. A model is one of them, or a weighted mean of several.
+"""The members of a model: networks, boosted trees, logistic regression. A model is one, or a weighted mean of several.
 
 The probabilities of a model are the mean of its members' probabilities, weighted by their shares (`mibf.ensemble`).
 """
@@ -32,13 +32,12 @@ class NetworkMember:
 
     def content(self) -> bytes:
         """Return the weights as a safetensors file."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.weights.items()}
-        return bytes(safetensors.torch.save(tensors))
+        return _safetensors(self.weights)
 
     @property
     def memory_bytes(self) -> int:
         """Size of the weights in bytes, including batch norm statistics."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.weights.values())
+        return _memory_bytes(self.weights)
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,50 @@ class TreesMember:
         return len(self.text)
 
 
-Member = NetworkMember | TreesMember
+@dataclass(frozen=True)
+class LinearMember:
+    """Logistic regression, by the arrays of `pipeline.classifiers.linear`, on the same features as boosted trees."""
+
+    weights: dict[str, Tensor]
+    temperature: float = 1.0
+    share: float = 1.0
+
+    kind = "linear"
+
+    def content(self) -> bytes:
+        """Return the arrays as a safetensors file."""
+        return _safetensors(self.weights)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Size of the arrays in bytes."""
+        return _memory_bytes(self.weights)
+
+
+#: Members that classify a pixel by its features.
+PixelMember = TreesMember | LinearMember
+Member = NetworkMember | PixelMember
+#: What each kind of member is called.
+KIND_NAMES = {"network": "network", "trees": "boosted trees", "linear": "logistic regression"}
+#: The files of each kind of member.
+_FILES = {"network": ("weights", "safetensors"), "trees": ("trees", "txt"), "linear": ("linear", "safetensors")}
+
+
+def _safetensors(weights: dict[str, Tensor]) -> bytes:
+    return bytes(safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
+
+
+def _memory_bytes(weights: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
 
 
 def file_names(members: Iterable[Member]) -> list[str]:
-    """Return the file of each member: `weights.safetensors`, `weights-2.safetensors`, ...; `trees.txt`, ..."""
+    """Return the file of each member, such as `weights.safetensors`, `weights-2.safetensors`, `trees.txt`."""
     seen: dict[str, int] = {}
     names = []
     for member in members:
         seen[member.kind] = number = seen.get(member.kind, 0) + 1
-        stem, suffix = ("weights", "safetensors") if member.kind == "network" else ("trees", "txt")
+        stem, suffix = _FILES[member.kind]
         names.append(f"{stem}.{suffix}" if number == 1 else f"{stem}-{number}.{suffix}")
     return names
 

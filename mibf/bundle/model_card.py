@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
 from mibf.bundle.bundle import Bundle
+from mibf.bundle.members import KIND_NAMES
 from mibf.class_priors import FULL_SUPPORT
 
 CITATION = (
@@ -28,8 +29,6 @@ FIGURES = {
     "validation_kappa": "kappa",
     "validation_cross_entropy": "cross-entropy",
 }
-#: What a kind of member is called.
-_KINDS = {"network": "network", "trees": "boosted trees"}
 CALIBRATION = {"ece": "expected calibration error", "brier": "Brier score"}
 
 
@@ -79,7 +78,7 @@ def format_limits(low: Iterable[float], high: Iterable[float]) -> str:
 
 def _title(bundle: Bundle) -> list[str]:
     run = bundle.provenance.get("run")
-    method = "MIBF-Net" if bundle.networks else "Boosted trees"
+    method = bundle.method
     name = f"{method}, run {_text(run)}" if isinstance(run, str) else method
     spec = bundle.spec
     return [
@@ -171,17 +170,18 @@ def _origin(bundle: Bundle) -> list[str]:
 def surroundings(bundle: Bundle) -> str:
     """Say which pixels around a pixel its class depends on."""
     patch = f"the {bundle.spec.patch} x {bundle.spec.patch} reference pixels around each pixel"
-    trees = "means and deviations of the 7 x 7 reference pixels around each pixel for its boosted trees"
-    if not bundle.trees:
+    others = "means and deviations of the 7 x 7 reference pixels around each pixel"
+    if not bundle.pixelwise:
         return patch
-    return f"{patch} for its networks, and {trees}" if bundle.networks else trees.removesuffix(" for its boosted trees")
+    kinds = " and ".join(dict.fromkeys(KIND_NAMES[member.kind] for member in bundle.pixelwise))
+    return f"{patch} for its networks, and {others} for its {kinds}" if bundle.networks else others
 
 
 def members(bundle: Bundle) -> list[str]:
     """List the members of a model that is not a single network, with their shares, as one sentence."""
     if bundle.single is not None:
         return []
-    listed = _join_first(f"{_KINDS[m.kind]} {m.share:.2f}" for m in bundle.members)
+    listed = _join_first(f"{KIND_NAMES[m.kind]} {m.share:.2f}" for m in bundle.members)
     return [f"Probabilities are the mean over its members, weighted by these shares: {listed}."]
 
 

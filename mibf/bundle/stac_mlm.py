@@ -20,8 +20,10 @@ EXTENSIONS = (
     "https://stac-extensions.github.io/mlm/v1.6.0/schema.json",
     "https://stac-extensions.github.io/classification/v1.1.0/schema.json",
 )
-#: Names of what a model consists of.
-NETWORK, TREES = "MIBF-Net", "gradient boosted trees"
+#: What each kind of member is.
+ARCHITECTURES = {"network": "MIBF-Net", "trees": "gradient boosted trees", "linear": "logistic regression"}
+#: The package that trains a model without networks, by the kind of its first member, and the name of its framework.
+FRAMEWORKS = {"trees": ("lightgbm", "LightGBM"), "linear": ("scikit-learn", "scikit-learn")}
 #: The extension's term for classifying every pixel; it reserves `classification` for one class per input.
 TASK = "semantic-segmentation"
 
@@ -163,25 +165,24 @@ def _name(bundle: Bundle) -> str:
     """Build a name that the extension accepts: letters, digits, `_`, `.`, `-` and spaces, ending in a letter or digit."""
     run = bundle.provenance.get("run")
     name = re.sub(r"[^a-zA-Z0-9_.\- ]+", "-", run).strip("_.- ") if isinstance(run, str) else ""
-    return f"{NETWORK if bundle.networks else 'Boosted trees'} {name}".rstrip()
+    return f"{bundle.method} {name}".rstrip()
 
 
 def _architecture(bundle: Bundle) -> str:
     """Name what the model consists of."""
-    return " and ".join(name for name, has in ((NETWORK, bundle.networks), (TREES, bundle.trees)) if has)
+    return " and ".join(dict.fromkeys(ARCHITECTURES[member.kind] for member in bundle.members))
 
 
 def _framework(bundle: Bundle) -> dict[str, str]:
-    """Return the framework and its version at training: PyTorch, or LightGBM for a model of boosted trees alone.
+    """Return the framework and its version at training: PyTorch, or for a model without networks that of its first member.
 
-    Where the version was not recorded, that of PyTorch is the one in use now, as a semantic version; LightGBM's is left out,
-    because mapping does not need it.
+    Where the version was not recorded, that of PyTorch is the one in use now, as a semantic version; others are left out,
+    because mapping does not need them.
     """
     recorded = bundle.provenance.get("versions")
     versions = recorded if isinstance(recorded, dict) else {}
-    name, package, fallback = "PyTorch", "torch", str(torch.__version__)
-    if not bundle.networks:
-        name, package, fallback = "LightGBM", "lightgbm", ""
+    package, name = FRAMEWORKS.get(bundle.members[0].kind, ("torch", "PyTorch"))
+    fallback = str(torch.__version__) if bundle.networks else ""
     version = versions.get(package)
     semantic = re.match(r"\d+\.\d+\.\d+(\+[0-9a-zA-Z.-]+)?", version if isinstance(version, str) else fallback)
     if semantic:

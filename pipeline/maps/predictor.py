@@ -20,7 +20,7 @@ from mibf.errors import InputError
 from mibf.inference.dense import MC_SAMPLES, Dense
 from mibf.inference.outputs import RANKED, ProductName
 from pipeline.classifiers.pixel_features import REACH, features_of, read_values
-from pipeline.classifiers.trees import Trees
+from pipeline.classifiers.reading import Classifier, read_classifiers
 from pipeline.codes import UNLABELLED
 from pipeline.grid import Tile, Window
 from pipeline.maps.mixture import Mixture, needed_of_networks
@@ -149,11 +149,9 @@ class TilePredictor:
         ]
 
     @cached_property
-    def trees(self) -> list[Trees]:
-        """The boosted trees, which are computed on the CPU."""
-        features = 3 * sum(source.bands for source in self.bundle.spec.sources)
-        classes = self.bundle.spec.classes
-        return [Trees.from_text(member.text, features=features, classes=classes) for member in self.bundle.trees]
+    def classifiers(self) -> list[Classifier]:
+        """The members that classify pixel features, which are computed on the CPU."""
+        return read_classifiers(self.bundle)
 
     @property
     def rows(self) -> int:
@@ -172,7 +170,7 @@ class TilePredictor:
         values: tuple[NDArray[np.float32], ...] = ()
         if self.bundle.networks:
             sources = scaled_window(store, tile.window, self.bundle.scaling, halo=self.bundle.spec.halo)
-        if self.bundle.trees:
+        if self.bundle.pixelwise:
             values = read_values(store, tile.window, [store.source(name) for name in names], self.bundle.scaling)
         return TileInput(tuple(sources), wanted, present, values)
 
@@ -214,31 +212,31 @@ class TilePredictor:
     def _mixture(
         self, tile: TileInput, sources: list[torch.Tensor], products: tuple[ProductName, ...], wanted: torch.Tensor
     ) -> dict[ProductName, torch.Tensor]:
-        """Compute the products of a model of several members, or of boosted trees."""
+        """Compute the products of a model of several members, or without networks."""
         mixture = Mixture(products)
         needed = needed_of_networks(products)
         for member, dense in zip(self.bundle.networks, self.dense, strict=True):
             found = {name: values.cpu() for name, values in dense(sources, products=needed, wanted=wanted).items()}
             mixture.add(found.pop("probabilities"), member.share, found)
-        for tree_member, probabilities in zip(self.bundle.trees, self._of_trees(tile), strict=True):
-            mixture.add(probabilities, tree_member.share)
+        for other, probabilities in zip(self.bundle.pixelwise, self._of_classifiers(tile), strict=True):
+            mixture.add(probabilities, other.share)
         return mixture.results()
 
-    def _of_trees(self, tile: TileInput) -> list[torch.Tensor]:
-        """Compute the probabilities (classes, rows, columns) of each boosted trees, NaN where no pixel is wanted."""
-        if not self.trees:
+    def _of_classifiers(self, tile: TileInput) -> list[torch.Tensor]:
+        """Compute each classifier's probabilities (classes, rows, columns), NaN where no pixel is wanted."""
+        if not self.classifiers:
             return []
         correction = self.bundle.correction(self._priors)
         rows, columns = tile.wanted.shape
-        found = [torch.full((self.bundle.spec.classes, rows, columns), torch.nan) for _ in self.trees]
+        found = [torch.full((self.bundle.spec.classes, rows, columns), torch.nan) for _ in self.classifiers]
         for y in range(0, rows, STRIP):  # features take three times the memory of the values, in as many bands
             wanted = tile.wanted[y : y + STRIP]
             if not wanted.any():
                 continue
             strip = tuple(values[:, y : y + len(wanted) + 2 * REACH] for values in tile.values)
             features = features_of(strip)[:, wanted].T  # (pixels, features)
-            for member, trees, result in zip(self.bundle.trees, self.trees, found, strict=True):
-                logits = torch.from_numpy(trees.scores(features))
+            for member, classifier, result in zip(self.bundle.pixelwise, self.classifiers, found, strict=True):
+                logits = torch.from_numpy(classifier.scores(features))
                 likely = mixture_log_probabilities([logits], [member.temperature], [1.0], correction).exp()
                 result[:, y : y + len(wanted)][:, torch.from_numpy(wanted)] = likely.T.float()
         return found

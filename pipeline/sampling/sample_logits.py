@@ -15,7 +15,7 @@ from mibf.bundle.bundle import Bundle
 from mibf.device import best_device, ieee_float32, to_device
 from mibf.network.mibfnet import MIBFNet
 from pipeline.classifiers.pixel_features import pixel_features
-from pipeline.classifiers.trees import Trees
+from pipeline.classifiers.reading import Classifier, read_classifiers
 from pipeline.io.retry import call_with_retry
 from pipeline.sampling.drawn_pixels import DrawnPixels, cut_patches
 from pipeline.store.patch_store import PatchStore, scaled_window
@@ -30,7 +30,7 @@ class SampleInput:
 
     pixels: DrawnPixels
     sources: list[NDArray[np.float32]]  #: the window with its halo, as of `scaled_window`; empty without networks
-    features: NDArray[np.float32] | None  #: of the pixels (n, F); None without boosted trees
+    features: NDArray[np.float32] | None  #: of the pixels (n, F); None where no member needs them
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,8 @@ class SampleModel:
         return [to_device(self.bundle.network(position=position), self.device) for position in range(count)]
 
     @cached_property
-    def _trees(self) -> list[Trees]:
-        features = 3 * sum(source.bands for source in self.bundle.spec.sources)
-        classes = self.bundle.spec.classes
-        return [Trees.from_text(member.text, features=features, classes=classes) for member in self.bundle.trees]
+    def _classifiers(self) -> list[Classifier]:
+        return read_classifiers(self.bundle)
 
     def batches(self, store: PatchStore, pixels: DrawnPixels) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Yield logits of each member, in the bundle's order of members, (n, classes) each, and class positions (n,).
@@ -75,7 +73,7 @@ class SampleModel:
             sources, features = list[NDArray[np.float32]](), None
             if self._networks:
                 sources = scaled_window(store, pixels.window, self.bundle.scaling, halo=self.bundle.spec.halo)
-            if self._trees:
+            if self._classifiers:
                 taken = [store.source(source.name) for source in self.bundle.spec.sources]
                 features = pixel_features(store, pixels.window, taken, self.bundle.scaling)[:, pixels.rows, pixels.columns].T
             return SampleInput(pixels, sources, features)
@@ -94,7 +92,7 @@ class SampleModel:
             torch.from_numpy(cut_patches(values, rows, columns, patch=patch, scale=s.scale)).to(self.device)
             for values, s in zip(given.sources, self.bundle.spec.sources, strict=False)  # no sources without networks
         ]
-        networks, trees = iter(self._networks), iter(self._trees)
+        networks, classifiers = iter(self._networks), iter(self._classifiers)
         found = []
         with torch.inference_mode(), ieee_float32(self.device):
             for member in self.bundle.members:
@@ -102,5 +100,5 @@ class SampleModel:
                     found.append(next(networks)(patches).logits.double())
                 else:
                     assert given.features is not None
-                    found.append(torch.from_numpy(next(trees).scores(given.features[part])).to(self.device))
+                    found.append(torch.from_numpy(next(classifiers).scores(given.features[part])).to(self.device))
         return found

@@ -38,14 +38,14 @@ def run(config: Path, command: str, *arguments: str) -> Any:
         (
             {"recipe": "standard", "blend": True},
             {},
-            "the model has 1 network and boosted trees: mapping takes the time of one network, and that of the boosted "
-            "trees",
+            "the model has 1 network, boosted trees and logistic regression: mapping takes the time of one network, and "
+            "that of boosted trees and logistic regression",
         ),
         (
             {"recipe": "auto"},
             {},
-            "the model has 2 networks and boosted trees at most, as the recipe `auto` chooses: mapping takes 2 times the "
-            "time of one network, and that of the boosted trees",
+            "the model has 2 networks, boosted trees and logistic regression at most, as the recipe `auto` chooses: "
+            "mapping takes 2 times the time of one network, and that of boosted trees and logistic regression",
         ),
     ],
 )

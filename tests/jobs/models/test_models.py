@@ -92,6 +92,28 @@ def test_boosted_trees_need_one_source_only(own: SmallScene) -> None:
     assert [s.name for s in bundle.spec.sources] == ["radar"]
 
 
+def test_logistic_regression_is_trained_evaluated_and_calibrated(own: SmallScene) -> None:
+    config = configured(own, model={"patch": 5, "kind": "linear", "penalty": 1e-4})
+    manifest, workspace = trained(config)
+    bundle = workspace.read_bundle()
+    assert [m.kind for m in bundle.members] == ["linear"]
+    assert bundle.members[0].temperature == pytest.approx(manifest.figures["chosen"]["temperature"])
+    evaluated, _ = run_stage(config, "evaluate", evaluate, keep_current=True)
+    assert evaluated.figures["overall_accuracy"] > 0.9
+    _, other = trained(configured(own, model={"patch": 5, "kind": "linear", "penalty": 10.0}, run="strong"))
+    strong = other.read_bundle().linear[0].weights["coefficients"]
+    assert strong.norm() < bundle.linear[0].weights["coefficients"].norm(), "the penalty shrinks the coefficients"
+
+
+def test_trees_and_logistic_regression_make_a_model_without_networks(own: SmallScene) -> None:
+    _, workspace = trained(configured(own, model={"patch": 5, "kind": "boosting"}, train={"blend": True}))
+    bundle = workspace.read_bundle()
+    assert not bundle.networks
+    assert {m.kind for m in bundle.members} <= {"trees", "linear"}
+    assert sum(m.share for m in bundle.members) == pytest.approx(1)
+    assert bundle.provenance["chosen"]["temperature"] == bundle.members[0].temperature
+
+
 def test_balanced_sampling_weights_the_samples_of_trees(own: SmallScene) -> None:
     """Priors mean the same for trees as for networks: with balanced frequencies all classes count the same."""
     config = configured(own, model={"patch": 5, "kind": "boosting"}, sampling={"frequencies": "balanced"})
@@ -201,7 +223,7 @@ def test_blend_that_is_given_limits_what_auto_tries(own: SmallScene, blend: bool
     assert "blend" not in record["train"]
     assert load(workspace.configuration).train.blend is blend, "the saved configuration trains the same model"
     bundle = workspace.read_bundle()
-    assert blend or not bundle.trees
+    assert blend or not bundle.pixelwise
     assert sum(m.share for m in bundle.members) == pytest.approx(1)
 
 
@@ -209,13 +231,17 @@ def test_network_of_a_blend_that_is_given_is_the_best_one_of_the_trials() -> Non
     """Where the trials choose trees alone or a network alone, their shares are of no use for the blend."""
     figures = dict.fromkeys(("overall_accuracy", "macro_f1", "kappa", "ece"), 0.5)
     rows = [
-        TrialRow(name, (steps,), (1.0,), (1.5,), figures | {"log_loss": loss}, None, 1.0, name == "boosted trees", "")
-        for name, steps, loss in (("boosted trees", 30, 0.1), ("network", 100, 0.4), ("network", 200, 0.3))
+        TrialRow(name, (kind,), (steps,), (1.0,), (1.5,), figures | {"log_loss": loss}, None, 1.0, kind == "trees", "")
+        for name, kind, steps, loss in (
+            ("boosted trees", "trees", 30, 0.1),
+            ("network", "network", 100, 0.4),
+            ("network", "network", 200, 0.3),
+        )
     ]
-    chosen = Choice(tuple(rows), (Member("boosted trees", 30, 1.5, 1.0),), "chosen: trees.", 10, 4, 16, 3, ())
-    candidates = [Candidate(r.name, r.steps[0], np.zeros((1, 2)), 1.0) for r in rows]
+    chosen = Choice(tuple(rows), (Member("boosted trees", "trees", 30, 1.5, 1.0),), "chosen: trees.", 10, 4, 16, 3, ())
+    candidates = [Candidate(r.name, "network", r.steps[0], np.zeros((1, 2)), 1.0) for r in rows]
     folds = Folds((Fold(np.arange(5), np.arange(5)),), np.zeros(5, np.int64), 16, np.zeros(5, np.int64))
-    for blend, kind, shares in ((None, "boosting", [1.0]), (True, None, [])):
+    for blend, kind, shares in ((None, "boosting", [0.0, 1.0]), (True, None, [])):
         section = {"recipe": "auto"} | ({} if blend is None else {"blend": blend})
         config = SimpleNamespace(
             train=TrainSection.model_validate(section), model=ModelSection(), sampling=SamplingSection()

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics
 
-from jobs.trials.candidates import TREES, Candidate
+from jobs.trials.candidates import TREES, Candidate, Kind
 from jobs.trials.choice import TIED, choose
 from jobs.trials.folds import Fold, Folds
 from jobs.trials.table import Choice
@@ -34,7 +34,9 @@ def candidate(
 ) -> Candidate:
     """Logits that favor the label by `skill`, with noise of its own."""
     noise = np.random.default_rng([seed, *name.encode()]).normal(size=(SAMPLES, CLASSES))
-    return Candidate(name, steps, scale * (noise + skill * np.eye(CLASSES)[LABELS]), seconds)
+    kinds: dict[str, Kind] = {"boosted trees": "trees", "logistic regression": "linear"}
+    logits = scale * (noise + skill * np.eye(CLASSES)[LABELS])
+    return Candidate(name, kinds.get(name, "network"), steps, logits, seconds, single_source=name.endswith("alone"))
 
 
 def chosen(*candidates: Candidate, **more: Any) -> Choice:
@@ -85,7 +87,7 @@ def test_macro_f1_decides_between_equal_log_losses() -> None:
     wrong[wrong == 0] = 0.111
     # Half of the samples each, so that the temperature is the same.
     logits = np.where((np.arange(SAMPLES) % 3 == 0)[:, None], np.log(wrong), np.log(right))
-    good, bad = Candidate("good", 1, np.log(right), 5.0), Candidate("bad", 1, logits, 1.0)
+    good, bad = Candidate("good", "network", 1, np.log(right), 5.0), Candidate("bad", "network", 1, logits, 1.0)
     one = folds(np.zeros(SAMPLES, np.int64), block=np.zeros(SAMPLES, np.int64))
     found = chosen(bad, good, folds=one)
     by_name = {row.name: row for row in found.rows}
@@ -112,9 +114,9 @@ def test_network_and_trees_that_complement_each_other_are_blended() -> None:
 def test_blend_that_is_as_good_as_its_best_member_is_preferred() -> None:
     """Twins differ in nothing, so that blending them changes nothing either."""
     twin = candidate("net", 2.0)
-    found = chosen(twin, replace(twin, name=TREES))
+    found = chosen(twin, replace(twin, name=TREES, kind="trees"))
     assert [m.name for m in found.members] == ["net", TREES]
-    assert {row.name: row.why for row in found.rows}["net"] == "equal, but a blend is safer"
+    assert {row.name: row.why for row in found.rows}["net"] == "equal, but more members are safer"
 
 
 def test_only_the_best_network_is_blended_and_no_idle_member() -> None:
@@ -123,6 +125,25 @@ def test_only_the_best_network_is_blended_and_no_idle_member() -> None:
     useless = chosen(candidate("good", 4.0), candidate(TREES, -4.0))
     assert [m.name for m in useless.members] == ["good"]
     assert all(len(row.steps) == 1 for row in useless.rows)
+
+
+def test_three_kinds_are_blended_two_by_two_and_all_together() -> None:
+    names = ("network", "boosted trees", "logistic regression")
+    found = chosen(*(candidate(name, 1.0) for name in names))
+    blends = [row.kinds for row in found.rows if len(row.kinds) > 1]
+    assert blends == [("network", "trees"), ("network", "linear"), ("trees", "linear"), ("network", "trees", "linear")]
+    assert [m.kind for m in found.members] == ["network", "trees", "linear"], "independent noise averages out"
+
+
+def test_single_source_is_chosen_only_where_it_is_better_beyond_chance() -> None:
+    whole, alone = candidate("network", 1.0), candidate("network on radar alone", 1.02, seed=1)
+    found = chosen(whole, alone)
+    assert [m.name for m in found.members] == ["network"]
+    row = next(row for row in found.rows if row.name == alone.name)
+    assert row.why == "not better than all sources beyond chance"
+    assert [m.name for m in chosen(whole, candidate(alone.name, 3.0)).members] == [alone.name]
+    one_block = folds(np.zeros(SAMPLES, np.int64), block=np.zeros(SAMPLES, np.int64))
+    assert [m.name for m in chosen(whole, candidate(alone.name, 3.0), folds=one_block).members] == ["network"]
 
 
 def test_samples_that_are_not_measured_do_not_count() -> None:

@@ -1,4 +1,4 @@
-"""Maps of boosted trees and of blends: exact for any tiling, and equal to the members' probabilities pixel by pixel."""
+"""Maps of classifiers of pixel features and of blends: exact for any tiling, equal to the members' probabilities."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from mibf.bundle.bundle import Bundle
-from mibf.bundle.members import NetworkMember, TreesMember
+from mibf.bundle.members import LinearMember, NetworkMember, TreesMember
 from mibf.class_priors import Priors
 from mibf.network.mibfnet import MIBFNet
+from pipeline.classifiers.linear import LinearClassifier
 from pipeline.classifiers.pixel_features import pixel_features
 from pipeline.classifiers.trees import fit_trees
 from pipeline.grid import Window, tile_grid
@@ -36,18 +37,32 @@ def text() -> str:
     return fit_trees(features, labels, classes=3, rounds=4).text
 
 
+@pytest.fixture(scope="module")
+def linear() -> LinearMember:
+    """Logistic regression on the same features, with coefficients whose sums depend on the order of the features."""
+    generator = np.random.default_rng(1)
+    coefficients = generator.normal(size=(3, 12)) * 10.0 ** generator.integers(-3, 0, (3, 12))
+    return LinearMember(LinearClassifier(coefficients, generator.normal(size=3), np.full(12, 700.0)).weights, 3.0)
+
+
 @pytest.fixture
-def blended(bundle: Bundle, text: str) -> Bundle:
-    """Two networks and trees, with class priors."""
+def blended(bundle: Bundle, text: str, linear: LinearMember) -> Bundle:
+    """Two networks, trees and logistic regression, with class priors."""
     torch.manual_seed(1)
     second = NetworkMember(MIBFNet(bundle.spec).state_dict(), 1.5, 0.25)
-    members = (replace(bundle.networks[0], temperature=0.5, share=0.25), second, TreesMember(text, 1.2, 0.5))
+    members = (
+        replace(bundle.networks[0], temperature=0.5, share=0.25),
+        second,
+        TreesMember(text, 1.2, 0.3),
+        replace(linear, share=0.2),
+    )
     return replace(bundle, members=members, priors=Priors.of([5, 3, 2], [5, 3, 2]))
 
 
-@pytest.mark.parametrize("kind", ["trees", "blend"])
-def test_map_does_not_depend_on_the_tile_size(store: PatchStore, blended: Bundle, text: str, kind: str) -> None:
-    model = blended if kind == "blend" else replace(blended, members=(TreesMember(text, 1.2),))
+@pytest.mark.parametrize("kind", ["trees", "linear", "blend"])
+def test_map_does_not_depend_on_the_tile_size(store: PatchStore, blended: Bundle, kind: str) -> None:
+    alone = [replace(member, share=1.0) for member in blended.members if member.kind == kind]
+    model = replace(blended, members=tuple(alone)) if alone else blended
     products = [product(name) for name in ("class", "second_class", "confidence", "probabilities", "entropy")]
     products += [product(name) for name in ("mutual_information", "kl", "gate")] if kind == "blend" else []
     maps = []
@@ -87,7 +102,7 @@ def test_trees_map_the_scores_of_pixel_features(store: PatchStore, blended: Bund
     found = TilePredictor(model, products=[PROBABILITIES], precision="float32").predict(store, tile)["probabilities"]
     features = pixel_features(store, window, store.sources)
     scores = torch.from_numpy(
-        TilePredictor(model, products=[], precision="float32").trees[0].scores(features.reshape(12, -1).T)
+        TilePredictor(model, products=[], precision="float32").classifiers[0].scores(features.reshape(12, -1).T)
     )
     wanted = scores.softmax(dim=1).T.reshape(3, 64, 64).numpy()
     usable = store.usable(window)
