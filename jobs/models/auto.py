@@ -40,7 +40,7 @@ LEAST_MINUTES, MOST_MINUTES, SMALL = 4.0, 15.0, 25_000
 #: Share of the budget for trials.
 TRIAL_SHARE = 0.5
 #: Samples of the trials, and the numbers of steps and rounds and the penalties that they compare.
-SAMPLES, STEPS, ROUNDS, PENALTIES = 12_000, (100, 200, 400), (30, 80), (1e-3, 1e-2, 1e-4)
+SAMPLES, STEPS, ROUNDS, PENALTIES = 12_000, (100, 200, 400), (30, 80), (1e-3, 1e-4, 1e-2, 1e-5)
 #: Parts of the time for trials that boosted trees and logistic regression take at most.
 TREES_PART, LINEAR_PART = 1 / 4, 1 / 8
 #: Training samples from which the statistics of batch norm are computed before each validation.
