@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
 from mibf.errors import InputError
 from mibf.metrics.block_bootstrap import BlockCounts, draw_blocks, interval
+from mibf.normalization import scaling_from_json
 from pipeline.classifiers.pixel_features import value_features
 from pipeline.codes import Subset
 from pipeline.io import storage
@@ -99,17 +101,12 @@ def measure(
     _check_counts(workspace, available)
     sources = [s for s in stores[0].sources if config.model.sources is None or s.name in config.model.sources]
     seed = config.train.every_seed[0]
-    train = read_samples(
-        stores, "train", sources, limit=samples, least=LEAST, seed=seed, enough=lambda: budget.used(TRAIN_READ)
-    )
+    scaling = scaling_from_json(storage.read_json(workspace.scaling))  # baselines see matched values as the model does
+    read = partial(read_samples, stores, sources=sources, seed=seed, scaling=scaling)
+    train = read("train", limit=samples, least=LEAST, enough=lambda: budget.used(TRAIN_READ))
     if len(np.unique(train.labels)) < 2:
         raise NothingToMeasureError("the training samples that could be read in time are of one class; allow more seconds.")
-    drawn = {
-        subset: read_samples(
-            stores, subset, sources, limit=CLASSIFIED, least=1, seed=seed, enough=lambda: budget.used(ALL_READ)
-        )
-        for subset in subsets
-    }
+    drawn = {subset: read(subset, limit=CLASSIFIED, least=1, enough=lambda: budget.used(ALL_READ)) for subset in subsets}
     model = _Model.current(config, workspace)
     if model is not None:
         model.classify(stores, drawn, seconds=budget.seconds * MODEL / len(drawn), seed=seed)

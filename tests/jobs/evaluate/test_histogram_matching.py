@@ -65,6 +65,22 @@ def test_drift_names_the_remedy_and_is_not_reported_of_matched_sources(results: 
 
 
 @pytest.mark.slow
+def test_baselines_see_the_matched_values(results: dict[str, Any]) -> None:
+    """Else a forest, too, would fail on the drifted scene, and the comparison would flatter the model."""
+    found = {}
+    for name, (folder, _) in results.items():
+        mibf("baseline", str(folder / "drift.yaml"), "--test", "--seconds", "10")
+        (table,) = [
+            t
+            for t in json.loads((folder / "work-drift/runs/main/baseline.json").read_text())["subsets"]
+            if t["subset"] == "test"
+        ]
+        found[name] = max(row["figures"]["overall_accuracy"] for row in table["rows"] if row["learner"] == "random forest")
+    assert found["raw"] < 0.7
+    assert found["matched"] > 0.85
+
+
+@pytest.mark.slow
 def test_map_verify_and_rerun_use_the_matched_values(results: dict[str, Any]) -> None:
     folder, stages = results["matched"]
     config = str(folder / "drift.yaml")
