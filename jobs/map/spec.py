@@ -17,7 +17,7 @@ from mibf.inference.outputs import check_products
 from pipeline.grid import grid_to_json
 from pipeline.io import checksums, model_bundle, storage
 from pipeline.maps import ALGORITHM_VERSION
-from pipeline.maps.mixture import OF_NETWORKS
+from pipeline.maps.mixture import NEED_NETWORKS
 from pipeline.maps.products import Product, product, products_of_network
 from pipeline.maps.tile_mapper import MapJob, Predictor
 from pipeline.store.patch_store import PatchStore
@@ -90,11 +90,12 @@ class MapSpec:
 
 def _check_has_networks(products: Sequence[Product], bundle: Bundle, model: str) -> None:
     """Check that no product that only networks have is requested of a model without networks."""
-    lacking = [p.name for p in products if p.name in OF_NETWORKS or p.name == "mutual_information"]
+    lacking = [p.name for p in products if p.name in NEED_NETWORKS]
     if lacking and not bundle.networks:
         raise InputError(
             f"map.products contains {', '.join(lacking)}, but {storage.redact_url(model)} has no network, without which "
-            "there is none; remove it, or train a model with a network (model.kind `mibf`)."
+            "there is none. Remove it, or train a model with a network: set model.kind to `mibf`; where the recipe `auto` "
+            "chose no network, run `mibf train --restart`, which then keeps one for these products."
         )
 
 

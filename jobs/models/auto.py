@@ -32,6 +32,7 @@ from mibf.normalization import Scaling
 from pipeline.classifiers.pixel_features import NEIGHBORHOOD
 from pipeline.io import storage
 from pipeline.io.lease import Lease
+from pipeline.maps.mixture import NEED_NETWORKS
 from pipeline.store.patch_store import PatchStore
 
 #: Minutes for trials and training together by default: the least, for `SMALL` training samples, growing with the square
@@ -157,7 +158,8 @@ def _decide(
     info(f"auto: trials on {len(samples):,} samples, at most {TRIAL_SHARE * budget / 60:.1f} of {budget / 60:.1f} minutes")
     recipes = _recipes(config, spec, batch=batch)
     candidates, notes = _candidates(config, samples, folds, spec, recipes, seconds=TRIAL_SHARE * budget, clock=clock)
-    choice = choose(candidates, samples.labels, folds, seed=seed)
+    needs_network = not NEED_NETWORKS.isdisjoint(config.map.products)
+    choice = choose(candidates, samples.labels, folds, seed=seed, needs_network=needs_network)
     left = budget - (clock() - begun)
     return _from_choice(config, choice, candidates, recipes, folds, available, batch=batch, seconds=left, notes=notes)
 

@@ -50,6 +50,10 @@ class _Scored:
         return " + ".join(m.name for m in self.members)
 
     @property
+    def has_network(self) -> bool:
+        return any(m.kind == "network" for m in self.members)
+
+    @property
     def log_loss(self) -> float:
         return self.figures["log_loss"]
 
@@ -94,7 +98,9 @@ class _Scorer:
         return np.asarray(self.drawn @ sums / (self.drawn @ counts))
 
 
-def choose(candidates: Sequence[Candidate], labels: NDArray[np.int64], folds: Folds, *, seed: int) -> Choice:
+def choose(
+    candidates: Sequence[Candidate], labels: NDArray[np.int64], folds: Folds, *, seed: int, needs_network: bool = False
+) -> Choice:
     """Choose a candidate, or a blend of the best ones of each kind.
 
     Of each name only the best number of steps is a finalist.
@@ -104,6 +110,7 @@ def choose(candidates: Sequence[Candidate], labels: NDArray[np.int64], folds: Fo
         labels: class positions of all samples.
         folds: that made the candidates' logits.
         seed: of the bootstrap.
+        needs_network: what is chosen must have a network as a member, if one is among the candidates.
 
     Raises:
         ValueError: no candidate has finite logits of all samples that are compared.
@@ -120,8 +127,12 @@ def choose(candidates: Sequence[Candidate], labels: NDArray[np.int64], folds: Fo
     singles = _without_needless(scorer, singles)
     blends = _blends(scorer, singles)
     finalists = [*singles, *blends]
+    unfit: list[_Scored] = []
+    if needs_network and any(each.has_network for each in finalists):
+        unfit = [each for each in finalists if not each.has_network]
+        finalists = [each for each in finalists if each.has_network]
     chosen = best(finalists)
-    rows = [_row(each, chosen, finalists) for each in (*scored, *blends)]
+    rows = [_row(each, chosen, finalists, unfit) for each in (*scored, *blends)]
     missing = [f"{c.name}, {c.steps} steps: logits are not finite" for c in candidates if not any(c is f for f in finite)]
     return Choice(
         rows=tuple(rows),
@@ -170,12 +181,14 @@ def _blends(scorer: _Scorer, singles: Sequence[_Scored]) -> list[_Scored]:
     return [each for each in scored if min(each.blend.shares) > 0]
 
 
-def _row(each: _Scored, chosen: _Scored, finalists: Sequence[_Scored]) -> TrialRow:
+def _row(each: _Scored, chosen: _Scored, finalists: Sequence[_Scored], unfit: Sequence[_Scored]) -> TrialRow:
     """The line of a candidate or blend in the table, with the reason why it was chosen or not."""
     least = min(f.log_loss for f in finalists)
     most = max(f.macro_f1 for f in finalists if f.log_loss <= least * (1 + TIED))
     if each is chosen:
         why = "chosen"
+    elif any(each is other for other in unfit):
+        why = "has no network, which the map's products need"
     elif not any(each is f for f in finalists):
         same = [f for f in finalists if f.name == each.name]
         why = f"{same[0].members[0].steps} steps are better" if same else "not better than all sources beyond chance"

@@ -20,6 +20,8 @@ from mibf.inference.outputs import ProductName
 
 #: Products that only networks have.
 OF_NETWORKS: frozenset[ProductName] = frozenset({"kl", "gate"})
+#: Products that a model without networks cannot provide.
+NEED_NETWORKS: frozenset[str] = OF_NETWORKS | {"mutual_information"}
 
 
 @dataclass

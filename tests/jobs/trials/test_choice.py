@@ -135,6 +135,17 @@ def test_three_kinds_are_blended_two_by_two_and_all_together() -> None:
     assert [m.kind for m in found.members] == ["network", "trees", "linear"], "independent noise averages out"
 
 
+def test_model_without_network_is_left_out_where_a_network_is_needed() -> None:
+    candidates = [candidate("network", 0.5), candidate(TREES, 4.0)]
+    free = choose(candidates, LABELS, folds(), seed=0)
+    assert [m.kind for m in free.members] == ["trees"]
+    bound = choose(candidates, LABELS, folds(), seed=0, needs_network=True)
+    assert "network" in {m.kind for m in bound.members}
+    assert {row.name: row.why for row in bound.rows}[TREES] == "has no network, which the map's products need"
+    trees = choose(candidates[1:], LABELS, folds(), seed=0, needs_network=True)
+    assert [m.kind for m in trees.members] == ["trees"], "there is no network among the candidates"
+
+
 def test_single_source_is_chosen_only_where_it_is_better_beyond_chance() -> None:
     whole, alone = candidate("network", 1.0), candidate("network on radar alone", 1.02, seed=1)
     found = chosen(whole, alone)
