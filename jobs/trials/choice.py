@@ -32,7 +32,7 @@ from jobs.trials.table import Choice, Member, TrialRow
 from mibf.ensemble import Blend, cross_fitted
 from mibf.metrics.block_bootstrap import BlockCounts, draw_blocks, interval
 
-TIED, TIED_F1 = 0.01, 0.005
+TIED, TIED_F1 = 0.02, 0.01
 
 
 @dataclass(frozen=True)
