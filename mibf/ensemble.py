@@ -102,6 +102,15 @@ def fit_temperature(
     return math.exp((low + high) / 2)
 
 
+def between(validation: float, trials: float) -> float:
+    """Return the geometric mean of two temperatures of a member.
+
+    That of validation pixels is of the final model, but of few blocks; that of trials is of all blocks, but of models that
+    were trained on a part of them, and so is mostly too high.
+    """
+    return math.sqrt(validation * trials)
+
+
 def fit_shares(
     log_probabilities: Sequence[NDArray[np.floating]],
     labels: NDArray[np.int64],

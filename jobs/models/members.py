@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from jobs.runtime.progress import pluralize, progress_bar, warn
 from mibf.bundle.bundle import Bundle
 from mibf.bundle.members import KIND_NAMES, Member, NetworkMember, PixelMember
-from mibf.ensemble import Blend, fit_shares, fit_temperature, shrunk
+from mibf.ensemble import Blend, between, fit_shares, fit_temperature, shrunk
 from pipeline.sampling.drawn_pixels import DrawnPixels, draw_pixels
 from pipeline.sampling.predictions import predict
 from pipeline.sampling.sample_logits import SampleModel
@@ -43,9 +43,8 @@ def fit_to_validation(bundle: Bundle, stores: Sequence[PatchStore], *, seed: int
         bundle: with the members.
         stores: without their test pixels.
         seed: of the draw of validation pixels.
-        plan: the shares to use, and temperatures that are not undercut: confidence is not above what either the trials or
-            the validation pixels support. Its values are for the networks together, then for each other member. Without
-            validation pixels they are used as they are.
+        plan: the shares to use, and the temperatures of trials. Its values are for the networks together, then for each
+            other member. Without validation pixels they are used as they are; else `between` gives the temperatures.
     """
     if plan is not None:
         bundle = _with(bundle, _spread(bundle, plan))
@@ -59,7 +58,7 @@ def fit_to_validation(bundle: Bundle, stores: Sequence[PatchStore], *, seed: int
         return _with(bundle, fit_members(bundle, logits, labels))
     planned = _spread(bundle, plan)
     fitted = Blend(tuple(fit_temperature(own, labels) for own in logits), planned.shares).sharpened(logits, labels)
-    return _with(bundle, Blend(tuple(map(max, fitted.temperatures, planned.temperatures)), planned.shares))
+    return _with(bundle, Blend(tuple(map(between, fitted.temperatures, planned.temperatures)), planned.shares))
 
 
 def fit_members(bundle: Bundle, logits: Sequence[NDArray[np.float64]], labels: NDArray[np.int64]) -> Blend:

@@ -19,7 +19,7 @@ from jobs.config.config import Config
 from jobs.runtime.progress import info
 from mibf.bundle.members import KIND_NAMES, LinearMember, PixelMember, TreesMember
 from mibf.class_priors import Priors
-from mibf.ensemble import fit_temperature
+from mibf.ensemble import between, fit_temperature
 from mibf.network.spec import NetworkSpec
 from mibf.normalization import Scaling
 from pipeline.classifiers.linear import fit_linear
@@ -67,9 +67,9 @@ class FittedClassifier:
         found: dict[str, float] = {} if self.rounds is None else {"rounds": self.rounds}
         return found | ({"temperature": self.member.temperature} if self.calibrated else {})
 
-    def not_undercutting(self, least: float) -> FittedClassifier:
-        """Return it with a temperature of at least this."""
-        temperature = max(self.member.temperature, least)
+    def with_temperature_of_trials(self, trials: float) -> FittedClassifier:
+        """Return it with a temperature between its own, if validation samples gave it one, and that of trials."""
+        temperature = between(self.member.temperature, trials) if self.calibrated else trials
         return replace(self, member=replace(self.member, temperature=temperature), calibrated=True)
 
 

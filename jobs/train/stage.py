@@ -161,7 +161,7 @@ def _model(
     if networks is None:
         only = classifiers[0]
         if len(classifiers) == 1 and mixture is not None:
-            only = only.not_undercutting(mixture.temperatures[-1])
+            only = only.with_temperature_of_trials(mixture.temperatures[-1])
         best = Bundle(
             spec=settings.spec,
             members=(only.member,),
