@@ -182,6 +182,11 @@ class Blend:
         found = cls(temperatures, shrunk(fit_shares(members, labels, weights)))
         return found.sharpened(logits, labels, weights)
 
+    def of_members_with_share(self) -> Blend:
+        """Return it without the members that have no share."""
+        kept = [(t, share) for t, share in zip(self.temperatures, self.shares, strict=True) if share > 0]
+        return Blend(tuple(t for t, _ in kept), tuple(share for _, share in kept))
+
     def sharpened(
         self,
         logits: Sequence[NDArray[np.floating]],

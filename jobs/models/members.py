@@ -46,17 +46,18 @@ def fit_to_validation(bundle: Bundle, stores: Sequence[PatchStore], *, seed: int
         plan: the shares to use, and the temperatures of trials. Its values are for the networks together, then for each
             other member. Without validation pixels they are used as they are; else `between` gives the temperatures.
     """
+    planned = None
     if plan is not None:
-        bundle = _with(bundle, _spread(bundle, plan))
+        spread = _spread(bundle, plan)
+        bundle, planned = _with(bundle, spread), spread.of_members_with_share()
     if len(bundle.members) < 2:
         return bundle
     drawn = list(draw_pixels(stores, "validation", limit=SAMPLES, least=LEAST, seed=seed, report=warn))
     if not drawn:
         return bundle
     logits, labels = member_logits(bundle, stores, drawn)
-    if plan is None:
+    if planned is None:
         return _with(bundle, fit_members(bundle, logits, labels))
-    planned = _spread(bundle, plan)
     fitted = Blend(tuple(fit_temperature(own, labels) for own in logits), planned.shares).sharpened(logits, labels)
     return _with(bundle, Blend(tuple(map(between, fitted.temperatures, planned.temperatures)), planned.shares))
 

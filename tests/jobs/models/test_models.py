@@ -16,7 +16,7 @@ from jobs.config.config import Config
 from jobs.config.loader import load
 from jobs.config.train import ModelSection, SamplingSection, TrainSection
 from jobs.evaluate.stage import evaluate
-from jobs.models import auto
+from jobs.models import auto, members
 from jobs.models.members import fit_members
 from jobs.train.stage import train
 from jobs.trials.candidates import Candidate
@@ -25,7 +25,9 @@ from jobs.trials.networks import NetworkRecipe
 from jobs.trials.table import Choice, Member, TrialRow
 from jobs.workflow.runner import run_stage
 from jobs.workflow.workspace import Workspace
-from mibf.bundle.members import TreesMember
+from mibf.bundle.bundle import Bundle
+from mibf.bundle.members import LinearMember, TreesMember
+from mibf.ensemble import Blend
 from mibf.errors import InputError
 from pipeline.io import storage
 from tests.support.bundles import make_bundle
@@ -152,6 +154,28 @@ def test_member_that_knows_nothing_gets_no_share_and_networks_share_equally() ->
     assert fit_members(bundle, [wrong, wrong, right], labels).shares == (0.0, 0.0, 1.0)
     assert fit_members(bundle, [right, right, wrong], labels).shares == (0.5, 0.5, 0.0)
     assert fit_members(bundle, [right, right, right], labels).shares == pytest.approx((0.25, 0.25, 0.5))
+
+
+@pytest.mark.parametrize("shares", [(1.0, 0.0, 0.0), (0.6, 0.4, 0.0), (0.6, 0.0, 0.4), (0.0, 0.7, 0.3), (0.5, 0.3, 0.2)])
+def test_members_without_a_planned_share_are_left_out(shares: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials may give any of the kinds a share; the others were trained, too, and are dropped."""
+    labels = np.arange(300) % 3
+    logits = {"network": 2.0 * np.eye(3)[labels], "trees": 3.0 * np.eye(3)[labels], "linear": 4.0 * np.eye(3)[labels]}
+
+    def of_members(bundle: Bundle, *_: Any) -> Any:
+        return [logits[member.kind] for member in bundle.members], labels
+
+    monkeypatch.setattr(members, "draw_pixels", lambda *_, **__: [object()])
+    monkeypatch.setattr(members, "member_logits", of_members)
+    network = make_bundle().networks[0]
+    given = members.combine(make_bundle(), [network, network], [TreesMember("a"), LinearMember({})])
+    found = members.fit_to_validation(given, [], seed=0, plan=Blend((4.0, 4.0, 4.0), shares))
+    by_kind: dict[str, float] = {}
+    for member in found.members:
+        by_kind[member.kind] = by_kind.get(member.kind, 0) + member.share
+    expected = {kind: share for kind, share in zip(("network", "trees", "linear"), shares, strict=True) if share > 0}
+    assert by_kind == pytest.approx(expected)
+    assert all(member.temperature < 4.0 for member in found.members), "validation pixels support more confidence"
 
 
 # --- auto ---
