@@ -162,10 +162,10 @@ def best(finalists: Sequence[_Scored]) -> _Scored:
 def _without_needless(scorer: _Scorer, singles: Sequence[_Scored]) -> list[_Scored]:
     """Leave out networks on a single source, except those that are better than all sources together beyond chance."""
     single = [each for each in singles if each.members[0].single_source]
-    whole = [each for each in singles if each.members[0].kind == "network" and not each.members[0].single_source]
-    if not whole:
+    others = [each for each in singles if each.members[0].kind == "network" and not each.members[0].single_source]
+    if not others:
         return list(singles)
-    rival = best(whole)
+    rival = best(others)
 
     def is_better(each: _Scored) -> bool:
         return scorer.drawn is not None and interval(scorer.replicates(each.losses - rival.losses))[1] < 0

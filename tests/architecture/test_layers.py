@@ -18,7 +18,7 @@ ALLOWED = {
     "mibf": {"torch", "numpy", "safetensors"},
     "pipeline": {
         "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "lightgbm", "numcodecs", "numpy", "odc", "pyarrow",
-        "pyogrio", "pyproj", "pystac", "rasterio", "rio_cogeo", "rioxarray", "scipy", "shapely", "skimage", "torch",
+        "pyogrio", "pyproj", "pystac", "rasterio", "rio_cogeo", "rioxarray", "scipy", "shapely", "skimage", "sklearn", "torch",
         "xarray", "zarr",
     },
 }  # fmt: skip  # a list of names: one per line would fill a page
