@@ -18,6 +18,7 @@ from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader, MemoryFile
 
 from mibf.errors import InputError
+from pipeline.decoding.encodings import Encoding
 from pipeline.grid import Window
 from pipeline.io import storage
 
@@ -38,10 +39,17 @@ class RasterFile:
     crs: str | None = None  #: of a file that states none
     select: tuple[tuple[str, str | float], ...] = ()  #: the one value that is read along axes other than band, y and x
     stamp: str | None = None  #: the file's fingerprint when it was checked; content cached before that is not read
+    decode: Encoding | None = None  #: how its values are encoded; power (`db`) is read as power
+    scales: RasterFile | None = None  #: of `tessera`: the raster of its pixels' factors, on the same grid
 
     def __str__(self) -> str:
         url = storage.redact_url(self.url)
         return url if self.variable is None else f"{url} ({self.variable})"
+
+    @property
+    def files(self) -> list[RasterFile]:
+        """The raster and what else it is read with."""
+        return [self] if self.scales is None else [self, self.scales]
 
 
 @dataclass(frozen=True)

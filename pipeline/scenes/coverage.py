@@ -40,10 +40,11 @@ def bands_without_data(executor: Executor, source: AlignedSource, shape_yx: tupl
         InputError: a file cannot be read.
     """
     names, singles = [], []
+    declared = replace(source.declared, mask=None, band_names=(), derive=(), keep=())
     for layer in source.layers:
         for number in layer[0].file.bands or range(1, layer[0].header.bands + 1):
             parts = tuple(_single_band(part, number) for part in layer)
-            singles.append(replace(source, declared=replace(source.declared, mask=None), layers=(parts,), mask=None))
+            singles.append(replace(source, declared=declared, layers=(parts,), mask=None))
             names.append(str(number) if len(source.layers) == 1 else f"{number} of {layer[0].file}")
     return [names[i] for i in sources_without_data(executor, singles, shape_yx)]
 

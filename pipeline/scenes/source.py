@@ -13,6 +13,9 @@ from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
 from pipeline.codes import Missing
+from pipeline.decoding.derived import derived_band
+from pipeline.decoding.encodings import decibels
+from pipeline.decoding.expression import parse
 from pipeline.grid import Window, finer
 from pipeline.io.sidecars import Listings
 from pipeline.rasters.header import Header, RasterFile
@@ -43,7 +46,7 @@ class Source:
     """A sensor's raster as declared.
 
     `layers` hold its bands in order. Each layer is one file or a mosaic of several, where the first file with data is used.
-    Values become value * gain + offset.
+    Values become value * gain + offset; then derived bands, if any, are computed and appended.
     """
 
     name: str
@@ -55,12 +58,20 @@ class Source:
     mask: Mask | None = None
     missing: Missing = "exclude"
     notes: tuple[str, ...] = ()  #: for the user, on how its files were found
+    band_names: tuple[str, ...] = ()  #: of the bands of its layers; empty if they have none
+    derive: tuple[tuple[str, str], ...] = ()  #: names of derived bands, and their expressions on `band_names`
+    keep: tuple[str, ...] = ()  #: names of the bands that the source consists of, in order; empty: all, derived ones last
 
     @property
     def files(self) -> list[RasterFile]:
-        """All files that the source is read from, including its mask."""
-        files = [file for layer in self.layers for file in layer]
+        """All files that the source is read from, including scales and its mask."""
+        files = [file for layer in self.layers for part in layer for file in part.files]
         return files if self.mask is None else [*files, self.mask.file]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The names of the bands that the source consists of; empty if they have none."""
+        return self.keep or (*self.band_names, *(name for name, _ in self.derive))
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,12 @@ class AlignedSource:
 
     @property
     def bands(self) -> int:
-        """Total number of bands of all layers."""
+        """Number of bands: those of all layers, or those that are kept of them and of the derived ones."""
+        return len(self.declared.kept) or self.bands_read
+
+    @property
+    def bands_read(self) -> int:
+        """Number of bands of all layers."""
         return sum(layer[0].header.bands for layer in self.layers)
 
     @property
@@ -99,8 +115,8 @@ class AlignedSource:
 
     @property
     def files(self) -> list[RasterFile]:
-        """All files that the source is read from, including its mask, with their stamps."""
-        return [part.file for part in [*self.parts, *([] if self.mask is None else [self.mask])]]
+        """All files that the source is read from, including scales and its mask, with their stamps."""
+        return [file for part in [*self.parts, *([] if self.mask is None else [self.mask])] for file in part.file.files]
 
     @property
     def left_out(self) -> list[str]:
@@ -115,15 +131,16 @@ class AlignedSource:
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Bytes per reference pixel, including validity."""
-        return (self.bands * self.dtype.itemsize + 1) * self.scale**2
+        """Bytes per reference pixel while it is read, with bands that are not kept and validity."""
+        return (max(self.bands_read + len(self.declared.derive), self.bands) * self.dtype.itemsize + 1) * self.scale**2
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read the values and validity of a window of the reference grid.
 
         Returns:
             Values (band, height * scale, width * scale) in the stored dtype, 0 in all bands where there is no data; and
-            validity (height * scale, width * scale): all bands are finite and the mask accepts the pixel.
+            validity (height * scale, width * scale): all bands that are read or derived are finite and the mask accepts
+            the pixel.
 
         Raises:
             InputError: a file cannot be read; the message names it.
@@ -136,9 +153,20 @@ class AlignedSource:
             mask, there = _read_part(self.mask, self.grid, own)
             assert self.declared.mask is not None
             valid &= there & self.declared.mask.passes(mask[0])
+        if self.declared.derive or self.declared.keep:
+            values, valid = self._kept(values, valid)
         if not valid.all():
             values[:, ~valid] = 0
         return values, valid
+
+    def _kept(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """The bands that are kept, as read or derived from those; valid pixels are valid in all derived bands, too."""
+        names = self.declared.band_names
+        bands: dict[str, NDArray[Any]] = dict(zip(names, values, strict=True))
+        for name, text in self.declared.derive:
+            bands[name], there = derived_band(parse(text, names), bands)
+            valid = valid & there
+        return np.stack([bands[name] for name in self.declared.kept]), valid
 
     def _read_layer(self, layer: Sequence[AlignedFile], window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """A layer's values (band, y, x) and validity (y, x), per pixel from the first file with data."""
@@ -147,15 +175,24 @@ class AlignedSource:
         if not touched:
             shape = (window.height, window.width)
             return np.zeros((layer[0].header.bands, *shape), self.dtype), np.zeros(shape, bool)
-        values, valid = self._physical(*_read_part(touched[0], self.grid, window))
+        values, valid = self._read_file(touched[0], window)
         for part in touched[1:]:
             if valid.all():
                 break
-            others, there = self._physical(*_read_part(part, self.grid, window))
+            others, there = self._read_file(part, window)
             new = there & ~valid
             values[:, new] = others[:, new]
             valid = valid | there
         return values, valid
+
+    def _read_file(self, part: AlignedFile, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        values, valid = _read_part(part, self.grid, window)
+        if part.file.decode == "db":
+            # After resampling, because a coarser pixel would have measured the mean of powers, not of decibels. A kernel
+            # with negative weights can give a power that is not above 0.
+            values = decibels(values)
+            valid = valid & np.isfinite(values).all(axis=0)
+        return self._physical(values, valid)
 
     def _physical(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         if values.dtype == self.dtype and self.declared.gain == 1 and self.declared.offset == 0:
@@ -235,7 +272,15 @@ def open_source(source: Source, grid: GeoBox, *, like: RasterFile | None = None)
                     f"{layer[0].header.bands}; the files of a mosaic must have the same bands."
                 )
     parts = [part for layer in layers for part in layer]
-    changed = source.gain != 1 or source.offset != 0
+    read = sum(layer[0].header.bands for layer in layers)
+    if source.band_names and len(source.band_names) != read:
+        raise InputError(
+            f"source {source.name!r}: has {read} bands ({parts[0].file}), but {len(source.band_names)} names: "
+            f"{', '.join(source.band_names[:12])}{', ...' if len(source.band_names) > 12 else ''}. Name each band that is "
+            "read, in order, in `band_names`, or select them with `bands`."
+        )
+    decibel = any(part.file.decode == "db" for part in parts)
+    changed = source.gain != 1 or source.offset != 0 or bool(source.derive) or decibel
     mask = None if source.mask is None else _part(stamped(source.mask.file, listings), own, "nearest", like)
     interpolated = any(part.alignment.interpolates for part in parts)
     dtype = stored_dtype([dtype for part in parts for dtype in part.header.dtypes])

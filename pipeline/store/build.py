@@ -49,7 +49,9 @@ class PreparedScene:
     @cached_property
     def template(self) -> Template:
         """The template that the store is created from."""
-        stored = tuple(StoredSource(s.declared.name, s.bands, s.declared.missing, s.scale) for s in self.sources)
+        stored = tuple(
+            StoredSource(s.declared.name, s.bands, s.declared.missing, s.scale, s.declared.kept) for s in self.sources
+        )
         dtypes = tuple(s.dtype for s in self.sources)
         template = Template(self.grid, stored, dtypes, self.classes, self.shard or 0)
         side = self.shard or shard_side(template.shape, template.bytes_per_pixel)

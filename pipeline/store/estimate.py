@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from zarr.storage import MemoryStore
 
+from pipeline.decoding.encodings import INT8_ENCODINGS
 from pipeline.io import zarr_store
 from pipeline.scenes.source import AlignedFile, AlignedSource
 from pipeline.store.build import PreparedScene, shard_arrays
@@ -45,7 +46,8 @@ def memory(scene: PreparedScene, workers: int) -> int:
     """Approximate memory in bytes of this many concurrent tasks, including the process itself."""
     template = scene.template
     side = min(template.shard, max(template.shape))
-    return PROCESS_BYTES + workers * COPIES * side * side * template.bytes_per_pixel
+    read = sum(source.bytes_per_pixel for source in scene.sources) + 2  # labels and split
+    return PROCESS_BYTES + workers * COPIES * side * side * read
 
 
 def estimate(scene: PreparedScene, *, workers: int) -> Estimate:
@@ -90,7 +92,8 @@ def remarks(source: AlignedSource, side: int) -> list[str]:
         name, own = str(part.file), part.header.grid
         if part.alignment.kind == "resampled" and grid.crs == own.crs and source.scale == 1:
             finer[name] = abs(grid.resolution.x / own.resolution.x)
-        unscaled[name] = part.header.unscaled and not part.file.unscale
+        # Embeddings have their own rule, which `unscale` would contradict.
+        unscaled[name] = part.header.unscaled and not part.file.unscale and part.file.decode not in INT8_ENCODINGS
         amplified[name] = _amplification(part, side * source.scale), part.header.block
     found = []
     if files := [name for name, times in finer.items() if times >= 1.99]:

@@ -78,7 +78,7 @@ class PatchStore:
     def sources(self) -> tuple[StoredSource, ...]:
         """The sources in the order of the network's inputs."""
         stored = cast(list[dict[str, Any]], self.group.attrs["mibf:sources"])
-        return tuple(StoredSource(**s) for s in stored)
+        return tuple(StoredSource.from_json(s) for s in stored)
 
     @cached_property
     def classes(self) -> tuple[ClassName, ...]:

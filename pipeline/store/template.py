@@ -37,6 +37,17 @@ class StoredSource:
     bands: int
     missing: Missing
     scale: int = 1
+    band_names: tuple[str, ...] = ()  #: empty if the bands have no names
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to JSON values, without names that there are not."""
+        values = asdict(self) | {"band_names": list(self.band_names)}
+        return values if self.band_names else {key: value for key, value in values.items() if key != "band_names"}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> StoredSource:
+        """Convert from JSON values."""
+        return cls(**values | {"band_names": tuple(values.get("band_names", ()))})
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ def create_store(target: zarr_store.ChecksumStore, template: Template, *, finger
             "mibf:fingerprint": fingerprint,
             "mibf:shard": template.shard,
             "mibf:classes": [vars(c) for c in template.classes],
-            "mibf:sources": [asdict(s) for s in template.sources],
+            "mibf:sources": [s.to_json() for s in template.sources],
         }
     )
 

@@ -1,0 +1,1 @@
+"""From stored values to quantities: encodings of embeddings and radar, and expressions for derived bands."""

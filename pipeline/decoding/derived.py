@@ -1,0 +1,40 @@
+"""Bands that are computed from the other bands of a source, pixel by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decoding.expression import Node
+
+_UFUNCS: dict[str, Callable[..., Any]] = {
+    "+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide, "**": np.power, "negative": np.negative,
+    "sqrt": np.sqrt, "log": np.log, "abs": np.abs, "minimum": np.minimum, "maximum": np.maximum,
+}  # fmt: skip  # a table
+
+
+def derived_band(node: Node, bands: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Compute a band (y, x) from others of its source, in float64, and return it as float32.
+
+    Also return where it has a value: where no operation in it, not even an inner one, divides by zero or gives a result
+    that is not finite, and float32 holds the result.
+    """
+    finite = np.ones(next(iter(bands.values())).shape, bool)
+    with np.errstate(all="ignore"):  # such pixels have no data
+        values = np.asarray(_computed(node, bands, finite), np.float32)
+    finite &= np.isfinite(values)
+    return values, finite
+
+
+def _computed(node: Node, bands: Mapping[str, NDArray[Any]], finite: NDArray[np.bool_]) -> Any:
+    """The values of a node in float64; `finite` loses the pixels where they are not finite."""
+    if isinstance(node, str):
+        return bands[node].astype(np.float64)
+    if isinstance(node, float):
+        return np.float64(node)
+    found = _UFUNCS[node.symbol](*(_computed(operand, bands, finite) for operand in node.operands))
+    finite &= np.isfinite(found)
+    return found
