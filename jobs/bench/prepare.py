@@ -136,9 +136,11 @@ def _check_plain(scene: PreparedScene) -> None:
     for source in scene.sources:
         declared = source.declared
         changed = declared.mask is not None or declared.gain != 1 or declared.offset != 0 or declared.scale != 1
+        changed |= bool(declared.derive or declared.keep)
         for layer in source.layers:
             part = layer[0]
             chosen = part.file.bands is not None or part.file.variable is not None or len(layer) > 1
+            chosen |= part.file.decode is not None
             if changed or chosen or part.alignment.kind != "exact" or part.alignment.coarser != 1:
                 raise InputError(
                     f"{part.file}: is not read completely and pixel by pixel on the grid; a plain copy is not comparable; "

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.config.config import Config
 from jobs.config.renamed import RENAMED_KEYS, RENAMED_RECIPES, translate
+from jobs.config.scene import IN_BRACES
 from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection, ScenesSplitSection
 from jobs.config.variables import check_texts, expand_variables
 from jobs.config.yaml_loader import parse, read_text
@@ -27,6 +28,7 @@ ERROR_MESSAGES = {
     "too_short": "has too few entries: at least two sources per scene, two classes, one entry in any other list",
     "tuple_type": "must be a list in brackets, such as [a, b]",
     "model_type": "must be a mapping of keys to values",
+    "dict_type": "must be a mapping of keys to values",
     "model_attributes_type": "must be a mapping of keys to values",
 }
 #: Hints for missing keys whose value is not obvious.
@@ -137,7 +139,7 @@ def _explained(error: ValidationError) -> list[str]:
         below = [m for m in mistakes if m["loc"][: len(mistake["loc"])] == mistake["loc"] and m is not mistake]
         if mistake["type"] == "too_short" and below:
             continue  # too few only because the entries themselves are invalid
-        where = ".".join(map(str, _without_method(mistake["loc"])))
+        where = ".".join(map(str, _without_inserted(mistake["loc"])))
         if mistake["type"] == "extra_forbidden":
             lines.append(_unknown_key(where, mistake["loc"]))
         elif mistake["type"] == "missing":
@@ -156,8 +158,9 @@ def _explained(error: ValidationError) -> list[str]:
     return lines
 
 
-def _without_method(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """A key's location without the method of the split, which pydantic inserts."""
+def _without_inserted(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A key's location without what pydantic inserts: the method of the split, and the kind of a section."""
+    location = tuple(part for part in location if part != IN_BRACES)
     inserted = location[:1] == ("split",) and len(location) > 1 and location[1] in SPLITS
     return location[:1] + location[2:] if inserted else location
 

@@ -6,7 +6,7 @@ import math
 from functools import cache
 
 from jobs.config.config import Config
-from jobs.config.scene import PALETTE, SceneSection, SourceSection
+from jobs.config.scene import PALETTE, DecodeSection, SceneSection, SourceSection
 from mibf.bundle.classes import ClassName
 from pipeline.io import checksums, storage
 from pipeline.rasters.header import RasterFile
@@ -43,8 +43,11 @@ def _source(name: str, section: SourceSection) -> Source:
             section.unscale,
             section.crs,
             tuple(section.select.items()),
+            decode="tessera" if isinstance(section.decode, DecodeSection) else section.decode,
+            scales=scales.get(url),
         )
 
+    scales = _scales(section)
     variables = section.variable if isinstance(section.variable, tuple) else (section.variable,)
 
     mask = None
@@ -78,7 +81,27 @@ def _source(name: str, section: SourceSection) -> Source:
         mask=mask,
         missing=section.missing,
         notes=notes,
+        band_names=section.names,
+        derive=tuple(section.derive.items()),
+        keep=section.keep,
     )
+
+
+def _scales(section: SourceSection) -> dict[str, RasterFile]:
+    """Return the raster of scales of each file of a source whose values have some."""
+    if not isinstance(section.decode, DecodeSection):
+        return {}
+    declared = section.decode.tessera
+    return {
+        url: RasterFile(
+            storage.absolute(scales),
+            declared.variable,
+            declared.axes,
+            crs=section.crs,
+            select=tuple(declared.select.items()),
+        )
+        for url, scales in zip(section.urls or section.tiles or (section.url or "",), declared.urls, strict=True)
+    }
 
 
 def _layers(section: SourceSection) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:

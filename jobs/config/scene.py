@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Discriminator,
     Field,
     PlainSerializer,
+    Tag,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     WrapValidator,
     field_validator,
     model_validator,
 )
 
 from jobs.config.base import Name, Section
+from pipeline.decoding.expression import NAME, ExpressionError, parse, reserved
 from pipeline.scenes.acquisition_time import period
 
 Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode", "min", "max", "med", "lanczos"]
@@ -70,6 +75,40 @@ Nodata = Annotated[float | None, WrapValidator(_exact), PlainSerializer(lambda v
 Select = dict[Annotated[str, Field(min_length=1)], Annotated[int | float | str, BeforeValidator(_text)]]
 
 
+def _encoding(value: Any) -> Any:
+    if value == "tessera" or (isinstance(value, dict) and "tessera" not in value):
+        value = None if value == "tessera" else ", ".join(map(str, value))
+        unknown = "" if value is None else f"`decode` has no {value}; "
+        raise ValueError(f"{unknown}`tessera` needs the raster of its scales: `decode: {{tessera: {{scales: URL}}}}`")
+    if isinstance(value, dict) or value in ("alphaearth", "db"):
+        return value
+    raise ValueError("`decode` is `alphaearth`, `db` or `{tessera: {scales: URL}}`")
+
+
+def _kind_of_decode(value: Any) -> str:
+    return "name" if isinstance(value, str) else IN_BRACES
+
+
+def _band_name(value: str) -> str:
+    if not re.fullmatch(NAME, value) or len(value) > LONGEST_NAME:
+        raise ValueError(
+            f"a band's name is at most {LONGEST_NAME} letters, digits and `_`, and does not start with a digit, so that an "
+            "expression can contain it"
+        )
+    if reserved(value):
+        raise ValueError("has a meaning in expressions, so a band cannot have this name; choose another")
+    return value
+
+
+#: Longest name of a band.
+LONGEST_NAME = 100
+#: What pydantic inserts into the location of an error below a `decode` with keys of its own.
+IN_BRACES = "{}"
+BandName = Annotated[
+    str, AfterValidator(_band_name), WithJsonSchema({"type": "string", "pattern": NAME, "maxLength": LONGEST_NAME})
+]
+
+
 class StacSection(Section):
     """A STAC item or item collection, and the assets that hold the bands, in order."""
 
@@ -99,6 +138,33 @@ class MaskSection(Section):
         return self
 
 
+class TesseraSection(Section):
+    """The scales of TESSERA's embeddings: one raster, or one per file of the source, in the same order."""
+
+    scales: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    variable: str | None = None
+    axes: Axes = None
+    select: Select = Field(default_factory=dict)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The rasters of scales, in the order of the source's files."""
+        return (self.scales,) if isinstance(self.scales, str) else self.scales
+
+
+class DecodeSection(Section):
+    """An encoding that needs more than its name."""
+
+    tessera: TesseraSection
+
+
+Decode = Annotated[
+    Annotated[Literal["alphaearth", "db"], Tag("name")] | Annotated[DecodeSection, Tag(IN_BRACES)],
+    Discriminator(_kind_of_decode),
+    BeforeValidator(_encoding),
+]
+
+
 class SourceSection(Section):
     """One source: its files and how it is resampled to the reference grid."""
 
@@ -117,6 +183,10 @@ class SourceSection(Section):
     offset: float = 0.0
     unscale: bool = False
     nodata: Nodata = None
+    decode: Decode | None = None
+    band_names: tuple[BandName, ...] = ()
+    derive: dict[BandName, str] = Field(default_factory=dict)
+    keep: tuple[BandName, ...] = ()
     mask: MaskSection | None = None
     missing: Literal["exclude", "fill"] = "exclude"
     branch: Literal["wide", "narrow"] | None = None
@@ -136,6 +206,51 @@ class SourceSection(Section):
         if self.gain == 0:
             raise ValueError("`gain` is 0, which would set every value to `offset`; give another factor")
         return self
+
+    @model_validator(mode="after")
+    def _decoding(self) -> SourceSection:
+        if self.unscale and self.decode not in (None, "db"):
+            raise ValueError("`decode` of embeddings applies to values as stored; leave out `unscale`")
+        if not isinstance(self.decode, DecodeSection):
+            return self
+        if self.stac is not None:
+            raise ValueError("`decode: {tessera: ...}` pairs files with scales; give `url`, `urls` or `tiles`, not `stac`")
+        files, scales = len(self.urls or self.tiles or (self.url,)), len(self.decode.tessera.urls)
+        if files != scales:
+            raise ValueError(f"`decode.tessera.scales` has {scales} for {files} files; give one per file, in the same order")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the bands that are read, as expressions know them; empty if they have none."""
+        wanted = self.derive or self.keep
+        return self.band_names or (self.stac.assets if self.stac is not None and wanted else ())
+
+    @model_validator(mode="after")
+    def _bands_by_name(self) -> SourceSection:
+        names = self.names
+        if (self.derive or self.keep) and not names:
+            raise ValueError("`derive` and `keep` need names: name each band that is read, in order, in `band_names`")
+        _refuse_repeated("band_names" if self.band_names else "stac.assets", names)
+        for name, text in self.derive.items():
+            if name in names:
+                raise ValueError(f"`derive.{name}`: a band of the source has this name; choose another")
+            try:
+                parse(text, names)
+            except ExpressionError as error:
+                raise ValueError(f"`derive.{name}`: {error}") from error
+        _refuse_repeated("keep", self.keep)
+        known = (*names, *self.derive)
+        for name in self.keep:
+            if name not in known:
+                raise ValueError(f"`keep` has {name!r}; the bands are {', '.join(known)}")
+        return self
+
+
+def _refuse_repeated(key: str, names: tuple[str, ...]) -> None:
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"`{key}` has {repeated!r} twice; each name is of one band")
 
 
 def _numbers(text: str) -> list[int]:

@@ -80,7 +80,7 @@ def _numbers(schema: dict[str, Any]) -> list[dict[str, Any]]:
 def _with_variables(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a value's schema that also accepts a variable, at every level of lists and mappings."""
     if "anyOf" in schema:
-        kinds = [_with_variables(kind) for kind in schema["anyOf"]]
+        kinds = [_with_variables(part) for kind in schema["anyOf"] for part in kind.get("oneOf", [kind])]
         # One alternative for variables is enough.
         flat = [part for kind in kinds for part in (kind.get("anyOf") or [kind])]
         return schema | {"anyOf": [part for i, part in enumerate(flat) if part not in flat[:i]]}

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.config.config import Config
 from jobs.inspection.plan_map import MapPlan, format_duration, plan_map
-from jobs.prepare.preflight import check_data, check_free_space, check_memory, file_remarks
+from jobs.prepare.preflight import check_data, check_free_space, check_memory, describe_bands, file_remarks
 from jobs.prepare.scenes import open_scenes
 from jobs.runtime.progress import pluralize, progress_bar
 from jobs.workflow.workspace import Workspace
@@ -22,6 +22,7 @@ class ScenePlan:
 
     store: Estimate
     sources: dict[str, list[str]]  #: how the files of each source are aligned to the reference grid
+    bands: dict[str, list[str]]  #: the names of each source's bands; none if they have none
     remarks: list[str]  #: about the scene's files
     map: MapPlan
 
@@ -30,7 +31,7 @@ class ScenePlan:
         store, (rows, columns) = self.store, self.store.shape
         return [
             f"{name}: {rows:,} x {columns:,} pixels",
-            *(f"  {source}: {' and '.join(how)}" for source, how in self.sources.items()),
+            *(f"  {source}: {self._named(source)}{' and '.join(how)}" for source, how in self.sources.items()),
             f"  {pluralize(store.shards, 'shards')} of {store.shard} x {store.shard} pixels, {store.objects:,} objects",
             f"  {store.uncompressed_bytes / 1e9:,.2f} GB uncompressed, about {store.stored_bytes / 1e9:,.2f} GB stored",
             f"  about {store.memory_bytes / 1e9:,.1f} GB of memory and {format_duration(store.seconds)}, "
@@ -39,9 +40,14 @@ class ScenePlan:
             *self.map.lines(),
         ]
 
+    def _named(self, source: str) -> str:
+        names = self.bands[source]
+        return f"{describe_bands(len(names), names)}; " if names else ""
+
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON values."""
-        return asdict(self.store) | {"sources": self.sources, "remarks": self.remarks, "map": asdict(self.map)}
+        described = {"sources": self.sources, "bands": self.bands, "remarks": self.remarks, "map": asdict(self.map)}
+        return asdict(self.store) | described
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ def plan(config: Config) -> Plan:
                 found[scene.name] = ScenePlan(
                     estimate(scene, workers=workers.workers),
                     {s.declared.name: sorted({str(p.alignment) for p in s.parts}) for s in scene.sources},
+                    {s.declared.name: list(s.declared.kept) for s in scene.sources},
                     file_remarks(scene),
                     plan_map(config, workspace, scene),
                 )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import psutil
 
+from jobs.runtime.progress import pluralize
 from mibf.errors import InputError
 from pipeline.io import storage
 from pipeline.parallel.executor import Executor, ThreadExecutor
@@ -33,6 +34,14 @@ def file_remarks(scene: PreparedScene) -> list[str]:
     ]
 
 
+def describe_bands(number: int, names: Sequence[str]) -> str:
+    """Describe a source's bands: their number and, where they have them, the first of their names."""
+    if not names:
+        return pluralize(number, "bands")
+    more = ", ..." if len(names) > MOST_LISTED else ""
+    return f"{pluralize(number, 'bands')} ({', '.join(names[:MOST_LISTED])}{more})"
+
+
 def _left_out(scene: PreparedScene) -> dict[str, None]:
     """What files hold beside what is read from them, each once and in order: of sources, labels and split."""
     found = [note for source in scene.sources for note in source.left_out]
@@ -54,7 +63,9 @@ def check_data(scenes: Sequence[PreparedScene], executor: Executor) -> None:
             bands = bands_without_data(executor, source, shape)
             if not bands:
                 why = "no pixel has data in all its bands, or its mask excludes those that have"
-            elif len(bands) == source.bands:
+                if source.declared.derive:
+                    why += ", or `derive` divides by zero or gives no finite number there"
+            elif len(bands) == source.bands_read:
                 why = "all its pixels are nodata or not finite"
             else:
                 listed = ", ".join(bands[:MOST_LISTED]) + (", ..." if len(bands) > MOST_LISTED else "")

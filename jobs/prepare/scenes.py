@@ -66,6 +66,7 @@ def open_scenes(config: Config, executor: Executor) -> list[PreparedScene]:
         scales = {scene.declared.name: scene.sources[position].scale for scene in opened}
         if len(set(scales.values())) > 1:
             raise InputError(f"source {first.declared.name!r} has different scales in different scenes: {scales}.")
+        _check_names(first.declared.name, {scene.declared.name: scene.sources[position] for scene in opened})
         dtypes = {scene.sources[position].dtype for scene in opened}
         if len(dtypes) > 1:  # one dtype per source: its normalization limits are fitted over all scenes
             common = stored_dtype([str(dtype) for dtype in dtypes])
@@ -83,6 +84,17 @@ def open_scenes(config: Config, executor: Executor) -> list[PreparedScene]:
         )
         for scene, split in zip(opened, splits, strict=True)
     ]
+
+
+def _check_names(name: str, scenes: dict[str, AlignedSource]) -> None:
+    """Check that the bands of a source have the same names, in the same order, in all scenes that name them."""
+    named = {scene: source.declared.kept for scene, source in scenes.items() if source.declared.kept}
+    if len(set(named.values())) > 1:
+        listed = "; ".join(f"{scene}: {', '.join(names)}" for scene, names in named.items())
+        raise InputError(
+            f"source {name!r} has different band names in different scenes ({listed}). Read its bands in the same order, "
+            "with `bands` or `keep`, and give them the same names."
+        )
 
 
 def _open(scene: SceneSection, classes: tuple[ClassName, ...], *, patch: int) -> SceneDraft:

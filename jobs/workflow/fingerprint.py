@@ -101,9 +101,14 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
 
 
 def _as_stored(scenes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Drop the keys that do not affect the store: those used only by the network or in the map's metadata."""
+    """Drop the keys that do not affect the store: those used only by the network or in the map's metadata.
+
+    Derived bands become a list: their order is that of the store's bands, and a hash of a mapping has none.
+    """
     for scene in scenes:
         scene.pop("datetime", None)
         for source in scene["sources"].values():
             source.pop("branch", None)
+            if "derive" in source:
+                source["derive"] = list(source["derive"].items())
     return scenes

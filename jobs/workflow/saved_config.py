@@ -14,7 +14,7 @@ from mibf.errors import InputError
 from pipeline.io import storage
 
 #: Keys whose string values are paths or URLs; sections under these keys are traversed as usual.
-PATH_KEYS = frozenset({"workspace", "url", "urls", "tiles", "model"})
+PATH_KEYS = frozenset({"workspace", "url", "urls", "tiles", "scales", "model"})
 
 
 def as_run(config: Config) -> str:

@@ -95,6 +95,10 @@ def test_small_scene_configuration_is_valid(scene: SmallScene) -> None:
         ("scenes.0.sources.optical.bands", [1, 2]),
         ("scenes.0.sources.optical.bands", "${BANDS}"),
         ("scenes.0.sources.optical.scale", 2),
+        ("scenes.0.sources.optical.decode", "alphaearth"),
+        ("scenes.0.sources.optical.decode", "${DECODE}"),
+        ("scenes.0.sources.optical.decode", {"tessera": {"scales": "scales.tif"}}),
+        ("scenes.0.sources.optical", {"url": "a.tif", "band_names": ["red", "nir"], "derive": {"ratio": "nir / red"}}),
         ("scenes.0.grid", {"crs": "EPSG:32633", "resolution": "${RESOLUTION}", "bounds": [0, 0, 10, "${TOP}"]}),
         ("scenes.0.labels", None),
         ("scenes.0.labels.ignore", [0, "unknown"]),
@@ -109,7 +113,7 @@ def test_schema_accepts_what_the_loader_accepts(
 ) -> None:
     variables = {
         "EPOCHS": "3", "AUGMENT": "true", "PRECISION": "bf16", "WEIGHT": "2", "SEED": "4", "SHARE": "0.5", "BANDS": "1-2",
-        "RESOLUTION": "10", "TOP": "20", "COLOR": "#ffffff", "NAME": "valley",
+        "RESOLUTION": "10", "TOP": "20", "COLOR": "#ffffff", "NAME": "valley", "DECODE": "db",
     }  # fmt: skip  # pairs: one per line would fill a page
     for name, text in variables.items():
         monkeypatch.setenv(name, text)
@@ -137,6 +141,9 @@ def test_schema_accepts_what_the_loader_accepts(
         ("scenes.0.sources.optical", {"nodata": 0}),
         ("scenes.0.sources.optical.bands", "first"),
         ("scenes.0.sources.optical.scale", 3),
+        ("scenes.0.sources.optical.decode", "tessera"),
+        ("scenes.0.sources.optical.decode", {"tessera": {}}),
+        ("scenes.0.sources.optical.band_names", ["red", "2nd"]),
         ("scenes.0.grid", {}),
         ("scenes.0.grid", {"crs": "EPSG:32633"}),
         ("classes", [{"id": 1, "name": "water"}]),
