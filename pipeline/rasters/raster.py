@@ -13,7 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from affine import Affine
 from numpy.typing import NDArray
+from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
 from pipeline.decoding.encodings import ALPHAEARTH_NODATA, INT8_ENCODINGS, alphaearth, tessera
@@ -61,7 +63,10 @@ def _open_stored(file: RasterFile) -> Iterator[OpenRaster]:
 
 
 class DecodedRaster:
-    """A raster whose stored values are decoded after they are read."""
+    """A raster whose stored values are decoded after they are read.
+
+    Rows of a georeferenced file that run from south to north, as AlphaEarth's do, are turned, so that they nest in a grid.
+    """
 
     def __init__(self, file: RasterFile, stored: OpenRaster, scales: OpenRaster | None) -> None:
         self.file, self._stored, self._scales = file, stored, scales
@@ -76,10 +81,24 @@ class DecodedRaster:
             head = replace(head, dtypes=("float32",) * head.bands)
         if scales is not None:
             _check_grid(file, head, scales.header)
+        place = head.grid.affine
+        self._turned = head.grid.crs is not None and place.e > 0 and place.b == place.d == 0
+        if self._turned:
+            rows = head.grid.shape[0]
+            north_up = place * Affine.translation(0, rows) * Affine.scale(1, -1)
+            head = replace(head, grid=GeoBox(head.grid.shape, north_up, head.grid.crs))
         self.header = head
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `OpenRaster.read`."""
+        if not self._turned:
+            return self._decoded(window)
+        first = self.header.grid.shape[0] - window.y - window.height
+        values, valid = self._decoded(replace(window, y=first))
+        return np.ascontiguousarray(values[:, ::-1]), np.ascontiguousarray(valid[::-1])
+
+    def _decoded(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Decoded values and validity of a window of the raster as it is stored."""
         values, valid = self._stored.read(window)
         if self.file.decode == "alphaearth":
             return alphaearth(values), valid & (values != ALPHAEARTH_NODATA).all(axis=0)

@@ -112,7 +112,7 @@ def test_class_both_declared_and_ignored_is_refused(scene: SmallScene) -> None:
     assert "contains declared classes: 5" in load_error(scene, ["scenes.0.labels.ignore=[5]"])
 
 
-@pytest.mark.parametrize("name", ["zion", "terramind", "indian_pines_paper"])
+@pytest.mark.parametrize("name", ["zion", "terramind", "indian_pines_paper", "embeddings"])
 def test_example_configurations_load(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", "/data")
     assert load(str(ROOT / "examples" / f"{name}.yaml")).name == name

@@ -98,15 +98,53 @@ def test_selected_bands_are_decoded(tmp_path: Path) -> None:
     assert (values[:, valid] == physical(stored[[3, 1]])[:, valid]).all()
 
 
-@pytest.mark.parametrize("resampling", [None, "nearest"])
-def test_a_bottom_up_file_is_decoded_in_its_place(resampling: str | None, tmp_path: Path) -> None:
+BOTTOM_UP = TRANSFORM * Affine.translation(0, ROWS) * Affine.scale(1, -1)
+
+
+@pytest.mark.parametrize("resampling", [None, "bilinear"])
+def test_a_bottom_up_file_is_copied_pixel_by_pixel(resampling: str | None, tmp_path: Path) -> None:
+    """As AlphaEarth's files are: their rows run from south to north."""
     stored = embedding(64)
-    flipped = TRANSFORM * Affine.translation(0, ROWS) * Affine.scale(1, -1)
-    path = str(write_raster(tmp_path / "a.tif", stored[:, ::-1], transform=flipped, nodata=-128))
-    source = Source("s", ((RasterFile(path, decode="alphaearth"),),), resampling=resampling)
-    values, valid = open_source(source, GRID).read(WHOLE)
+    path = str(write_raster(tmp_path / "a.tif", stored[:, ::-1], transform=BOTTOM_UP, nodata=-128))
+    file = RasterFile(path, decode="alphaearth")
+    assert header(file).grid == GRID
+    opened = open_source(Source("s", ((file,),), resampling=resampling), GRID)
+    assert str(opened.layers[0][0].alignment) == "exact"
+    values, valid = opened.read(WHOLE)
     assert (valid == ~GAPS).all()
-    assert np.abs(values - np.nan_to_num(physical(stored))).max() <= 1e-4
+    assert (values == np.nan_to_num(physical(stored))).all()
+    part, there = opened.read(PART)
+    assert part.tobytes() == values[:, *PART.slices].tobytes()
+    assert (there == valid[PART.slices]).all()
+
+
+def test_a_bottom_up_file_is_resampled_in_its_place(tmp_path: Path) -> None:
+    stored = embedding(3)
+    coarse = GeoBox((ROWS // 2, COLUMNS // 2), TRANSFORM * Affine.scale(2), CRS)
+    found = []
+    for name, values, place in (("n", stored, TRANSFORM), ("s", stored[:, ::-1], BOTTOM_UP)):
+        path = str(write_raster(tmp_path / f"{name}.tif", values, transform=place, nodata=-128))
+        source = Source("s", ((RasterFile(path, decode="alphaearth"),),), resampling="average")
+        found.append(open_source(source, coarse).read(Window(2, 3, 7, 5)))
+    assert (found[0][0] == found[1][0]).all()
+    assert (found[0][1] == found[1][1]).all()
+
+
+def test_a_bottom_up_file_is_turned_with_its_scales(tmp_path: Path) -> None:
+    stored, scales = embedding(4), np.random.default_rng(5).random((1, ROWS, COLUMNS)).astype(np.float32)
+    own = RasterFile(str(write_raster(tmp_path / "s.tif", scales[:, ::-1], transform=BOTTOM_UP)))
+    path = str(write_raster(tmp_path / "a.tif", stored[:, ::-1], transform=BOTTOM_UP))
+    values, _, _ = read(RasterFile(path, decode="tessera", scales=own), PART)
+    assert (values == (stored.astype(np.float32) * scales)[:, *PART.slices]).all()
+
+
+def test_nodata_of_scales_is_no_data(tmp_path: Path) -> None:
+    scales = np.ones((1, ROWS, COLUMNS), np.float32)
+    scales[0, 3, 4] = -1
+    own = RasterFile(str(write_raster(tmp_path / "s.tif", scales, nodata=-1)))
+    path = str(write_raster(tmp_path / "a.tif", embedding(2)))
+    _, valid, _ = read(RasterFile(path, decode="tessera", scales=own))
+    assert np.argwhere(~valid).tolist() == [[3, 4]]
 
 
 def test_resampling_averages_decoded_values_and_gaps_stay_out_of_it(tmp_path: Path) -> None:
