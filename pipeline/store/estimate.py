@@ -46,8 +46,8 @@ def memory(scene: PreparedScene, workers: int) -> int:
     """Approximate memory in bytes of this many concurrent tasks, including the process itself."""
     template = scene.template
     side = min(template.shard, max(template.shape))
-    read = sum(source.bytes_per_pixel for source in scene.sources) + 2  # labels and split
-    return PROCESS_BYTES + workers * COPIES * side * side * read
+    read = sum(source.bytes_per_pixel for source in scene.sources)  # more than is stored if bands are not kept
+    return PROCESS_BYTES + workers * COPIES * side * side * max(template.bytes_per_pixel, read)
 
 
 def estimate(scene: PreparedScene, *, workers: int) -> Estimate:

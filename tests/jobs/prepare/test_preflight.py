@@ -17,6 +17,7 @@ from pipeline.parallel.executor import ThreadExecutor
 from pipeline.rasters.header import RasterFile
 from pipeline.scenes.coverage import bands_without_data, sources_without_data
 from pipeline.scenes.source import AlignedSource, Source, open_source
+from pipeline.store.estimate import COPIES, memory
 from tests.support.commands import run
 from tests.support.scenes import CRS, TRANSFORM, SmallScene, write_raster
 
@@ -73,7 +74,7 @@ def test_excessive_grid_shard_disk_or_memory_needs_exit_2(
 def prepared_scene(side: int, *, shards: int = 8) -> Any:
     """A scene of `side` x `side` pixels of 10 bytes each, in shards of that side or of 1024 pixels."""
     template = SimpleNamespace(shape=(side, side), shard=min(side, 1024), bytes_per_pixel=10)
-    return SimpleNamespace(name="valley", template=template, shards=[None] * shards)
+    return SimpleNamespace(name="valley", template=template, shards=[None] * shards, sources=[])
 
 
 def test_memory_estimate_counts_concurrent_shards_not_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +85,13 @@ def test_memory_estimate_counts_concurrent_shards_not_all_workers(monkeypatch: p
     monkeypatch.setattr("jobs.prepare.preflight.available_memory", lambda: 100 << 20)
     with pytest.raises(InputError, match="Reduce the band count, or use more memory or a cluster"):
         check_memory([prepared_scene(128)], workers=1)
+
+
+def test_memory_estimate_counts_bands_that_are_read_but_not_kept() -> None:
+    scene = prepared_scene(1024)
+    before = memory(scene, 2)
+    scene.sources.append(SimpleNamespace(bytes_per_pixel=scene.template.bytes_per_pixel + 40))
+    assert memory(scene, 2) - before == 2 * COPIES * 1024 * 1024 * 40
 
 
 def test_free_space_is_checked_where_it_is_known() -> None:
