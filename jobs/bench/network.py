@@ -26,7 +26,7 @@ from mibf.errors import InputError
 from mibf.inference.cell import CELL
 from mibf.inference.dense import Dense
 from mibf.network.mibfnet import MIBFNet
-from mibf.network.spec import NARROW, WIDE, NetworkSpec, SourceSpec
+from mibf.network.spec import BETWEEN, NARROW, WIDE, NetworkSpec, SourceSpec
 from mibf.training.epoch import Batch, TrainState, train_epoch
 from mibf.training.optimizer import make_optimizer
 from pipeline.grid import Window
@@ -120,7 +120,7 @@ def bench_network(
 def _random(bands: Sequence[int], side: int) -> Subject:
     torch.manual_seed(0)
     sources = tuple(SourceSpec(f"source {i + 1}", b, NARROW if i else WIDE) for i, b in enumerate(bands))
-    spec = NetworkSpec(sources, classes=11)
+    spec = NetworkSpec(sources, classes=11, without=BETWEEN if len(sources) == 1 else ())
     tile = [torch.rand(b, side + 2 * spec.halo, side + 2 * spec.halo) for b in bands]
     return Subject(f"{'+'.join(map(str, bands))} bands, random weights", MIBFNet(spec).eval(), tile, side)
 

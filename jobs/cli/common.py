@@ -136,8 +136,8 @@ def parse_bands(text: str) -> list[int]:
     from mibf.errors import InputError
 
     parts = text.split("+")
-    if len(parts) < 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise InputError(f"--bands {text}: give the band counts of two or more sources, such as 64+2.")
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--bands {text}: give the band count of each source, such as 64+2.")
     return [int(part) for part in parts]
 
 

@@ -16,7 +16,7 @@ def init(
         list[str],
         typer.Argument(
             metavar="FILE...",
-            help="Rasters of two or more sources: FILE, or NAME=FILE,FILE for one source whose files hold bands that "
+            help="Rasters of one or more sources: FILE, or NAME=FILE,FILE for one source whose files hold bands that "
             "follow each other. FILE#ARRAY names an array of a MATLAB, Zarr, NetCDF or HDF5 file.",
             show_default=False,
         ),

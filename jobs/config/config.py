@@ -82,6 +82,11 @@ class Config(Section):
         return [scene.name for scene in self.scenes if scene.labels is not None and scene.name not in held_out]
 
     @property
+    def model_sources(self) -> tuple[str, ...]:
+        """Names of the sources that the model uses, unless the recipe `auto` chooses one of them, in the scenes' order."""
+        return tuple(name for name in self.scenes[0].sources if self.model.sources is None or name in self.model.sources)
+
+    @property
     def split_block(self) -> int | None:
         """Side in pixels of the blocks that the split assigns to subsets; None if it assigns none."""
         if self.split.method == "blocks" or (self.split.method == "scenes" and not self.split.validation_scenes):
@@ -167,8 +172,24 @@ class Config(Section):
                     f"{what} {', '.join(same)} differ only in case and collide on some file systems; rename one"
                 )
 
+    def _one_source_fits(self) -> None:
+        """Check that nothing is requested of a model of one source that only several sources have."""
+        if len(self.model_sources) > 1:
+            return
+        where = "model.sources has" if self.model.sources else "the scenes have"
+        if self.train.source_dropout:
+            raise ValueError(
+                f"train.source_dropout is {self.train.source_dropout:g}, but {where} only one source: a sample "
+                "that drops it would have no input; set train.source_dropout to 0, or use two sources"
+            )
+        if "gate" in self.map.products and self.map.model is None:
+            raise ValueError(
+                f"map.products contains gate, the weights of the sources against each other, but {where} only one source "
+                f"({self.model_sources[0]}); remove gate"
+            )
+
     def _model_fits(self) -> None:
-        """Check that the model's sources and class weights refer to declared names, and that there are enough sources."""
+        """Check that the model's sources and class weights refer to declared names."""
         declared = list(self.scenes[0].sources)
         unknown = [name for name in self.model.sources or () if name not in declared]
         if unknown:
@@ -182,16 +203,7 @@ class Config(Section):
             )
         if len(set(matched)) < len(matched):
             raise ValueError("prepare.histogram_matching contains a duplicate")
-        is_network = self.model.kind == "mibf"
-        if is_network and len(self.model.sources or declared) == 1 and not {"noise", "relation"} <= set(self.model.without):
-            raise ValueError(
-                "the noise and relation parts need two sources; with one, add `without: [noise, relation]` to `model`"
-            )
-        if len(self.model.sources or declared) == 1 and self.train.source_dropout:
-            raise ValueError(
-                f"train.source_dropout is {self.train.source_dropout:g}, but model.sources has only one source: a sample "
-                "that drops it would have no input; set train.source_dropout to 0, or use two sources"
-            )
+        self._one_source_fits()
         weights = self.train.class_weights
         if isinstance(weights, dict):
             names = [c.name for c in self.classes]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.config.config import Config
 from jobs.config.renamed import RENAMED_KEYS, RENAMED_RECIPES, translate
-from jobs.config.scene import IN_BRACES
+from jobs.config.scene import IN_BRACES, MOST_SOURCES
 from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection, ScenesSplitSection
 from jobs.config.variables import check_texts, expand_variables
 from jobs.config.yaml_loader import parse, read_text
@@ -25,7 +25,8 @@ ERROR_MESSAGES = {
     "string_type": "must be text; put it in quotes",
     "int_parsing": "must be an integer",
     "float_parsing": "must be a number",
-    "too_short": "has too few entries: at least two sources per scene, two classes, one entry in any other list",
+    "too_short": "has too few entries: at least one source per scene, two classes, one entry in any other list",
+    "too_long": f"has too many entries: at most {MOST_SOURCES} sources per scene; stack the bands of a sensor in one source",
     "tuple_type": "must be a list in brackets, such as [a, b]",
     "model_type": "must be a mapping of keys to values",
     "dict_type": "must be a mapping of keys to values",
@@ -34,7 +35,7 @@ ERROR_MESSAGES = {
 #: Hints for missing keys whose value is not obvious.
 MISSING = {
     "grid": "; give the reference grid as {like: SOURCE} or {crs: EPSG:..., resolution: ..., bounds: [...]}",
-    "sources": "; name two or more, each with the `url` of its file",
+    "sources": "; name one or more, each with the `url` of its file",
 }
 
 

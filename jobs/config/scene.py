@@ -31,6 +31,9 @@ PALETTE = (
     "#8c564b", "#17becf", "#bcbd22", "#1b4f72", "#7d6608", "#145a32", "#641e16", "#4a235a",
 )  # fmt: skip  # a list of names: one per line would fill a page
 
+#: Sources of a scene at most: the product `sources` has a bit for each, in an integer of 64 bits at most.
+MOST_SOURCES = 64
+
 
 class GridSection(Section):
     """The reference grid: the grid of a source's first file, or an explicit CRS, resolution and bounds."""
@@ -285,7 +288,7 @@ class SceneSection(Section):
     name: Name
     datetime: str | None = None
     grid: GridSection
-    sources: dict[Name, SourceSection] = Field(min_length=2)
+    sources: dict[Name, SourceSection] = Field(min_length=1, max_length=MOST_SOURCES)
     labels: LabelsSection | None = None
 
     @field_validator("datetime", mode="before")

@@ -1,8 +1,9 @@
 """`mibf ablate`: measure the contribution of each part of the method, and of each source, on the user's own scenes.
 
 The configuration is trained as it is, then without each part of the network, including the centre path if it has one, then
-on each source alone, with the same split, seeds and recipe. Metrics are on validation pixels, which also selected the epoch;
-test pixels are read only on request.
+on each source alone, with the same split, seeds and recipe. If there is only one source, it cannot be left out, and the
+network has no part that relates sources. Metrics are on validation pixels, which also selected the epoch; test pixels are
+read only on request.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from jobs.workflow.fingerprint import imported_checkpoint
 from jobs.workflow.manifest import Manifest, StageName
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
-from mibf.network.spec import BETWEEN, PARTS
+from mibf.network.spec import BETWEEN, ONE_SOURCE, PARTS
 from pipeline.io import storage
 from pipeline.io.lease import acquire
 
 #: Runs a stage of a configuration unless it is current.
 Stage = Callable[[Config, StageName], Manifest]
 WHOLE = "full method"
+#: End of the name of a variant with a single source.
+ALONE = " alone"
+BRANCHES = "A single source keeps the branch that it has in the full method: wide for the first source, narrow for the rest."
 #: The reported metrics of each variant, with their column headings.
 FIGURES = {"overall_accuracy": "OA", "average_accuracy": "AA", "macro_f1": "macro-F1", "kappa": "kappa"}
 
@@ -67,12 +71,8 @@ class Ablation:
         for row in self.rows:
             cells = [_cell([f[key] for f in getattr(row, subset)]) for subset in subsets for key in FIGURES]
             lines.append(f"| {row.variant} | " + " | ".join(cells) + f" | {row.seconds:.0f} |")
-        lines += [
-            "",
-            "A single source keeps the branch that it has in the full method: wide for the first source, narrow for the "
-            "rest.",
-        ]
-        return lines
+        alone = any(row.variant.endswith(ALONE) for row in self.rows)
+        return [*lines, "", BRANCHES if alone else f"{ONE_SOURCE[0].upper()}{ONE_SOURCE[1:]}: there is less to leave out."]
 
     def to_json(self) -> list[dict[str, Any]]:
         """Convert to JSON values."""
@@ -85,7 +85,9 @@ def variants(config: Config) -> Iterator[tuple[str, Config]]:
     Raises:
         InputError: the configuration itself leaves something out, or does not train a single network by a fixed recipe.
     """
-    if config.model.without or config.model.sources is not None:
+    only = len(config.scenes[0].sources) == 1
+    absent = BETWEEN if only else ()  # parts that no network of these sources has
+    if set(config.model.without) - set(absent) or config.model.sources is not None:
         raise InputError(
             "model.without or model.sources leaves out a part of the method; remove them from the configuration: an "
             "ablation starts from the full method."
@@ -97,19 +99,21 @@ def variants(config: Config) -> Iterator[tuple[str, Config]]:
             "train.blend."
         )
     yield WHOLE, config
-    for part in PARTS:
+    for part in (part for part in PARTS if part not in absent):
         yield f"without {part}", _changed(config, f"without-{part}", {"without": (part,)})
     if config.model.centre:
         yield "without centre", _changed(config, "without-centre", {"centre": False})
-    for source in config.scenes[0].sources:
+    for source in () if only else config.scenes[0].sources:
         model = {"sources": (source,), "without": BETWEEN}
-        yield f"{source} alone", _changed(config, f"only-{source}", model, {"source_dropout": 0.0})
+        yield f"{source}{ALONE}", _changed(config, f"only-{source}", model, {"source_dropout": 0.0})
 
 
 def _changed(config: Config, name: str, model: dict[str, Any], train: dict[str, Any] | None = None) -> Config:
     """The configuration as another run, with changed values in these sections. A single source cannot be dropped out."""
     values = config.model_dump()
     changed = {"model": values["model"] | model, "train": values["train"] | (train or {})}
+    if "sources" in model:  # no variant is mapped, so a product that a single source lacks must not refuse it
+        changed["map"] = values["map"] | {"products": [p for p in config.map.products if p != "gate"] or ["class"]}
     return Config.model_validate(values | {"run": f"{config.run}-{name}"} | changed)
 
 

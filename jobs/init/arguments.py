@@ -42,7 +42,7 @@ def parse_sources(arguments: Sequence[str]) -> list[SourceArgument]:
     """Parse `FILE` and `NAME=FILE[,FILE...]` arguments; a source without a name is named after its file.
 
     Raises:
-        InputError: a name is invalid or used twice, a file is missing, or there is only one source.
+        InputError: a name is invalid or used twice, or a file is missing.
     """
     named = [_split(argument) for argument in arguments]
     names = [name for name, _ in named if name is not None]
@@ -63,13 +63,6 @@ def parse_sources(arguments: Sequence[str]) -> list[SourceArgument]:
     for name, group in named:
         taken = names + [source.name for source in sources]
         sources.append(SourceArgument(name or _free_name(suggest_name(group[0]), taken), group))
-    if len(sources) < 2:
-        only = f" ({sources[0].name})" if sources else ""
-        raise InputError(
-            f"one source alone{only} cannot be fused: give the files of two sensors or more, as in "
-            "`mibf init optical=b02.tif,b03.tif radar.tif`. To use bands of one file as two sources, write the "
-            "configuration by hand with `bands` (docs/configuration.md)."
-        )
     return sources
 
 

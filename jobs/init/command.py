@@ -82,7 +82,7 @@ def draft_config(
     """Draft the configuration of a scene; writes nothing.
 
     Args:
-        files: `FILE` or `NAME=FILE[,FILE...]`, two sources or more; `FILE#ARRAY` names an array of a file.
+        files: `FILE` or `NAME=FILE[,FILE...]`, one source or more; `FILE#ARRAY` names an array of a file.
         labels: a raster of class ids or a vector file; None if the scene is only mapped.
         attribute: the column of a vector file with the class.
         output: where the configuration will be written.

@@ -22,6 +22,14 @@ MAP: dict[str, Any] = {"products": ["class", "confidence"], "workers": 1}
 #: Placeholder classes for scenes without labels.
 PLACEHOLDERS = (DetectedClass(1, "class 1", "#0072b2"), DetectedClass(2, "class 2", "#e69f00"))
 
+#: Comments on a scene with one source, and with several.
+GRID_OF_ONE = "    # Grid of labels and map: that of the source, whose pixels are not resampled."
+GRID = (
+    "    # Grid of labels and map: that of the first source, whose pixels are not resampled; the others are aligned",
+    "    # with it. Name another source to map at its resolution.",
+)
+ORDER = "    # List the source with the richest spectrum first: it gets the wide branch of the network."
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -68,15 +76,14 @@ def _head(draft: Draft) -> list[str]:
 
 
 def _scene(draft: Draft) -> list[str]:
-    first = draft.sources[0].source
+    first, is_single = draft.sources[0].source, len(draft.sources) == 1
     lines = [
         "scenes:",
         f"  - name: {scalar(draft.name)}",
         "    # datetime: 2024-07-01T10:30:00Z  # time of acquisition, for the STAC item of the map",
-        "    # Grid of labels and map: that of the first source, whose pixels are not resampled; the others are aligned",
-        "    # with it. Name another source to map at its resolution.",
+        *([GRID_OF_ONE] if is_single else GRID),
         f"    grid: {{like: {scalar(first.name)}}}",
-        "    # List the source with the richest spectrum first: it gets the wide branch of the network.",
+        *([] if is_single else [ORDER]),
         "    sources:",
     ]
     for placed in draft.sources:

@@ -11,6 +11,7 @@ from jobs.prepare.preflight import check_data, check_free_space, check_memory, d
 from jobs.prepare.scenes import open_scenes
 from jobs.runtime.progress import pluralize, progress_bar
 from jobs.workflow.workspace import Workspace
+from mibf.network.spec import ONE_SOURCE
 from pipeline.io import storage
 from pipeline.parallel.executor import make_executor
 from pipeline.store.estimate import Estimate, estimate
@@ -58,12 +59,13 @@ class Plan:
     workers: int  #: shards that are written concurrently
     free_bytes: int | None  #: at the workspace; None if unknown
     workspace: str
+    notes: tuple[str, ...] = ()  #: about the model
 
     def lines(self) -> list[str]:
         """Format the plan as text lines."""
         lines = [line for name, scene in self.scenes.items() for line in scene.lines(name, self.workers)]
         free = "" if self.free_bytes is None else f": {self.free_bytes / 1e9:,.1f} GB free"
-        return [*lines, f"workspace {self.workspace}{free}"]
+        return [*lines, *(f"note: {note}" for note in self.notes), f"workspace {self.workspace}{free}"]
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON values."""
@@ -95,4 +97,5 @@ def plan(config: Config) -> Plan:
                 advance(1)
     free = storage.free_bytes(workspace.url)
     check_free_space(workspace.url, sum(planned.store.stored_bytes for planned in found.values()), free)
-    return Plan(found, workers.workers, free, workspace.url)
+    alone = config.model.kind == "mibf" and config.map.model is None and len(config.model_sources) == 1
+    return Plan(found, workers.workers, free, workspace.url, (ONE_SOURCE,) if alone else ())

@@ -9,7 +9,7 @@ from typing import Any
 from mibf.bundle.bundle import CARD, MODEL, Bundle
 from mibf.bundle.files import member_files
 from mibf.bundle.model_card import figures, format_limits, members, surroundings, temperatures, trained_on
-from mibf.network.spec import SourceSpec
+from mibf.network.spec import ONE_SOURCE, SourceSpec
 from mibf.redaction import redact
 from pipeline.io import model_bundle, storage
 
@@ -42,6 +42,8 @@ class BundleSummary:
             lines += _source(source, bundle)
         if bundle.spec.centre and bundle.networks:
             lines.append("centre path: the centre pixel's own values are added to the pooled features")
+        if len(bundle.spec.sources) == 1 and bundle.networks:
+            lines.append(ONE_SOURCE)
         return [redact(line) for line in (*lines, "", *_classes(bundle), "", *_origin(bundle))]
 
     def to_json(self) -> dict[str, Any]:

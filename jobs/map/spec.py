@@ -52,8 +52,10 @@ class MapSpec:
         products = tuple(product(name, config.map.dtype, sources=sources) for name in config.map.products)
         check_products(products_of_network(products), without=bundle.spec.without)
         _check_has_networks(products, bundle, model)
+        _check_has_sources(config, bundle, model)
         _check_classes(config, bundle, model)
-        if config.map.missing == "map" and not bundle.source_dropout:
+        # Where a model's only source has no data, nothing is mapped, so it needs no source dropout.
+        if config.map.missing == "map" and not bundle.source_dropout and sources > 1:
             raise InputError(
                 f"map.missing is `map`, but {storage.redact_url(model)} was trained without source dropout; its predictions "
                 "where a source is missing are unreliable. Train with `train.source_dropout`, or use `nodata` or "
@@ -96,6 +98,18 @@ def _check_has_networks(products: Sequence[Product], bundle: Bundle, model: str)
             f"map.products contains {', '.join(lacking)}, but {storage.redact_url(model)} has no network, without which "
             "there is none. Remove it, or train a model with a network: set model.kind to `mibf`; where the recipe `auto` "
             "chose no network, run `mibf train --restart`, which then keeps one for these products."
+        )
+
+
+def _check_has_sources(config: Config, bundle: Bundle, model: str) -> None:
+    """Check that no weights of sources against each other are requested of a given model that has one source.
+
+    If the recipe `auto` chose one of several sources for a run's own model, its weight is mapped as it is: 1.
+    """
+    if config.map.model is not None and "gate" in config.map.products and len(bundle.spec.sources) == 1:
+        raise InputError(
+            f"map.products contains gate, the weights of the sources against each other, but {storage.redact_url(model)} "
+            f"has only one source ({bundle.spec.sources[0].name}); remove gate."
         )
 
 

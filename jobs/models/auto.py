@@ -52,6 +52,8 @@ NETWORKS = 2
 RECORD_VERSION = 2
 #: Side in pixels of the folds' blocks where the split has none.
 SIDE = 64
+#: Recipes at most that a note names one by one.
+NAMED = 3
 #: Training samples from which on batches have 256 samples instead of 128; smaller batches need fewer samples per step.
 MANY = 100_000
 
@@ -229,18 +231,21 @@ def _candidates(
             clock=clock,
         )
         found, notes = found + own, notes + remarks
-    main = [recipe for recipe in recipes if recipe.sources is None]
+    main, untried = [recipe for recipe in recipes if recipe.sources is None], list[str]()
     for position, recipe in enumerate(recipes):
         left = seconds - (clock() - begun)
         # The main recipes share the time; single sources get what these leave.
         share = left / max(1, len(main) - position) if recipe in main else left / 2
         if position and left < 0.1 * seconds:
-            notes.append(f"{recipe.name}: not tried, because the time for trials was used up")
+            untried.append(recipe.name)
             continue
         own, remarks = network_candidates(
             samples, folds, spec=spec, recipe=recipe, checkpoints=STEPS, seconds=share, seed=seed, clock=clock
         )
         found, notes = found + own, notes + remarks
+    if untried:
+        more = f" and {len(untried) - NAMED} more" if len(untried) > NAMED else ""
+        notes.append(f"{', '.join(untried[:NAMED])}{more}: not tried, because the time for trials was used up")
     return found, notes
 
 

@@ -31,6 +31,7 @@ from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
 from mibf.bundle.classes import ClassName
 from mibf.bundle.members import KIND_NAMES
+from mibf.network.spec import ONE_SOURCE
 from mibf.normalization import BandScaling, scaling_from_json
 from pipeline.codes import SUBSETS, UNLABELLED
 from pipeline.grid import Window
@@ -92,6 +93,7 @@ def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease)
         selected=bundle.provenance.get("hyperparameters", {}).get("select"),
         chosen=bundle.provenance.get("chosen"),
         seed=bundle.provenance.get("seed"),
+        one_source=ONE_SOURCE if bundle.networks and len(bundle.spec.sources) == 1 else None,
         trees=len(bundle.trees),
         kind_names=KIND_NAMES,
         members=[] if bundle.single is not None else evaluation["members"],

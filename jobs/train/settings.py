@@ -11,7 +11,7 @@ from jobs.config.config import Config
 from jobs.config.train import TrainSection
 from jobs.workflow.workspace import Workspace
 from mibf.class_priors import Priors, support
-from mibf.network.spec import BETWEEN, NARROW, WIDE, NetworkSpec, SourceSpec
+from mibf.network.spec import BETWEEN, NARROW, PARTS, WIDE, NetworkSpec, SourceSpec
 from mibf.training.loss import class_weights
 from pipeline.io import storage
 from pipeline.io.lease import Lease
@@ -77,7 +77,10 @@ class WorkerContext:
 
 
 def network_spec(config: Config, store: PatchStore) -> NetworkSpec:
-    """Specify the network for a store's sources: the first source gets the paper's wide branch, the others narrow ones."""
+    """Specify the network for a store's sources: the first source gets the paper's wide branch, the others narrow ones.
+
+    A network of one source has no parts that relate sources to each other.
+    """
     sources = []
     for position, source in enumerate(store.sources):
         if config.model.sources is not None and source.name not in config.model.sources:
@@ -85,12 +88,12 @@ def network_spec(config: Config, store: PatchStore) -> NetworkSpec:
         declared = config.scenes[0].sources[source.name].branch
         wide = position == 0 if declared is None else declared == "wide"
         sources.append(SourceSpec(source.name, source.bands, WIDE if wide else NARROW, source.scale))
-    alone = len(sources) == 1 and config.model.kind != "mibf"  # classifiers of pixel features relate no sources
+    between = BETWEEN if len(sources) == 1 else ()  # a single source is related to none
     return NetworkSpec(
         tuple(sources),
         classes=len(store.classes),
         patch=config.model.patch,
-        without=BETWEEN if alone else config.model.without,
+        without=tuple(part for part in PARTS if part in (*config.model.without, *between)),
         centre=config.model.centre,
     )
 

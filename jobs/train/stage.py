@@ -29,6 +29,7 @@ from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
 from mibf.ensemble import Blend
 from mibf.errors import InputError
+from mibf.network.spec import ONE_SOURCE
 from mibf.normalization import Scaling, scaling_from_json
 from pipeline.classifiers.pixel_features import NEIGHBORHOOD
 from pipeline.io import storage
@@ -68,7 +69,8 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
         networks = train_networks(config, settings, share, store=stores[0], scaling=scaling, origin=origin)
     classifiers, first_seed = _fit_classifiers(config, settings, stores, scaling), config.train.every_seed[0]
     model = _model(config, settings, stores, scaling, origin, networks, classifiers, None if plan is None else plan.mixture)
-    lines = [] if plan is None else plan.lines
+    lines = [ONE_SOURCE] if model.networks and len(model.spec.sources) == 1 else []
+    lines += [] if plan is None else plan.lines
     lines += _reach_notes(split) if classifiers else []
     lines += [] if networks is None else networks.lines(config.train.select)
     seeds = [] if networks is None else [*networks.results.values()]

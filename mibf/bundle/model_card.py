@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 from mibf.bundle.bundle import Bundle
 from mibf.bundle.members import KIND_NAMES
 from mibf.class_priors import FULL_SUPPORT
+from mibf.network.spec import ONE_SOURCE
 
 CITATION = (
     'Geng et al., "Multisource Joint Representation Learning Fusion Classification for Remote Sensing Images", '
@@ -81,12 +82,15 @@ def _title(bundle: Bundle) -> list[str]:
     method = bundle.method
     name = f"{method}, run {_text(run)}" if isinstance(run, str) else method
     spec = bundle.spec
+    only = len(spec.sources) == 1
+    sources = "one source" if only else f"{len(spec.sources)} co-registered sources"
     return [
         f"# {name}",
         "",
-        f"Classifies every pixel into one of {spec.classes} classes, from {len(spec.sources)} co-registered sources.",
+        f"Classifies every pixel into one of {spec.classes} classes, from {sources}.",
         f"It uses {surroundings(bundle)}. {bundle.parameters:,} parameters, {bundle.memory_bytes / 1e6:.1f} MB.",
         *([CENTRE] if spec.centre and bundle.networks else []),
+        *([f"{ONE_SOURCE[0].upper()}{ONE_SOURCE[1:]}."] if only and bundle.networks else []),
         *members(bundle),
         "`mibf bundle show` on this folder prints everything that the bundle contains and checks that it is complete.",
     ]

@@ -28,6 +28,8 @@ NetworkPart = Literal["noise", "relation", "bottleneck"]
 PARTS: tuple[NetworkPart, ...] = get_args(NetworkPart)
 #: Parts that relate sources to each other: a network of one source has neither.
 BETWEEN: tuple[NetworkPart, ...] = ("noise", "relation")
+#: What a network of one source lacks, in words.
+ONE_SOURCE = "with one source, the network has neither a relation between sources nor noise adaptation"
 
 
 @dataclass(frozen=True)

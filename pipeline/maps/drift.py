@@ -163,7 +163,8 @@ def _describe_source(bands: Sequence[BandDrift], limit: float) -> str:
     """Describe the drift of a source with bands above `limit`."""
     far = sorted((drift for drift in bands if drift.distance > limit), key=lambda drift: -drift.distance)
     worst = far[0]
-    named = f"{worst.source} {_band_numbers([drift.band for drift in far])}"
+    numbers = describe_bands([drift.band for drift in far])
+    named = f"{worst.source} {'in ' if numbers[0].isdigit() else ''}{numbers}"
     if math.isnan(worst.outside):
         return f"{named} {'has' if len(far) == 1 else 'have'} no data"
     change = _constant_change(bands, far)
@@ -176,8 +177,8 @@ def _describe_source(bands: Sequence[BandDrift], limit: float) -> str:
     return f"{named}: {which}is {worst.distance:.2f} training ranges off, {scene} (0.5 / 50 / 99.5 %), trained on {training}"
 
 
-def _band_numbers(numbers: Sequence[int]) -> str:
-    """Name bands: "band 3", "bands 1-4, 7", or their number if these are many."""
+def describe_bands(numbers: Sequence[int]) -> str:
+    """Name bands: "band 3", "bands 1-4, 7", or their number, "12 bands", if these are many."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:
@@ -185,7 +186,7 @@ def _band_numbers(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     if len(runs) > NAMED_BANDS:
-        return f"in {len(numbers)} bands"
+        return f"{len(numbers)} bands"
     listed = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
     return f"band{'s' if len(numbers) > 1 else ''} {listed}"
 

@@ -181,6 +181,8 @@ def measure_shifts(executor: Executor, sources: Sequence[AlignedSource], shape_y
     Raises:
         InputError: a file cannot be read.
     """
+    if len(sources) < 2:
+        return {}
     side = max(1, min(LONGEST, min(shape_yx) // ACROSS))
     found: list[tuple[Window, list[NDArray[np.float32]]]] = []
     executor.each(_planes, sources, sample_windows(shape_yx, side, ACROSS**2), found.append)

@@ -19,7 +19,9 @@ def spec_of(
     centre: bool = False,
 ) -> NetworkSpec:
     """Return a specification with one source for each number of bands, named s0, s1 and so on."""
-    sources = [SourceSpec(f"s{i}", b, NARROW if i else WIDE, scales[i]) for i, b in enumerate(bands)]
+    sources = [
+        SourceSpec(f"s{i}", b, NARROW if i else WIDE, scales[i] if i < len(scales) else 1) for i, b in enumerate(bands)
+    ]
     return NetworkSpec(tuple(sources), classes=classes, patch=patch, without=without, centre=centre)
 
 

@@ -8,16 +8,22 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from jobs.bench.network import bench_network
-from jobs.cli.common import app
+from jobs.bench.network import _random, bench_network
+from jobs.cli.common import app, parse_bands
 from mibf.inference.cell import CELL
 
 
-@pytest.mark.parametrize("bands", ["64", "64+", "a+2", "0+2"])
+@pytest.mark.parametrize("bands", ["", "64+", "a+2", "0+2", "0"])
 def test_bench_network_with_invalid_bands_exits_2(bands: str) -> None:
     result = CliRunner().invoke(app, ["bench", "network", "--bands", bands])
     assert result.exit_code == 2
-    assert f"--bands {bands}: give the band counts of two or more sources" in result.output
+    assert f"--bands {bands}: give the band count of each source" in result.output
+
+
+@pytest.mark.parametrize(("text", "bands", "without"), [("64", [64], ("noise", "relation")), ("64+2", [64, 2], ())])
+def test_bench_network_of_one_source_has_no_relation(text: str, bands: list[int], without: tuple[str, ...]) -> None:
+    assert parse_bands(text) == bands
+    assert _random(bands, CELL).network.spec.without == without
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 
 from jobs.config.loader import load
@@ -100,6 +103,44 @@ def test_source_dropout_with_a_single_source_is_refused(scene: SmallScene) -> No
     message = load_error(scene, [*alone, "train.source_dropout=0.2"])
     assert "train.source_dropout is 0.2, but model.sources has only one source" in message
     assert load(str(scene.write_config()), overrides=alone).train.source_dropout == 0
+
+
+def one_source(scene: SmallScene) -> list[dict[str, Any]]:
+    """The scene without its radar source."""
+    (section,) = scene.config()["scenes"]
+    return [section | {"sources": {"optical": section["sources"]["optical"]}}]
+
+
+@pytest.mark.parametrize(
+    "override", ["train.recipe=auto", "train.recipe=paper", "model.kind=boosting", "model.kind=linear", "train.blend=true"]
+)
+def test_scene_may_have_a_single_source(scene: SmallScene, override: str) -> None:
+    config = load(str(scene.write_config(scenes=one_source(scene))), overrides=[override])
+    assert config.model_sources == ("optical",)
+    assert config.model.without == ()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.source_dropout=0.2", "train.source_dropout is 0.2, but the scenes have only one source"),
+        ("map.products=[class, gate]", "map.products contains gate, .* but the scenes have only one source \\(optical\\)"),
+        ("scenes.0.sources={}", "scenes.0.sources: has too few entries: at least one source per scene"),
+    ],
+)
+def test_what_only_several_sources_have_is_refused_with_one(scene: SmallScene, override: str, expected: str) -> None:
+    message = load_error(scene, [override], scenes=one_source(scene))
+    assert re.search(expected, message)
+    assert len(message.splitlines()) == 2, "one line for the file, one for the error"
+
+
+def test_at_most_as_many_sources_as_a_mask_has_bits(scene: SmallScene) -> None:
+    (section,) = one_source(scene)
+    sources = {f"s{i}": section["sources"]["optical"] for i in range(65)}
+    scenes = [section | {"grid": {"like": "s0"}, "sources": sources}]
+    assert "scenes.0.sources: has too many entries: at most 64 sources per scene" in load_error(scene, [], scenes=scenes)
+    del sources["s64"]
+    assert len(load(str(scene.write_config(scenes=scenes))).model_sources) == 64
 
 
 def test_tile_size_is_a_multiple_of_the_cell_side() -> None:

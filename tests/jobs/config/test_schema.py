@@ -135,7 +135,7 @@ def test_schema_accepts_what_the_loader_accepts(
         ("split", {"method": "raster"}),
         ("split", {"method": "circles"}),
         ("split", {"block": 20, "url": "split.tif"}),
-        ("scenes.0.sources", {"optical": {"url": "a.tif"}}),
+        ("scenes.0.sources", {}),
         ("scenes.0.sources", {"optical": {"url": "a.tif"}, "no spaces": {"url": "b.tif"}}),
         ("scenes.0.sources.optical", {"url": "a.tif", "urls": ["b.tif"]}),
         ("scenes.0.sources.optical", {"nodata": 0}),

@@ -49,6 +49,27 @@ def test_single_source_variants_have_no_source_dropout(scene: SmallScene) -> Non
     assert set(found.values()) == {0.2}
 
 
+@pytest.mark.parametrize("without", ["[]", "[noise, relation]"])
+def test_only_source_and_what_relates_sources_are_no_variants(scene: SmallScene, without: str) -> None:
+    (section,) = scene.config()["scenes"]
+    section["sources"].pop("radar")
+    config = load(str(scene.write_config(scenes=[section])), overrides=[f"model.without={without}", "model.centre=true"])
+    assert [variant for variant, _ in variants(config)] == ["full method", "without bottleneck", "without centre"]
+    reduced = config.model_copy(update={"model": config.model.model_copy(update={"without": ("bottleneck",)})})
+    with pytest.raises(InputError, match="starts from the full method"):
+        list(variants(reduced))
+    shown = text([Row("full method", "main", 1.0, [FIGURES], [])])
+    assert shown.endswith("neither a relation between sources nor noise adaptation: there is less to leave out.")
+    assert "keeps the branch" not in shown
+
+
+def test_product_that_a_single_source_lacks_does_not_stop_an_ablation(scene: SmallScene) -> None:
+    config = load(str(scene.write_config()), overrides=["map.products=[gate]"])
+    found = {variant: changed.map.products for variant, changed in variants(config)}
+    assert found["full method"] == found["without noise"] == ("gate",)
+    assert found["optical alone"] == found["radar alone"] == ("class",)
+
+
 def test_ablation_of_reduced_model_is_refused(scene: SmallScene) -> None:
     config = load(str(scene.write_config()), overrides=["model.without=[noise]"])
     with pytest.raises(InputError, match="starts from the full method"):

@@ -49,11 +49,6 @@ def test_non_raster_file_exits_2(scene: SmallScene, files: list[Path]) -> None:
     assert "text.tif: cannot be read as a raster" in refused(scene.folder, [files[0], scene.folder / "text.tif"])
 
 
-def test_single_source_is_refused(scene: SmallScene, files: list[Path]) -> None:
-    assert "one source alone (optical) cannot be fused" in refused(scene.folder, files[:1])
-    assert "one source alone (all) cannot be fused" in refused(scene.folder, [f"all={files[0]},{files[1]}"])
-
-
 @pytest.mark.parametrize("name", ["con", "_x", "a" * 101])
 def test_invalid_source_name_is_refused(scene: SmallScene, files: list[Path], name: str) -> None:
     assert f"source name '{name}'" in refused(scene.folder, [f"{name}={files[0]}", files[1]])

@@ -57,6 +57,21 @@ def test_scene_with_a_label_raster_is_configured(scene: SmallScene) -> None:
     assert not (scene.folder / "work").exists()
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_scene_of_one_source_is_configured(scene: SmallScene, named: bool) -> None:
+    files = [str(scene.folder / "optical.tif"), str(write_raster(scene.folder / "more.tif", scene.optical[:1]))]
+    arguments = [f"all={','.join(files)}"] if named else files[:1]
+    config, result = init(scene.folder, *arguments, "--labels", str(scene.folder / "labels.tif"))
+    name = "all" if named else "optical"
+    assert list(config.scenes[0].sources) == [name]
+    assert config.scenes[0].grid.like == name
+    assert config.model.without == ()
+    assert result.stdout.count("with one source, the network has neither a relation") == 1
+    text = (scene.folder / "mibf.yaml").read_text()
+    assert "the others" not in text
+    assert "first" not in text.partition("classes:")[0].partition("scenes:")[2]
+
+
 def test_transparency_band_of_a_label_raster_is_left_out(scene: SmallScene) -> None:
     with rasterio.open(scene.folder / "labels.tif") as dataset:
         values = np.repeat(dataset.read(), 2, axis=0)

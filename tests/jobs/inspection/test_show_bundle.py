@@ -86,6 +86,12 @@ def test_bundle_show_names_centre_path(tmp_path: Path) -> None:
     assert json.loads(show(str(tmp_path), "--json").stdout)["network"]["centre"] is True
 
 
+def test_bundle_show_says_once_what_a_network_of_one_source_lacks(tmp_path: Path) -> None:
+    spec = NetworkSpec((SourceSpec("optical", 2),), classes=3, without=("noise", "relation"))
+    write_bundle(str(tmp_path), make_bundle(spec=spec))
+    assert show(str(tmp_path)).stdout.count("the network has neither a relation between sources nor noise adaptation") == 1
+
+
 def test_bundle_show_refuses_missing_or_damaged_bundle(folder: Path) -> None:
     def refused(url: Path | str) -> str:
         result = show(str(url))

@@ -29,8 +29,10 @@ from mibf.bundle.bundle import Bundle
 from mibf.bundle.members import LinearMember, TreesMember
 from mibf.ensemble import Blend
 from mibf.errors import InputError
+from mibf.network.spec import BETWEEN
 from pipeline.io import storage
 from tests.support.bundles import make_bundle
+from tests.support.networks import spec_of
 from tests.support.scenes import SmallScene, make_scene
 
 Prepared = tuple[SmallScene, Workspace]
@@ -205,6 +207,27 @@ def test_auto_tells_what_it_tried_and_trains_what_it_chose(own: SmallScene) -> N
     again, ran = run_stage(config, "train", train, keep_current=True)
     assert not ran
     assert again.fingerprint == manifest.fingerprint
+
+
+def test_trials_of_one_source_try_no_source_alone(own: SmallScene) -> None:
+    spec = spec_of((400,), without=BETWEEN)
+    recipes = auto._recipes(load(str(own.write_config())), spec, batch=32)
+    assert [recipe.name for recipe in recipes] == ["network", "network, turned patches"]
+    assert all(recipe.spec(spec) == spec for recipe in recipes)
+
+
+def test_sources_for_which_trials_had_no_time_are_one_note(own: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(100))
+    monkeypatch.setattr(auto, "network_candidates", lambda *_, **__: ([], []))
+    config = load(str(own.write_config(train={"recipe": "auto", "blend": False})))
+    spec = spec_of((1,) * 12)
+    recipes = auto._recipes(config, spec, batch=32)
+    found = auto._candidates(config, None, None, spec, recipes, seconds=5, clock=lambda: next(seconds))  # type: ignore[arg-type]  # not read
+    assert len(recipes) == 14
+    assert found[1] == [
+        "network on s2 alone, network on s3 alone, network on s4 alone and 7 more: not tried, because the time for trials "
+        "was used up"
+    ]
 
 
 @pytest.mark.usefixtures("quick")

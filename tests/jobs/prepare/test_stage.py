@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 
 import pipeline.store.build
+from jobs.prepare import stage
+from mibf.normalization import BandScaling
 from pipeline.io import storage
 from pipeline.rasters.header import UnreadableError
 from pipeline.store.patch_store import PatchStore
@@ -269,3 +271,22 @@ def test_input_that_is_replaced_while_it_is_read_is_refused(scene: SmallScene, m
     assert "radar.tif changed while being read" in message
     assert "optical.tif" not in message
     assert not list((scene.folder / "work/stores").glob("*")), "a store of two versions is not kept"
+
+
+@pytest.mark.parametrize(
+    ("constant", "text"),
+    [
+        ([4], "band 5 is"),
+        ([0, 1, 2, 9], "bands 1-3, 10 are"),
+        (range(400), "bands 1-400 are"),
+        (range(0, 400, 2), "200 bands are"),
+    ],
+)
+def test_warning_of_constant_bands_stays_short(monkeypatch: pytest.MonkeyPatch, constant: Sequence[int], text: str) -> None:
+    low = np.zeros(400, np.float32)
+    high = np.ones(400, np.float32)
+    high[list(constant)] = 0
+    warnings: list[str] = []
+    monkeypatch.setattr(stage, "warn", warnings.append)
+    stage._warn_about_bands({"cube": BandScaling(low=low, high=high, fill=low)})
+    assert warnings == [f"source 'cube': {text} constant over the training pixels and set to 0"]

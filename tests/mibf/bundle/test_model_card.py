@@ -76,3 +76,13 @@ def test_model_card_stays_under_80_lines() -> None:
     full = NetworkSpec(tuple(SourceSpec(f"s{i}", 2) for i in range(16)), classes=16)
     text = model_card(make_bundle(spec=full, classes=classes[:16], priors=Priors.even(16)))
     assert len(text.splitlines()) < 80
+
+
+def test_model_card_says_once_what_a_network_of_one_source_lacks(bundle: Bundle) -> None:
+    spec = NetworkSpec((SourceSpec("optical", 3),), classes=3, patch=5, without=("noise", "relation"))
+    text = model_card(make_bundle(spec=spec))
+    sentence = "With one source, the network has neither a relation between sources nor noise adaptation."
+    assert text.count(sentence) == 1
+    assert "into one of 3 classes, from one source." in text
+    assert sentence not in model_card(bundle)
+    assert "from 2 co-registered sources." in model_card(bundle)

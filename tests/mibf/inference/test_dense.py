@@ -93,6 +93,8 @@ CASES: list[tuple[tuple[int, ...], int, tuple[int, ...], tuple[NetworkPart, ...]
     ((3, 1, 2), 5, (1, 1, 2), PARTS),
     ((4,), 7, (1,), ("noise", "relation")),
     ((2,), 5, (2,), PARTS),
+    ((1,) * 12, 5, (1,) * 12, ()),
+    ((400,), 5, (1,), ("noise", "relation")),
 ]
 
 

@@ -337,3 +337,16 @@ def test_objective_adds_beta_times_kl_term() -> None:
     loss = objective(output, labels, beta=0.5)
     torch.testing.assert_close(loss.total, loss.cross_entropy + 0.5 * loss.rate)
     torch.testing.assert_close(loss.cross_entropy, torch.nn.functional.cross_entropy(output.logits, labels))
+
+
+def test_twelve_sources_of_400_bands_are_related_in_66_pairs_and_all_gated() -> None:
+    spec = spec_of((1,) * 10 + (200, 190), patch=5)
+    network = MIBFNet(spec).train()
+    assert network.relation is not None
+    assert len(set(network.relation.pairs)) == 66
+    output = network(patches_of(spec, 6))
+    torch.testing.assert_close(output.gate.sum(dim=1), torch.ones(6))
+    assert (output.gate > 0).all()
+    assert torch.equal(network.noise.mean_gate, output.gate.detach().mean(dim=0))
+    objective(output, torch.tensor([0, 1, 2, 0, 1, 2]), beta=1e-3).total.backward()
+    assert all((refine[0].weight.grad != 0).any() for refine in network.refine)

@@ -16,12 +16,13 @@ from mibf.inference.dense import Dense
 from mibf.network.spec import NetworkSpec, SourceSpec
 from pipeline.codes import UNLABELLED
 from pipeline.grid import Tile, Window, tile_grid
-from pipeline.maps.predictor import TilePredictor, check_sources
+from pipeline.maps.predictor import TilePredictor, _mask, check_sources
 from pipeline.maps.products import product
 from pipeline.rasters.header import RasterFile
 from pipeline.scenes.source import Source
 from pipeline.scenes.split import dilate
 from pipeline.store.patch_store import PatchStore, scaled_window
+from pipeline.store.template import StoredSource
 from tests.support.maps import ALL_PRODUCTS, build_small_store, write_map
 from tests.support.scenes import COLUMNS, ROWS, write_raster
 
@@ -168,3 +169,14 @@ def test_other_runtime_errors_are_not_treated_as_out_of_memory(
     with pytest.raises(RuntimeError, match="a kernel failed"):
         predictor.predict(store, Tile("small", Window(0, 0, 64, 64)))
     assert predictor.rows == rows
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 12, 33, 64])
+def test_mask_has_a_bit_for_each_source(count: int) -> None:
+    generator = np.random.default_rng(0)
+    there = {f"s{i}": generator.random((3, 4)) < 0.5 for i in range(count)}
+    sources = [StoredSource(name, 1, "exclude") for name in there]
+    mask = _mask(sources, there)
+    assert mask.dtype == product("sources", sources=count).dtype
+    for y, x in np.ndindex(3, 4):
+        assert int(mask[y, x]) == sum(1 << i for i in range(count) if there[f"s{i}"][y, x])

@@ -213,12 +213,17 @@ def test_vrt_keeps_geographic_rotated_and_missing_georeferencing(tmp_path: Path,
         np.testing.assert_array_equal(dataset.read(), codes)
 
 
-def test_mask_of_more_than_eight_sources_has_sixteen_bits(tmp_path: Path) -> None:
-    layer_product = product("sources", sources=9)
-    codes = np.full((1, 20, 30), 256, np.uint16)
+@pytest.mark.parametrize(
+    ("sources", "dtype"), [(9, "uint16"), (12, "uint16"), (17, "uint32"), (33, "uint64"), (64, "uint64")]
+)
+def test_mask_of_more_than_eight_sources_has_a_bit_for_each(tmp_path: Path, sources: int, dtype: str) -> None:
+    layer_product = product("sources", sources=sources)
+    assert layer_product.dtype == dtype
+    codes = np.full((1, 20, 30), 1 << (sources - 1), dtype)
     with rasterio.open(build(tmp_path, layer_product, codes, grid=GeoBox((20, 30), TRANSFORM, CRS))) as dataset:
+        assert dataset.dtypes == (dtype,)
         assert dataset.nodata == 0
-        assert (dataset.read() == 256).all()
+        np.testing.assert_array_equal(dataset.read(), codes)
 
 
 def test_build_reads_at_most_one_square_at_a_time(tmp_path: Path) -> None:

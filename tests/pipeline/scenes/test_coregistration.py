@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.grid import Window
-from pipeline.scenes.coregistration import Shift, measure_shift, most_varied_plane, sample_windows
+from pipeline.scenes.coregistration import Shift, measure_shift, measure_shifts, most_varied_plane, sample_windows
 
 SIDE = 96
 Pair = tuple[np.ndarray, np.ndarray]
@@ -227,3 +227,11 @@ def test_shift_between_real_landsat_bands_is_recovered(shared: Callable[[str], P
         assert (found.dy, found.dx) == pytest.approx((dy, dx), abs=0.3)
     mirrored = bands[1][::-1]
     assert not measure_shift([(bands[0][w.slices], mirrored[w.slices]) for w in sample_windows(mirrored.shape)]).credible
+
+
+def test_single_source_is_not_read_as_there_is_no_other_to_compare() -> None:
+    class Reader:
+        def each(self, *_: object) -> None:
+            raise AssertionError("windows were read")
+
+    assert measure_shifts(Reader(), [object()], (100, 100)) == {}  # type: ignore[arg-type,list-item]  # never used
