@@ -28,7 +28,14 @@ class Best:
 
 
 def advice(
-    subset: str, best: Best, *, majority: float, difference: Difference | None, model: ModelName, by_trials: bool = False
+    subset: str,
+    best: Best,
+    *,
+    majority: float,
+    difference: Difference | None,
+    model: ModelName,
+    by_trials: bool = False,
+    one_source: bool = False,
 ) -> str:
     """Return one sentence that says what to do.
 
@@ -39,6 +46,7 @@ def advice(
         difference: of the best baseline and the trained model; None without a trained model.
         model: the words for the trained model.
         by_trials: whether the recipe `auto` chose the trained model.
+        one_source: whether the trained model has a single source.
     """
     beaten = difference is not None and difference.value < 0
     if best.accuracy <= majority and not beaten:
@@ -55,7 +63,9 @@ def advice(
         return f"{_order(best, model, difference, subset)}, but {why}, so the difference may be due to chance."
     low, high = difference.interval
     if low > 0:
-        return f"{_order(best, model, difference, subset)}: {_remedy(best, model, by_trials=by_trials)}."
+        return (
+            f"{_order(best, model, difference, subset)}: {_remedy(best, model, by_trials=by_trials, one_source=one_source)}."
+        )
     if high < 0:
         return f"{_order(best, model, difference, subset)}: map with it."
     return (
@@ -72,7 +82,7 @@ def _order(best: Best, model: ModelName, difference: Difference, subset: str) ->
     return f"{_capitalized(better)} is better here than {other} by {_points(difference)} of overall accuracy ({subset})"
 
 
-def _remedy(best: Best, model: ModelName, *, by_trials: bool) -> str:
+def _remedy(best: Best, model: ModelName, *, by_trials: bool, one_source: bool) -> str:
     """What to do where a baseline is better than the trained model."""
     if by_trials:
         return (
@@ -80,7 +90,7 @@ def _remedy(best: Best, model: ModelName, *, by_trials: bool) -> str:
             "(`train.budget_minutes`), or set `model.kind: boosting`"
         )
     if model == "the model":
-        return "add labels, or leave out sources that do not help (`model.sources`)"
+        return "add labels" if one_source else "add labels, or leave out sources that do not help (`model.sources`)"
     if best.learner == "gradient boosting":
         return "add labels, or map with it (`model.kind: boosting`)"
     return "add labels, or try boosted trees as the model (`model.kind: boosting`)"

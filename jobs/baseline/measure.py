@@ -218,6 +218,7 @@ class _Measured:
             difference=difference,
             model="the network" if self.model is None else self.model.name,
             by_trials=self.model is not None and self.model.by_trials,
+            one_source=self.model is not None and len(self.model.bundle.spec.sources) == 1,
         )
 
 

@@ -47,6 +47,7 @@ class SubsetTable:
     difference: Difference | None  #: None without a trained model
     model: ModelName = "the network"
     by_trials: bool = False  #: whether the recipe `auto` chose the trained model
+    one_source: bool = False  #: whether the trained model has a single source
 
     @property
     def advice(self) -> str:
@@ -59,6 +60,7 @@ class SubsetTable:
             difference=self.difference,
             model=self.model,
             by_trials=self.by_trials,
+            one_source=self.one_source,
         )
 
     @property

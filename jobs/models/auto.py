@@ -188,7 +188,8 @@ def _recipes(config: Config, spec: NetworkSpec, *, batch: int) -> list[NetworkRe
     ]
     if "augment" in section.model_fields_set:
         found = [found[bool(section.augment)]]
-    if len(spec.sources) > 1 and config.model.sources is None and not section.source_dropout:
+    needs_several = section.source_dropout or "gate" in config.map.products
+    if len(spec.sources) > 1 and config.model.sources is None and not needs_several:
         found += [
             NetworkRecipe(f"network on {source.name} alone", sources=(source.name,), augment=False, **common)
             for source in spec.sources

@@ -116,6 +116,8 @@ def test_advice_names_what_helps_each_kind_of_model() -> None:
         found = advised(better, best, "the model")
         assert "better here than the model by" in found
         assert found.endswith("add labels, or leave out sources that do not help (`model.sources`).")
+    alone = advice("validation", TREES, majority=0.5, difference=better, model="the model", one_source=True)
+    assert alone.endswith("(validation): add labels.")
     for model in ("the network", "the model"):
         found = advice("validation", TREES, majority=0.5, difference=better, model=model, by_trials=True)
         assert found.endswith(

@@ -216,6 +216,15 @@ def test_trials_of_one_source_try_no_source_alone(own: SmallScene) -> None:
     assert all(recipe.spec(spec) == spec for recipe in recipes)
 
 
+@pytest.mark.parametrize(
+    "change", ["map.products=[class, gate]", "train.source_dropout=0.2", "model.sources=[radar, optical]"]
+)
+def test_trials_try_no_source_alone_where_several_are_needed(own: SmallScene, change: str) -> None:
+    path, spec = str(own.write_config()), spec_of((3, 1))
+    assert len(auto._recipes(load(path), spec, batch=32)) == 4
+    assert len(auto._recipes(load(path, overrides=[change]), spec, batch=32)) == 2
+
+
 def test_sources_for_which_trials_had_no_time_are_one_note(own: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(100))
     monkeypatch.setattr(auto, "network_candidates", lambda *_, **__: ([], []))
