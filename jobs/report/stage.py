@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 import matplotlib
 import numpy as np
+import zarr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -146,7 +147,7 @@ def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) 
     for source in store.sources:
         bands = _display_bands(source.bands)
         own = (slice(None, None, step * source.scale),) * 2
-        values = np.asarray(store.array(f"sources/{source.name}")[:, *own])[bands]
+        values = read_bands(store.array(f"sources/{source.name}"), bands, step * source.scale)
         valid = np.asarray(store.array(f"valid/{source.name}")[own]).astype(bool)
         listed = ", ".join(str(b + 1) for b in bands)
         caption = f"{source.name}: band {listed} as red, green, blue" if len(bands) == 3 else f"{source.name}: band {listed}"
@@ -162,6 +163,12 @@ def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) 
         map_product = product(name, config.map.dtype, sources=len(bundle.spec.sources))
         pictures.append(_product_picture(published, map_product, store, bundle.classes, step // enlarged))
     return {"name": scene, "pictures": pictures, "rows": store.shape[0], "columns": store.shape[1]}
+
+
+def read_bands(array: zarr.Array[Any], bands: Sequence[int], step: int) -> NDArray[Any]:
+    """Read every `step`-th pixel of some bands of an array (band, y, x); the others take no memory beyond their chunks."""
+    every = slice(None, None, step)
+    return np.asarray(array.oindex[np.array(bands), every, every])
 
 
 def subsampling(shape_yx: tuple[int, int]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import yaml
 from tests.support.commands import invoke
 from tests.support.scenes import CLASSES, write_raster
 
+pytestmark = pytest.mark.slow
 SIDE = 40
 #: Overrides with which a written configuration trains in seconds.
 QUICK = [

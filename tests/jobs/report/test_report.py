@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
 import rasterio
+import zarr
 
-from jobs.report.stage import BACKGROUND, PICTURE, PICTURE_CHUNKS, _product_picture, subsampling
+from jobs.report.stage import BACKGROUND, PICTURE, PICTURE_CHUNKS, _product_picture, read_bands, subsampling
 from jobs.workflow.workspace import Workspace
 from pipeline.io.lease import Lease
 from pipeline.maps.products import MAP_PRODUCTS, MapDtype, product
@@ -97,3 +99,20 @@ def test_picture_reads_a_limited_number_of_chunks_and_has_a_limited_size(side: i
     assert len(positions) * enlarged <= PICTURE + enlarged
     assert len(positions) * enlarged > min(side, PICTURE // 2) - enlarged
     assert step % enlarged == 0, "the pictures of the map have the finer step"
+
+
+def test_picture_of_many_bands_takes_the_memory_of_those_shown() -> None:
+    shape = (400, 512, 512)
+    array = zarr.create_array({}, shape=shape, chunks=(400, 32, 512), dtype="uint8", fill_value=0)
+    rows = np.random.default_rng(0).integers(1, 255, (400, 32, 512)).astype(np.uint8)
+    array[:, 32:64] = rows
+    tracemalloc.start()
+    try:
+        found = read_bands(array, [300, 200, 0], 2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    wanted = np.zeros((3, 256, 256), np.uint8)
+    wanted[:, 16:32] = rows[[300, 200, 0], ::2, ::2]
+    np.testing.assert_array_equal(found, wanted)
+    assert peak < array.nbytes / 4, "every second pixel of all bands is a quarter of the array"
