@@ -28,7 +28,7 @@ from pipeline.codes import SUBSETS, Subset
 from pipeline.io import checksums, storage
 from pipeline.io.lease import Lease
 from pipeline.io.sidecars import Listings
-from pipeline.maps.drift import describe_bands, describe_drift, matching_advice, measure_drift, unmatched
+from pipeline.maps.drift import describe_drift, list_bands, matching_advice, measure_drift, unmatched
 from pipeline.parallel.executor import ClusterLostError, Executor, make_executor
 from pipeline.rasters.header import UnreadableError
 from pipeline.scenes.coregistration import TOO_FAR, Shift, describe_shift, measure_shifts
@@ -222,7 +222,7 @@ def _fit_normalization(config: Config, written: Sequence[_Written]) -> tuple[dic
 def _warn_about_bands(scaling: Scaling) -> None:
     for name, bands in scaling.items():
         if bands.constant.any():
-            listed = describe_bands((np.nonzero(bands.constant)[0] + 1).tolist())
+            listed = list_bands((np.nonzero(bands.constant)[0] + 1).tolist())
             are = "is" if bands.constant.sum() == 1 else "are"
             warn(f"source {name!r}: {listed} {are} constant over the training pixels and set to 0")
 

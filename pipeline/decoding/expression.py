@@ -9,6 +9,7 @@ import ast
 import keyword
 import math
 import re
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -54,7 +55,9 @@ def parse(text: str, bands: tuple[str, ...]) -> Node:
     if foreign.end() < len(expression.text):
         raise expression.refused(foreign.end(), expression.text[foreign.end()])
     try:
-        tree = ast.parse(expression.text, mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of `2if`, which is refused below
+            tree = ast.parse(expression.text, mode="eval").body
     except SyntaxError as error:
         # Python gives no position where the text ends too early.
         raise expression.incomplete((error.offset or len(expression.text) + 1) - 1) from error

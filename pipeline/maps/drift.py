@@ -163,7 +163,7 @@ def _describe_source(bands: Sequence[BandDrift], limit: float) -> str:
     """Describe the drift of a source with bands above `limit`."""
     far = sorted((drift for drift in bands if drift.distance > limit), key=lambda drift: -drift.distance)
     worst = far[0]
-    numbers = describe_bands([drift.band for drift in far])
+    numbers = list_bands([drift.band for drift in far])
     named = f"{worst.source} {'in ' if numbers[0].isdigit() else ''}{numbers}"
     if math.isnan(worst.outside):
         return f"{named} {'has' if len(far) == 1 else 'have'} no data"
@@ -177,7 +177,7 @@ def _describe_source(bands: Sequence[BandDrift], limit: float) -> str:
     return f"{named}: {which}is {worst.distance:.2f} training ranges off, {scene} (0.5 / 50 / 99.5 %), trained on {training}"
 
 
-def describe_bands(numbers: Sequence[int]) -> str:
+def list_bands(numbers: Sequence[int]) -> str:
     """Name bands: "band 3", "bands 1-4, 7", or their number, "12 bands", if these are many."""
     runs: list[list[int]] = []
     for number in sorted(numbers):

@@ -18,8 +18,8 @@ ALLOWED = {
     "mibf": {"torch", "numpy", "safetensors"},
     "pipeline": {
         "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "lightgbm", "numcodecs", "numpy", "odc", "pyarrow",
-        "pyogrio", "pyproj", "pystac", "rasterio", "rio_cogeo", "rioxarray", "scipy", "shapely", "skimage", "sklearn", "torch",
-        "xarray", "zarr",
+        "pyogrio", "pyproj", "pystac", "rasterio", "rio_cogeo", "rioxarray", "scipy", "shapely", "skimage", "sklearn",
+        "torch", "xarray", "zarr",
     },
 }  # fmt: skip  # a list of names: one per line would fill a page
 BELOW = {"mibf": {"mibf"}, "pipeline": {"mibf", "pipeline"}, "jobs": {"mibf", "pipeline", "jobs"}}

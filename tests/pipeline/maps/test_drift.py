@@ -20,7 +20,7 @@ from jobs.workflow.workspace import Workspace
 from mibf.normalization import BandScaling, Scaling, scaling_from_json
 from pipeline.grid import Window
 from pipeline.io import storage
-from pipeline.maps.drift import BandDrift, describe_bands, describe_drift, measure_drift, spread_windows
+from pipeline.maps.drift import BandDrift, describe_drift, list_bands, measure_drift, spread_windows
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.quantiles import QuantileSketch
 from pipeline.store.template import CHUNK, StoredSource
@@ -264,7 +264,7 @@ def test_worst_sources_and_bands_are_described_first_and_the_rest_counted() -> N
     [([3], "band 3"), ([7, 2, 1, 3], "bands 1-3, 7"), (range(1, 401), "bands 1-400"), (range(1, 401, 2), "200 bands")],
 )
 def test_bands_are_named_in_runs_or_counted(numbers: Sequence[int], text: str) -> None:
-    assert describe_bands(numbers) == text
+    assert list_bands(numbers) == text
 
 
 @pytest.mark.parametrize("bands", [1, 4, 13])
