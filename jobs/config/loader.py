@@ -34,7 +34,8 @@ ERROR_MESSAGES = {
 }
 #: Hints for missing keys whose value is not obvious.
 MISSING = {
-    "grid": "; give the reference grid as {like: SOURCE} or {crs: EPSG:..., resolution: ..., bounds: [...]}",
+    "grid": "; give the reference grid as {like: SOURCE}, {crs: EPSG:..., resolution: ..., bounds: [...]} or, with an "
+    "area, {crs: auto, resolution: ...}",
     "sources": "; name one or more, each with the `url` of its file",
 }
 

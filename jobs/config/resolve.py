@@ -1,4 +1,4 @@
-"""Resolve configuration sections to pipeline objects: files, masks, labels. Reads STAC items but no pixels."""
+"""Resolve configuration sections to pipeline objects: files, masks, labels, areas. Reads STAC items but no pixels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from jobs.config.config import Config
 from jobs.config.scene import PALETTE, DecodeSection, SceneSection, SourceSection
 from mibf.bundle.classes import ClassName
+from pipeline.areas.area import Area, box_area, read_area
 from pipeline.io import checksums, storage
 from pipeline.rasters.header import RasterFile
 from pipeline.scenes.labels import Labels
@@ -128,6 +129,17 @@ def labels(scene: SceneSection) -> Labels | None:
     return Labels(**scene.labels.model_dump() | {"url": storage.absolute(scene.labels.url)})
 
 
+def area(scene: SceneSection) -> Area | None:
+    """Return a scene's area, or None.
+
+    Raises:
+        InputError: the area's file cannot be used.
+    """
+    if scene.bbox is not None:
+        return box_area(scene.bbox)
+    return None if scene.area is None else read_area(storage.absolute(scene.area.url), scene.area.layer)
+
+
 def scene_urls(scene: SceneSection) -> list[str]:
     """Return the URLs of all files that a scene's sources are read from.
 
@@ -145,6 +157,7 @@ def input_urls(config: Config) -> list[str]:
         InputError: as for `sources`.
     """
     urls = [url for scene in config.scenes for url in scene_urls(scene)]
+    urls += [scene.area.url for scene in config.scenes if scene.area is not None]
     urls += [scene.labels.url for scene in config.scenes if scene.labels is not None]
     if config.split.method == "raster":
         urls.append(config.split.url)

@@ -25,6 +25,8 @@ from pipeline.decoding.expression import NAME, ExpressionError, parse, reserved
 from pipeline.scenes.acquisition_time import period
 
 Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode", "min", "max", "med", "lanczos"]
+#: In place of a CRS: the UTM zone of the scene's area.
+AUTO = "auto"
 #: Default class colours, distinguishable with most colour vision deficiencies (after Okabe & Ito 2008, extended).
 PALETTE = (
     "#0072b2", "#e69f00", "#009e73", "#d55e00", "#f0e442", "#56b4e9", "#cc79a7", "#7f7f7f",
@@ -36,7 +38,10 @@ MOST_SOURCES = 64
 
 
 class GridSection(Section):
-    """The reference grid: the grid of a source's first file, or an explicit CRS, resolution and bounds."""
+    """The reference grid: the grid of a source's first file, or a CRS, resolution and bounds.
+
+    With an area, the bounds are the area's, and the CRS may be `auto`: its UTM zone.
+    """
 
     like: str | None = None
     crs: str | None = None
@@ -45,9 +50,14 @@ class GridSection(Section):
 
     @model_validator(mode="after")
     def _one_way(self) -> GridSection:
-        given = (self.crs, self.resolution, self.bounds)
-        if (self.like is None) == all(v is None for v in given) or (self.like is None and None in given):
-            raise ValueError("give either `like` (a source name) or all of `crs`, `resolution` and `bounds`")
+        explicit = [value is not None for value in (self.crs, self.resolution)]
+        if (self.like is None) != all(explicit) or (self.like is not None and (any(explicit) or self.bounds)):
+            raise ValueError(
+                "give either `like` (a source name) or all of `crs`, `resolution` and `bounds` (with `area` or `bbox`, "
+                "`bounds` may be left out)"
+            )
+        if self.crs == AUTO and self.bounds:
+            raise ValueError("`crs: auto` takes the bounds of the area; remove `bounds`, or give the CRS that they are in")
         if self.bounds and (self.bounds[0] >= self.bounds[2] or self.bounds[1] >= self.bounds[3]):
             raise ValueError(
                 "`bounds` must be [left, bottom, right, top] in the grid's CRS, with left < right and bottom < top"
@@ -282,11 +292,20 @@ class LabelsSection(Section):
     priority: tuple[int | str, ...] = ()
 
 
+class AreaSection(Section):
+    """The area of a scene: the polygons of a vector file."""
+
+    url: str
+    layer: str | None = None
+
+
 class SceneSection(Section):
-    """One area and its sources."""
+    """One area and its sources. Outside `area` or `bbox` (west, south, east, north in degrees) it has no data."""
 
     name: Name
     datetime: str | None = None
+    area: AreaSection | None = None
+    bbox: tuple[float, float, float, float] | None = None
     grid: GridSection
     sources: dict[Name, SourceSection] = Field(min_length=1, max_length=MOST_SOURCES)
     labels: LabelsSection | None = None
@@ -302,6 +321,31 @@ class SceneSection(Section):
         if value is not None:
             period(value)
         return value
+
+    @field_validator("bbox")
+    @classmethod
+    def _check_bbox(cls, value: tuple[float, float, float, float] | None) -> tuple[float, float, float, float] | None:
+        if value is None:
+            return None
+        west, south, east, north = value
+        if not -90 <= south < north <= 90 or west == east or not all(-180 <= x <= 180 for x in (west, east)):
+            raise ValueError(
+                "`bbox` must be [west, south, east, north] in degrees, with -90 <= south < north <= 90, and west and east "
+                "from -180 to 180 (west > east crosses the antimeridian)"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _area_and_grid(self) -> SceneSection:
+        if self.area is not None and self.bbox is not None:
+            raise ValueError("give either `area` or `bbox`")
+        if self.grid.like is None and self.grid.bounds is None and self.area is None and self.bbox is None:
+            auto = "`grid.crs: auto` needs an area" if self.grid.crs == AUTO else "`grid.bounds` is missing"
+            raise ValueError(
+                f"{auto}; give `area: {{url: FILE}}` or `bbox: [west, south, east, north]`, or `grid.bounds` "
+                "in the CRS of `grid.crs`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _like_is_a_source(self) -> SceneSection:

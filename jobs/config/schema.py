@@ -22,7 +22,7 @@ KEY_RULES: dict[str, dict[str, dict[str, Any]]] = {
 }
 #: The sets of keys of which a section has exactly one.
 ALTERNATIVES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "GridSection": (("like",), ("crs", "resolution", "bounds")),
+    "GridSection": (("like",), ("crs", "resolution")),
     "SourceSection": (("url",), ("urls",), ("tiles",), ("stac",)),
 }
 #: The text form of `bands`, for example `1-3, 8`.

@@ -30,10 +30,13 @@ class ScenePlan:
     def lines(self, name: str, workers: int) -> list[str]:
         """Format the plan of the scene with this name as text lines."""
         store, (rows, columns) = self.store, self.store.shape
+        area = f", of which {store.pixels:,} in the area" if store.pixels < rows * columns else ""
+        read = f" ({store.shards_read:,} in the area)" if store.shards_read < store.shards else ""
+        shards = f"{pluralize(store.shards, 'shards')} of {store.shard} x {store.shard} pixels{read}"
         return [
-            f"{name}: {rows:,} x {columns:,} pixels",
+            f"{name}: {rows:,} x {columns:,} pixels{area}",
             *(f"  {source}: {self._named(source)}{' and '.join(how)}" for source, how in self.sources.items()),
-            f"  {pluralize(store.shards, 'shards')} of {store.shard} x {store.shard} pixels, {store.objects:,} objects",
+            f"  {shards}, {store.objects:,} objects",
             f"  {store.uncompressed_bytes / 1e9:,.2f} GB uncompressed, about {store.stored_bytes / 1e9:,.2f} GB stored",
             f"  about {store.memory_bytes / 1e9:,.1f} GB of memory and {format_duration(store.seconds)}, "
             f"{workers} concurrent shards",

@@ -114,7 +114,8 @@ def plan_map(config: Config, workspace: Workspace, scene: PreparedScene) -> MapP
     read = sum(s.bands * ((side + 2 * (config.model.patch // 2)) * s.scale) ** 2 for s in taken) * _FLOAT
     found = _states(config, workspace, scene)
     due = [t.window for t in cut if found is None or found.get((t.window.y, t.window.x)) != "done"]
-    pixels = sum(window.height * window.width for window in due)
+    area = scene.area
+    pixels = sum(w.height * w.width if area is None else area.count(w) for w in due)
     manifest = read_manifest(workspace, "map")
     rate = None if manifest is None else manifest.figures.get("pixels_per_second")
     return MapPlan(

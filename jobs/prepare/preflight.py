@@ -29,7 +29,7 @@ def file_remarks(scene: PreparedScene) -> list[str]:
     more = f" (and so on, for {len(left_out)} files)" if len(left_out) > 1 else ""
     notes = [note for source in scene.sources for note in source.declared.notes]
     notes += [f"{note}{more}" for note in left_out[:1]]
-    return list(dict.fromkeys(notes)) + [
+    return list(dict.fromkeys([*scene.notes, *notes])) + [
         remark for source in scene.sources for remark in remarks(source, scene.template.shard)
     ]
 
@@ -72,8 +72,9 @@ def check_data(scenes: Sequence[PreparedScene], executor: Executor) -> None:
                 lacking = f"band {listed} has no data" if len(bands) == 1 else f"bands {listed} have no data"
                 why = f"{lacking}, and a pixel is valid only if all bands are; select the others with `bands`"
             files = ", ".join(str(file) for file in source.declared.files[:5])
+            where = "on the reference grid" if scene.area is None else "in the area"
             raise InputError(
-                f"scene {scene.name!r}: source {source.declared.name!r} has no valid pixel on the reference grid ({files}): "
+                f"scene {scene.name!r}: source {source.declared.name!r} has no valid pixel {where} ({files}): "
                 f"{why}. Check `nodata`, `mask` and the files."
             )
 
@@ -91,7 +92,7 @@ def check_memory(scenes: list[PreparedScene], workers: int) -> None:
     """
     available = available_memory()
     for scene in scenes:
-        needed = memory(scene, min(workers, len(scene.shards)))
+        needed = memory(scene, min(workers, len(scene.shards_read)))
         if needed > available:
             side = scene.template.shard
             remedy = "prepare.shard" if side > 128 else "the band count, or use more memory or a cluster (prepare.scheduler)"
@@ -110,8 +111,7 @@ def check_room(scenes: list[PreparedScene], workspace: str, *, written: int) -> 
     free = storage.free_bytes(workspace)
     if free is not None:
         free += written  # shards of an interrupted prepare are reused
-    sizes = [s.template.shape[0] * s.template.shape[1] * s.template.bytes_per_pixel for s in scenes]
-    if free is not None and sum(sizes) > LARGE * free:
+    if free is not None and sum(scene.uncompressed_bytes for scene in scenes) > LARGE * free:
         check_free_space(
             workspace, sum(estimate(scene, workers=ThreadExecutor().workers).stored_bytes for scene in scenes), free
         )

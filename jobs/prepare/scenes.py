@@ -8,7 +8,6 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from odc.geo.crs import CRS, CRSError
 from odc.geo.geobox import GeoBox
 
 from jobs.config.base import Section
@@ -16,6 +15,7 @@ from jobs.config.config import Config
 from jobs.config.resolve import class_names, labels, sources
 from jobs.config.scene import SceneSection
 from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection, ScenesSplitSection
+from jobs.prepare.ground import scene_ground
 from jobs.runtime.progress import pluralize, progress_bar, warn
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
@@ -23,14 +23,12 @@ from pipeline.codes import CODES, SUBSETS, Subset
 from pipeline.io import storage
 from pipeline.parallel.executor import Executor
 from pipeline.rasters.longitude import geographic_extents, may_overlap
+from pipeline.scenes.geometries import AreaMask
 from pipeline.scenes.label_counts import LabelGrid, count_labels, count_shared, count_subsets, random_splits
 from pipeline.scenes.labels import NoLabels, OpenLabels, open_labels, refuse_unknown
-from pipeline.scenes.source import AlignedSource, Source, open_source, reference_grid, stored_dtype
+from pipeline.scenes.source import AlignedSource, open_source, stored_dtype
 from pipeline.scenes.split import Blocks, EntireScene, NoSplit, Split, assign_blocks, check_blocks, open_split_raster
 from pipeline.store.build import PreparedScene
-
-#: Maximum side of a grid in pixels; a larger one is probably an error in units.
-LARGEST_SIDE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,8 @@ class SceneDraft:
     grid: GeoBox
     sources: list[AlignedSource]
     labels: OpenLabels
+    area: AreaMask | None = None
+    notes: tuple[str, ...] = ()  #: on the area and the grid
 
     @property
     def labelled(self) -> LabelGrid:
@@ -80,7 +80,15 @@ def open_scenes(config: Config, executor: Executor) -> list[PreparedScene]:
     splits = _splits(config, classes, opened, executor)
     return [
         PreparedScene(
-            scene.declared.name, scene.grid, tuple(scene.sources), scene.labels, split, classes, config.prepare.shard
+            scene.declared.name,
+            scene.grid,
+            tuple(scene.sources),
+            scene.labels,
+            split,
+            classes,
+            config.prepare.shard,
+            scene.area,
+            scene.notes,
         )
         for scene, split in zip(opened, splits, strict=True)
     ]
@@ -99,18 +107,13 @@ def _check_names(name: str, scenes: dict[str, AlignedSource]) -> None:
 
 def _open(scene: SceneSection, classes: tuple[ClassName, ...], *, patch: int) -> SceneDraft:
     declared = sources(scene)
-    grid = _grid(scene, declared)
-    if min(grid.shape) < patch:
-        raise InputError(f"scene {scene.name!r} is {grid.shape[0]} x {grid.shape[1]} pixels, smaller than one patch.")
-    if max(grid.shape) > LARGEST_SIDE:
-        raise InputError(
-            f"scene {scene.name!r} would be {grid.shape[0]:,} x {grid.shape[1]:,} pixels; is `grid.resolution` "
-            "in the units of `grid.crs` (degrees or metres)?"
-        )
-    like = None if scene.grid.like is None else declared[scene.grid.like].layers[0][0]
-    opened = [open_source(source, grid, like=like) for source in declared.values()]
+    ground = scene_ground(scene, declared, smallest=patch)
+    grid, area = ground.grid, ground.area
+    like = None if scene.grid.like is None or area is not None else declared[scene.grid.like].layers[0][0]
+    opened = [open_source(source, grid, like=like, area=area) for source in declared.values()]
     wanted = labels(scene)
-    return SceneDraft(scene, grid, opened, NoLabels() if wanted is None else open_labels(wanted, grid, classes, like=like))
+    found = NoLabels() if wanted is None else open_labels(wanted, grid, classes, like=like, area=area)
+    return SceneDraft(scene, grid, opened, found, area, ground.notes)
 
 
 def _check_disjoint_ground(scenes: Sequence[SceneDraft], *, reach: int, split: Section) -> None:
@@ -145,19 +148,6 @@ def _check_disjoint_ground(scenes: Sequence[SceneDraft], *, reach: int, split: S
                 "one would be training pixels of the other. Clip one of them, remove the labels of one, or merge their "
                 "rasters as sources of one scene."
             )
-
-
-def _grid(scene: SceneSection, declared: dict[str, Source]) -> GeoBox:
-    section = scene.grid
-    if section.like is not None:
-        return reference_grid(declared[section.like])
-    assert section.crs is not None
-    assert section.bounds is not None
-    try:
-        crs = CRS(section.crs)
-    except CRSError as error:
-        raise InputError(f"scene {scene.name!r}: grid.crs {section.crs!r} is not a known CRS ({error}).") from error
-    return GeoBox.from_bbox(section.bounds, crs, resolution=section.resolution, tight=True)
 
 
 def buffer_pixels(config: Config) -> int | None:

@@ -259,20 +259,22 @@ def _warn_about_drift(config: Config, workspace: Workspace, w: _Written, scaling
 
 
 def _coverage(w: _Written) -> dict[str, float]:
-    """Return the share of valid pixels of each source in a scene."""
-    return {s.declared.name: w.records.valid(s.declared.name) / s.grid.shape[0] / s.grid.shape[1] for s in w.scene.sources}
+    """Return the share of valid pixels of each source in a scene's area."""
+    pixels = max(1, w.scene.pixels)  # of the area: what is outside is not missing
+    return {s.declared.name: w.records.valid(s.declared.name) / (pixels * s.scale**2) for s in w.scene.sources}
 
 
 def _summary(w: _Written, shifts: dict[str, Shift]) -> dict[str, object]:
     template = w.scene.template
     rows, columns = template.shape
-    return {
+    area = {} if w.scene.area is None else {"area_pixels": w.scene.pixels}
+    return area | {
         "shape": [rows, columns],
         "shard": template.shard,
         "shards": len(w.records.shards),
         "objects": len(w.records.objects),
         "bytes": w.records.stored_bytes,
-        "uncompressed_bytes": rows * columns * template.bytes_per_pixel,
+        "uncompressed_bytes": w.scene.uncompressed_bytes,
         "coverage": _coverage(w),
         "shifts": {name: asdict(shift) | {"credible": shift.credible} for name, shift in shifts.items()},
         "read_seconds": round(sum(s.read_seconds for s in w.records.shards), 1),
@@ -284,11 +286,13 @@ def _store_lines(w: _Written, shifts: dict[str, Shift]) -> list[str]:
     template = w.scene.template
     rows, columns = template.shape
     covered = _coverage(w)
-    share = w.records.stored_bytes / (rows * columns * template.bytes_per_pixel)
+    share = w.records.stored_bytes / max(1, w.scene.uncompressed_bytes)
     lines = [
         f"{w.scene.name}: {rows} x {columns} pixels in {pluralize(len(w.records.shards), 'shards')} of {template.shard}, "
         f"{w.records.stored_bytes / 1e6:,.1f} MB ({share:.0%} of the uncompressed size)"
     ]
+    if w.scene.area is not None:
+        lines.append(f"  area: {w.scene.pixels:,} pixels, {w.scene.pixels / (rows * columns):.0%} of the grid")
     for source in w.scene.sources:
         name = source.declared.name
         how = sorted({str(part.alignment) for part in source.parts})

@@ -24,6 +24,7 @@ from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.rasters.header import Header, OpenRaster, RasterFile, in_memory, warped_dtype
 from pipeline.rasters.longitude import (
+    Extent,
     RasterPart,
     cycle,
     engineering_name,
@@ -219,12 +220,10 @@ def _nested_copies(own: GeoBox, grid: GeoBox, placed: list[float]) -> Alignment 
 
 def _check_overlap(file: RasterFile, own: GeoBox, grid: GeoBox) -> list[float]:
     """The shifts along x with which the raster overlaps the grid: 0, or full turns where longitudes wrap."""
-    # Transform the grid to the file's CRS, not the reverse: a global file fits no projected CRS.
-    crs, extent = own.crs.to_wkt(), extent_of(own)
-    places = [extent_of(grid)] if same_crs(own.crs, grid.crs) else extents_in(grid, crs)
-    placed = [shift for place in places or () for shift in shifts(extent, place, cycle(crs))]
+    places, placed = _places(own, grid), _shifts(own, grid)
     if placed:
         return placed
+    extent = extent_of(own)
     where = "cannot be transformed to that CRS"
     if places:
         left, right = places[0].left, places[-1].right
@@ -234,6 +233,25 @@ def _check_overlap(file: RasterFile, own: GeoBox, grid: GeoBox) -> list[float]:
         f"{extent.right:.6g}, y {extent.bottom:.6g} to {extent.top:.6g}; the grid {where}. "
         "Check the file and the scene's grid."
     )
+
+
+def _places(own: GeoBox, grid: GeoBox) -> list[Extent] | None:
+    """Where the grid is in the raster's CRS, not the reverse: a global file fits no projected CRS."""
+    return [extent_of(grid)] if same_crs(own.crs, grid.crs) else extents_in(grid, own.crs.to_wkt())
+
+
+def _shifts(own: GeoBox, grid: GeoBox) -> list[float]:
+    """The shifts along x with which the raster overlaps the grid; none if it does not."""
+    extent, around = extent_of(own), cycle(own.crs.to_wkt())
+    return [shift for place in _places(own, grid) or () for shift in shifts(extent, place, around)]
+
+
+def overlaps(header: Header, grid: GeoBox) -> bool:
+    """Whether a raster overlaps a grid; it may if that cannot be determined."""
+    own = header.grid
+    if own.crs is None or grid.crs is None or engineering_name(own.crs.to_wkt()) or engineering_name(grid.crs.to_wkt()):
+        return True
+    return bool(_shifts(own, grid))
 
 
 def reaches(header: Header, alignment: Alignment, grid: GeoBox, window: Window) -> bool:

@@ -24,6 +24,7 @@ from skimage.registration import phase_cross_correlation
 
 from pipeline.grid import Window
 from pipeline.parallel.executor import Executor
+from pipeline.scenes.geometries import AreaMask
 from pipeline.scenes.source import AlignedSource
 
 #: Windows are skipped if a larger share of their pixels has no data in one source or the other.
@@ -36,6 +37,8 @@ UPSAMPLING = 10
 SMOOTHING = 1.0
 #: Pixels trimmed from a window's border, where smoothing and gradient are incomplete: four deviations plus one.
 BORDER = 5
+#: Number of windows among which those inside an area are chosen.
+CANDIDATES = 1024
 # Thresholds of `Shift.credible`.
 FEWEST_AGREEING = 3
 LEAST_AGREEING = 0.6
@@ -79,6 +82,19 @@ def sample_windows(shape_yx: tuple[int, int], side: int = 256, count: int = 9) -
     rows = max(1, min(most_y, count // columns))
     starts_y, starts_x = _starts(shape_yx[0], height, rows), _starts(shape_yx[1], width, columns)
     return [Window(y, x, height, width) for y in starts_y for x in starts_x]
+
+
+def windows_with_data(area: AreaMask | None, shape_yx: tuple[int, int], side: int, count: int) -> list[Window]:
+    """Windows as `sample_windows`; with an area, those of `CANDIDATES` that are mostly inside, spread evenly over it."""
+    if area is None:
+        return sample_windows(shape_yx, side, count)
+    inside = {window: area.count(window) for window in sample_windows(shape_yx, side, CANDIDATES)}
+    most = max(inside.values())
+    if not most:  # a narrow area between the candidates
+        return sample_windows(shape_yx, side, count)
+    full = [window for window, pixels in inside.items() if pixels >= (1 - MOST_INVALID) * most]
+    number = min(count, len(full))
+    return [full[(2 * i + 1) * len(full) // (2 * number)] for i in range(number)]
 
 
 def _starts(size: int, length: int, count: int) -> list[int]:
@@ -185,7 +201,8 @@ def measure_shifts(executor: Executor, sources: Sequence[AlignedSource], shape_y
         return {}
     side = max(1, min(LONGEST, min(shape_yx) // ACROSS))
     found: list[tuple[Window, list[NDArray[np.float32]]]] = []
-    executor.each(_planes, sources, sample_windows(shape_yx, side, ACROSS**2), found.append)
+    parts = windows_with_data(sources[0].area, shape_yx, side, ACROSS**2)
+    executor.each(_planes, sources, parts, found.append)
     found.sort(key=lambda part: part[0])
     planes = [part for _, part in found]
     return {

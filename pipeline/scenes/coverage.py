@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.grid import Window, windows
 from pipeline.parallel.executor import Executor
 from pipeline.rasters.raster import header
-from pipeline.scenes.coregistration import sample_windows
+from pipeline.scenes.coregistration import windows_with_data
 from pipeline.scenes.source import AlignedFile, AlignedSource
 
 #: Side in reference pixels and number of the windows that are read first: nearly every source has data in one of them.
@@ -27,7 +27,8 @@ def sources_without_data(executor: Executor, sources: Sequence[AlignedSource], s
         InputError: a file cannot be read.
     """
     left = list(range(len(sources)))
-    for parts in (sample_windows(shape_yx, SIDE, SAMPLES), windows(shape_yx, WHOLE)):
+    area = sources[0].area if sources else None
+    for parts in (windows_with_data(area, shape_yx, SIDE, SAMPLES), windows(shape_yx, WHOLE)):
         found = _have_data(executor, [sources[i] for i in left], parts)
         left = [i for i, there in zip(left, found, strict=True) if not there]
     return left

@@ -1,9 +1,10 @@
-"""Geometries of a vector file on a grid: read near it, transformed, and repeated where longitudes wrap."""
+"""Geometries of a vector file on a grid: read near it, transformed, repeated where longitudes wrap, and rasterized."""
 
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Iterator
+from functools import cached_property, partial
 
 import geopandas
 import numpy as np
@@ -11,7 +12,9 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
+from rasterio.features import rasterize
 
+from pipeline.grid import Window, windows
 from pipeline.rasters.longitude import Extent, cycle, engineering_name, extent_of, extents_in, shifts
 
 #: Margin around a grid, as a share of its size, for what is near it.
@@ -19,6 +22,13 @@ MARGIN = 0.02
 #: Share of the Earth's circumference above which a polygon is cut near the grid, because its corners may be where the
 #: grid's CRS is not defined.
 WIDE = 1 / 6
+#: Side in pixels of the squares, anchored at the grid's origin, in which geometries are burnt: where an edge goes exactly
+#: through a corner or center of a pixel, GDAL's rounding depends on the window.
+BURNT = 256
+#: Side of the windows in which the pixels of an area are counted.
+COUNTED = 2048
+#: Points of the polygons of an area above which they are cut into pieces.
+POINTS = 512
 
 
 def read_near(path: str, layer: str | None, grid: GeoBox, crs: str | None) -> geopandas.GeoDataFrame:
@@ -165,3 +175,113 @@ def _rearranged(
     geometry = np.concatenate([np.zeros(0, object), *geometries])[order]
     rows = frame.iloc[position[order]].reset_index(drop=True)
     return rows.set_geometry(geopandas.GeoSeries(geometry, crs=frame.crs))
+
+
+class Burnt:
+    """Geometries rasterized on a grid, window by window; later geometries overwrite earlier ones."""
+
+    def __init__(
+        self,
+        geometries: NDArray[np.object_],
+        values: NDArray[np.uint8],
+        grid: GeoBox,
+        *,
+        fill: int,
+        all_touched: bool = False,
+    ) -> None:
+        self.geometries, self.values, self.grid, self.fill, self.all_touched = geometries, values, grid, fill, all_touched
+
+    @cached_property
+    def tree(self) -> shapely.STRtree:
+        """The spatial index of the geometries."""
+        return shapely.STRtree(self.geometries)
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """The values (height, width) of a window, `fill` where there is no geometry; the same for any window."""
+        found = np.full((window.height, window.width), self.fill, np.uint8)
+        rows, columns = self.grid.shape
+        for y in range(window.y // BURNT * BURNT, window.y + window.height, BURNT):
+            for x in range(window.x // BURNT * BURNT, window.x + window.width, BURNT):
+                square = Window(y, x, min(BURNT, rows - y), min(BURNT, columns - x))
+                top, left = max(y, window.y), max(x, window.x)
+                bottom = min(y + square.height, window.y + window.height)
+                right = min(x + square.width, window.x + window.width)
+                burnt = self.burn(square)[top - y : bottom - y, left - x : right - x]
+                found[top - window.y : bottom - window.y, left - window.x : right - window.x] = burnt
+        return found
+
+    def burn(self, window: Window) -> NDArray[np.uint8]:
+        """The values (height, width) of one square, in which all near geometries are rasterized at once."""
+        part = self.grid[window.slices]
+        near = np.sort(self.tree.query(shapely.box(*part.extent.boundingbox)))
+        if len(near) == 0:
+            return np.full((window.height, window.width), self.fill, np.uint8)
+        burnt: NDArray[np.uint8] = rasterize(
+            zip(self.geometries[near], self.values[near], strict=True),
+            out_shape=(window.height, window.width),
+            fill=self.fill,
+            transform=part.affine,
+            all_touched=self.all_touched,
+            dtype=np.uint8,
+        )
+        return burnt
+
+
+class AreaMask(Burnt):
+    """The pixels of a grid whose centers are in an area. Only its polygons, in the grid's CRS, are in memory."""
+
+    def __init__(self, polygons: NDArray[np.object_], grid: GeoBox) -> None:
+        rows, columns = grid.shape
+        pieces = np.array(list(_pieces(polygons, grid, Window(0, 0, rows, columns))), object)
+        super().__init__(pieces, np.ones(len(pieces), np.uint8), grid, fill=0)
+
+    def near(self, geometries: NDArray[np.object_]) -> NDArray[np.bool_]:
+        """Which of these geometries touch the area."""
+        found = np.zeros(len(geometries), bool)
+        found[self.tree.query(geometries, predicate="intersects")[0]] = True
+        return found
+
+    def touches(self, window: Window) -> bool:
+        """Whether the area touches a window; if not, none of its pixels is inside."""
+        return len(self.tree.query(_box(self.grid, window), predicate="intersects")) > 0
+
+    def inside(self, window: Window) -> NDArray[np.bool_]:
+        """Where (height, width) the pixels of a window are inside."""
+        if not self.touches(window):
+            return np.zeros((window.height, window.width), bool)
+        return self.read(window).view(np.bool_)
+
+    def count(self, window: Window) -> int:
+        """The number of pixels of a window that are inside."""
+        return int(self.inside(window).sum())
+
+    @cached_property
+    def pixels(self) -> int:
+        """The number of pixels of the grid that are inside."""
+        rows, columns = self.grid.shape
+        return sum(self.count(window) for window in windows((rows, columns), COUNTED))
+
+    def burn(self, window: Window) -> NDArray[np.uint8]:
+        """Whether (height, width) the pixels of one square are inside, as 0 and 1."""
+        if len(self.tree.query(_box(self.grid, window), predicate="covered_by")):
+            return np.ones((window.height, window.width), np.uint8)
+        return super().burn(window)
+
+
+def _box(grid: GeoBox, window: Window) -> shapely.Polygon:
+    box: shapely.Polygon = shapely.box(*grid[window.slices].extent.boundingbox)
+    return box
+
+
+def _pieces(polygons: NDArray[np.object_], grid: GeoBox, window: Window) -> Iterator[shapely.Polygon]:
+    """Cut polygons at the borders of squares until each piece has few points: the outline of a country has 100,000."""
+    cut = shapely.get_parts(shapely.clip_by_rect(polygons, *_box(grid, window).bounds))
+    cut = cut[(shapely.get_type_id(cut) == shapely.GeometryType.POLYGON) & ~shapely.is_empty(cut)]
+    if shapely.get_num_coordinates(cut).sum() <= POINTS or max(window.height, window.width) <= BURNT:
+        yield from cut
+        return
+    side = BURNT * -(-max(window.height, window.width) // (2 * BURNT))
+    for y in range(window.y, window.y + window.height, side):
+        for x in range(window.x, window.x + window.width, side):
+            height, width = min(side, window.y + window.height - y), min(side, window.x + window.width - x)
+            yield from _pieces(cut, grid, Window(y, x, height, width))

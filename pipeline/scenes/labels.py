@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import geopandas
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
-from rasterio.features import rasterize
 
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
@@ -28,14 +26,11 @@ from pipeline.rasters.longitude import engineering_name
 from pipeline.rasters.raster import header, open_raster, stamped
 from pipeline.rasters.resample import Alignment, align, read_aligned
 from pipeline.rasters.untrusted import check_vector_driver
-from pipeline.scenes.geometries import copies_on_grid, read_near, to_grid_crs, without_collections
+from pipeline.scenes.geometries import AreaMask, Burnt, copies_on_grid, read_near, to_grid_crs, without_collections
 
 #: Extensions of vector files.
 VECTORS = (".gpkg", ".geojson", ".json", ".shp", ".parquet", ".geoparquet", ".fgb", ".kml", ".gml")
 PARQUET = (".parquet", ".geoparquet")
-#: Side in pixels of the squares, anchored at the grid's origin, in which geometries are burnt: where an edge goes exactly
-#: through a corner or center of a pixel, GDAL's rounding depends on the window.
-BURNT = 256
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ class NoLabels:
 
 @dataclass(frozen=True)
 class RasterLabels:
-    """Labels from a raster of class ids."""
+    """Labels from a raster of class ids; outside the area, if there is one, there are none, and nothing is read."""
 
     file: RasterFile
     alignment: Alignment
@@ -98,6 +93,7 @@ class RasterLabels:
     ids: tuple[int, ...]
     ignore: tuple[int | str, ...]
     notes: tuple[str, ...] = ()
+    area: AreaMask | None = None
 
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Class ids (height, width) of a window, `UNLABELLED` where there is no label."""
@@ -112,57 +108,25 @@ class RasterLabels:
         return {v: n for v, n in zip(found.tolist(), counts.tolist(), strict=True) if v not in known}
 
     def _values(self, window: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        inside = None if self.area is None else self.area.inside(window)
+        if inside is not None and not inside.any():
+            return np.zeros(inside.shape, np.uint8), inside
         with open_raster(self.file) as raster:
             values, valid = read_aligned(raster, self.alignment, self.grid, window)
+        valid = valid if inside is None else valid & inside
         return np.where(valid, values[0], 0), valid
 
 
 class VectorLabels:
     """Labels rasterized from spatially indexed geometries; later geometries overwrite earlier ones."""
 
-    def __init__(
-        self,
-        geometries: NDArray[np.object_],
-        ids: NDArray[np.uint8],
-        grid: GeoBox,
-        *,
-        all_touched: bool,
-        notes: tuple[str, ...] = (),
-    ) -> None:
-        self.geometries, self.ids, self.grid, self.all_touched, self.notes = geometries, ids, grid, all_touched, notes
-
-    @cached_property
-    def _tree(self) -> shapely.STRtree:
-        return shapely.STRtree(self.geometries)
+    def __init__(self, burnt: Burnt, *, notes: tuple[str, ...] = (), area: AreaMask | None = None) -> None:
+        self.burnt, self.notes, self.area = burnt, notes, area
 
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Class ids (height, width) of a window, `UNLABELLED` where there is no label."""
-        found = np.full((window.height, window.width), UNLABELLED, np.uint8)
-        rows, columns = self.grid.shape
-        for y in range(window.y // BURNT * BURNT, window.y + window.height, BURNT):
-            for x in range(window.x // BURNT * BURNT, window.x + window.width, BURNT):
-                square = Window(y, x, min(BURNT, rows - y), min(BURNT, columns - x))
-                top, left = max(y, window.y), max(x, window.x)
-                bottom = min(y + square.height, window.y + window.height)
-                right = min(x + square.width, window.x + window.width)
-                burnt = self._burn(square)[top - y : bottom - y, left - x : right - x]
-                found[top - window.y : bottom - window.y, left - window.x : right - window.x] = burnt
-        return found
-
-    def _burn(self, window: Window) -> NDArray[np.uint8]:
-        part = self.grid[window.slices]
-        near = np.sort(self._tree.query(shapely.box(*part.extent.boundingbox)))
-        if len(near) == 0:
-            return np.full((window.height, window.width), UNLABELLED, np.uint8)
-        burnt: NDArray[np.uint8] = rasterize(
-            zip(self.geometries[near], self.ids[near], strict=True),
-            out_shape=(window.height, window.width),
-            fill=UNLABELLED,
-            transform=part.affine,
-            all_touched=self.all_touched,
-            dtype=np.uint8,
-        )
-        return burnt
+        found = self.burnt.read(window)
+        return found if self.area is None else np.where(self.area.inside(window), found, np.uint8(UNLABELLED))
 
     def unknown(self, window: Window) -> dict[float, int]:
         """Always empty: unknown names were rejected when the file was read."""
@@ -171,16 +135,21 @@ class VectorLabels:
 
 
 def open_labels(
-    labels: Labels, grid: GeoBox, classes: tuple[ClassName, ...], *, like: RasterFile | None = None
+    labels: Labels,
+    grid: GeoBox,
+    classes: tuple[ClassName, ...],
+    *,
+    like: RasterFile | None = None,
+    area: AreaMask | None = None,
 ) -> OpenLabels:
-    """Open labels on the reference grid, which is that of the file `like`, if given.
+    """Open labels on the reference grid, which is that of the file `like`, if given; there are none outside the area.
 
     Raises:
         InputError: the file is missing, unreadable or outside the grid, a geometry has an undeclared label, or a class has
             the id that means no label.
     """
     if labels.attribute is not None:
-        return _open_vector(labels, labels.attribute, grid, classes)
+        return _open_vector(labels, labels.attribute, grid, classes, area)
     if labels.url.lower().endswith(VECTORS):
         raise InputError(f"{labels.url}: is a vector file; set `labels.attribute` to the column with the class.")
     if labels.priority or labels.all_touched:
@@ -197,9 +166,8 @@ def open_labels(
                 f"{'of the file' if labels.nodata is None else 'in `labels.nodata`'}. If it is a class, set `labels.nodata` "
                 "to a value that the file does not hold; if it means no label, remove the class."
             )
-    return RasterLabels(
-        file, align(file, head, grid, resampling="nearest", like=like), grid, tuple(c.id for c in classes), labels.ignore
-    )
+    alignment = align(file, head, grid, resampling="nearest", like=like)
+    return RasterLabels(file, alignment, grid, tuple(c.id for c in classes), labels.ignore, area=area)
 
 
 def refuse_unknown(url: str, unknown: dict[str, int], classes: tuple[ClassName, ...]) -> None:
@@ -217,8 +185,12 @@ def refuse_unknown(url: str, unknown: dict[str, int], classes: tuple[ClassName, 
         )
 
 
-def _open_vector(labels: Labels, attribute: str, grid: GeoBox, classes: tuple[ClassName, ...]) -> VectorLabels:
-    frame, notes = _repair_geometries(_read_vector(labels.url, labels.layer, grid), grid)
+def _open_vector(
+    labels: Labels, attribute: str, grid: GeoBox, classes: tuple[ClassName, ...], area: AreaMask | None
+) -> VectorLabels:
+    frame, notes = _repair_geometries(_read_near_grid(labels, grid), grid)
+    if area is not None:
+        frame = frame[area.near(frame.geometry.to_numpy())]
     if attribute not in frame.columns:
         columns = ", ".join(str(c) for c in frame.columns if c != frame.geometry.name)
         raise InputError(f"{labels.url}: has no attribute {attribute!r}; it has {columns}.")
@@ -250,7 +222,8 @@ def _open_vector(labels: Labels, attribute: str, grid: GeoBox, classes: tuple[Cl
     order = np.argsort([-rank.get(int(i), len(labels.priority)) for i in burnt], kind="stable")
     geometries = frame.geometry.to_numpy()[declared]
     messages = tuple(f"{storage.redact_url(labels.url)}: features {note}" for note in notes)
-    return VectorLabels(geometries[order], burnt[order], grid, all_touched=labels.all_touched, notes=messages)
+    rasterized = Burnt(geometries[order], burnt[order], grid, fill=UNLABELLED, all_touched=labels.all_touched)
+    return VectorLabels(rasterized, notes=messages, area=area)
 
 
 def _repair_geometries(frame: geopandas.GeoDataFrame, grid: GeoBox) -> tuple[geopandas.GeoDataFrame, list[str]]:
@@ -278,8 +251,42 @@ def _repair_geometries(frame: geopandas.GeoDataFrame, grid: GeoBox) -> tuple[geo
     return copies_on_grid(frame, grid), notes
 
 
-def _read_vector(url: str, layer: str | None, grid: GeoBox) -> geopandas.GeoDataFrame:
-    """Read the features of a vector file or of one of its layers, near the grid and in the grid's CRS."""
+def _read_near_grid(labels: Labels, grid: GeoBox) -> geopandas.GeoDataFrame:
+    """Read the features near the grid, in the grid's CRS."""
+    url = labels.url
+    frame = read_vector(url, labels.layer, lambda path, layer, crs: read_near(path, layer, grid, crs), key="labels.layer")
+    if grid.crs is not None:
+        if frame.crs is None:
+            raise InputError(f"{url}: has no CRS; assign one first, for example with `ogr2ogr -a_srs`.")
+        names = [engineering_name(crs.to_wkt()) for crs in (frame.crs, grid.crs)]
+        if names[0] != names[1]:
+            raise InputError(
+                f"{url}: has the CRS {frame.crs.name!r}, which cannot be transformed to that of the reference grid, "
+                f"{grid.crs.proj.name!r}: one is an engineering CRS. Assign its true CRS, for example with "
+                "`ogr2ogr -a_srs` or `rio edit-info --crs`."
+            )
+        frame = to_grid_crs(frame, grid)
+    return frame
+
+
+def read_vector(
+    url: str,
+    layer: str | None,
+    read: Callable[[str, str | None, str | None], geopandas.GeoDataFrame],
+    *,
+    key: str,
+) -> geopandas.GeoDataFrame:
+    """Read features of a vector file or of one of its layers.
+
+    Args:
+        url: of the file.
+        layer: its name; None for the only one.
+        read: reads features of a layer from a GDAL path, a layer and the layer's CRS; GeoParquet is read completely.
+        key: of the configuration that selects the layer, for messages.
+
+    Raises:
+        InputError: the file is missing, unreadable, or holds several layers or no geometries.
+    """
     import pyogrio  # only for vector files: it loads a GDAL of its own
 
     gdal.configure_gdal()
@@ -295,37 +302,24 @@ def _read_vector(url: str, layer: str | None, grid: GeoBox) -> geopandas.GeoData
                 with filesystem.open(fs_path) as file:
                     frame = geopandas.read_parquet(file)
             else:
-                layer = layer or _only_layer(url, path)
+                layer = layer or _only_layer(url, path, key)
                 info = pyogrio.read_info(path, layer=layer)
                 check_vector_driver(url, info["driver"])
-                frame = read_near(path, layer, grid, info["crs"])
+                frame = read(path, layer, info["crs"])
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{url}: cannot be read as a vector file ({error}).") from error
     if not isinstance(frame, geopandas.GeoDataFrame):
         raise InputError(f"{url}: has no geometries.")
-    if grid.crs is not None:
-        if frame.crs is None:
-            raise InputError(f"{url}: has no CRS; assign one first, for example with `ogr2ogr -a_srs`.")
-        names = [engineering_name(crs.to_wkt()) for crs in (frame.crs, grid.crs)]
-        if names[0] != names[1]:
-            raise InputError(
-                f"{url}: has the CRS {frame.crs.name!r}, which cannot be transformed to that of the reference grid, "
-                f"{grid.crs.proj.name!r}: one is an engineering CRS. Assign its true CRS, for example with "
-                "`ogr2ogr -a_srs` or `rio edit-info --crs`."
-            )
-        frame = to_grid_crs(frame, grid)
     return frame
 
 
-def _only_layer(url: str, path: str) -> str:
+def _only_layer(url: str, path: str, key: str) -> str:
     """The name of a vector file's only layer."""
     import pyogrio
 
     layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
     if len(layers) > 1:
-        raise InputError(
-            f"{storage.redact_url(url)}: has several layers; select one with `labels.layer`: {', '.join(layers)}."
-        )
+        raise InputError(f"{storage.redact_url(url)}: has several layers; select one with `{key}`: {', '.join(layers)}.")
     if not layers:
         raise InputError(f"{storage.redact_url(url)}: has no geometries.")
     return layers[0]

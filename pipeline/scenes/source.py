@@ -20,7 +20,8 @@ from pipeline.grid import Window, finer
 from pipeline.io.sidecars import Listings
 from pipeline.rasters.header import Header, RasterFile
 from pipeline.rasters.raster import header, open_raster, stamped
-from pipeline.rasters.resample import CLOSE, Alignment, align, reaches, read_aligned
+from pipeline.rasters.resample import CLOSE, Alignment, align, overlaps, reaches, read_aligned
+from pipeline.scenes.geometries import AreaMask
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class AlignedSource:
     layers: tuple[tuple[AlignedFile, ...], ...]
     mask: AlignedFile | None
     dtype: np.dtype[Any]  #: dtype in the store, lossless for integers of up to 16 bits
+    area: AreaMask | None = None  #: on the reference grid; outside it there is no data, and nothing is read
 
     @property
     def bands(self) -> int:
@@ -145,6 +147,24 @@ class AlignedSource:
         Raises:
             InputError: a file cannot be read; the message names it.
         """
+        side = self.scale
+        inside = None if self.area is None else self.area.inside(window)
+        if inside is None or inside.all():
+            return self._read_files(window)
+        values = np.zeros((self.bands, window.height * side, window.width * side), self.dtype)
+        valid = np.zeros(values.shape[1:], bool)
+        if inside.any():
+            rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
+            top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+            found, there = self._read_files(Window(window.y + top, window.x + left, bottom - top, right - left))
+            there &= inside[top:bottom, left:right].repeat(side, axis=0).repeat(side, axis=1)
+            found[:, ~there] = 0
+            part = np.s_[top * side : bottom * side, left * side : right * side]
+            values[:, *part], valid[part] = found, there
+        return values, valid
+
+    def _read_files(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read a window, as `read`, wherever the area is."""
         own = Window(*(v * self.scale for v in (window.y, window.x, window.height, window.width)))
         parts = [self._read_layer(layer, own) for layer in self.layers]
         values = parts[0][0] if len(parts) == 1 else np.concatenate([part for part, _ in parts])
@@ -253,17 +273,22 @@ def _tiled(files: Sequence[RasterFile]) -> GeoBox:
     return GeoBox((bottom - top, right - left), first.affine * Affine.translation(left, top), first.crs)
 
 
-def open_source(source: Source, grid: GeoBox, *, like: RasterFile | None = None) -> AlignedSource:
+def open_source(
+    source: Source, grid: GeoBox, *, like: RasterFile | None = None, area: AreaMask | None = None
+) -> AlignedSource:
     """Open a source on the reference grid, which is that of the file `like`, if given.
+
+    With an area, files of a mosaic that do not overlap the grid are left out.
 
     Raises:
         InputError: a file is missing, unreadable, outside the grid, or lacks a required CRS.
     """
     own = finer(grid, source.scale)
     listings = Listings()
-    layers = tuple(
-        tuple(_part(stamped(file, listings), own, source.resampling, like) for file in layer) for layer in source.layers
-    )
+    files = [[stamped(file, listings) for file in layer] for layer in source.layers]
+    if area is not None:
+        files = [[file for file in layer if overlaps(header(file), own)] or layer for layer in files]
+    layers = tuple(tuple(_part(file, own, source.resampling, like) for file in layer) for layer in files)
     for layer in layers:
         for part in layer[1:]:
             if part.header.bands != layer[0].header.bands:
@@ -284,7 +309,7 @@ def open_source(source: Source, grid: GeoBox, *, like: RasterFile | None = None)
     mask = None if source.mask is None else _part(stamped(source.mask.file, listings), own, "nearest", like)
     interpolated = any(part.alignment.interpolates for part in parts)
     dtype = stored_dtype([dtype for part in parts for dtype in part.header.dtypes])
-    return AlignedSource(source, own, layers, mask, np.dtype(np.float32) if changed or interpolated else dtype)
+    return AlignedSource(source, own, layers, mask, np.dtype(np.float32) if changed or interpolated else dtype, area)
 
 
 def _part(file: RasterFile, grid: GeoBox, resampling: str | None, like: RasterFile | None) -> AlignedFile:

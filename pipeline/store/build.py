@@ -24,6 +24,7 @@ from pipeline.grid import Window, windows
 from pipeline.io import checksums, storage, zarr_store
 from pipeline.parallel.executor import Executor
 from pipeline.rasters.header import RasterFile
+from pipeline.scenes.geometries import AreaMask
 from pipeline.scenes.labels import OpenLabels, RasterLabels
 from pipeline.scenes.source import AlignedSource
 from pipeline.scenes.split import RasterSplit, Split
@@ -45,6 +46,13 @@ class PreparedScene:
     split: Split
     classes: tuple[ClassName, ...]
     shard: int | None = None  #: side of a shard; None to choose it automatically
+    area: AreaMask | None = None  #: outside which its sources and labels have no data
+    notes: tuple[str, ...] = ()  #: for the user, on its area and grid
+
+    @property
+    def pixels(self) -> int:
+        """The number of reference pixels in its area, or of all."""
+        return int(np.prod(self.grid.shape)) if self.area is None else self.area.pixels
 
     @cached_property
     def template(self) -> Template:
@@ -69,6 +77,16 @@ class PreparedScene:
         """The windows of the scene's shards."""
         template = self.template
         return windows(template.shape, template.shard)
+
+    @cached_property
+    def shards_read(self) -> list[Window]:
+        """The windows of the shards that files are read for: those that the area touches."""
+        return [window for window in self.shards if self.area is None or self.area.touches(window)]
+
+    @property
+    def uncompressed_bytes(self) -> int:
+        """Size of the shards that files are read for; the others hold nothing and take almost no space."""
+        return sum(w.height * w.width for w in self.shards_read) * self.template.bytes_per_pixel
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,12 @@ class Estimate:
     """What writing a store will take."""
 
     shape: tuple[int, int]
+    pixels: int  #: in the scene's area, or all
     shard: int
     shards: int
+    shards_read: int  #: those that the area touches; the others take almost no space or time
     objects: int
-    uncompressed_bytes: int
+    uncompressed_bytes: int  #: of the shards that are read
     stored_bytes: int  #: approximate
     memory_bytes: int  #: approximate maximum
     seconds: float  #: approximate
@@ -56,7 +58,7 @@ def estimate(scene: PreparedScene, *, workers: int) -> Estimate:
     Raises:
         InputError: a file cannot be read.
     """
-    template, shards = scene.template, scene.shards
+    template, shards = scene.template, scene.shards_read
     target = zarr_store.ChecksumStore(MemoryStore())
     create_store(target, template, fingerprint="")
     count = min(SAMPLED, len(shards))
@@ -66,15 +68,17 @@ def estimate(scene: PreparedScene, *, workers: int) -> Estimate:
     for window in sampled:
         stored += sum(size for size, _ in writer.write(window, shard_arrays(scene, window)[0]).values())
     seconds = time.monotonic() - started
-    rows, columns = template.shape
-    share = rows * columns / sum(w.height * w.width for w in sampled)
+    area = scene.area
+    share = scene.pixels / max(1, sum(w.height * w.width if area is None else area.count(w) for w in sampled))
     concurrent = min(workers, len(shards))
     return Estimate(
         shape=template.shape,
+        pixels=scene.pixels,
         shard=template.shard,
-        shards=len(shards),
-        objects=len(shards) * (2 * len(template.sources) + 2) + 2 * len(template.sources) + 7,
-        uncompressed_bytes=rows * columns * template.bytes_per_pixel,
+        shards=len(scene.shards),
+        shards_read=len(shards),
+        objects=len(scene.shards) * (2 * len(template.sources) + 2) + 2 * len(template.sources) + 7,
+        uncompressed_bytes=scene.uncompressed_bytes,
         stored_bytes=round(share * stored),
         memory_bytes=memory(scene, concurrent),
         seconds=seconds * share / concurrent,

@@ -28,7 +28,8 @@ ORDER = {
     "mibf": ("mibf", "mibf.network", "mibf.metrics", "mibf.training", "mibf.inference", "mibf.bundle"),
     "pipeline": (
         "pipeline", "pipeline.parallel", "pipeline.io", "pipeline.decoding", "pipeline.rasters", "pipeline.scenes",
-        "pipeline.store", "pipeline.classifiers", "pipeline.sampling", "pipeline.maps", "pipeline.publishing",
+        "pipeline.areas", "pipeline.store", "pipeline.classifiers", "pipeline.sampling", "pipeline.maps",
+        "pipeline.publishing",
     ),
     "jobs": (
         "jobs", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.sample", "jobs.train.tracking", "jobs.evaluate",

@@ -48,6 +48,16 @@ def test_missing_optional_keys_get_defaults(scene: SmallScene) -> None:
         ("map.tile_size=100", "map.tile_size: the tile side must be a multiple of 64 pixels"),
         ("sampling.frequencies=even", "Input should be 'natural', 'balanced' or 'sqrt' (found 'even')"),
         ("train={batch_size: 5, workers: 3}", "`batch_size` 5 is too small for 3 workers: each needs at least 2 samples"),
+        ("scenes.0.bbox=[9, 46, 10, 45]", "scenes.0.bbox: `bbox` must be [west, south, east, north] in degrees"),
+        ("scenes.0.bbox=[9, 45, 10, 91]", "with -90 <= south < north <= 90"),
+        ("scenes.0.bbox=[9, 45, 9, 46]", "scenes.0.bbox: `bbox` must be"),
+        ("scenes.0.bbox=[9, 45, 190, 46]", "west and east from -180 to 180 (west > east crosses the antimeridian)"),
+        ("scenes.0.area.file=a.gpkg", "scenes.0.area.file: unknown key"),
+        ("scenes.0.grid={crs: auto, resolution: 10}", "`grid.crs: auto` needs an area; give `area: {url: FILE}` or `bbox:"),
+        ("scenes.0.grid={crs: EPSG:32633, resolution: 10}", "`grid.bounds` is missing; give `area: {url: FILE}` or"),
+        ("scenes.0.grid={crs: auto, resolution: 9, bounds: [0, 0, 1, 1]}", "`crs: auto` takes the bounds of the area"),
+        ("scenes.0.grid={crs: auto}", "give either `like` (a source name) or all of `crs`, `resolution` and `bounds`"),
+        ("scenes.0.grid={like: optical, bounds: [0, 0, 1, 1]}", "give either `like` (a source name) or all of"),
         ("scenes.0.grid.like=sonar", "`grid.like` is 'sonar'; the sources are optical, radar"),
         ("split.fractions.train=0.9", "the fractions sum to 1.4"),
         ("classes.1.id=1", "duplicate class id: 1"),
@@ -86,6 +96,11 @@ def test_invalid_value_error_names_key_and_file(scene: SmallScene, override: str
     message = load_error(scene, [override])
     assert expected in message
     assert str(scene.folder) in message, "the message names the file"
+
+
+def test_area_and_box_together_are_refused(scene: SmallScene) -> None:
+    message = load_error(scene, ["scenes.0.area.url=a.gpkg", "scenes.0.bbox=[9, 45, 10, 46]"])
+    assert "scenes.0: give either `area` or `bbox`" in message
 
 
 def test_early_stopping_without_validation_pixels_is_refused(scene: SmallScene) -> None:

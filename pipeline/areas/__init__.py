@@ -1,0 +1,1 @@
+"""Areas: the polygons or the box that a scene is limited to, and the grids that follow from them."""
