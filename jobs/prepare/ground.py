@@ -110,8 +110,9 @@ def _check_overlap(area: Area, source: Source) -> None:
                 )
             places.append(geographic_extents(grid))
         if not any(area.meets(place) for place in places):
-            known = [extent for place in places for extent in place or ()]
+            more = f" (and {len(layer) - 1} more files)" if len(layer) > 1 else ""
             raise InputError(
-                f"source {source.name!r} does not overlap the area {area.name}: {layer[0]} spans {describe_degrees(known)}, "
-                f"the area {area.describe()}. Check `area` or `bbox`, and the files."
+                f"source {source.name!r} does not overlap the area {area.name}: {layer[0]} spans "
+                f"{describe_degrees(places[0] or [])}{more}, the area {area.describe()}. "
+                "Check `area` or `bbox`, and the files."
             )

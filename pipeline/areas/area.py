@@ -115,10 +115,11 @@ class Area:
         return found
 
     def _not_defined(self, crs: pyproj.CRS) -> InputError:
-        pole = " and contains a pole" if any(self._poles) else ""
+        place = "" if crs == pyproj.CRS(_DEGREES) else f"; it spans {self.describe()}"  # which need that transformation
+        pole = "; it contains a pole" if any(self._poles) else ""
         return InputError(
-            f"area {self.name}: cannot be transformed to {crs.name!r}, in which not all of it has a place; it spans "
-            f"{self.describe()}{pole}. Choose another `grid.crs`, or a smaller area."
+            f"area {self.name}: cannot be transformed to {crs.name!r}, in which not all of it has a place{place}{pole}. "
+            "Choose another `grid.crs`, or a smaller area."
         )
 
     def mask(self, grid: GeoBox) -> AreaMask:

@@ -91,11 +91,11 @@ def cropped(grid: GeoBox, area: Area) -> GeoBox:
     Raises:
         InputError: the area does not overlap the grid, or cannot be transformed to its CRS.
     """
-    rows = grid.shape[0]
+    rows, whole = grid.shape[0], area.on(grid)
     inverse = ~grid.affine
-    pixels = shapely.transform(area.on(grid), lambda points: np.column_stack(inverse * tuple(points.T)))
+    pixels = shapely.transform(whole, lambda points: np.column_stack(inverse * tuple(points.T)))
     left, top, right, bottom = shapely.bounds(pixels)
-    across = _columns(grid, left, right)
+    across = None if whole.is_empty else _columns(grid, left, right)
     down = max(0.0, top), min(float(rows), bottom)
     if across is None or down[1] - down[0] <= ON_EDGE:
         places = geographic_extents(grid)

@@ -43,7 +43,7 @@ def test_bands_without_data_are_found_by_their_file_and_a_single_pixel_of_data_i
 def test_bands_that_never_have_data_at_the_same_pixel_are_reported(tmp_path: Path) -> None:
     left = np.repeat([[1, 0]], 60, axis=0).repeat(30, axis=1).astype(np.uint8)
     scene: Any = SimpleNamespace(
-        name="valley", template=SimpleNamespace(shape=(60, 60)), sources=[aligned(tmp_path, left, 1 - left)]
+        name="valley", template=SimpleNamespace(shape=(60, 60)), sources=[aligned(tmp_path, left, 1 - left)], area=None
     )
     with pytest.raises(
         InputError, match=r"'valley': source 'optical' has no valid pixel.*no pixel has data in all its bands"
@@ -74,7 +74,10 @@ def test_excessive_grid_shard_disk_or_memory_needs_exit_2(
 def prepared_scene(side: int, *, shards: int = 8) -> Any:
     """A scene of `side` x `side` pixels of 10 bytes each, in shards of that side or of 1024 pixels."""
     template = SimpleNamespace(shape=(side, side), shard=min(side, 1024), bytes_per_pixel=10)
-    return SimpleNamespace(name="valley", template=template, shards=[None] * shards, sources=[])
+    size = 10 * side * side
+    return SimpleNamespace(
+        name="valley", template=template, shards_read=[None] * shards, uncompressed_bytes=size, sources=[]
+    )
 
 
 def test_memory_estimate_counts_concurrent_shards_not_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:

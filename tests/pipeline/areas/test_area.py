@@ -172,7 +172,7 @@ def test_extent_of_an_area_around_a_pole(tmp_path: Path) -> None:
     project = pyproj.Transformer.from_crs("EPSG:5041", "EPSG:4326", always_xy=True).transform
     assert extent.bottom == pytest.approx(project(2_500_000, 2_000_000)[1], abs=0.01)
     grid = GeoBox((10, 360), Affine(1, 0, -180, 0, -1, 90), "EPSG:4326")
-    with pytest.raises(InputError, match=r"cannot be transformed to 'WGS 84'.* and contains a pole"):
+    with pytest.raises(InputError, match=r"cannot be transformed to 'WGS 84'.*; it contains a pole"):
         read_area(url).mask(grid)
 
 
@@ -222,6 +222,16 @@ def test_latitudes_beyond_a_pole_are_refused(tmp_path: Path) -> None:
     """Meters that are declared as degrees, or latitude before longitude."""
     area = read_area(write(tmp_path / "area.gpkg", shapely.box(10, 100, 11, 101), crs="EPSG:4326"))
     with pytest.raises(InputError, match="spans latitude 100 to 101, beyond a pole"):
+        _ = area.extent
+
+
+def test_coordinates_without_a_place_on_the_earth_are_refused(tmp_path: Path) -> None:
+    """The globe of an orthographic projection has a radius of 6,378 km."""
+    globe = "+proj=ortho +lat_0=0 +lon_0=0 +datum=WGS84"
+    area = read_area(write(tmp_path / "area.gpkg", shapely.box(6_000_000, 0, 7_000_000, 100_000), crs=globe))
+    with pytest.raises(
+        InputError, match=r"area.gpkg: cannot be transformed to 'WGS 84', in which not all of it has a place"
+    ):
         _ = area.extent
 
 

@@ -149,6 +149,9 @@ def test_area_elsewhere_is_refused_with_both_extents() -> None:
     whole = GeoBox((100, 100), Affine(0.01, 0, 9, 0, -0.01, 46), "EPSG:4326")
     with pytest.raises(InputError, match=r"longitude 20 to 21, latitude 45 to 46 degrees; the grid spans longitude 9 to 10"):
         cropped(whole, box_area((20, 45, 21, 46)))
+    zone_33 = GeoBox((10, 10), Affine(1000, 0, 500_000, 0, -1000, 5_000_000), "EPSG:32633")
+    with pytest.raises(InputError, match=r"does not overlap the reference grid. It spans longitude -120 to -20"):
+        cropped(zone_33, box_area((-120, -60, -20, 80)))  # wide, so nothing of it is left near the grid
 
 
 def test_area_that_a_crs_does_not_define_is_refused() -> None:
