@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.config.config import Config
 from jobs.inspection.plan_map import MapPlan, format_duration, plan_map
-from jobs.prepare.preflight import check_data, check_free_space, check_memory, describe_bands, file_remarks
+from jobs.prepare.preflight import check_data, check_free_space, check_memory, file_remarks, name_bands
 from jobs.prepare.scenes import open_scenes
 from jobs.runtime.progress import pluralize, progress_bar
 from jobs.workflow.workspace import Workspace
@@ -46,7 +46,7 @@ class ScenePlan:
 
     def _named(self, source: str) -> str:
         names = self.bands[source]
-        return f"{describe_bands(len(names), names)}; " if names else ""
+        return f"{name_bands(len(names), names)}; " if names else ""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON values."""

@@ -34,7 +34,7 @@ def file_remarks(scene: PreparedScene) -> list[str]:
     ]
 
 
-def describe_bands(number: int, names: Sequence[str]) -> str:
+def name_bands(number: int, names: Sequence[str]) -> str:
     """Describe a source's bands: their number and, where they have them, the first of their names."""
     if not names:
         return pluralize(number, "bands")

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from jobs.config.config import Config
-from jobs.prepare.preflight import check_data, check_memory, check_room, describe_bands, file_remarks
+from jobs.prepare.preflight import check_data, check_memory, check_room, file_remarks, name_bands
 from jobs.prepare.scenes import buffer_pixels, open_scenes, subset_counts
 from jobs.runtime.progress import pluralize, progress_bar, warn
 from jobs.workflow.errors import StageError
@@ -298,7 +298,7 @@ def _store_lines(w: _Written, shifts: dict[str, Shift]) -> list[str]:
         how = sorted({str(part.alignment) for part in source.parts})
         at = "" if source.scale == 1 else f", at {source.scale} times the grid resolution"
         coverage = "" if covered[name] >= COVERED else f"; valid in {covered[name]:.1%} of the pixels"
-        bands = describe_bands(source.bands, source.declared.kept)
+        bands = name_bands(source.bands, source.declared.kept)
         lines.append(f"  {name}: {bands} of {source.dtype}, {' and '.join(how)}{at}{coverage}")
     first = w.scene.sources[0].declared.name
     lines += [f"  {describe_shift(name, first, shift)}" for name, shift in shifts.items()]
