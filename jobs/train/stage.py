@@ -221,10 +221,11 @@ def _model_lines(model: Bundle, figures: Mapping[str, Any] | None) -> list[str]:
 def _reach_notes(split: Mapping[str, Any]) -> list[str]:
     """Say if pixel features reach farther than the split's buffer keeps subsets apart."""
     needed = NEIGHBORHOOD - 1
-    if split["method"] == "random" or split["buffer"] >= needed:
+    buffer = split["buffer"]  # None where the user's raster is the split
+    if split["method"] == "random" or buffer is None or buffer >= needed:
         return []
     return [
-        f"note: features are of {NEIGHBORHOOD} x {NEIGHBORHOOD} pixels, so with a buffer of {split['buffer']} pixels some "
+        f"note: features are of {NEIGHBORHOOD} x {NEIGHBORHOOD} pixels, so with a buffer of {buffer} pixels some "
         f"pixels are seen in training and in testing; set split.buffer to {needed}"
     ]
 

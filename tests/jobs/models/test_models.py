@@ -18,7 +18,7 @@ from jobs.config.train import ModelSection, SamplingSection, TrainSection
 from jobs.evaluate.stage import evaluate
 from jobs.models import auto, members
 from jobs.models.members import fit_members
-from jobs.train.stage import train
+from jobs.train.stage import _reach_notes, train
 from jobs.trials.candidates import Candidate
 from jobs.trials.folds import Fold, Folds
 from jobs.trials.networks import NetworkRecipe
@@ -107,6 +107,19 @@ def test_logistic_regression_is_trained_evaluated_and_calibrated(own: SmallScene
     _, other = trained(configured(own, model={"patch": 5, "kind": "linear", "penalty": 10.0}, run="strong"))
     strong = other.read_bundle().linear[0].weights["coefficients"]
     assert strong.norm() < bundle.linear[0].weights["coefficients"].norm(), "the penalty shrinks the coefficients"
+
+
+@pytest.mark.parametrize(
+    ("split", "noted"),
+    [
+        ({"method": "blocks", "buffer": 4}, True),
+        ({"method": "blocks", "buffer": 6}, False),
+        ({"method": "random", "buffer": 0}, False),
+        ({"method": "raster", "buffer": None}, False),
+    ],
+)
+def test_buffer_narrower_than_the_features_is_noted(split: dict[str, Any], noted: bool) -> None:
+    assert bool(_reach_notes(split)) is noted
 
 
 def test_trees_and_logistic_regression_make_a_model_without_networks(own: SmallScene) -> None:
