@@ -3,7 +3,7 @@
 A mixture's probability is the sum over members of share * softmax((logits + correction) / temperature); shares sum to 1. A
 temperature is fitted to each member alone (Guo et al., "On calibration of modern neural networks", ICML 2017), the shares
 then to all members together, both by maximum likelihood on samples that no member was trained on. Fitted shares are moved
-halfway to equal ones: which member is best differs from one ground to the next more than the likelihood on one tells. A
+halfway to equal ones: which member is best differs between grounds by more than the likelihood on one of them shows. A
 mean of calibrated members is less confident than it is right (Rahaman & Thiery, "Uncertainty quantification and deep
 ensembles", NeurIPS 2021), so that last one factor for all temperatures is fitted.
 

@@ -54,7 +54,7 @@ HOUSTON_2018 = DataSet(
     title="Houston 2018: hyperspectral and LiDAR, IEEE GRSS Data Fusion Contest 2018, on the grid of its labels",
     folder="Houston2018",
     origin="https://github.com/oucailab/DCMNet",
-    terms="of the contest, to be asked for: https://machinelearning.ee.uh.edu/2018-ieee-grss-data-fusion-challenge-"
+    terms="of the contest, available on request: https://machinelearning.ee.uh.edu/2018-ieee-grss-data-fusion-challenge-"
     "fusion-of-multispectral-lidar-and-hyperspectral-data/",
     facts=f"{FETCHER}, fetch_houston2018_ouc",
     files={

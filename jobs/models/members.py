@@ -37,7 +37,7 @@ def combine(bundle: Bundle, networks: Sequence[NetworkMember], others: Sequence[
 def fit_to_validation(bundle: Bundle, stores: Sequence[PatchStore], *, seed: int, plan: Blend | None = None) -> Bundle:
     """Fit shares and temperatures of several members to validation pixels; members without a share are left out.
 
-    All networks have the same share: they differ by their seed alone, so that what tells them apart is chance.
+    All networks have the same share: they differ by their seed alone, so differences between them are due to chance.
 
     Args:
         bundle: with the members.

@@ -83,5 +83,5 @@ def _overfitting(validated: list[dict[str, Any]], epochs: int, select: Select) -
         f"the network overfits: the validation loss was lowest after epoch {lowest['epoch']} of {epochs} "
         f"({before:.3f}, step {lowest['step']}) and rose by {after / before - 1:.0%} to {after:.3f} by epoch "
         f"{last['epoch']}. {stop}Regularize (train.augment, train.mixup, train.dropout), add labels, or let trials choose "
-        "(train.recipe: auto); `mibf baseline` tells whether simpler learners do better."
+        "(train.recipe: auto); `mibf baseline` shows whether simpler learners do better."
     ]

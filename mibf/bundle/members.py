@@ -21,23 +21,34 @@ TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class NetworkMember:
-    """A network: weights for the bundle's spec, the temperature of its logits, and its share in the mean."""
+class _ArraysMember:
+    """A member that consists of named arrays: its temperature divides its logits, its share is that in the mean."""
 
     weights: dict[str, Tensor]
     temperature: float = 1.0
     share: float = 1.0
 
-    kind = "network"
-
     def content(self) -> bytes:
-        """Return the weights as a safetensors file."""
-        return _safetensors(self.weights)
+        """Return the arrays as a safetensors file."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.weights.items()}
+        return bytes(safetensors.torch.save(tensors))
 
     @property
     def memory_bytes(self) -> int:
-        """Size of the weights in bytes, including batch norm statistics."""
-        return _memory_bytes(self.weights)
+        """Size of the arrays in bytes, including a network's batch norm statistics."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.weights.values())
+
+
+class NetworkMember(_ArraysMember):
+    """A network: weights for the bundle's spec."""
+
+    kind = "network"
+
+
+class LinearMember(_ArraysMember):
+    """Logistic regression, by the arrays of `pipeline.classifiers.linear`, on the same features as boosted trees."""
+
+    kind = "linear"
 
 
 @dataclass(frozen=True)
@@ -60,26 +71,6 @@ class TreesMember:
         return len(self.text)
 
 
-@dataclass(frozen=True)
-class LinearMember:
-    """Logistic regression, by the arrays of `pipeline.classifiers.linear`, on the same features as boosted trees."""
-
-    weights: dict[str, Tensor]
-    temperature: float = 1.0
-    share: float = 1.0
-
-    kind = "linear"
-
-    def content(self) -> bytes:
-        """Return the arrays as a safetensors file."""
-        return _safetensors(self.weights)
-
-    @property
-    def memory_bytes(self) -> int:
-        """Size of the arrays in bytes."""
-        return _memory_bytes(self.weights)
-
-
 #: Members that classify a pixel by its features.
 PixelMember = TreesMember | LinearMember
 Member = NetworkMember | PixelMember
@@ -87,14 +78,6 @@ Member = NetworkMember | PixelMember
 KIND_NAMES = {"network": "network", "trees": "boosted trees", "linear": "logistic regression"}
 #: The files of each kind of member.
 _FILES = {"network": ("weights", "safetensors"), "trees": ("trees", "txt"), "linear": ("linear", "safetensors")}
-
-
-def _safetensors(weights: dict[str, Tensor]) -> bytes:
-    return bytes(safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
-
-
-def _memory_bytes(weights: dict[str, Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
 
 
 def file_names(members: Iterable[Member]) -> list[str]:

@@ -163,8 +163,7 @@ def read_area(url: str, layer: str | None = None) -> Area:
     name = storage.redact_url(url)
     if frame.crs is None or engineering_name(frame.crs.to_wkt()) is not None:
         raise InputError(
-            f"area {name}: has no CRS that tells where on the Earth it is; assign its CRS first, for example with "
-            "`ogr2ogr -a_srs`."
+            f"area {name}: has no CRS that refers to the Earth; assign one first, for example with `ogr2ogr -a_srs`."
         )
     frame = without_collections(frame[~(frame.geometry.isna() | frame.geometry.is_empty)])
     polygonal = frame.geometry.geom_type.isin(["Polygon", "MultiPolygon"]).to_numpy()

@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 
 from pipeline.classifiers.model_text import Model, Split
 
-#: Rows that are evaluated at a time: enough that numpy's overhead of a call is small, few enough to fit a core's cache.
-BLOCK = 16_384
-
 
 def evaluate(model: Model, features: NDArray[np.float32], scores: NDArray[np.float64]) -> None:
     """Compute the sums of the leaves that some rows fall into.

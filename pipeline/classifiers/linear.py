@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mibf.errors import InputError
+from pipeline.classifiers.blocks import for_each_block
 
 #: Steps of the optimizer at most.
 ITERATIONS = 100
@@ -26,8 +25,6 @@ ITERATIONS = 100
 MOST_VALUES = 4_000_000
 #: Score of a class without samples: low enough that it is never predicted at any temperature.
 NEVER = -1000.0
-#: Rows that are computed at a time, so that the scores of a few classes fit a core's cache.
-BLOCK = 16_384
 
 
 @dataclass(frozen=True)
@@ -74,21 +71,13 @@ class LinearClassifier:
             raise ValueError(f"features of shape {features.shape}, expected (n, {len(self.fill)})")
         found = np.repeat(self.intercepts[:, None], len(features), axis=1)
 
-        def fill(start: int) -> None:
-            block = slice(start, start + BLOCK)
+        def compute(block: slice) -> None:
             total = found[:, block]
             for own, value, coefficients in zip(features[block].T, self.fill, self.coefficients.T, strict=True):
                 known = np.where(np.isnan(own), value, own.astype(np.float64))
                 total += coefficients[:, None] * known
 
-        starts = range(0, len(features), BLOCK)
-        threads = min(threads or CPU_COUNT, len(starts))
-        if threads <= 1:
-            for start in starts:
-                fill(start)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(fill, starts))
+        for_each_block(len(features), compute, threads=threads)
         return found.T
 
 

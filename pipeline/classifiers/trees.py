@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -19,7 +18,8 @@ from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from mibf.errors import InputError
-from pipeline.classifiers.evaluation import BLOCK, evaluate
+from pipeline.classifiers.blocks import for_each_block
+from pipeline.classifiers.evaluation import evaluate
 from pipeline.classifiers.model_text import ModelTextError, read_model
 
 #: Boosting rounds at most, and rounds without a lower loss of the validation samples after which training stops.
@@ -107,19 +107,11 @@ class Trees:
             raise ValueError(f"features of shape {features.shape}, expected (n, {self.features})")
         model = self._model
         found = np.zeros((self.classes if model.sigmoid is None else 1, len(features)))
-        starts = range(0, len(features), BLOCK)
 
-        def fill(start: int) -> None:
-            block = slice(start, start + BLOCK)
+        def compute(block: slice) -> None:
             evaluate(model, features[block].T, found[:, block])
 
-        threads = min(threads or CPU_COUNT, len(starts))
-        if threads <= 1:
-            for start in starts:
-                fill(start)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(fill, starts))
+        for_each_block(len(features), compute, threads=threads)
         if model.sigmoid is not None:
             found = np.concatenate([np.zeros_like(found), model.sigmoid * found])
         return found.T

@@ -10,7 +10,8 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from mibf.errors import InputError
-from pipeline.classifiers.linear import BLOCK, LinearClassifier, fit_linear
+from pipeline.classifiers.blocks import BLOCK
+from pipeline.classifiers.linear import LinearClassifier, fit_linear
 
 CLASSES, FEATURES = 3, 4
 

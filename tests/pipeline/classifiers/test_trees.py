@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mibf.errors import InputError
-from pipeline.classifiers.evaluation import BLOCK
+from pipeline.classifiers.blocks import BLOCK
 from pipeline.classifiers.trees import LabelledFeatures, Trees, fit_trees
 
 

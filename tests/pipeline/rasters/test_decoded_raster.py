@@ -246,8 +246,9 @@ def test_changed_scales_are_read_again(tmp_path: Path) -> None:
 def test_values_that_are_not_int8_are_refused(encoding: str, dtype: str, tmp_path: Path) -> None:
     path = str(write_raster(tmp_path / "a.tif", np.ones((2, ROWS, COLUMNS), dtype)))
     scales = RasterFile(str(write_raster(tmp_path / "s.tif", np.ones((1, ROWS, COLUMNS), np.float32))))
+    chosen = scales if encoding == "tessera" else None
     with pytest.raises(InputError, match=rf"a\.tif: holds {dtype}, but `decode: {encoding}` is of int8 values; leave out"):
-        header(RasterFile(path, decode=encoding, scales=scales if encoding == "tessera" else None))  # type: ignore[arg-type]
+        header(RasterFile(path, decode=encoding, scales=chosen))  # type: ignore[arg-type]  # a parameter of the test
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "float32", "float64"])

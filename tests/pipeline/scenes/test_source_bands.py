@@ -35,7 +35,7 @@ def wanted_index(values: np.ndarray) -> np.ndarray:
 def source(folder: Path, values: np.ndarray = VALUES, *, nodata: float | None = None, **declared: object) -> Source:
     path = write_raster(folder / "a.tif", values, nodata=nodata)
     named = {"band_names": ("red", "nir"), "derive": (NDVI,)} | declared
-    return Source("s", ((RasterFile(str(path)),),), **named)  # type: ignore[arg-type]
+    return Source("s", ((RasterFile(str(path)),),), **named)  # type: ignore[arg-type]  # by name
 
 
 def test_derived_bands_are_appended_and_pixels_without_result_have_no_data(tmp_path: Path) -> None:
