@@ -147,10 +147,14 @@ def watched(report: Callable[[str], None], *, limit: float | None = None) -> Ite
     watch.start()
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):  # Ray's own handlers exit
+        if watch.interrupted:
+            raise KeyboardInterrupt
+    except BaseException as error:  # Ray's own handlers exit, and calls fail once its processes got the signal too
         if watch.expired:
             raise StartTimeoutError(f"no success within {limit:g} s") from None
-        raise KeyboardInterrupt from None
+        if watch.interrupted or isinstance(error, KeyboardInterrupt | SystemExit):
+            raise KeyboardInterrupt from None
+        raise
     finally:
         watch.ended.set()
         signal.set_wakeup_fd(before)
@@ -169,6 +173,7 @@ class _Watch(threading.Thread):
         self.wakeup, self.report, self.limit = wakeup, report, limit
         self.ended = threading.Event()
         self.expired = False
+        self.interrupted = False
 
     def run(self) -> None:
         """Wait; interrupt the main thread at the time limit, and end the process if it does not react."""
@@ -197,6 +202,7 @@ class _Watch(threading.Thread):
             if not received:
                 return 0
             if {signal.SIGINT, signal.SIGTERM} & set(received):
+                self.interrupted = True
                 return 130
         return None
 

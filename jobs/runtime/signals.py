@@ -16,23 +16,31 @@ INTERRUPTED = "interrupted; run the same command again to resume."
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Within the block let SIGTERM do what Ctrl-C does; without effect outside the main thread."""
+    """Within the block let SIGTERM raise KeyboardInterrupt; without effect outside the main thread.
+
+    Handlers of SIGINT are not called: Ray Train's asks Ray to abort, but a signal to the process group has ended Ray too.
+    For the same reason cleaning up may fail after the signal: such errors become KeyboardInterrupt.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    received = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        nonlocal received
+        received = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except Exception:
+        if received:
+            raise KeyboardInterrupt from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    del number
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler):  # SIGINT is ignored, as in the background jobs of a shell script
-        raise KeyboardInterrupt
-    handler(signal.SIGINT, frame)  # Ray Train installs its own
 
 
 def kill_children(*, of: int | None = None, spared: Collection[psutil.Process] = ()) -> None:

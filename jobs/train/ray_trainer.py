@@ -62,7 +62,7 @@ def train_on_ray(settings: Settings, share: WorkerResources, callback: ProgressC
                 trainer.fit()
             except ray.train.TrainingFailedError as error:
                 failure = error
-        fatal_error = ray.get(actor.fatal_error.remote())
+            fatal_error = ray.get(actor.fatal_error.remote())
         if fatal_error is not None:
             kind, line = fatal_error
             if kind == "lease":

@@ -180,6 +180,20 @@ def test_signal_ends_a_call_that_ignores_it_and_its_child_processes(name: str) -
     assert not running(int(child))
 
 
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_call_that_fails_after_a_signal_counts_as_interrupted(number: signal.Signals) -> None:
+    def call() -> None:
+        with ray_start.watched(print):
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
+            raise OSError("the processes of Ray that got the signal too do not answer any more")
+
+    signal.signal(number, lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+
+
 def running(pid: int) -> bool:
     """Return whether a process is running; an unreaped zombie is not."""
     try:

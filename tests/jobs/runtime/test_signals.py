@@ -32,11 +32,32 @@ def test_sigterm_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_sigterm_calls_the_handler_that_a_library_set_for_sigint() -> None:
+@pytest.mark.usefixtures("sigint")
+def test_failure_while_cleaning_up_after_sigterm_exits_with_130_too() -> None:
+    """A signal to the whole process group has ended Ray's processes as well, so calls to them fail."""
+
+    def call() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            raise RuntimeError("failed to connect to all addresses")
+
+    with pytest.raises(typer.Exit) as ended, exit_on_error():
+        call()
+    assert ended.value.exit_code == 130
+
+
+def test_sigterm_does_not_call_the_handler_that_a_library_set_for_sigint() -> None:
     received: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    with sigterm_interrupts():
-        signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+
+    def call() -> None:
+        signal.signal(signal.SIGINT, lambda number, frame: received.append(number))  # as Ray Train does
         os.kill(os.getpid(), signal.SIGTERM)
-    signal.signal(signal.SIGINT, before)
-    assert received == [signal.SIGINT]
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt), sigterm_interrupts():
+            call()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert received == []
