@@ -102,13 +102,14 @@ def fit_temperature(
     return math.exp((low + high) / 2)
 
 
-def between(validation: float, trials: float) -> float:
-    """Return the geometric mean of two temperatures of a member.
+def between(validation: float, trials: float, *, weight: float = 1.0) -> float:
+    """Return the weighted geometric mean of two temperatures of a member.
 
     That of validation pixels is of the final model, but of few blocks; that of trials is of all blocks, but of models that
-    were trained on a part of them, and so is mostly too high.
+    were trained on a part of them, and so is mostly too high. With a weight of 1 both count the same, with 0 only that of
+    validation pixels.
     """
-    return math.sqrt(validation * trials)
+    return math.exp((1 - weight / 2) * math.log(validation) + weight / 2 * math.log(trials))
 
 
 def fit_shares(
@@ -212,10 +213,20 @@ class Blend:
         return found
 
 
-def shrunk(shares: Sequence[float]) -> tuple[float, ...]:
-    """Move shares by `SHRINKAGE` towards equal ones; members without a share stay without."""
+def shrunk(shares: Sequence[float], *, by: float = SHRINKAGE) -> tuple[float, ...]:
+    """Move shares by a part of the way (0 to 1) towards equal ones; members without a share stay without."""
     members = sum(share > 0 for share in shares)
-    return tuple((1 - SHRINKAGE) * share + SHRINKAGE / members if share > 0 else 0.0 for share in shares)
+    return tuple((1 - by) * share + by / members if share > 0 else 0.0 for share in shares)
+
+
+def mean_shares(shares: Sequence[float], others: Sequence[float], *, weight: float) -> tuple[float, ...]:
+    """Return the mean of two choices of shares (M,), the others with a weight from 0 to 1.
+
+    Members whose mean is below `LEAST_SHARE` get none; the rest sums to 1.
+    """
+    means = [(1 - weight) * own + weight * other for own, other in zip(shares, others, strict=True)]
+    kept = [mean if mean >= LEAST_SHARE else 0.0 for mean in means]
+    return tuple(mean / sum(kept) for mean in kept)
 
 
 def _least(function: Callable[[float], float], low: float, high: float) -> float:

@@ -18,6 +18,7 @@ from dask.system import CPU_COUNT
 
 from jobs.config.config import Config
 from jobs.config.train import ModelSection, SamplingSection, TrainSection
+from jobs.models.members import TrialBlend
 from jobs.runtime.progress import info
 from jobs.trials.candidates import Candidate, linear_candidates, network_candidates, tree_candidates
 from jobs.trials.choice import choose
@@ -37,7 +38,7 @@ from pipeline.store.patch_store import PatchStore
 
 #: Minutes for trials and training together by default: the least, for `SMALL` training samples, growing with the square
 #: root of their number, and the most.
-LEAST_MINUTES, MOST_MINUTES, SMALL = 4.0, 15.0, 25_000
+LEAST_MINUTES, MOST_MINUTES, SMALL = 4.0, 13.0, 25_000
 #: Share of the budget for trials.
 TRIAL_SHARE = 0.5
 #: Samples of the trials, and the numbers of steps and rounds and the penalties that they compare.
@@ -49,11 +50,15 @@ STATISTICS = 4096
 #: Networks of a model: more vary less with the seed.
 NETWORKS = 2
 #: Version of what the record of a choice contains; others are not resumed from.
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 #: Side in pixels of the folds' blocks where the split has none.
 SIDE = 64
 #: Recipes at most that a note names one by one.
 NAMED = 3
+#: Trials count fully up to this many times as many training samples as they train on, from there on in proportion less.
+REPRESENTATIVE = 5
+#: Below this weight of the trials, a network is a member whatever they say: they show too little of what it can learn.
+LEAST_WEIGHT = 0.5
 #: Training samples from which on batches have 256 samples instead of 128; smaller batches need fewer samples per step.
 MANY = 100_000
 
@@ -65,7 +70,7 @@ class AutoPlan:
     config: Config  #: with the chosen values in place of `auto`
     #: Of the networks together and each classifier that is trained, from out-of-fold predictions, with shares of 0 for what
     #: was not chosen; None where the trials had no such members.
-    mixture: Blend | None
+    mixture: TrialBlend | None
     lines: list[str]  #: the table of the trials and the choice, for a person
     record: dict[str, Any]  #: the same as JSON values
 
@@ -106,7 +111,11 @@ def plan_training(
     }
     return AutoPlan(
         config=config.model_copy(update=values),
-        mixture=Blend(tuple(recorded["temperatures"]), tuple(recorded["shares"])) if recorded["shares"] else None,
+        mixture=(
+            TrialBlend(Blend(tuple(recorded["temperatures"]), tuple(recorded["shares"])), recorded["trial_weight"])
+            if recorded["shares"]
+            else None
+        ),
         lines=list(recorded["lines"]),
         record=recorded,
     )
@@ -155,15 +164,40 @@ def _decide(
         return _values(config, batch=batch, recipe=None, steps=STEPS[-1], blend=True) | {
             "temperatures": [],
             "shares": [],
+            "trial_weight": 1.0,
             "lines": [note, *(f"note: {line}" for line in folds.notes)],
         }
     info(f"auto: trials on {len(samples):,} samples, at most {TRIAL_SHARE * budget / 60:.1f} of {budget / 60:.1f} minutes")
     recipes = _recipes(config, spec, batch=batch)
     candidates, notes = _candidates(config, samples, folds, spec, recipes, seconds=TRIAL_SHARE * budget, clock=clock)
-    needs_network = not NEED_NETWORKS.isdisjoint(config.map.products)
-    choice = choose(candidates, samples.labels, folds, seed=seed, needs_network=needs_network)
+    weight = trial_weight(samples_in_fold(folds), available)
+    if weight < 1:
+        notes.append(
+            f"the trials train on {samples_in_fold(folds):,.0f} of {available:,} training samples, so shares and "
+            f"temperatures come from the trials by {weight:.0%} and from validation pixels by {1 - weight:.0%}"
+        )
+    reason = _network_reason(config, weight)
+    choice = choose(candidates, samples.labels, folds, seed=seed, network_reason=reason)
     left = budget - (clock() - begun)
-    return _from_choice(config, choice, candidates, recipes, folds, available, batch=batch, seconds=left, notes=notes)
+    decided = _from_choice(config, choice, candidates, recipes, folds, available, batch=batch, seconds=left, notes=notes)
+    return decided | {"trial_weight": weight}
+
+
+def trial_weight(trained_on: float, available: int) -> float:
+    """Return how far trials count against validation pixels, 0 to 1, by the training samples of both."""
+    return min(1.0, REPRESENTATIVE * trained_on / available)
+
+
+def _network_reason(config: Config, weight: float) -> str | None:
+    """Say why the model must have a network, if so; see `choose`."""
+    if not NEED_NETWORKS.isdisjoint(config.map.products):
+        return "the map's products need"
+    return "gains from more samples than the trials have" if weight < LEAST_WEIGHT else None
+
+
+def samples_in_fold(folds: Folds) -> float:
+    """Return the mean number of samples on which a candidate is trained."""
+    return sum(len(fold.training) for fold in folds.folds) / len(folds.folds)
 
 
 def _batch(config: Config, available: int) -> int:
@@ -275,16 +309,16 @@ def _from_choice(
     if not networks and not given:
         kind = "boosting" if others[0].kind == "trees" else "linear"
         changed = {"train": {"blend": len(others) > 1}, "model": {"kind": kind, **penalty}, "sampling": {}}
-        return changed | common | _mixture([], others, [each.kind for each in others])
+        return changed | common | _mixture(choice, [], others, [each.kind for each in others])
     member = networks[0] if networks else _best(choice, "network", [r.name for r in recipes if r.sources is None])
     assert member is not None  # the first recipe is always tried
     recipe = next(r for r in recipes if r.name == member.name)
     # Where the network sees one source, so do the others of the blend. The trials' shares are of others that saw all of
     # them; they are kept, because shares fitted to validation pixels alone dropped the trees where the trials did not.
     if networks and (others or not given):
-        common |= _mixture(networks, others, ["trees", "linear"] if others else [])
+        common |= _mixture(choice, networks, others, ["trees", "linear"] if others else [])
     reached = [c for c in candidates if c.name == member.name]
-    in_fold = sum(len(fold.training) for fold in folds.folds) / len(folds.folds)
+    in_fold = samples_in_fold(folds)
     # As many passes over the samples as in the trial; if the loss still fell at its end, twice as many.
     steps = member.steps * max(1.0, available / in_fold)
     if member.steps == max(c.steps for c in reached):
@@ -299,12 +333,16 @@ def _from_choice(
     return values | common
 
 
-def _mixture(networks: Sequence[Member], others: Sequence[Member], trained: Sequence[str]) -> dict[str, Any]:
+def _mixture(choice: Choice, networks: Sequence[Member], others: Sequence[Member], trained: Sequence[str]) -> dict[str, Any]:
     """The temperatures and shares of the networks together and of the classifiers that are trained, by kind."""
     members = [networks[0] if networks else None]
     members += [next((each for each in others if each.kind == kind), None) for kind in trained]
+    # The temperature of a member without a share is used where validation pixels give it one.
+    tried = [
+        _best(choice, kind) if each is None else each for each, kind in zip(members, ["network", *trained], strict=True)
+    ]
     return {
-        "temperatures": [1.0 if each is None else each.temperature for each in members],
+        "temperatures": [1.0 if each is None else each.temperature for each in tried],
         "shares": [0.0 if each is None else each.share for each in members],
     }
 

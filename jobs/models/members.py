@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from jobs.runtime.progress import pluralize, progress_bar, warn
 from mibf.bundle.bundle import Bundle
 from mibf.bundle.members import KIND_NAMES, Member, NetworkMember, PixelMember
-from mibf.ensemble import Blend, between, fit_shares, fit_temperature, shrunk
+from mibf.ensemble import SHRINKAGE, Blend, between, fit_shares, fit_temperature, mean_shares, shrunk
 from pipeline.sampling.drawn_pixels import DrawnPixels, draw_pixels
 from pipeline.sampling.predictions import predict
 from pipeline.sampling.sample_logits import SampleModel
@@ -34,7 +34,19 @@ def combine(bundle: Bundle, networks: Sequence[NetworkMember], others: Sequence[
     return replace(bundle, members=tuple(replace(member, share=1 / len(members)) for member in members))
 
 
-def fit_to_validation(bundle: Bundle, stores: Sequence[PatchStore], *, seed: int, plan: Blend | None = None) -> Bundle:
+@dataclass(frozen=True)
+class TrialBlend:
+    """What trials say about the members of a model: the networks together, then each other member."""
+
+    blend: Blend
+    #: How far the trials count against validation pixels, 0 to 1. Members that see many times as many samples as those of
+    #: the trials gain differently from them.
+    weight: float
+
+
+def fit_to_validation(
+    bundle: Bundle, stores: Sequence[PatchStore], *, seed: int, trials: TrialBlend | None = None
+) -> Bundle:
     """Fit shares and temperatures of several members to validation pixels; members without a share are left out.
 
     All networks have the same share: they differ by their seed alone, so differences between them are due to chance.
@@ -43,26 +55,37 @@ def fit_to_validation(bundle: Bundle, stores: Sequence[PatchStore], *, seed: int
         bundle: with the members.
         stores: without their test pixels.
         seed: of the draw of validation pixels.
-        plan: the shares to use, and the temperatures of trials. Its values are for the networks together, then for each
-            other member. Without validation pixels they are used as they are; else `between` gives the temperatures.
+        trials: what trials say. Without validation pixels it is used as it is. Otherwise its weight is that of its shares
+            against those that fit validation pixels, and `between` gives the temperatures.
     """
-    planned = None
-    if plan is not None:
-        spread = _spread(bundle, plan)
-        bundle, planned = _with(bundle, spread), spread.of_members_with_share()
+    planned = weight = None
+    if trials is not None:
+        spread, weight = _spread(bundle, trials.blend), trials.weight
+        # With a weight below 1, validation pixels can give a share to members that had none in the trials.
+        planned = spread.of_members_with_share() if weight == 1 else spread
+        bundle = _with(bundle, spread) if weight == 1 else bundle
     if len(bundle.members) < 2:
         return bundle
     drawn = list(draw_pixels(stores, "validation", limit=SAMPLES, least=LEAST, seed=seed, report=warn))
     if not drawn:
-        return bundle
+        return bundle if planned is None else _with(bundle, planned)
     logits, labels = member_logits(bundle, stores, drawn)
-    if planned is None:
+    if planned is None or weight is None:
         return _with(bundle, fit_members(bundle, logits, labels))
-    fitted = Blend(tuple(fit_temperature(own, labels) for own in logits), planned.shares).sharpened(logits, labels)
-    return _with(bundle, Blend(tuple(map(between, fitted.temperatures, planned.temperatures)), planned.shares))
+    shares = planned.shares
+    if weight < 1:
+        fitted = fit_members(bundle, logits, labels, shrinkage=0)
+        shares = mean_shares(fitted.shares, planned.shares, weight=weight)
+    fitted = Blend(tuple(fit_temperature(own, labels) for own in logits), shares).sharpened(logits, labels)
+    temperatures = (
+        between(own, other, weight=weight) for own, other in zip(fitted.temperatures, planned.temperatures, strict=True)
+    )
+    return _with(bundle, Blend(tuple(temperatures), shares))
 
 
-def fit_members(bundle: Bundle, logits: Sequence[NDArray[np.float64]], labels: NDArray[np.int64]) -> Blend:
+def fit_members(
+    bundle: Bundle, logits: Sequence[NDArray[np.float64]], labels: NDArray[np.int64], *, shrinkage: float = SHRINKAGE
+) -> Blend:
     """Fit temperatures and shares to the members' logits (n, classes) of samples of known classes (n,)."""
     temperatures = tuple(fit_temperature(own, labels) for own in logits)
     networks = len(bundle.networks)
@@ -73,9 +96,9 @@ def fit_members(bundle: Bundle, logits: Sequence[NDArray[np.float64]], labels: N
         for t, own in zip(temperatures[networks:], logits[networks:], strict=True)
     ]
     if not networks:
-        return Blend(temperatures, shrunk(fit_shares(others, labels))).sharpened(logits, labels)
+        return Blend(temperatures, shrunk(fit_shares(others, labels), by=shrinkage)).sharpened(logits, labels)
     together = Blend(temperatures[:networks], (1 / networks,) * networks).log_probabilities(logits[:networks])
-    first, *rest = shrunk(fit_shares([together, *others], labels))
+    first, *rest = shrunk(fit_shares([together, *others], labels), by=shrinkage)
     return Blend(temperatures, (*(first / networks,) * networks, *rest)).sharpened(logits, labels)
 
 

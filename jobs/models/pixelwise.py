@@ -67,9 +67,9 @@ class FittedClassifier:
         found: dict[str, float] = {} if self.rounds is None else {"rounds": self.rounds}
         return found | ({"temperature": self.member.temperature} if self.calibrated else {})
 
-    def with_temperature_of_trials(self, trials: float) -> FittedClassifier:
+    def with_temperature_of_trials(self, trials: float, *, weight: float) -> FittedClassifier:
         """Return it with a temperature between its own, if validation samples gave it one, and that of trials."""
-        temperature = between(self.member.temperature, trials) if self.calibrated else trials
+        temperature = between(self.member.temperature, trials, weight=weight) if self.calibrated else trials
         return replace(self, member=replace(self.member, temperature=temperature), calibrated=True)
 
 

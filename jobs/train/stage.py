@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.config.config import Config
 from jobs.models.auto import plan_training
-from jobs.models.members import combine, describe_members, fit_to_validation, measure, with_figures
+from jobs.models.members import TrialBlend, combine, describe_members, fit_to_validation, measure, with_figures
 from jobs.models.pixelwise import FittedClassifier, fit_classifier, read_pixel_samples, trained_classifiers
 from jobs.runtime.progress import pluralize, warn
 from jobs.runtime.worker_resources import WorkerResources
@@ -27,7 +27,6 @@ from jobs.workflow.seed_summary import format_accuracies
 from jobs.workflow.split_caveat import split_caveat
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
-from mibf.ensemble import Blend
 from mibf.errors import InputError
 from mibf.network.spec import ONE_SOURCE
 from mibf.normalization import Scaling, scaling_from_json
@@ -156,14 +155,14 @@ def _model(
     origin: dict[str, Any],
     networks: TrainedNetworks | None,
     classifiers: list[FittedClassifier],
-    mixture: Blend | None,
+    mixture: TrialBlend | None,
 ) -> Bundle:
     """Build the model: the best seed's network, a classifier, or several members whose shares fit validation pixels."""
     seed = config.train.every_seed[0]
     if networks is None:
         only = classifiers[0]
         if len(classifiers) == 1 and mixture is not None:
-            only = only.with_temperature_of_trials(mixture.temperatures[-1])
+            only = only.with_temperature_of_trials(mixture.blend.temperatures[-1], weight=mixture.weight)
         best = Bundle(
             spec=settings.spec,
             members=(only.member,),
@@ -180,7 +179,7 @@ def _model(
     if len(members) + len(classifiers) == 1:
         return best
     combined = combine(best, members, [each.member for each in classifiers])
-    combined = fit_to_validation(combined, stores, seed=seed, plan=mixture)
+    combined = fit_to_validation(combined, stores, seed=seed, trials=mixture)
     changed: dict[str, Any] = {}
     if networks is not None and config.train.ensemble:
         changed = {"seeds": [best.provenance["seed"]], "member_seeds": [*networks.bundles]}

@@ -99,7 +99,7 @@ class _Scorer:
 
 
 def choose(
-    candidates: Sequence[Candidate], labels: NDArray[np.int64], folds: Folds, *, seed: int, needs_network: bool = False
+    candidates: Sequence[Candidate], labels: NDArray[np.int64], folds: Folds, *, seed: int, network_reason: str | None = None
 ) -> Choice:
     """Choose a candidate, or a blend of the best ones of each kind.
 
@@ -110,7 +110,8 @@ def choose(
         labels: class positions of all samples.
         folds: that made the candidates' logits.
         seed: of the bootstrap.
-        needs_network: what is chosen must have a network as a member, if one is among the candidates.
+        network_reason: why what is chosen must have a network as a member, if one is among the candidates; completes "has no
+            network, which ...".
 
     Raises:
         ValueError: no candidate has finite logits of all samples that are compared.
@@ -128,11 +129,12 @@ def choose(
     blends = _blends(scorer, singles)
     finalists = [*singles, *blends]
     unfit: list[_Scored] = []
-    if needs_network and any(each.has_network for each in finalists):
+    if network_reason is not None and any(each.has_network for each in finalists):
         unfit = [each for each in finalists if not each.has_network]
         finalists = [each for each in finalists if each.has_network]
     chosen = best(finalists)
-    rows = [_row(each, chosen, finalists, unfit) for each in (*scored, *blends)]
+    reasons = [*((each, f"has no network, which {network_reason}") for each in unfit)]
+    rows = [_row(each, chosen, finalists, reasons) for each in (*scored, *blends)]
     missing = [f"{c.name}, {c.steps} steps: logits are not finite" for c in candidates if not any(c is f for f in finite)]
     return Choice(
         rows=tuple(rows),
@@ -181,14 +183,14 @@ def _blends(scorer: _Scorer, singles: Sequence[_Scored]) -> list[_Scored]:
     return [each for each in scored if min(each.blend.shares) > 0]
 
 
-def _row(each: _Scored, chosen: _Scored, finalists: Sequence[_Scored], unfit: Sequence[_Scored]) -> TrialRow:
+def _row(each: _Scored, chosen: _Scored, finalists: Sequence[_Scored], unfit: Sequence[tuple[_Scored, str]]) -> TrialRow:
     """The line of a candidate or blend in the table, with the reason why it was chosen or not."""
     least = min(f.log_loss for f in finalists)
     most = max(f.macro_f1 for f in finalists if f.log_loss <= least * (1 + TIED))
     if each is chosen:
         why = "chosen"
-    elif any(each is other for other in unfit):
-        why = "has no network, which the map's products need"
+    elif any(each is other for other, _ in unfit):
+        why = next(reason for other, reason in unfit if each is other)
     elif not any(each is f for f in finalists):
         same = [f for f in finalists if f.name == each.name]
         why = f"{same[0].members[0].steps} steps are better" if same else "not better than all sources beyond chance"

@@ -184,13 +184,44 @@ def test_members_without_a_planned_share_are_left_out(shares: tuple[float, ...],
     monkeypatch.setattr(members, "member_logits", of_members)
     network = make_bundle().networks[0]
     given = members.combine(make_bundle(), [network, network], [TreesMember("a"), LinearMember({})])
-    found = members.fit_to_validation(given, [], seed=0, plan=Blend((4.0, 4.0, 4.0), shares))
+    trials = members.TrialBlend(Blend((4.0, 4.0, 4.0), shares), weight=1.0)
+    found = members.fit_to_validation(given, [], seed=0, trials=trials)
     by_kind: dict[str, float] = {}
     for member in found.members:
         by_kind[member.kind] = by_kind.get(member.kind, 0) + member.share
     expected = {kind: share for kind, share in zip(("network", "trees", "linear"), shares, strict=True) if share > 0}
     assert by_kind == pytest.approx(expected)
     assert all(member.temperature < 4.0 for member in found.members), "validation pixels support more confidence"
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(1.0, 0.5), (0.25, 0.875), (0.0, 1.0)])
+def test_trials_count_less_the_more_samples_training_has(
+    weight: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials saw no difference; on validation pixels the network knows all classes and the trees none."""
+    labels = np.arange(300) % 3
+    logits = {"network": 4.0 * np.eye(3)[labels], "trees": np.random.default_rng(0).normal(size=(300, 3))}
+
+    def of_members(bundle: Bundle, *_: Any) -> Any:
+        return [logits[member.kind] for member in bundle.members], labels
+
+    monkeypatch.setattr(members, "draw_pixels", lambda *_, **__: [object()])
+    monkeypatch.setattr(members, "member_logits", of_members)
+    given = members.combine(make_bundle(), [make_bundle().networks[0]], [TreesMember("a")])
+    trials = members.TrialBlend(Blend((1.0, 1.0), (0.5, 0.5)), weight=weight)
+    found = members.fit_to_validation(given, [], seed=0, trials=trials)
+    assert sum(member.share for member in found.networks) == pytest.approx(expected)
+    assert sum(member.share for member in found.members) == pytest.approx(1)
+    unseen = members.TrialBlend(Blend((1.0, 1.0), (0.0, 1.0)), weight=weight)
+    kinds = {member.kind for member in members.fit_to_validation(given, [], seed=0, trials=unseen).members}
+    assert ("network" in kinds) == (weight < 1), "validation pixels can give a share to what had none in the trials"
+
+
+def test_weight_of_trials_follows_the_samples_that_they_train_on() -> None:
+    assert auto.trial_weight(8000, 8000) == 1
+    assert auto.trial_weight(8000, 40_000) == 1
+    assert auto.trial_weight(8000, 80_000) == pytest.approx(0.5)
+    assert auto.trial_weight(8000, 800_000) == pytest.approx(0.05)
 
 
 # --- auto ---

@@ -139,10 +139,10 @@ def test_model_without_network_is_left_out_where_a_network_is_needed() -> None:
     candidates = [candidate("network", 0.5), candidate(TREES, 4.0)]
     free = choose(candidates, LABELS, folds(), seed=0)
     assert [m.kind for m in free.members] == ["trees"]
-    bound = choose(candidates, LABELS, folds(), seed=0, needs_network=True)
+    bound = choose(candidates, LABELS, folds(), seed=0, network_reason="the map's products need")
     assert "network" in {m.kind for m in bound.members}
     assert {row.name: row.why for row in bound.rows}[TREES] == "has no network, which the map's products need"
-    trees = choose(candidates[1:], LABELS, folds(), seed=0, needs_network=True)
+    trees = choose(candidates[1:], LABELS, folds(), seed=0, network_reason="the map's products need")
     assert [m.kind for m in trees.members] == ["trees"], "there is no network among the candidates"
 
 
