@@ -13,7 +13,7 @@ from pipeline.io import checksums, storage
 from pipeline.rasters.header import RasterFile
 from pipeline.scenes.labels import Labels
 from pipeline.scenes.source import Mask, Source
-from pipeline.scenes.stac_assets import asset_urls, further_pages
+from pipeline.stac.assets import asset_urls, further_pages
 
 
 def class_names(config: Config) -> tuple[ClassName, ...]:

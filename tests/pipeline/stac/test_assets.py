@@ -14,8 +14,8 @@ from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.rasters.header import RasterFile
 from pipeline.rasters.raster import open_raster, stamped
-from pipeline.scenes import stac_assets
-from pipeline.scenes.stac_assets import asset_urls, further_pages
+from pipeline.stac import assets as stac_assets
+from pipeline.stac.assets import asset_urls, further_pages
 from tests.support.http_server import served
 from tests.support.refusals import refused
 from tests.support.scenes import SmallScene, write_raster
