@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 from jobs.config.config import Config
-from jobs.config.scene import PALETTE, DecodeSection, SceneSection, SourceSection
+from jobs.config.scene import PALETTE, DecodeSection, MaskSection, SceneSection, SourceSection, StacSection
 from mibf.bundle.classes import ClassName
+from mibf.errors import InputError
 from pipeline.areas.area import Area, box_area, read_area
 from pipeline.io import checksums, storage
 from pipeline.rasters.header import RasterFile
 from pipeline.scenes.labels import Labels
 from pipeline.scenes.source import Mask, Source
-from pipeline.stac.assets import asset_urls, further_pages
+from pipeline.stac.assets import AssetFile, asset_files, further_pages
+from pipeline.stac.series import check_values
 
 
 def class_names(config: Config) -> tuple[ClassName, ...]:
@@ -34,58 +37,60 @@ def sources(scene: SceneSection) -> dict[str, Source]:
 
 
 def _source(name: str, section: SourceSection) -> Source:
-    def file(url: str, variable: str | None) -> RasterFile:
+    def file(url: str, variable: str | None, asset: AssetFile | None = None) -> RasterFile:
         return RasterFile(
             storage.absolute(url),
             variable,
             section.axes,
-            section.bands,
+            section.bands if asset is None or asset.band is None else (asset.band,),
             section.nodata,
             section.unscale,
             section.crs,
             tuple(section.select.items()),
             decode="tessera" if isinstance(section.decode, DecodeSection) else section.decode,
             scales=scales.get(url),
+            stated=() if asset is None else asset.stated,
+            stated_crs=None if asset is None else asset.crs,
         )
 
     scales = _scales(section)
     variables = section.variable if isinstance(section.variable, tuple) else (section.variable,)
 
-    mask = None
-    if section.mask is not None:
-        mask_section = section.mask
-        # The mask's own rule interprets every value, so none is treated as nodata.
-        mask_file = RasterFile(
-            storage.absolute(mask_section.url),
-            mask_section.variable,
-            mask_section.axes,
-            (mask_section.band,),
-            nodata=math.nan,
-            crs=mask_section.crs,
-            select=tuple(mask_section.select.items()),
-        )
-        mask = Mask(
-            mask_file,
-            mask_section.valid,
-            mask_section.invalid,
-            mask_section.bits,
-            chosen="band" in mask_section.model_fields_set,
-        )
-    layers, notes = _layers(section)
+    notes: tuple[str, ...] = ()
+    if section.stac is not None:
+        assets, notes = _assets(section.stac, checksums.input_fingerprint(section.stac.url), unscale=section.unscale)
+        _check_bands(name, section, assets)
+        layers = [[file(each.url, v, each) for each in layer] for layer in assets for v in variables]
+    else:
+        layers = [[file(url, v) for url in layer] for layer in _layers(section) for v in variables]
     return Source(
         name,
-        tuple(tuple(file(url, variable) for url in layer) for layer in layers for variable in variables),
+        tuple(map(tuple, layers)),
         resampling=section.resampling,
         scale=section.scale,
         gain=section.gain,
         offset=section.offset,
-        mask=mask,
+        mask=None if section.mask is None else _mask(section.mask),
         missing=section.missing,
         notes=notes,
         band_names=section.names,
         derive=tuple(section.derive.items()),
         keep=section.keep,
     )
+
+
+def _mask(section: MaskSection) -> Mask:
+    # The mask's own rule interprets every value, so none is treated as nodata.
+    file = RasterFile(
+        storage.absolute(section.url),
+        section.variable,
+        section.axes,
+        (section.band,),
+        nodata=math.nan,
+        crs=section.crs,
+        select=tuple(section.select.items()),
+    )
+    return Mask(file, section.valid, section.invalid, section.bits, chosen="band" in section.model_fields_set)
 
 
 def _scales(section: SourceSection) -> dict[str, RasterFile]:
@@ -105,21 +110,29 @@ def _scales(section: SourceSection) -> dict[str, RasterFile]:
     }
 
 
-def _layers(section: SourceSection) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
-    """Return the files of each layer of a source, which are mosaicked, and notes on how they were found."""
-    if section.stac is not None:
-        return _assets(section.stac.url, section.stac.assets, checksums.input_fingerprint(section.stac.url))
-    if section.tiles:
-        return (section.tiles,), ()
-    return tuple((url,) for url in section.urls or (section.url or "",)), ()
+def _layers(section: SourceSection) -> tuple[tuple[str, ...], ...]:
+    """Return the files of each layer of a source, which are mosaicked."""
+    return (section.tiles,) if section.tiles else tuple((url,) for url in section.urls or (section.url or "",))
+
+
+def _check_bands(name: str, section: SourceSection, assets: Sequence[Sequence[AssetFile]]) -> None:
+    """Check that bands are not chosen twice: by their names, and by `bands`."""
+    chosen = next((each for layer in assets for each in layer if each.band is not None), None)
+    if chosen is not None and section.bands is not None:
+        raise InputError(
+            f"source {name!r}: a name in `stac.assets` chooses band {chosen.band} of {chosen.url}, and `bands` chooses "
+            "others; leave out `bands`, or give the asset's key."
+        )
 
 
 @cache
-def _assets(url: str, assets: tuple[str, ...], stamp: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+def _assets(stac: StacSection, stamp: str, *, unscale: bool) -> tuple[tuple[tuple[AssetFile, ...], ...], tuple[str, ...]]:
+    """Return the files of each asset, and notes on what items state and leave out."""
     del stamp  # cache key only: a changed item is read again
-    found = asset_urls(url, assets)
-    left_out = further_pages(url)
-    return found, () if left_out is None else (left_out,)
+    found = asset_files(stac.url, stac.assets, alternate=stac.alternate)
+    notes = check_values(stac.url, stac.assets, found, unscale=unscale)
+    left_out = further_pages(stac.url)
+    return found, (*notes, *(() if left_out is None else (left_out,)))
 
 
 def labels(scene: SceneSection) -> Labels | None:

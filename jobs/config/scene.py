@@ -123,10 +123,11 @@ BandName = Annotated[
 
 
 class StacSection(Section):
-    """A STAC item or item collection, and the assets that hold the bands, in order."""
+    """A STAC item or item collection, and the assets that hold the bands, in order: keys, or names of bands."""
 
     url: str
     assets: tuple[str, ...] = Field(min_length=1)
+    alternate: str | None = None
 
 
 class MaskSection(Section):

@@ -17,10 +17,14 @@ from pipeline.rasters.header import (
     GdalBands,
     Header,
     RasterFile,
+    StatedBand,
+    agreed_nodata,
+    agreed_scaling,
     chosen_bands,
     dtype_holds,
     in_memory,
     masked_data,
+    stated_band,
     unreadable,
 )
 from pipeline.rasters.placement import NamedArray, Placement, place
@@ -77,6 +81,11 @@ def open_array(file: RasterFile, array: NamedArray) -> ArrayRaster:
     chosen = [i - 1 for i in chosen_bands(file, int(sizes.get("band", 1)))]
     absent = _nodata(file, attributes, dtype)
     gain, offset = (_number(file, name, attributes.get(name, default)) for name, default in SCALING.items())
+    stated = _stated(file, chosen, int(sizes.get("band", 1)))
+    gain, offset = agreed_scaling(file, gain, offset, stated)
+    if file.nodata is None and stated.nodata is not None:
+        own = agreed_nodata(file, absent[0] if len(absent) == 1 else None, stated.nodata, dtype)
+        absent = absent if own is None else tuple(dict.fromkeys((*absent, own)))
     unscale = file.unscale and (gain != 1 or offset != 0)
     block = array.block or tuple(array.values.shape)
     head = Header(
@@ -90,6 +99,17 @@ def open_array(file: RasterFile, array: NamedArray) -> ArrayRaster:
     )
     fetch = _fetcher(array.values, placement, chosen, dtype)
     return ArrayRaster(file, head, fetch, absent, _limits(file, attributes, dtype))
+
+
+def _stated(file: RasterFile, chosen: list[int], count: int) -> StatedBand:
+    """What a catalogue states about the bands of an array, which share scale, offset and nodata."""
+    found = list(dict.fromkeys(stated_band(file, i + 1, count) for i in chosen))
+    if len(found) > 1:
+        raise InputError(
+            f"{file}: its STAC item states different scales, offsets or nodata values for bands of one array; list the file "
+            "with `urls` or `tiles`, and give `nodata`, `gain` and `offset`."
+        )
+    return found[0]
 
 
 #: CF's attributes of scale and offset, and their defaults.

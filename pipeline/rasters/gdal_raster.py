@@ -25,11 +25,14 @@ from pipeline.rasters.header import (
     GdalBands,
     Header,
     RasterFile,
+    agreed_nodata,
+    agreed_scaling,
     as_read_errors,
     chosen_bands,
     dtype_holds,
     in_memory,
     masked_data,
+    stated_band,
     with_crs,
 )
 from pipeline.rasters.untrusted import check_contained, open_dataset
@@ -109,8 +112,16 @@ class GdalRaster:
         self._check_kind()
         at = [i - 1 for i in self.indexes]
         crs = dataset.crs and dataset.crs.to_wkt()
-        gains, offsets = (tuple(float(v[i]) for i in at) for v in (dataset.scales, dataset.offsets))
+        stated = [stated_band(file, i, dataset.count) for i in self.indexes]
+        scaling = [
+            agreed_scaling(file, float(dataset.scales[i]), float(dataset.offsets[i]), own)
+            for i, own in zip(at, stated, strict=True)
+        ]
+        gains, offsets = (tuple(values) for values in zip(*scaling, strict=True))
         declared = _declared_nodata(dataset)
+        if file.nodata is None:
+            for i, own in zip(at, stated, strict=True):
+                declared[i] = agreed_nodata(file, declared[i], own.nodata, np.dtype(dataset.dtypes[i]))
         unscale = file.unscale and any(g != 1 or o != 0 for g, o in zip(gains, offsets, strict=True))
         self.header = Header(
             grid=with_crs(file, GeoBox((dataset.height, dataset.width), dataset.transform, crs)),

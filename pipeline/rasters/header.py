@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,16 @@ Axis = str
 
 
 @dataclass(frozen=True)
+class StatedBand:
+    """What a catalogue states about the values of a band; None: nothing."""
+
+    gain: float | None = None  #: with an offset, or neither
+    offset: float | None = None
+    nodata: float | None = None
+    decided: bool = False  #: whether gain and offset hold whatever the file states
+
+
+@dataclass(frozen=True)
 class RasterFile:
     """A raster as declared in the configuration: its URL and which part of it to read."""
 
@@ -41,6 +52,8 @@ class RasterFile:
     stamp: str | None = None  #: the file's fingerprint when it was checked; content cached before that is not read
     decode: Encoding | None = None  #: how its values are encoded; power (`db`) is read as power
     scales: RasterFile | None = None  #: of `tessera`: the raster of its pixels' factors, on the same grid
+    stated: tuple[StatedBand, ...] = ()  #: what a catalogue states about all bands of the file, or about each
+    stated_crs: str | None = None  #: what a catalogue states; of no effect if `crs` or the file states one
 
     def __str__(self) -> str:
         url = storage.redact_url(self.url)
@@ -128,7 +141,7 @@ def with_crs(file: RasterFile, grid: GeoBox) -> GeoBox:
         InputError: the file states another one, or no position that a CRS could apply to; or it is not a CRS.
     """
     if file.crs is None:
-        return grid
+        return _with_stated_crs(file, grid)
     try:
         stated = CRS.from_user_input(file.crs)
     except CRSError as error:
@@ -146,6 +159,68 @@ def with_crs(file: RasterFile, grid: GeoBox) -> GeoBox:
             f"{file}: `crs` is {stated.name} ({file.crs}), but the file states {own.name}; remove `crs`, or fix the file."
         )
     return grid
+
+
+def _with_stated_crs(file: RasterFile, grid: GeoBox) -> GeoBox:
+    if file.stated_crs is None or grid.crs is not None or grid.affine == Affine.identity():
+        return grid
+    try:
+        stated = CRS.from_user_input(file.stated_crs)
+    except CRSError as error:
+        raise InputError(
+            f"{file}: has no CRS, and that of its STAC item, {file.stated_crs!r}, is not one ({error}); give the right one "
+            "as `crs`."
+        ) from error
+    return GeoBox(grid.shape, grid.affine, rasterio.crs.CRS.from_wkt(stated.to_wkt()).to_wkt())
+
+
+def stated_band(file: RasterFile, band: int, count: int) -> StatedBand:
+    """Return what a catalogue states about a band, numbered from 1, of a file with `count` of them.
+
+    Raises:
+        InputError: it describes another number of bands.
+    """
+    if not file.stated:
+        return StatedBand()
+    if len(file.stated) not in (1, count):
+        raise InputError(
+            f"{file}: has {count} bands, but its STAC item describes {len(file.stated)}; correct the item, or list the file "
+            "with `urls` or `tiles`."
+        )
+    return file.stated[0] if len(file.stated) == 1 else file.stated[band - 1]
+
+
+def agreed_nodata(file: RasterFile, declared: float | None, stated: float | None, dtype: np.dtype[Any]) -> float | None:
+    """Return the nodata value that a file and a catalogue declare; one that the data type cannot hold does not count.
+
+    Raises:
+        InputError: they declare different ones.
+    """
+    if stated is None or math.isnan(stated) or (dtype.kind != "f" and not dtype_holds(dtype, stated)):
+        return declared
+    if declared is None or math.isnan(declared) or math.isclose(stated, declared, rel_tol=1e-5):
+        return stated if declared is None or math.isnan(declared) else declared
+    raise InputError(
+        f"{file}: nodata is {declared:g} in the file, but {stated:g} in its STAC item; give the right value as `nodata`."
+    )
+
+
+def agreed_scaling(file: RasterFile, gain: float, offset: float, stated: StatedBand) -> tuple[float, float]:
+    """Return the scale and offset that a file (1 and 0: none) and a catalogue declare.
+
+    Raises:
+        InputError: they are to be applied, and differ.
+    """
+    if stated.gain is None or stated.offset is None:
+        return gain, offset
+    found = (stated.gain, stated.offset)
+    agree = all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) for a, b in zip(found, (gain, offset), strict=True))
+    if not (stated.decided or agree or (gain, offset) == (1, 0)) and file.unscale:
+        raise InputError(
+            f"{file}: has scale {gain:g} and offset {offset:g}, but its STAC item states {stated.gain:g} and "
+            f"{stated.offset:g}; give the right ones as `gain` and `offset`, without `unscale`."
+        )
+    return found
 
 
 def dtype_holds(dtype: np.dtype[Any], value: float) -> bool:

@@ -296,6 +296,7 @@ def open_source(
                     f"source {source.name!r}: {part.file} has {part.header.bands} bands, but {layer[0].file} has "
                     f"{layer[0].header.bands}; the files of a mosaic must have the same bands."
                 )
+        _check_scaled(source, layer)
     parts = [part for layer in layers for part in layer]
     read = sum(layer[0].header.bands for layer in layers)
     if source.band_names and len(source.band_names) != read:
@@ -310,6 +311,21 @@ def open_source(
     interpolated = any(part.alignment.interpolates for part in parts)
     dtype = stored_dtype([dtype for part in parts for dtype in part.header.dtypes])
     return AlignedSource(source, own, layers, mask, np.dtype(np.float32) if changed or interpolated else dtype, area)
+
+
+def _check_scaled(source: Source, layer: Sequence[AlignedFile]) -> None:
+    """Check that the files of a mosaic from a catalogue are all scaled, or none."""
+    scaled = [part for part in layer if part.file.unscale and part.header.unscaled]
+    if not any(stated.gain is not None for part in scaled for stated in part.file.stated):
+        return
+    for part in layer:
+        if part.header.unscaled or any(stated.gain is not None for stated in part.file.stated):
+            continue
+        raise InputError(
+            f"source {source.name!r}: {scaled[0].file} has scale {scaled[0].header.gains[0]:g} and offset "
+            f"{scaled[0].header.offsets[0]:g}, but neither {part.file} nor its STAC item states any, so `unscale` cannot "
+            "make their values comparable; correct the item, or leave it out."
+        )
 
 
 def _part(file: RasterFile, grid: GeoBox, resampling: str | None, like: RasterFile | None) -> AlignedFile:

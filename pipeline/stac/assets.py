@@ -1,9 +1,15 @@
-"""Resolve asset names of STAC items and item collections to files. pystac parses the items."""
+"""Resolve assets of STAC items and item collections to files. pystac parses the items.
+
+An asset is named by its key, or by the name or common name of a band (`red`, `B04`), for which the asset with that band is
+found in each item.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from urllib.parse import unquote, urlsplit
@@ -13,27 +19,105 @@ import pystac
 from mibf.errors import InputError
 from mibf.redaction import control_character
 from pipeline.io import storage
+from pipeline.rasters.header import StatedBand
+from pipeline.stac.statements import band_fields, stated_bands, stated_crs
 
 #: Maximum bytes of an item or an item collection; enough for a few thousand items.
 MAX_BYTES = 128 * 1024 * 1024
+#: Roles of assets that are pictures for people: their values are not the bands' values.
+PICTURES = {"overview", "thumbnail", "visual"}
 #: URL schemes of the files that an item may reference.
 SCHEMES = {"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss"}
 
 
-def asset_urls(url: str, assets: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """The files of each asset, one per item at the URL, in the order of the items.
+@dataclass(frozen=True)
+class AssetFile:
+    """The file of an asset, and what its item states about it."""
+
+    item: str  #: its id
+    url: str
+    band: int | None  #: that a band's name chose, numbered from 1; None: all
+    stated: tuple[StatedBand, ...]  #: of all bands of the file, or of each
+    crs: str | None
+
+    @property
+    def values(self) -> list[tuple[float, float] | None]:
+        """The scale and offset of each band that is read; None where none are stated."""
+        read = self.stated if self.band is None or len(self.stated) == 1 else self.stated[self.band - 1 : self.band]
+        return [None if b.gain is None or b.offset is None else (b.gain, b.offset) for b in read]
+
+
+def asset_files(url: str, assets: tuple[str, ...], *, alternate: str | None = None) -> tuple[tuple[AssetFile, ...], ...]:
+    """Return the files of each asset, one per item at the URL, in the order of the items.
+
+    Args:
+        url: of an item or an item collection.
+        assets: keys of assets, or names of bands.
+        alternate: name of the location to use where an asset has several (STAC's extension for alternate assets).
 
     Raises:
-        InputError: the URL has no STAC item or item collection, or an item lacks an asset.
+        InputError: the URL has no STAC item or item collection, or an item lacks an asset or states no usable values.
     """
     items = _items(url)
-    found = []
-    for name in assets:
-        lacking = [item for item in items if name not in item.assets]
-        if lacking:
-            raise InputError(f"{url}: item {lacking[0].id!r} has no asset {name!r}; it has {_list_assets(lacking[0])}.")
-        found.append(tuple(_location(url, item, name) for item in items))
-    return tuple(found)
+    return tuple(tuple(_asset_file(url, item, name, alternate) for item in items) for name in assets)
+
+
+def _asset_file(url: str, item: pystac.Item, name: str, alternate: str | None) -> AssetFile:
+    key, band = find_asset(url, item, name)
+    try:
+        stated, crs = stated_bands(item, key), stated_crs(item, key)
+    except InputError as error:
+        raise InputError(f"{url}: {error}") from None
+    return AssetFile(item.id, _location(url, item, key, alternate), band, stated, crs)
+
+
+def find_asset(url: str, item: pystac.Item, name: str) -> tuple[str, int | None]:
+    """Return the key of an asset, and the number of the band that a name chooses; None if the key is the name.
+
+    Of several assets with the band, the one with the smallest pixels is taken, for some catalogues offer copies.
+
+    Raises:
+        InputError: the item has no such asset, or several that do not differ in this.
+    """
+    if name in item.assets:
+        return name, None
+    found = [
+        (len(bands), _pixel_size(item, key), key, position + 1 if len(bands) > 1 else None)
+        for key, asset in item.assets.items()
+        if PICTURES.isdisjoint(asset.roles or ())
+        for bands in [band_fields(item, key)]
+        for position, band in enumerate(bands)
+        if name in band.names
+    ]
+    if not found:
+        raise InputError(
+            f"{url}: item {item.id!r} has no asset {name!r}, and no band of this name; it has {_list_assets(item)}."
+        )
+    found.sort(key=lambda each: each[:2])
+    best = [each for each in found if each[:2] == found[0][:2]]
+    if len(best) > 1:
+        raise InputError(
+            f"{url}: item {item.id!r} has several assets with a band {name!r}: {', '.join(each[2] for each in best)}; give "
+            "the key of one of them."
+        )
+    return best[0][2], best[0][3]
+
+
+def _pixel_size(item: pystac.Item, key: str) -> float:
+    """The side of an asset's pixels in the units that the item uses; infinite if it states none."""
+    own = item.assets[key].extra_fields
+    for name in ("raster:spatial_resolution", "spatial_resolution", "gsd"):
+        size = own.get(name)
+        if isinstance(size, int | float):
+            return float(size)
+    bands, transform = own.get("raster:bands"), own.get("proj:transform")
+    if isinstance(bands, list) and bands and isinstance(bands[0], dict):
+        size = bands[0].get("spatial_resolution")
+        if isinstance(size, int | float):
+            return float(size)
+    if isinstance(transform, list) and transform and isinstance(transform[0], int | float):
+        return abs(float(transform[0]))
+    return math.inf
 
 
 def further_pages(url: str) -> str | None:
@@ -85,15 +169,19 @@ def _items(url: str) -> list[pystac.Item]:
     return items
 
 
-def _location(url: str, item: pystac.Item, asset: str) -> str:
+def _location(url: str, item: pystac.Item, asset: str, alternate: str | None) -> str:
     """An asset's URL; a relative one is resolved against the item's location.
 
     Raises:
         InputError: it cannot be resolved, or is not one that an item from `url` may reference.
     """
-    named = item.assets[asset].href
+    chosen = item.assets[asset]
+    if alternate is not None:
+        chosen = pystac.Asset(_alternate(url, item, asset, alternate))
+        chosen.set_owner(item)
+    named = chosen.href
     try:
-        location = item.assets[asset].get_absolute_href()
+        location = chosen.get_absolute_href()
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"item {item.id!r}: the href of asset {asset!r} is not a URL ({named!r}).") from error
     if location is None:
@@ -101,6 +189,19 @@ def _location(url: str, item: pystac.Item, asset: str) -> str:
     found = _as_named(item, str(named), str(location))
     _check_location(url, item, asset, found)
     return found
+
+
+def _alternate(url: str, item: pystac.Item, asset: str, alternate: str) -> str:
+    """The href of one of an asset's alternate locations."""
+    others = item.assets[asset].extra_fields.get("alternate")
+    others = others if isinstance(others, dict) else {}
+    href = others[alternate].get("href") if isinstance(others.get(alternate), dict) else None
+    if not isinstance(href, str):
+        raise InputError(
+            f"{url}: asset {asset!r} of item {item.id!r} has no alternate location {alternate!r}; it has "
+            f"{', '.join(map(str, others)) or 'none'}. Correct `stac.alternate`, or leave it out."
+        )
+    return href
 
 
 def _as_named(item: pystac.Item, named: str, location: str) -> str:

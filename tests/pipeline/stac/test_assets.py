@@ -15,7 +15,7 @@ from pipeline.grid import Window
 from pipeline.rasters.header import RasterFile
 from pipeline.rasters.raster import open_raster, stamped
 from pipeline.stac import assets as stac_assets
-from pipeline.stac.assets import asset_urls, further_pages
+from pipeline.stac.assets import asset_files, further_pages
 from tests.support.http_server import served
 from tests.support.refusals import refused
 from tests.support.scenes import SmallScene, write_raster
@@ -40,6 +40,11 @@ def remote_item(content: Any, name: str = "item.json") -> str:
     return url
 
 
+def urls(url: str, *names: str) -> list[list[str]]:
+    """The files of each asset."""
+    return [[file.url for file in layer] for layer in asset_files(url, names)]
+
+
 def self_link(href: str) -> list[dict[str, str]]:
     return [{"rel": "self", "href": href}]
 
@@ -58,7 +63,7 @@ def self_link(href: str) -> list[dict[str, str]]:
 )  # fmt: skip  # a list of names: one per line would fill a page
 def test_remote_item_with_unsafe_asset_href_is_refused(href: str) -> None:
     with pytest.raises(InputError) as caught:
-        asset_urls(remote_item(item(href)), ("red",))
+        asset_files(remote_item(item(href)), ("red",))
     message = str(caught.value)
     assert "item.json: asset 'red' of item 'an-item' is at " in message
     assert "\x1b" not in message
@@ -68,7 +73,7 @@ def test_remote_item_with_unsafe_asset_href_is_refused(href: str) -> None:
 @pytest.mark.parametrize("href", ["a.tif", "../../../../etc/passwd", "/etc/passwd", "./a.tif", "//etc/passwd"])
 def test_relative_href_of_remote_item_stays_on_its_server(href: str) -> None:
     url = remote_item(item(href, links=self_link("https://host/a/b/item.json")))
-    ((found,),) = asset_urls(url, ("red",))
+    [[found]] = urls(url, "red")
     assert found.startswith("https://host/")
     assert ".." not in found
 
@@ -76,7 +81,7 @@ def test_relative_href_of_remote_item_stays_on_its_server(href: str) -> None:
 @pytest.mark.parametrize("link", ["file:///etc/item.json", "/etc/item.json"])
 def test_remote_item_with_local_self_link_is_refused(link: str) -> None:
     with pytest.raises(InputError, match="a local file, which a remote item may not reference"):
-        asset_urls(remote_item(item("passwd", links=self_link(link))), ("red",))
+        asset_files(remote_item(item("passwd", links=self_link(link))), ("red",))
 
 
 def test_item_over_http_may_not_reference_local_files(tmp_path: Path) -> None:
@@ -84,23 +89,23 @@ def test_item_over_http_may_not_reference_local_files(tmp_path: Path) -> None:
     (tmp_path / "good.json").write_text(json.dumps(item("../b/a.tif")))
     with served(tmp_path) as address:
         with pytest.raises(InputError, match="a local file"):
-            asset_urls(f"{address}/item.json", ("red",))
-        assert asset_urls(f"{address}/good.json", ("red",)) == ((f"{address}/b/a.tif",),)
+            asset_files(f"{address}/item.json", ("red",))
+        assert urls(f"{address}/good.json", "red") == [[f"{address}/b/a.tif"]]
 
 
 @pytest.mark.parametrize("scheme", ["https", "s3", "gs", "az"])
 def test_remote_item_may_reference_other_object_stores(scheme: str) -> None:
-    assert asset_urls(remote_item(item(f"{scheme}://place/a.tif")), ("red",)) == ((f"{scheme}://place/a.tif",),)
+    assert urls(remote_item(item(f"{scheme}://place/a.tif")), "red") == [[f"{scheme}://place/a.tif"]]
 
 
 def test_local_item_may_reference_files_next_to_it(tmp_path: Path) -> None:
     path = tmp_path / "item.json"
     path.write_text(json.dumps(item("./a.tif")))
-    assert asset_urls(str(path), ("red",)) == ((str(tmp_path / "a.tif"),),)
+    assert urls(str(path), "red") == [[str(tmp_path / "a.tif")]]
     for href in ("/vsizip/a.zip/b.tif", "simplecache::file:///etc/passwd", "FILE:///etc/passwd", "a\0.tif"):
         path.write_text(json.dumps(item(href)))
         with pytest.raises(InputError, match=r"item\.json: asset 'red'"):
-            asset_urls(str(path), ("red",))
+            asset_files(str(path), ("red",))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +135,7 @@ def test_invalid_item_document_is_refused(tmp_path: Path, content: bytes, expect
     path = tmp_path / "item.json"
     path.write_bytes(content)
     with pytest.raises(InputError) as caught:
-        asset_urls(str(path), ("red",))
+        asset_files(str(path), ("red",))
     assert expected in str(caught.value)
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 2000
@@ -141,9 +146,9 @@ def test_item_larger_than_the_size_limit_is_refused(tmp_path: Path, monkeypatch:
     with (tmp_path / "item.json").open("wb") as file:
         file.truncate(2**20 + 1)
     with pytest.raises(InputError, match=r"item\.json: is larger than 1 MiB"):
-        asset_urls(str(tmp_path / "item.json"), ("red",))
+        asset_files(str(tmp_path / "item.json"), ("red",))
     with served(tmp_path) as address, pytest.raises(InputError, match=r"item\.json: is larger than 1 MiB"):
-        asset_urls(f"{address}/item.json", ("red",))
+        asset_files(f"{address}/item.json", ("red",))
 
 
 def test_command_refuses_malicious_item_and_writes_nothing(scene: SmallScene) -> None:
@@ -172,7 +177,7 @@ def test_href_of_a_local_item_means_the_file_of_that_name_encoded_or_not(name: s
     folder.mkdir()
     (folder / "item.json").write_text(json.dumps(item(href.format(folder=folder))))
     (folder / name).write_bytes(b"")
-    assert asset_urls(str(folder / "item.json"), ("red",)) == ((str(folder / name),),)
+    assert urls(str(folder / "item.json"), "red") == [[str(folder / name)]]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +193,7 @@ def test_href_on_the_web_is_read_encoded_or_not(name: str, href: str, tmp_path: 
     write_raster(tmp_path / name, values)
     with served(tmp_path) as address:
         (tmp_path / "item.json").write_text(json.dumps(item(href.format(address=address))))
-        ((url,),) = asset_urls(f"{address}/item.json", ("red",))
+        [[url]] = urls(f"{address}/item.json", "red")
         file = stamped(RasterFile(url))
         with open_raster(file) as raster:
             assert (raster.read(Window(0, 0, 3, 4))[0] == values).all()

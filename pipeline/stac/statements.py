@@ -1,0 +1,143 @@
+"""What a STAC item states about the values of an asset: scale, offset and nodata of each band, and the CRS.
+
+They are read as the raster extension (1.1 in `raster:bands`, 2.0 in STAC 1.1's `bands`) and the projection extension
+define them; a band takes from its asset, and an asset from the item's properties, what it does not state itself.
+
+Sentinel-2 has a rule of its own. From processing baseline 04.00 (January 2022) on, ESA stores reflectance as
+(1000 + 10000 * reflectance), before as 10000 * reflectance; DN 0 is no data in both. Some catalogues subtract the 1000 from
+the files and say so by a property whose name ends in `boa_offset_applied`, but still state ESA's offset; others state
+neither scale nor offset.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pystac
+
+from mibf.errors import InputError
+from pipeline.rasters.header import StatedBand
+
+#: Sentinel-2's scale, and its offset in stored values from `OFFSET_BASELINE` on.
+S2_SCALE, S2_OFFSET, OFFSET_BASELINE = 1e-4, -1000, 4.0
+#: Names of Sentinel-2's bands of reflectance, and the common names that catalogues use for assets and bands.
+S2_BAND = re.compile(r"B(0[1-9]|1[0-2]|8A)(_\d+m)?", re.IGNORECASE)
+S2_COMMON_NAMES = {
+    "coastal", "blue", "green", "red", "rededge", "rededge1", "rededge2", "rededge3", "rededge071", "rededge075",
+    "rededge078", "nir", "nir08", "nir09", "cirrus", "swir16", "swir22",
+}  # fmt: skip  # a list of names: one per line would fill a page
+
+
+@dataclass(frozen=True)
+class BandFields:
+    """One band of an asset: its names, and the fields that it states or takes from its asset or item."""
+
+    names: frozenset[str]  #: its own name and its common name
+    fields: Mapping[str, Any]
+
+
+def band_fields(item: pystac.Item, key: str) -> list[BandFields]:
+    """Return the bands that an asset describes; one without a name where it describes none."""
+    asset = item.assets[key]
+    own = asset.extra_fields
+    shared = {name: own.get(name, item.properties.get(name)) for name in ("nodata", "raster:scale", "raster:offset")}
+    lists = [own.get(name) for name in ("bands", "eo:bands", "raster:bands")]
+    given = [[b if isinstance(b, dict) else {} for b in each] if isinstance(each, list) else [] for each in lists]
+    count = max(1, *map(len, given))
+    found = []
+    for position in range(count):
+        bands = [each[position] if position < len(each) else {} for each in given]
+        names = {b.get(name) for b in bands for name in ("name", "common_name", "eo:common_name")}
+        modern, _, raster = bands
+        fields = {
+            "nodata": _first(modern.get("nodata"), raster.get("nodata"), shared["nodata"]),
+            "scale": _first(modern.get("raster:scale"), raster.get("scale"), shared["raster:scale"]),
+            "offset": _first(modern.get("raster:offset"), raster.get("offset"), shared["raster:offset"]),
+        }
+        found.append(BandFields(frozenset(name for name in names if isinstance(name, str)), fields))
+    return found
+
+
+def stated_bands(item: pystac.Item, key: str) -> tuple[StatedBand, ...]:
+    """Return what an item states about all bands of an asset, or about each of several; empty if nothing.
+
+    Raises:
+        InputError: a scale, offset or nodata value is not a number.
+    """
+    found = []
+    for band in band_fields(item, key):
+        nodata, scale, offset = (_number(item, key, name, band.fields[name]) for name in ("nodata", "scale", "offset"))
+        decided = False
+        if _is_reflectance_of_sentinel_2(item, key, band.names):
+            scale, offset, decided = _of_sentinel_2(item, scale, offset)
+            nodata = 0 if nodata is None else nodata
+        if scale is not None or offset is not None:
+            scale, offset = 1.0 if scale is None else scale, 0.0 if offset is None else offset
+        if scale == 0:
+            raise InputError(f"item {item.id!r}: asset {key!r} states a scale of 0, which would make all values equal.")
+        found.append(StatedBand(scale, offset, nodata, decided=decided))
+    return tuple(found) if any(band != StatedBand() for band in found) else ()
+
+
+def stated_crs(item: pystac.Item, key: str) -> str | None:
+    """Return the CRS that an item states for an asset, as a code or WKT; None if it states none."""
+    for place in (item.assets[key].extra_fields, item.properties):
+        code, epsg, wkt = (place.get(f"proj:{name}") for name in ("code", "epsg", "wkt2"))
+        if isinstance(code, str):
+            return code
+        if isinstance(epsg, int):
+            return f"EPSG:{epsg}"
+        if isinstance(wkt, str):
+            return wkt
+    return None
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _number(item: pystac.Item, key: str, name: str, value: Any) -> float | None:
+    """A number of an item; the raster extension writes those that JSON lacks as `nan`, `inf` and `-inf`."""
+    if value is None:
+        return None
+    special = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+    if name == "nodata" and isinstance(value, str) and value.lower() in special:
+        return special[value.lower()]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) or name == "nodata"):
+        raise InputError(f"item {item.id!r}: asset {key!r} states {name} {value!r}, not a number; correct the item.")
+    return value
+
+
+def _is_reflectance_of_sentinel_2(item: pystac.Item, key: str, names: frozenset[str]) -> bool:
+    of = [item.collection_id, item.properties.get("constellation"), item.properties.get("platform")]
+    if not any(isinstance(value, str) and re.match(r"sentinel-(2|s2)", value.lower()) for value in of):
+        return False
+    return any(S2_BAND.fullmatch(name) or name.lower() in S2_COMMON_NAMES for name in {key, *names})
+
+
+def _of_sentinel_2(item: pystac.Item, scale: float | None, offset: float | None) -> tuple[float | None, float | None, bool]:
+    """Scale and offset of Sentinel-2's reflectance, and whether they follow from what is known of its products.
+
+    Without an offset, or a baseline from which it follows, what the item states is returned.
+    """
+    baseline = _baseline(item)
+    is_applied = next((v for k, v in sorted(item.properties.items()) if k.endswith("boa_offset_applied")), None)
+    own = S2_SCALE if scale is None else scale
+    if is_applied is True or (baseline is not None and baseline < OFFSET_BASELINE):
+        return own, 0.0, True
+    if offset is None and baseline is not None:
+        return own, S2_OFFSET * own, True
+    return scale, offset, False
+
+
+def _baseline(item: pystac.Item) -> float | None:
+    """The processing baseline of a Sentinel-2 product, such as 5.09; None if the item does not state it."""
+    names = ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version")
+    for value in (item.properties.get(name) for name in names):
+        if isinstance(value, str) and (found := re.fullmatch(r"N?(\d\d)\.?(\d\d)", value)):
+            return float(f"{found[1]}.{found[2]}")
+    return None

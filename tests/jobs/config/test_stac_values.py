@@ -1,0 +1,162 @@
+"""Sources from STAC items: values are scaled, and pixels without data found, as the items state."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from affine import Affine
+from rasterio.crs import CRS
+
+from jobs.config.resolve import sources
+from jobs.config.scene import SceneSection
+from mibf.errors import InputError
+from pipeline.grid import Window
+from pipeline.scenes.source import AlignedSource, open_source, reference_grid
+from tests.support.scenes import write_raster
+
+SIDE = 8
+#: Reflectance of two tiles beside each other, in steps that Sentinel-2's scale holds exactly.
+REFLECTANCE = np.linspace(0.01, 0.6, 2 * SIDE * SIDE).reshape(SIDE, 2 * SIDE).round(4)
+
+
+def write_items(folder: Path, items: list[dict[str, Any]], *, offsets: list[int], dtype: str = "uint16") -> Path:
+    """Write one tile for each item beside the other, with 10000 * reflectance + offset; pixel (0, 0) of each is 0."""
+    features = []
+    for position, (fields, offset) in enumerate(zip(items, offsets, strict=True)):
+        part = REFLECTANCE[:, position * SIDE : (position + 1) * SIDE]
+        stored = np.rint(10000 * part + offset).astype(dtype)
+        stored[0, 0] = 0
+        place = Affine(10, 0, 500_000 + position * SIDE * 10, 0, -10, 4_000_000)
+        write_raster(folder / f"tile{position}.tif", stored[None], transform=place, crs=fields.pop("file_crs", "EPSG:32612"))
+        properties = {"datetime": "2024-07-01T00:00:00Z"} | fields.get("properties", {})
+        features.append(
+            {
+                "type": "Feature", "stac_version": "1.0.0", "id": f"tile{position}", "geometry": None, "links": [],
+                "collection": fields.get("collection", "sentinel-2-l2a"), "properties": properties,
+                "assets": {"B04": {"href": f"tile{position}.tif"} | fields.get("asset", {})},
+            }
+        )  # fmt: skip
+    path = folder / "items.json"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+def opened(path: Path, **changes: Any) -> AlignedSource:
+    """Open the source of items on the grid of both tiles."""
+    section = {"stac": {"url": str(path), "assets": ["red" if changes.pop("by_name", False) else "B04"]}} | changes
+    scene = SceneSection.model_validate({"name": "a", "grid": {"like": "optical"}, "sources": {"optical": section}})
+    source = sources(scene)["optical"]
+    return open_source(source, reference_grid(source))
+
+
+def read(source: AlignedSource) -> tuple[np.ndarray, np.ndarray]:
+    values, valid = source.read(Window(0, 0, SIDE, 2 * SIDE))
+    return values[0], valid
+
+
+NODATA = {"raster:bands": [{"nodata": 0}]}
+OLD = {"properties": {"s2:processing_baseline": "03.01"}, "asset": NODATA}
+NEW = {"properties": {"s2:processing_baseline": "05.10"}}  # nodata is 0 by definition
+APPLIED = {
+    "properties": {"s2:processing_baseline": "05.10", "earthsearch:boa_offset_applied": True},
+    "asset": {"raster:bands": [{"nodata": 0, "scale": 1e-4, "offset": -0.1}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("items", "offsets"),
+    [([OLD, OLD], [0, 0]), ([NEW, NEW], [1000, 1000]), ([OLD, NEW], [0, 1000]), ([NEW, APPLIED], [1000, 0])],
+    ids=["old", "new", "mixed baselines", "applied in one"],
+)
+def test_reflectance_of_sentinel_2_is_the_same_for_every_baseline(
+    items: list[dict[str, Any]], offsets: list[int], tmp_path: Path
+) -> None:
+    values, valid = read(opened(write_items(tmp_path, [dict(i) for i in items], offsets=offsets), unscale=True))
+    expected = np.ones((SIDE, 2 * SIDE), bool)
+    expected[0, [0, SIDE]] = False, False
+    assert (valid == expected).all(), "0 is no data as stored, before the offset"
+    assert values[valid] == pytest.approx(REFLECTANCE[valid], abs=1e-6)
+
+
+def test_mixed_baselines_as_stored_are_refused_with_both_values(tmp_path: Path) -> None:
+    path = write_items(tmp_path, [dict(OLD), dict(NEW)], offsets=[0, 1000])
+    with pytest.raises(
+        InputError, match=r"scale 0.0001 and offset 0 in item 'tile0', but .* -0.1 in item 'tile1'; set `unsc"
+    ):
+        opened(path)
+
+
+def test_note_says_which_items_have_which_values(tmp_path: Path) -> None:
+    source = opened(write_items(tmp_path, [dict(OLD), dict(NEW)], offsets=[0, 1000]), unscale=True)
+    [note] = source.declared.notes
+    assert "scale 0.0001 and offset 0 in 1 and scale 0.0001 and offset -0.1 in 1; each is applied" in note
+
+
+def test_values_stay_as_stored_unless_scaled(tmp_path: Path) -> None:
+    source = opened(write_items(tmp_path, [dict(NEW), dict(NEW)], offsets=[1000, 1000]))
+    values, valid = read(source)
+    assert values.dtype == np.uint16
+    assert (values[valid] == np.rint(10000 * REFLECTANCE + 1000)[valid]).all()
+    assert not valid[0, 0]
+
+
+def test_configured_nodata_replaces_that_of_the_item(tmp_path: Path) -> None:
+    _, valid = read(opened(write_items(tmp_path, [dict(NEW), dict(NEW)], offsets=[1000, 1000]), nodata=65535))
+    assert valid.all()
+
+
+def test_nodata_that_the_type_cannot_hold_is_of_no_effect(tmp_path: Path) -> None:
+    items = [{"asset": {"raster:bands": [{"nodata": -9999}]}}, {"asset": {"raster:bands": [{"nodata": "nan"}]}}]
+    assert read(opened(write_items(tmp_path, items, offsets=[0, 0])))[1].all()
+
+
+def test_nodata_that_differs_between_file_and_item_is_refused(tmp_path: Path) -> None:
+    path = write_items(tmp_path, [dict(NEW), dict(NEW)], offsets=[1000, 1000])
+    stored, place = np.full((1, SIDE, SIDE), 5, np.uint16), Affine(10, 0, 500_080, 0, -10, 4_000_000)
+    write_raster(tmp_path / "tile1.tif", stored, transform=place, crs="EPSG:32612", nodata=7)
+    with pytest.raises(InputError, match=r"tile1.tif: nodata is 7 in the file, but 0 in its STAC item; give the right"):
+        opened(path)
+
+
+def test_item_without_scale_beside_others_with_one_is_refused(tmp_path: Path) -> None:
+    items = [{"collection": "a", "asset": {"raster:bands": [{"scale": 0.5}]}}, {"collection": "a"}]
+    with pytest.raises(InputError, match=r"tile0.tif has scale 0.5 and offset 0, but neither .*tile1.tif nor its STAC item"):
+        opened(write_items(tmp_path, items, offsets=[0, 0]), unscale=True)
+
+
+def test_crs_of_the_item_places_a_file_that_has_none(tmp_path: Path) -> None:
+    items = [{"file_crs": None, "asset": {"proj:code": "EPSG:32612"}} for _ in range(2)]
+    source = opened(write_items(tmp_path, items, offsets=[0, 0]))
+    assert source.grid.crs is not None
+    assert CRS.from_wkt(source.grid.crs.to_wkt()).to_epsg() == 32612
+    assert source.grid.shape == (SIDE, 2 * SIDE)
+
+
+def test_asset_is_found_by_its_common_name_in_each_item(tmp_path: Path) -> None:
+    items = [{"asset": {"eo:bands": [{"common_name": "red"}]}} for _ in range(2)]
+    assert opened(write_items(tmp_path, items, offsets=[0, 0]), by_name=True).bands == 1
+
+
+def test_bands_beside_a_name_that_chooses_one_are_refused(tmp_path: Path) -> None:
+    items = [{"asset": {"eo:bands": [{"common_name": "blue"}, {"common_name": "red"}]}} for _ in range(2)]
+    path = write_items(tmp_path, items, offsets=[0, 0])
+    with pytest.raises(InputError, match=r"source 'optical': a name in `stac.assets` chooses band 2 of .*leave out `bands`"):
+        opened(path, by_name=True, bands=[1])
+
+
+def test_alternate_location_is_read(tmp_path: Path) -> None:
+    path = write_items(tmp_path, [dict(NEW), dict(NEW)], offsets=[1000, 1000])
+    (tmp_path / "copies").mkdir()
+    content = json.loads(path.read_text())
+    for feature in content["features"]:
+        asset = feature["assets"]["B04"]
+        (tmp_path / asset["href"]).rename(tmp_path / "copies" / asset["href"])
+        asset["alternate"] = {"copies": {"href": f"./copies/{asset['href']}"}}
+    path.write_text(json.dumps(content))
+    assert opened(path, stac={"url": str(path), "assets": ["B04"], "alternate": "copies"}).grid.shape == (SIDE, 2 * SIDE)
+    with pytest.raises(InputError, match=r"asset 'B04' of item 'tile0' has no alternate location 's3'; it has copies"):
+        opened(path, stac={"url": str(path), "assets": ["B04"], "alternate": "s3"})
