@@ -49,7 +49,7 @@ def schema(
 ) -> None:
     """Print the JSON Schema of the configuration, for completion and checks in editors."""
     with exit_on_error():
-        from jobs.config.schema import config_schema_text
+        from jobs.init.config_schema import config_schema_text
 
         text = config_schema_text()
         if output is None:

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.config.config import Config
 from jobs.config.renamed import RENAMED_KEYS, RENAMED_RECIPES, translate
-from jobs.config.scene import IN_BRACES, MOST_SOURCES
+from jobs.config.scene import MOST_SOURCES
 from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection, ScenesSplitSection
+from jobs.config.stac import IN_BRACES
 from jobs.config.variables import check_texts, expand_variables
 from jobs.config.yaml_loader import parse, read_text
 from mibf.errors import InputError

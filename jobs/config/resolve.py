@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from jobs.config.config import Config
-from jobs.config.scene import PALETTE, DecodeSection, MaskSection, SceneSection, SourceSection, StacSection
+from jobs.config.scene import PALETTE, DecodeSection, MaskSection, SceneSection, SourceSection
+from jobs.config.stac import PercentileSection, StacSection
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
 from pipeline.areas.area import Area, box_area, read_area
@@ -16,6 +18,7 @@ from pipeline.rasters.header import RasterFile
 from pipeline.scenes.labels import Labels
 from pipeline.scenes.source import Mask, Source
 from pipeline.stac.assets import AssetFile, asset_files, further_pages
+from pipeline.stac.composite import Composite
 from pipeline.stac.series import check_values
 
 
@@ -57,10 +60,13 @@ def _source(name: str, section: SourceSection) -> Source:
     variables = section.variable if isinstance(section.variable, tuple) else (section.variable,)
 
     notes: tuple[str, ...] = ()
+    dates: dict[str, Any] = {}
     if section.stac is not None:
-        assets, notes = _assets(section.stac, checksums.input_fingerprint(section.stac.url), unscale=section.unscale)
+        stamp = checksums.input_fingerprint(section.stac.url)
+        assets, masks, notes = _assets(section.stac, stamp, unscale=section.unscale)
         _check_bands(name, section, assets)
         layers = [[file(each.url, v, each) for each in layer] for layer in assets for v in variables]
+        dates = _dates(section.stac, assets[0], masks)
     else:
         layers = [[file(url, v) for url in layer] for layer in _layers(section) for v in variables]
     return Source(
@@ -76,7 +82,28 @@ def _source(name: str, section: SourceSection) -> Source:
         band_names=section.names,
         derive=tuple(section.derive.items()),
         keep=section.keep,
+        **dates,
     )
+
+
+def _dates(stac: StacSection, files: Sequence[AssetFile], masks: Sequence[AssetFile]) -> dict[str, Any]:
+    """Return the values of a `Source` that say how the items of an asset are masked and combined."""
+    found: dict[str, Any] = {}
+    if stac.mask is not None:
+        # The mask's own rule interprets every value, so none is treated as nodata.
+        rasters = [
+            RasterFile(storage.absolute(each.url), bands=(each.band or 1,), nodata=math.nan, stated_crs=each.crs)
+            for each in masks
+        ]
+        rule = (stac.mask.valid, stac.mask.invalid, stac.mask.bits)
+        found["masks"] = tuple(Mask(raster, *rule, dilate=stac.mask.dilate) for raster in rasters)
+    if stac.composite is None:
+        return found
+    if isinstance(stac.composite, PercentileSection):
+        composite = Composite("percentile", stac.composite.percentile)
+    else:
+        composite = Composite(stac.composite)
+    return found | {"composite": composite, "dates": tuple(each.date for each in files)}
 
 
 def _mask(section: MaskSection) -> Mask:
@@ -126,13 +153,17 @@ def _check_bands(name: str, section: SourceSection, assets: Sequence[Sequence[As
 
 
 @cache
-def _assets(stac: StacSection, stamp: str, *, unscale: bool) -> tuple[tuple[tuple[AssetFile, ...], ...], tuple[str, ...]]:
-    """Return the files of each asset, and notes on what items state and leave out."""
+def _assets(
+    stac: StacSection, stamp: str, *, unscale: bool
+) -> tuple[tuple[tuple[AssetFile, ...], ...], tuple[AssetFile, ...], tuple[str, ...]]:
+    """Return the files of each asset and of the mask, and notes on what items state and leave out."""
     del stamp  # cache key only: a changed item is read again
-    found = asset_files(stac.url, stac.assets, alternate=stac.alternate)
-    notes = check_values(stac.url, stac.assets, found, unscale=unscale)
+    masked = () if stac.mask is None else (stac.mask.asset,)
+    found = asset_files(stac.url, (*stac.assets, *masked), alternate=stac.alternate)
+    assets, masks = found[: len(stac.assets)], found[len(stac.assets) :]
+    notes = check_values(stac.url, stac.assets, assets, unscale=unscale)
     left_out = further_pages(stac.url)
-    return found, (*notes, *(() if left_out is None else (left_out,)))
+    return assets, masks[0] if masks else (), (*notes, *(() if left_out is None else (left_out,)))
 
 
 def labels(scene: SceneSection) -> Labels | None:

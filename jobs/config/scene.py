@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from jobs.config.base import Name, Section
+from jobs.config.stac import IN_BRACES, StacSection, check_mask_rule, kind_of_value
 from pipeline.decoding.expression import NAME, ExpressionError, parse, reserved
 from pipeline.scenes.acquisition_time import period
 
@@ -98,10 +99,6 @@ def _encoding(value: Any) -> Any:
     raise ValueError("`decode` is `alphaearth`, `db` or `{tessera: {scales: URL}}`")
 
 
-def _kind_of_decode(value: Any) -> str:
-    return "name" if isinstance(value, str) else IN_BRACES
-
-
 def _band_name(value: str) -> str:
     if not re.fullmatch(NAME, value) or len(value) > LONGEST_NAME:
         raise ValueError(
@@ -115,19 +112,9 @@ def _band_name(value: str) -> str:
 
 #: Longest name of a band.
 LONGEST_NAME = 100
-#: What pydantic inserts into the location of an error below a `decode` with keys of its own.
-IN_BRACES = "{}"
 BandName = Annotated[
     str, AfterValidator(_band_name), WithJsonSchema({"type": "string", "pattern": NAME, "maxLength": LONGEST_NAME})
 ]
-
-
-class StacSection(Section):
-    """A STAC item or item collection, and the assets that hold the bands, in order: keys, or names of bands."""
-
-    url: str
-    assets: tuple[str, ...] = Field(min_length=1)
-    alternate: str | None = None
 
 
 class MaskSection(Section):
@@ -145,10 +132,7 @@ class MaskSection(Section):
 
     @model_validator(mode="after")
     def _says_something(self) -> MaskSection:
-        if not (self.valid or self.invalid or self.bits):
-            raise ValueError("give `valid` values, `invalid` values or `bits` that must not be set")
-        if self.valid and self.invalid:
-            raise ValueError("give either `valid` or `invalid` values")
+        check_mask_rule(self.valid, self.invalid, self.bits)
         return self
 
 
@@ -174,7 +158,7 @@ class DecodeSection(Section):
 
 Decode = Annotated[
     Annotated[Literal["alphaearth", "db"], Tag("name")] | Annotated[DecodeSection, Tag(IN_BRACES)],
-    Discriminator(_kind_of_decode),
+    Discriminator(kind_of_value),
     BeforeValidator(_encoding),
 ]
 

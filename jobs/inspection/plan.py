@@ -92,7 +92,7 @@ def plan(config: Config) -> Plan:
             for scene in scenes:
                 found[scene.name] = ScenePlan(
                     estimate(scene, workers=workers.workers),
-                    {s.declared.name: sorted({str(p.alignment) for p in s.parts}) for s in scene.sources},
+                    {s.declared.name: s.how for s in scene.sources},
                     {s.declared.name: list(s.declared.kept) for s in scene.sources},
                     file_remarks(scene),
                     plan_map(config, workspace, scene),

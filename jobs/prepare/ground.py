@@ -15,7 +15,8 @@ from pipeline.areas.area_grid import covering, cropped, outside_note, zone, zone
 from pipeline.rasters.longitude import geographic_extents
 from pipeline.rasters.raster import header
 from pipeline.scenes.geometries import AreaMask
-from pipeline.scenes.source import Source, reference_grid
+from pipeline.scenes.reference_grid import reference_grid
+from pipeline.scenes.source import Source
 
 #: Maximum side of a grid in pixels; a larger one is probably an error in units.
 LARGEST_SIDE = 1_000_000

@@ -295,11 +295,10 @@ def _store_lines(w: _Written, shifts: dict[str, Shift]) -> list[str]:
         lines.append(f"  area: {w.scene.pixels:,} pixels, {w.scene.pixels / (rows * columns):.0%} of the grid")
     for source in w.scene.sources:
         name = source.declared.name
-        how = sorted({str(part.alignment) for part in source.parts})
         at = "" if source.scale == 1 else f", at {source.scale} times the grid resolution"
         coverage = "" if covered[name] >= COVERED else f"; valid in {covered[name]:.1%} of the pixels"
         bands = name_bands(source.bands, source.declared.kept)
-        lines.append(f"  {name}: {bands} of {source.dtype}, {' and '.join(how)}{at}{coverage}")
+        lines.append(f"  {name}: {bands} of {source.dtype}, {' and '.join(source.how)}{at}{coverage}")
     first = w.scene.sources[0].declared.name
     lines += [f"  {describe_shift(name, first, shift)}" for name, shift in shifts.items()]
     return lines

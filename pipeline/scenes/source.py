@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
@@ -20,8 +19,14 @@ from pipeline.grid import Window, finer
 from pipeline.io.sidecars import Listings
 from pipeline.rasters.header import Header, RasterFile
 from pipeline.rasters.raster import header, open_raster, stamped
-from pipeline.rasters.resample import CLOSE, Alignment, align, overlaps, reaches, read_aligned
+from pipeline.rasters.resample import Alignment, align, overlaps, reaches, read_aligned
 from pipeline.scenes.geometries import AreaMask
+from pipeline.stac.composite import Composite, dilated
+
+#: Of several files or dates, the first one with data.
+FIRST = Composite("first")
+#: Bytes of the values of all dates of a window that are in memory at once, and how many times that combining them takes.
+DATES_BYTES, DATES_COPIES = 32 * 1024 * 1024, 8
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Mask:
     invalid: tuple[int, ...] = ()
     bits: tuple[int, ...] = ()
     chosen: bool = True  #: whether the configuration chooses the band; else the first is read
+    dilate: int = 0  #: pixels of the source's grid by which the places where it may not be used are extended
 
     def passes(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         """Where mask values accept the source's pixel."""
@@ -47,6 +53,7 @@ class Source:
     """A sensor's raster as declared.
 
     `layers` hold its bands in order. Each layer is one file or a mosaic of several, where the first file with data is used.
+    The files of a layer can be observations of several dates, which are combined; each then has a date and maybe a mask.
     Values become value * gain + offset; then derived bands, if any, are computed and appended.
     """
 
@@ -62,12 +69,15 @@ class Source:
     band_names: tuple[str, ...] = ()  #: of the bands of its layers; empty if they have none
     derive: tuple[tuple[str, str], ...] = ()  #: names of derived bands, and their expressions on `band_names`
     keep: tuple[str, ...] = ()  #: names of the bands that the source consists of, in order; empty: all, derived ones last
+    composite: Composite = FIRST
+    dates: tuple[str, ...] = ()  #: of each file of a layer; files of one date are mosaicked; empty: all are of one
+    masks: tuple[Mask, ...] = ()  #: of each file of a layer; empty: they have none
 
     @property
     def files(self) -> list[RasterFile]:
         """All files that the source is read from, including scales and its mask."""
         files = [file for layer in self.layers for part in layer for file in part.files]
-        return files if self.mask is None else [*files, self.mask.file]
+        return [*files, *(mask.file for mask in (*self.masks, *(() if self.mask is None else (self.mask,))))]
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -82,6 +92,8 @@ class AlignedFile:
     file: RasterFile
     header: Header
     alignment: Alignment
+    position: int = 0  #: in its layer as declared
+    mask: AlignedFile | None = None
 
 
 @dataclass(frozen=True)
@@ -117,8 +129,10 @@ class AlignedSource:
 
     @property
     def files(self) -> list[RasterFile]:
-        """All files that the source is read from, including scales and its mask, with their stamps."""
-        return [file for part in [*self.parts, *([] if self.mask is None else [self.mask])] for file in part.file.files]
+        """All files that the source is read from, including scales and its masks, with their stamps."""
+        masks = [part.mask for part in self.layers[0] if part.mask is not None]
+        masks += [] if self.mask is None else [self.mask]
+        return [file for part in [*self.parts, *masks] for file in part.file.files]
 
     @property
     def left_out(self) -> list[str]:
@@ -135,6 +149,20 @@ class AlignedSource:
     def bytes_per_pixel(self) -> int:
         """Bytes per reference pixel while it is read, with bands that are not kept and validity."""
         return (max(self.bands_read + len(self.declared.derive), self.bands) * self.dtype.itemsize + 1) * self.scale**2
+
+    @property
+    def how(self) -> list[str]:
+        """How its files are aligned to the grid, and how dates are combined."""
+        found = sorted({str(part.alignment) for part in self.parts})
+        days = sorted({self.declared.dates[part.position] for part in self.parts}) if self.declared.dates else []
+        if len(days) > 1:
+            found.append(f"{self.declared.composite} of {len(days)} dates from {days[0]} to {days[-1]}")
+        return found
+
+    @property
+    def dates_bytes(self) -> int:
+        """Bytes, besides those of its pixels, for combining dates while a window is read."""
+        return DATES_COPIES * DATES_BYTES if len(set(self.declared.dates)) > 1 else 0
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read the values and validity of a window of the reference grid.
@@ -166,9 +194,7 @@ class AlignedSource:
     def _read_files(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read a window, as `read`, wherever the area is."""
         own = Window(*(v * self.scale for v in (window.y, window.x, window.height, window.width)))
-        parts = [self._read_layer(layer, own) for layer in self.layers]
-        values = parts[0][0] if len(parts) == 1 else np.concatenate([part for part, _ in parts])
-        valid = np.logical_and.reduce([there for _, there in parts])
+        values, valid = self._read_dates(own)
         if self.mask is not None:
             mask, there = _read_part(self.mask, self.grid, own)
             assert self.declared.mask is not None
@@ -179,6 +205,44 @@ class AlignedSource:
             values[:, ~valid] = 0
         return values, valid
 
+    def _read_dates(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Values (band, y, x) and validity (y, x) of all layers, of several dates combined."""
+        dates = self._dates_of(window)
+        if len(dates) < 2:
+            return self._read_layers(dates[0] if dates else [layer[:1] for layer in self.layers], window)
+        values = np.empty((self.bands_read, window.height, window.width), self.dtype)
+        valid = np.empty((window.height, window.width), bool)
+        # All dates of a strip are in memory at once, so strips are lower the more dates there are.
+        height = max(1, DATES_BYTES // (len(dates) * self.bands_read * window.width * self.dtype.itemsize))
+        for top in range(0, window.height, height):
+            rows = min(height, window.height - top)
+            strip = Window(window.y + top, window.x, rows, window.width)
+            found = [self._read_layers(layers, strip) for layers in dates]
+            values[:, top : top + rows], valid[top : top + rows] = self.declared.composite.combine(
+                np.stack([each for each, _ in found]), np.stack([there for _, there in found])
+            )
+        return values, valid
+
+    def _dates_of(self, window: Window) -> list[list[list[AlignedFile]]]:
+        """The files of each layer for each date, in the order of the dates, that touch a window."""
+        declared = self.declared
+        if not declared.dates:
+            return [[list(layer) for layer in self.layers]]
+        touched = {part.position for part in self.parts if reaches(part.header, part.alignment, self.grid, window)}
+        dates = sorted({declared.dates[position] for position in touched})
+        return [
+            [[part for part in layer if declared.dates[part.position] == date] for layer in self.layers] for date in dates
+        ]
+
+    def _read_layers(
+        self, layers: Sequence[Sequence[AlignedFile]], window: Window
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Values (band, y, x) of all layers of a date, and where (y, x) all of them have data."""
+        clear: dict[int, NDArray[np.bool_]] = {}
+        parts = [self._read_layer(layer, window, clear) for layer in layers]
+        values = parts[0][0] if len(parts) == 1 else np.concatenate([part for part, _ in parts])
+        return values, np.logical_and.reduce([there for _, there in parts])
+
     def _kept(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """The bands that are kept, as read or derived from those; valid pixels are valid in all derived bands, too."""
         names = self.declared.band_names
@@ -188,31 +252,54 @@ class AlignedSource:
             valid = valid & there
         return np.stack([bands[name] for name in self.declared.kept]), valid
 
-    def _read_layer(self, layer: Sequence[AlignedFile], window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """A layer's values (band, y, x) and validity (y, x), per pixel from the first file with data."""
+    def _read_layer(
+        self, layer: Sequence[AlignedFile], window: Window, clear: dict[int, NDArray[np.bool_]]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """A layer's values (band, y, x) and validity (y, x), per pixel from the first file with data.
+
+        `clear` keeps what the files' masks accept, by position, for the other layers.
+        """
         # Opening a file takes longer than reading its part of a window, and a window touches few of many tiles.
         touched = [part for part in layer if reaches(part.header, part.alignment, self.grid, window)]
         if not touched:
             shape = (window.height, window.width)
             return np.zeros((layer[0].header.bands, *shape), self.dtype), np.zeros(shape, bool)
-        values, valid = self._read_file(touched[0], window)
+        values, valid = self._read_file(touched[0], window, clear)
         for part in touched[1:]:
             if valid.all():
                 break
-            others, there = self._read_file(part, window)
+            others, there = self._read_file(part, window, clear)
             new = there & ~valid
             values[:, new] = others[:, new]
             valid = valid | there
         return values, valid
 
-    def _read_file(self, part: AlignedFile, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def _read_file(
+        self, part: AlignedFile, window: Window, clear: dict[int, NDArray[np.bool_]]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         values, valid = _read_part(part, self.grid, window)
+        if part.mask is not None:
+            if part.position not in clear:
+                clear[part.position] = self._clear(part.mask, self.declared.masks[part.position], window)
+            valid = valid & clear[part.position]
         if part.file.decode == "db":
             # After resampling, because a coarser pixel would have measured the mean of powers, not of decibels. A kernel
             # with negative weights can give a power that is not above 0.
             values = decibels(values)
             valid = valid & np.isfinite(values).all(axis=0)
         return self._physical(values, valid)
+
+    def _clear(self, part: AlignedFile, mask: Mask, window: Window) -> NDArray[np.bool_]:
+        """Where (y, x) the mask of a file accepts its pixels."""
+        # What is masked beyond the window's edge reaches into it.
+        top, left = min(mask.dilate, window.y), min(mask.dilate, window.x)
+        rows, columns = self.grid.shape
+        bottom = min(window.y + window.height + mask.dilate, rows)
+        right = min(window.x + window.width + mask.dilate, columns)
+        wide = Window(window.y - top, window.x - left, bottom - window.y + top, right - window.x + left)
+        values, there = _read_part(part, self.grid, wide)
+        clear = there & ~dilated(there & ~mask.passes(values[0]), mask.dilate)
+        return clear[top : top + window.height, left : left + window.width]
 
     def _physical(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         if values.dtype == self.dtype and self.declared.gain == 1 and self.declared.offset == 0:
@@ -230,49 +317,6 @@ def _read_part(part: AlignedFile, grid: GeoBox, window: Window) -> tuple[NDArray
         return read_aligned(raster, part.alignment, grid, window)
 
 
-def reference_grid(like: Source) -> GeoBox:
-    """The grid of a source's first file, extended to all files of its first layer that continue its pixels: its tiles.
-
-    For a source of scale s, each pixel covers s x s pixels of the files.
-
-    Raises:
-        InputError: a file cannot be read, or its pixels are not divisible by the scale.
-    """
-    own = _tiled(like.layers[0])
-    if like.scale == 1:
-        return own
-    rows, columns = own.shape
-    if rows % like.scale or columns % like.scale:
-        raise InputError(
-            f"{like.layers[0][0]}: is {rows} x {columns} pixels, which is not divisible into reference pixels of "
-            f"{like.scale} x {like.scale}; set `grid.like` to another source, or give crs, resolution and bounds."
-        )
-    return GeoBox((rows // like.scale, columns // like.scale), own.affine * Affine.scale(like.scale), own.crs)
-
-
-def _tiled(files: Sequence[RasterFile]) -> GeoBox:
-    """The grid of the first file, extended to those that have its CRS, its resolution and its pixels' edges."""
-    first = header(files[0]).grid
-    left, top, right, bottom = 0, 0, first.shape[1], first.shape[0]
-    for file in files[1:]:
-        grid = header(file).grid
-        if first.crs is None or grid.crs != first.crs:
-            continue
-        place = ~first.affine * grid.affine
-        x, y = round(place.c), round(place.f)
-        corner = place * (grid.shape[1], grid.shape[0])
-        if (
-            max(abs(place.c - x), abs(place.f - y)) > CLOSE
-            or max(abs(corner[0] - x - grid.shape[1]), abs(corner[1] - y - grid.shape[0])) > CLOSE
-        ):
-            continue
-        left, top = min(left, x), min(top, y)
-        right, bottom = max(right, x + grid.shape[1]), max(bottom, y + grid.shape[0])
-    if (left, top, right, bottom) == (0, 0, first.shape[1], first.shape[0]):
-        return first
-    return GeoBox((bottom - top, right - left), first.affine * Affine.translation(left, top), first.crs)
-
-
 def open_source(
     source: Source, grid: GeoBox, *, like: RasterFile | None = None, area: AreaMask | None = None
 ) -> AlignedSource:
@@ -285,10 +329,15 @@ def open_source(
     """
     own = finer(grid, source.scale)
     listings = Listings()
-    files = [[stamped(file, listings) for file in layer] for layer in source.layers]
+    files = [[*enumerate(stamped(file, listings) for file in layer)] for layer in source.layers]
     if area is not None:
-        files = [[file for file in layer if overlaps(header(file), own)] or layer for layer in files]
-    layers = tuple(tuple(_part(file, own, source.resampling, like) for file in layer) for layer in files)
+        inside = {at for layer in files for at, file in layer if overlaps(header(file), own)}
+        files = [[(at, file) for at, file in layer if at in inside] or layer for layer in files]
+    masks = {at: _part(stamped(source.masks[at].file, listings), own, "nearest", like) for at, _ in files[0] if source.masks}
+    layers = tuple(
+        tuple(replace(_part(file, own, source.resampling, like), position=at, mask=masks.get(at)) for at, file in layer)
+        for layer in files
+    )
     for layer in layers:
         for part in layer[1:]:
             if part.header.bands != layer[0].header.bands:
@@ -306,7 +355,7 @@ def open_source(
             "read, in order, in `band_names`, or select them with `bands`."
         )
     decibel = any(part.file.decode == "db" for part in parts)
-    changed = source.gain != 1 or source.offset != 0 or bool(source.derive) or decibel
+    changed = source.gain != 1 or source.offset != 0 or bool(source.derive) or decibel or not source.composite.keeps_dtype
     mask = None if source.mask is None else _part(stamped(source.mask.file, listings), own, "nearest", like)
     interpolated = any(part.alignment.interpolates for part in parts)
     dtype = stored_dtype([dtype for part in parts for dtype in part.header.dtypes])

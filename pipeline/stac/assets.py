@@ -10,11 +10,13 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from datetime import UTC, timedelta
 from pathlib import Path
 from textwrap import shorten
 from urllib.parse import unquote, urlsplit
 
 import pystac
+import pystac.utils
 
 from mibf.errors import InputError
 from mibf.redaction import control_character
@@ -39,6 +41,7 @@ class AssetFile:
     band: int | None  #: that a band's name chose, numbered from 1; None: all
     stated: tuple[StatedBand, ...]  #: of all bands of the file, or of each
     crs: str | None
+    date: str  #: of its item: year, month and day by the sun
 
     @property
     def values(self) -> list[tuple[float, float] | None]:
@@ -68,7 +71,21 @@ def _asset_file(url: str, item: pystac.Item, name: str, alternate: str | None) -
         stated, crs = stated_bands(item, key), stated_crs(item, key)
     except InputError as error:
         raise InputError(f"{url}: {error}") from None
-    return AssetFile(item.id, _location(url, item, key, alternate), band, stated, crs)
+    return AssetFile(item.id, _location(url, item, key, alternate), band, stated, crs, solar_date(item))
+
+
+def solar_date(item: pystac.Item) -> str:
+    """Return the day of an item by the sun at its center, on which a satellite's neighbouring images have one date.
+
+    Of an interval the day on which it starts. Without a place, the day in UTC.
+    """
+    # pystac refuses items without either.
+    time = item.datetime or pystac.utils.str_to_datetime(item.properties["start_datetime"])
+    hours = 0.0
+    if item.bbox is not None and len(item.bbox) in (4, 6):
+        west, east = float(item.bbox[0]), float(item.bbox[len(item.bbox) // 2])
+        hours = ((west + (east - west) % 360 / 2 + 180) % 360 - 180) / 15
+    return (time.astimezone(UTC) + timedelta(hours=hours)).date().isoformat()
 
 
 def find_asset(url: str, item: pystac.Item, name: str) -> tuple[str, int | None]:

@@ -49,7 +49,8 @@ def memory(scene: PreparedScene, workers: int) -> int:
     template = scene.template
     side = min(template.shard, max(template.shape))
     read = sum(source.bytes_per_pixel for source in scene.sources)  # more than is stored if bands are not kept
-    return PROCESS_BYTES + workers * COPIES * side * side * max(template.bytes_per_pixel, read)
+    dates = max((source.dates_bytes for source in scene.sources), default=0)
+    return PROCESS_BYTES + workers * (COPIES * side * side * max(template.bytes_per_pixel, read) + dates)
 
 
 def estimate(scene: PreparedScene, *, workers: int) -> Estimate:

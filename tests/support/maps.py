@@ -12,7 +12,8 @@ from pipeline.maps.predictor import MissingDataPolicy, TilePredictor
 from pipeline.maps.products import MAP_PRODUCTS, product
 from pipeline.parallel.executor import ThreadExecutor
 from pipeline.scenes.labels import NoLabels
-from pipeline.scenes.source import Source, open_source, reference_grid
+from pipeline.scenes.reference_grid import reference_grid
+from pipeline.scenes.source import Source, open_source
 from pipeline.scenes.split import NoSplit
 from pipeline.store.build import PreparedScene, build_store
 from pipeline.store.patch_store import PatchStore

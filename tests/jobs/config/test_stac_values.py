@@ -15,7 +15,8 @@ from jobs.config.resolve import sources
 from jobs.config.scene import SceneSection
 from mibf.errors import InputError
 from pipeline.grid import Window
-from pipeline.scenes.source import AlignedSource, open_source, reference_grid
+from pipeline.scenes.reference_grid import reference_grid
+from pipeline.scenes.source import AlignedSource, open_source
 from tests.support.scenes import write_raster
 
 SIDE = 8

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from jobs.config.config import Config
 from jobs.config.loader import load
-from jobs.config.schema import ALTERNATIVES, DIALECT, KEY_RULES, config_schema, config_schema_text
+from jobs.init.config_schema import ALTERNATIVES, DIALECT, KEY_RULES, config_schema, config_schema_text
 from tests.support.scenes import SmallScene
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -13,7 +13,8 @@ import rasterio
 from jobs.config import resolve
 from jobs.config.loader import load
 from pipeline.grid import Window
-from pipeline.scenes.source import open_source, reference_grid
+from pipeline.scenes.reference_grid import reference_grid
+from pipeline.scenes.source import open_source
 from tests.support.paths import ROOT
 
 

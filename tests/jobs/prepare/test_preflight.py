@@ -93,8 +93,8 @@ def test_memory_estimate_counts_concurrent_shards_not_all_workers(monkeypatch: p
 def test_memory_estimate_counts_bands_that_are_read_but_not_kept() -> None:
     scene = prepared_scene(1024)
     before = memory(scene, 2)
-    scene.sources.append(SimpleNamespace(bytes_per_pixel=scene.template.bytes_per_pixel + 40))
-    assert memory(scene, 2) - before == 2 * COPIES * 1024 * 1024 * 40
+    scene.sources.append(SimpleNamespace(bytes_per_pixel=scene.template.bytes_per_pixel + 40, dates_bytes=1000))
+    assert memory(scene, 2) - before == 2 * COPIES * 1024 * 1024 * 40 + 2 * 1000, "and the dates that are combined"
 
 
 def test_free_space_is_checked_where_it_is_known() -> None:

@@ -166,7 +166,9 @@ def test_stac_items_locate_source_files(scene: SmallScene) -> None:
     assert (valid == (scene.optical != 0).all(axis=0)).all()
     assert (store.array("sources/optical")[:][:, valid] == scene.optical[:, valid]).all()
     config["scenes"][0]["sources"]["optical"] = {"stac": {**stac["stac"], "assets": ["nir"]}}
-    assert "item 'item0' has no asset 'nir'; it has optical" in run(scene, status=2, **config).stderr
+    assert (
+        "item 'item0' has no asset 'nir', and no band of this name; it has optical" in run(scene, status=2, **config).stderr
+    )
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from mibf.errors import InputError
 from pipeline.grid import Window, windows
 from pipeline.rasters.header import RasterFile
 from pipeline.scenes import source as source_module
-from pipeline.scenes.source import AlignedSource, Source, open_source, reference_grid
+from pipeline.scenes.reference_grid import reference_grid
+from pipeline.scenes.source import AlignedSource, Source, open_source
 from tests.support.scenes import CRS, TRANSFORM, write_raster
 
 GRID = GeoBox((60, 50), TRANSFORM, CRS)

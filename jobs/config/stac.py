@@ -1,0 +1,78 @@
+"""Configuration of sources from STAC items: assets, masks and composites."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from jobs.config.base import Section
+
+#: What pydantic inserts into the location of an error below a key whose value has keys of its own instead of being a name.
+IN_BRACES = "{}"
+
+
+def kind_of_value(value: Any) -> str:
+    """Return which of two kinds a value is: a name, or keys in braces."""
+    return "name" if isinstance(value, str) else IN_BRACES
+
+
+def check_mask_rule(valid: tuple[int, ...], invalid: tuple[int, ...], bits: tuple[int, ...]) -> None:
+    """Check that a mask says what it accepts, in one way.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not (valid or invalid or bits):
+        raise ValueError("give `valid` values, `invalid` values or `bits` that must not be set")
+    if valid and invalid:
+        raise ValueError("give either `valid` or `invalid` values")
+
+
+class PercentileSection(Section):
+    """A percentile of the dates of each pixel."""
+
+    percentile: float = Field(ge=0, le=100)
+
+
+def _composite(value: Any) -> Any:
+    if isinstance(value, dict) or value in get_args(CompositeName):
+        return value
+    raise ValueError(f"`composite` is {', '.join(get_args(CompositeName))} or {{percentile: 20}}")
+
+
+#: Composites that need no number.
+CompositeName = Literal["first", "median", "mean", "min", "max", "medoid"]
+CompositeKey = Annotated[
+    Annotated[CompositeName, Tag("name")] | Annotated[PercentileSection, Tag(IN_BRACES)],
+    Discriminator(kind_of_value),
+    BeforeValidator(_composite),
+]
+
+
+class StacMaskSection(Section):
+    """An asset that says where an item may be used: valid or invalid values, or bits that must not be set."""
+
+    asset: str
+    valid: tuple[int, ...] = ()
+    invalid: tuple[int, ...] = ()
+    bits: tuple[Annotated[int, Field(ge=0, le=31)], ...] = ()
+    dilate: int = Field(default=0, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> StacMaskSection:
+        check_mask_rule(self.valid, self.invalid, self.bits)
+        return self
+
+
+class StacSection(Section):
+    """A STAC item or item collection, and the assets that hold the bands, in order: keys, or names of bands.
+
+    Items are mosaicked; with `composite`, those of one day are, and the days are combined.
+    """
+
+    url: str
+    assets: tuple[str, ...] = Field(min_length=1)
+    alternate: str | None = None
+    mask: StacMaskSection | None = None
+    composite: CompositeKey | None = None

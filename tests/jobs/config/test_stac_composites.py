@@ -1,0 +1,181 @@
+"""Items of several dates become one source: masked item by item, mosaicked by day, combined pixel by pixel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from rasterio.warp import reproject
+from scipy.ndimage import distance_transform_edt
+
+from jobs.config.loader import load
+from jobs.config.resolve import sources
+from jobs.config.scene import SceneSection
+from mibf.errors import InputError
+from pipeline.grid import Window
+from pipeline.scenes import source as source_module
+from pipeline.scenes.source import AlignedSource, open_source
+from tests.support.scenes import SmallScene, write_raster
+
+ROWS, COLUMNS = 40, 48
+GRID = GeoBox((ROWS, COLUMNS), Affine(10, 0, 499_800, 0, -10, 4_000_400), "EPSG:32612")
+CLEAR, CLOUD = 4, 9
+
+
+def write_items(folder: Path, days: list[str], *, seed: int = 0, dtype: str = "uint16") -> Path:
+    """Write an item for each day, or part of a day, with two bands and a scene classification with clouds."""
+    drawn, features = np.random.default_rng(seed), []
+    for number, day in enumerate(days):
+        # Items of one day are two halves of an image.
+        neighbours = [n for n, other in enumerate(days) if other[:10] == day[:10]]
+        left = 0 if len(neighbours) == 1 else neighbours.index(number) * COLUMNS // 2
+        width = COLUMNS if len(neighbours) == 1 else COLUMNS // 2
+        place = GRID.affine * Affine.translation(left, 0)
+        clouds = np.where(drawn.random((ROWS, width)) < 0.05, CLOUD, CLEAR).astype(np.uint8)
+        values = drawn.integers(1, 3000, (2, ROWS, width)).astype(dtype)
+        assets = {}
+        for name, own in (("red", values[:1]), ("nir", values[1:]), ("scl", clouds[None])):
+            write_raster(folder / f"{number}_{name}.tif", own, transform=place, crs="EPSG:32612")
+            assets[name] = {"href": f"{number}_{name}.tif"}
+        features.append(
+            {
+                "type": "Feature", "stac_version": "1.0.0", "id": f"item{number}", "geometry": None, "links": [],
+                "properties": {"datetime": day}, "assets": assets,
+            }
+        )  # fmt: skip
+    path = folder / "items.json"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return path
+
+
+DAYS = [
+    "2024-06-01T18:00:00Z",
+    "2024-06-11T18:00:00Z",
+    "2024-06-11T18:00:20Z",
+    "2024-06-21T18:00:00Z",
+    "2024-07-01T18:00:00Z",
+]
+MASK = {"asset": "scl", "invalid": [CLOUD], "dilate": 2}
+
+
+def opened(path: Path, **changes: Any) -> AlignedSource:
+    section = {"stac": {"url": str(path), "assets": ["red", "nir"]} | changes}
+    scene = SceneSection.model_validate({"name": "a", "grid": {"like": "optical"}, "sources": {"optical": section}})
+    return open_source(sources(scene)["optical"], GRID)
+
+
+def observed(path: Path, *, dilate: int) -> tuple[np.ndarray, np.ndarray]:
+    """What rasterio reads: values (D, B, y, x) of each day on the grid, and where (D, y, x) they are clear."""
+    by_day: dict[str, list[dict[str, Any]]] = {}
+    for feature in json.loads(path.read_text())["features"]:
+        by_day.setdefault(feature["properties"]["datetime"][:10], []).append(feature)
+    values = np.zeros((len(by_day), 2, ROWS, COLUMNS), np.float32)
+    clear = np.zeros((len(by_day), ROWS, COLUMNS), bool)
+    for position, day in enumerate(sorted(by_day)):
+        for feature in by_day[day]:
+            for name in ("red", "nir", "scl"):
+                with rasterio.open(path.parent / feature["assets"][name]["href"]) as dataset:
+                    own, left = dataset.read(1), round((dataset.transform.c - GRID.affine.c) / 10)
+                where = np.s_[:, left : left + own.shape[1]]
+                if name == "scl":
+                    cloudy = own == CLOUD
+                    clear[position][where] = distance_transform_edt(~cloudy) > dilate if cloudy.any() else True
+                else:
+                    values[position, ("red", "nir").index(name)][where] = own
+    return values, clear
+
+
+@pytest.mark.parametrize("kind", ["median", "mean", "min", "max", {"percentile": 20}])
+def test_composite_equals_rasterio_and_numpy(kind: Any, tmp_path: Path) -> None:
+    path = write_items(tmp_path, DAYS)
+    found, valid = opened(path, mask=MASK, composite=kind).read(Window(0, 0, ROWS, COLUMNS))
+    values, clear = observed(path, dilate=2)
+    assert (valid == clear.any(axis=0)).all()
+    masked = np.where(clear[:, None], values, np.nan)[:, :, valid]
+    expected = {
+        "median": lambda v: np.nanmedian(v, axis=0),
+        "mean": lambda v: np.nanmean(v, axis=0),
+        "min": lambda v: np.nanmin(v, axis=0),
+        "max": lambda v: np.nanmax(v, axis=0),
+    }.get(str(kind), lambda v: np.nanpercentile(v, 20, axis=0))(masked)
+    assert found[:, valid] == pytest.approx(expected, rel=1e-6)
+    assert 0.3 < clear.mean() < 0.9, "there are clouds and clear places"
+
+
+def test_description_says_what_is_combined(tmp_path: Path) -> None:
+    path = write_items(tmp_path, DAYS)
+    assert opened(path, composite="median").how == ["exact", "median of 4 dates from 2024-06-01 to 2024-07-01"]
+    assert opened(path, composite={"percentile": 20}).how[1].startswith("percentile 20 of 4 dates")
+    assert opened(path).how == ["exact"]
+
+
+def test_masked_mosaic_shows_the_first_clear_item(tmp_path: Path) -> None:
+    path = write_items(tmp_path, DAYS)
+    found, valid = opened(path, mask=MASK).read(Window(0, 0, ROWS, COLUMNS))
+    values, clear = observed(path, dilate=2)
+    first = np.take_along_axis(values, clear.argmax(axis=0)[None, None], axis=0)[0]
+    assert (valid == clear.any(axis=0)).all()
+    assert (found == first)[:, valid].all()
+
+
+@pytest.mark.parametrize("kind", ["median", "medoid", "first"])
+def test_each_window_alone_is_what_the_whole_is(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = opened(write_items(tmp_path, DAYS), mask=MASK, composite=kind)
+    values, valid = source.read(Window(0, 0, ROWS, COLUMNS))
+    monkeypatch.setattr(source_module, "DATES_BYTES", 4 * 2 * 4 * 16 * 3)  # strips of few rows
+    for y, x, height, width in ((0, 0, ROWS, COLUMNS), (3, 5, 11, 16), (ROWS - 1, COLUMNS - 1, 1, 1), (0, 20, 40, 8)):
+        own, there = source.read(Window(y, x, height, width))
+        assert (own == values[:, y : y + height, x : x + width]).all()
+        assert (there == valid[y : y + height, x : x + width]).all()
+
+
+def test_items_of_several_zones_are_resampled_before_they_are_combined(tmp_path: Path) -> None:
+    """The third item is in the neighbouring UTM zone; GDAL's nearest neighbour is the oracle of its place."""
+    path = write_items(tmp_path, [f"2024-06-{day:02}T18:00:00Z" for day in (1, 11, 21)])
+    other = GeoBox((60, 60), Affine(10, 0, -40_200, 0, -10, 4_017_200), "EPSG:32613")
+    stored = np.random.default_rng(1).integers(1, 3000, (1, 60, 60)).astype(np.uint16)
+    for name in ("red", "nir"):
+        write_raster(tmp_path / f"2_{name}.tif", stored, transform=other.affine, crs="EPSG:32613", nodata=0)
+    moved = np.zeros((ROWS, COLUMNS), np.uint16)
+    reproject(
+        stored[0], moved, src_transform=other.affine, src_crs="EPSG:32613", dst_transform=GRID.affine,
+        dst_crs="EPSG:32612", src_nodata=0, dst_nodata=0, resampling=rasterio.enums.Resampling.nearest,
+    )  # fmt: skip
+    assert (moved > 0).mean() > 0.2, "the item reaches into the grid"
+    section = {"stac": {"url": str(path), "assets": ["red", "nir"], "composite": "max"}, "resampling": "nearest"}
+    scene = SceneSection.model_validate({"name": "a", "grid": {"like": "optical"}, "sources": {"optical": section}})
+    found, _ = open_source(sources(scene)["optical"], GRID).read(Window(0, 0, ROWS, COLUMNS))
+    values, _ = observed(write_first_two(path), dilate=0)
+    differing = (found != np.maximum(values.max(axis=0), moved)).mean()
+    assert differing < 0.01, "only places between two pixels may be rounded differently"
+
+
+def write_first_two(path: Path) -> Path:
+    """Write a collection of the first two items."""
+    content = json.loads(path.read_text())
+    first = path.parent / "first.json"
+    first.write_text(json.dumps(content | {"features": content["features"][:2]}))
+    return first
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"composite": "modian"}, "`composite` is first, median, mean, min, max, medoid or {percentile: 20}"),
+        ({"composite": {"percentile": 120}}, "composite.percentile"),
+        ({"mask": {"asset": "scl"}}, "give `valid` values, `invalid` values or `bits`"),
+        ({"mask": {"asset": "scl", "valid": [4], "dilate": -1}}, "mask.dilate"),
+    ],
+)
+def test_wrong_keys_are_refused_by_name(values: dict[str, Any], expected: str, scene: SmallScene) -> None:
+    content = scene.config()
+    content["scenes"][0]["sources"]["optical"] = {"stac": {"url": "items.json", "assets": ["red"]} | values}
+    with pytest.raises(InputError) as refused:
+        load(str(scene.write_config(scenes=content["scenes"])))
+    assert expected in str(refused.value)
