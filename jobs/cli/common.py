@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Panel = Literal["Run", "Inspect", "Operate", "Models", "Develop"]
 #: The order of the commands in `mibf --help`; it also orders the panels.
 ORDER = (
-    *("demo", "init", "run", "prepare", "train", "evaluate", "map", "report"),
+    *("demo", "search", "init", "run", "prepare", "train", "evaluate", "map", "report"),
     *("plan", "status", "verify", "runs", "schema"),
     *("rerun", "submit"),
     *("bundle", "baseline", "ablate", "benchmark", "import-checkpoint"),

@@ -1,4 +1,4 @@
-"""Commands for a first configuration: init, schema."""
+"""Commands for a first configuration: search, init, schema."""
 
 from __future__ import annotations
 
@@ -8,6 +8,52 @@ import typer
 
 from jobs.cli.common import app, command, exit_on_error
 from jobs.workflow.result import Result
+
+
+@command("Run")
+def search(
+    catalogue: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL",
+            help="A STAC API, a static catalogue or collection, or a file of items (.json, .parquet).",
+            show_default=False,
+        ),
+    ],
+    dates: Annotated[
+        str,
+        typer.Option(metavar="START/END", help="First and last day, as in 2024-03-01/2024-10-31.", show_default=False),
+    ],
+    output: Annotated[
+        str, typer.Option(metavar="FILE", help="File for the items: .parquet (STAC-GeoParquet) or .json.")
+    ] = "items.parquet",
+    area: Annotated[str | None, typer.Option(metavar="FILE", help="Vector file with the polygons to cover.")] = None,
+    bbox: Annotated[
+        str | None, typer.Option(metavar="W,S,E,N", help="Box to cover, in degrees; W > E crosses the antimeridian.")
+    ] = None,
+    collection: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Collection to search; repeatable. By default all.")
+    ] = None,
+    filter_: Annotated[
+        str | None, typer.Option("--filter", metavar="CQL2", help="Filter of an API, as in 'eo:cloud_cover < 20'.")
+    ] = None,
+    max_items: Annotated[int, typer.Option(min=1, metavar="N", help="Refuse a search that finds more.")] = 1000,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Replace an earlier result, and say what is new.")] = False,
+) -> Result:
+    """Find STAC items of an area and dates, and save them for `stac: {url: FILE}` of a configuration."""
+    from jobs.search.search import find_items
+
+    return find_items(
+        catalogue,
+        area=area,
+        bbox=bbox,
+        dates=dates,
+        collections=collection or (),
+        filter_text=filter_,
+        max_items=max_items,
+        output=output,
+        refresh=refresh,
+    )
 
 
 @command("Run")

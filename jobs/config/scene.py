@@ -284,6 +284,21 @@ class AreaSection(Section):
     layer: str | None = None
 
 
+def check_bbox(value: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """Check a box in degrees, and return it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    west, south, east, north = value
+    if not -90 <= south < north <= 90 or west == east or not all(-180 <= x <= 180 for x in (west, east)):
+        raise ValueError(
+            "`bbox` must be [west, south, east, north] in degrees, with -90 <= south < north <= 90, and west and east "
+            "from -180 to 180 (west > east crosses the antimeridian)"
+        )
+    return value
+
+
 class SceneSection(Section):
     """One area and its sources. Outside `area` or `bbox` (west, south, east, north in degrees) it has no data."""
 
@@ -309,16 +324,8 @@ class SceneSection(Section):
 
     @field_validator("bbox")
     @classmethod
-    def _check_bbox(cls, value: tuple[float, float, float, float] | None) -> tuple[float, float, float, float] | None:
-        if value is None:
-            return None
-        west, south, east, north = value
-        if not -90 <= south < north <= 90 or west == east or not all(-180 <= x <= 180 for x in (west, east)):
-            raise ValueError(
-                "`bbox` must be [west, south, east, north] in degrees, with -90 <= south < north <= 90, and west and east "
-                "from -180 to 180 (west > east crosses the antimeridian)"
-            )
-        return value
+    def _box(cls, value: tuple[float, float, float, float] | None) -> tuple[float, float, float, float] | None:
+        return None if value is None else check_bbox(value)
 
     @model_validator(mode="after")
     def _area_and_grid(self) -> SceneSection:

@@ -22,6 +22,7 @@ from mibf.errors import InputError
 from mibf.redaction import control_character
 from pipeline.io import storage
 from pipeline.rasters.header import StatedBand
+from pipeline.stac.geoparquet import is_geoparquet, read_table
 from pipeline.stac.statements import band_fields, stated_bands, stated_crs
 
 #: Maximum bytes of an item or an item collection; enough for a few thousand items.
@@ -61,7 +62,7 @@ def asset_files(url: str, assets: tuple[str, ...], *, alternate: str | None = No
     Raises:
         InputError: the URL has no STAC item or item collection, or an item lacks an asset or states no usable values.
     """
-    items = _items(url)
+    items = read_items(url)
     return tuple(tuple(_asset_file(url, item, name, alternate) for item in items) for name in assets)
 
 
@@ -139,6 +140,8 @@ def _pixel_size(item: pystac.Item, key: str) -> float:
 
 def further_pages(url: str) -> str | None:
     """Describe the items that a search found beside those in a file, which holds one page of its result; None if all."""
+    if is_geoparquet(url):
+        return None
     content = json.loads(storage.read_at_most(url, MAX_BYTES))
     if content.get("type") != "FeatureCollection":
         return None
@@ -162,16 +165,14 @@ def _list_assets(item: pystac.Item) -> str:
     return ", ".join(names[:50]) + (f" and {len(names) - 50} more" if len(names) > 50 else "") or "none"
 
 
-def _items(url: str) -> list[pystac.Item]:
+def read_items(url: str) -> list[pystac.Item]:
+    """Read an item, an item collection, or a GeoParquet file of items; each item knows where it is.
+
+    Raises:
+        InputError: it is none of these, or has no item.
+    """
     try:
-        content = json.loads(storage.read_at_most(url, MAX_BYTES))
-        kind = content.get("type") if isinstance(content, dict) else None
-        if kind == "FeatureCollection":
-            items = [pystac.Item.from_dict(feature) for feature in content["features"]]
-        elif kind == "Feature":
-            items = [pystac.Item.from_dict(content)]
-        else:
-            raise InputError(f"{url}: has type {kind!r}; provide a STAC item or an item collection (FeatureCollection).")
+        items = _items_of_table(url) if is_geoparquet(url) else _items_of_json(url)
     except FileNotFoundError as error:
         raise InputError(f"{url}: no such file; check the URL in the configuration.") from error
     except RecursionError as error:
@@ -184,6 +185,20 @@ def _items(url: str) -> list[pystac.Item]:
         if item.get_self_href() is None:
             item.set_self_href(url if not storage.is_local(url) else storage.local_path(url))
     return items
+
+
+def _items_of_table(url: str) -> list[pystac.Item]:
+    return [pystac.Item.from_dict(item) for item in read_table(url)]
+
+
+def _items_of_json(url: str) -> list[pystac.Item]:
+    content = json.loads(storage.read_at_most(url, MAX_BYTES))
+    kind = content.get("type") if isinstance(content, dict) else None
+    if kind == "FeatureCollection":
+        return [pystac.Item.from_dict(feature) for feature in content["features"]]
+    if kind == "Feature":
+        return [pystac.Item.from_dict(content)]
+    raise InputError(f"{url}: has type {kind!r}; provide a STAC item or an item collection (FeatureCollection).")
 
 
 def _location(url: str, item: pystac.Item, asset: str, alternate: str | None) -> str:

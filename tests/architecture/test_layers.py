@@ -18,8 +18,8 @@ ALLOWED = {
     "mibf": {"torch", "numpy", "safetensors"},
     "pipeline": {
         "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "lightgbm", "numcodecs", "numpy", "odc", "pyarrow",
-        "pyogrio", "pyproj", "pystac", "rasterio", "rio_cogeo", "rioxarray", "scipy", "shapely", "skimage", "sklearn",
-        "torch", "xarray", "zarr",
+        "pyogrio", "pyproj", "pystac", "pystac_client", "rasterio", "requests", "rio_cogeo", "rioxarray", "scipy", "shapely",
+        "skimage", "sklearn", "stac_geoparquet", "torch", "xarray", "zarr",
     },
 }  # fmt: skip  # a list of names: one per line would fill a page
 BELOW = {"mibf": {"mibf"}, "pipeline": {"mibf", "pipeline"}, "jobs": {"mibf", "pipeline", "jobs"}}
@@ -34,7 +34,8 @@ ORDER = {
     "jobs": (
         "jobs", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.sample", "jobs.train.tracking", "jobs.evaluate",
         "jobs.baseline", "jobs.trials", "jobs.models", "jobs.train", "jobs.prepare", "jobs.map", "jobs.report",
-        "jobs.inspection", "jobs.init", "jobs.benchmark", "jobs.fleet", "jobs.bench.harness", "jobs.bench", "jobs.cli",
+        "jobs.inspection", "jobs.search", "jobs.init", "jobs.benchmark", "jobs.fleet", "jobs.bench.harness",
+        "jobs.bench", "jobs.cli",
     ),
 }  # fmt: skip  # a list of names: one per line would fill a page
 

@@ -25,7 +25,7 @@ from tests.support.paths import ROOT
 from tests.support.scenes import SmallScene
 
 PANELS = {
-    "Run": ["demo", "init", "run", "prepare", "train", "evaluate", "map", "report"],
+    "Run": ["demo", "search", "init", "run", "prepare", "train", "evaluate", "map", "report"],
     "Inspect": ["plan", "status", "verify", "runs", "schema"],
     "Operate": ["rerun", "submit"],
     "Models": ["bundle", "baseline", "ablate", "benchmark", "import-checkpoint"],

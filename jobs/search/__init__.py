@@ -1,0 +1,1 @@
+"""The command `search`: find STAC items of an area and dates, and save them."""

@@ -1,0 +1,178 @@
+"""Search a STAC catalogue for items of an area and dates, and save them for `stac.url` of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from typing import Any
+
+import numpy as np
+import pystac
+import shapely
+from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
+
+from jobs.config.scene import check_bbox
+from jobs.runtime.progress import info, pluralize
+from mibf.errors import InputError
+from pipeline.areas.area import Area, box_area, read_area
+from pipeline.io import storage
+from pipeline.stac.assets import read_items, solar_date
+from pipeline.stac.geoparquet import is_geoparquet, write_table
+from pipeline.stac.search import Found, Query, search, union
+
+#: Items after which the number found so far is printed again.
+REPORTED = 500
+#: New or missing items that are listed by name.
+LISTED = 10
+
+
+@dataclass(frozen=True)
+class SearchSummary:
+    """What a search found, and what has changed since the last one."""
+
+    output: str
+    items: int
+    days: tuple[str, ...]
+    coverage: float  #: share of the area that footprints cover, 0 to 1
+    assets: tuple[str, ...]  #: keys that all items have
+    added: tuple[str, ...] | None  #: ids; None if there was no earlier result
+    removed: tuple[str, ...] | None
+
+    def lines(self) -> list[str]:
+        """Describe it for a person."""
+        found = [
+            f"{pluralize(self.items, 'items')} of {pluralize(len(self.days), 'days')}, {self.days[0]} to {self.days[-1]}; "
+            f"footprints cover {100 * self.coverage:.1f} % of the area",
+            f"assets of all items: {', '.join(self.assets) or 'none'}",
+        ]
+        for what, ids in (("new", self.added), ("no longer found", self.removed)):
+            if ids is not None:
+                more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
+                names = f": {', '.join(ids[:LISTED])}{more}" if ids else ""
+                found.append(f"{what} since the last search: {pluralize(len(ids), 'items')}{names}")
+        return [*found, "", "made:", f"  {self.output}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to JSON values."""
+        return dict(vars(self))
+
+
+def find_items(
+    url: str,
+    *,
+    area: str | None,
+    bbox: str | None,
+    dates: str,
+    collections: Sequence[str],
+    filter_text: str | None,
+    max_items: int,
+    output: str,
+    refresh: bool,
+) -> SearchSummary:
+    """Search and save; an earlier result is replaced only if that is asked for.
+
+    Args:
+        url: of a STAC API, a catalogue or collection, or a file of items.
+        area: a vector file; or else
+        bbox: west, south, east and north in degrees, with commas between them.
+        dates: START/END, both included.
+        collections: ids; empty: all.
+        filter_text: in CQL2 text.
+        max_items: more are refused.
+        output: a file whose name ends in .parquet, .geoparquet or .json.
+        refresh: replace an earlier result, and say what has changed.
+
+    Raises:
+        InputError: the search or the result cannot be used; nothing is written.
+    """
+    if (area is None) == (bbox is None):
+        raise InputError("give either --area or --bbox.")
+    if not (is_geoparquet(output) or output.lower().endswith(".json")):
+        raise InputError(f"{output}: give a name that ends in .parquet or .json.")
+    earlier = None
+    if storage.exists(output):
+        if not refresh:
+            raise InputError(f"{output}: is there already; search again with --refresh, or give another name.")
+        earlier = {item.id for item in read_items(output)}
+    ground = box_area(parse_box(bbox)) if bbox is not None else read_area(storage.absolute(area or ""))
+    polygons = _in_degrees(ground)
+    start, end = parse_dates(dates)
+    query = Query(url, polygons, start, end, tuple(collections), filter_text, max_items)
+    found = search(query, lambda count: info(f"{count:,} items ...") if count % REPORTED == 0 else None)
+    write(output, found)
+    ids = {str(item["id"]) for item in found.items}
+    items = [pystac.Item.from_dict(item) for item in found.items]
+    return SearchSummary(
+        output=output,
+        items=len(items),
+        days=tuple(sorted({solar_date(item) for item in items})),
+        coverage=coverage(polygons, found.footprints),
+        assets=tuple(key for key in items[0].assets if all(key in item.assets for item in items)),
+        added=None if earlier is None else tuple(sorted(ids - earlier)),
+        removed=None if earlier is None else tuple(sorted(earlier - ids)),
+    )
+
+
+def write(output: str, found: Found) -> None:
+    """Write items as GeoParquet, or as a JSON item collection."""
+    if is_geoparquet(output):
+        write_table(output, found.items)
+    else:
+        storage.write_json(output, {"type": "FeatureCollection", "features": list(found.items)})
+
+
+def parse_box(text: str) -> tuple[float, float, float, float]:
+    """Parse west, south, east and north in degrees.
+
+    Raises:
+        InputError: they are not that.
+    """
+    try:
+        west, south, east, north = (float(part) for part in text.split(","))
+        return check_bbox((west, south, east, north))
+    except ValueError as error:
+        why = f": {error}" if "bbox" in str(error) else " is not four numbers; write W,S,E,N, as in 13.2,52.3,13.6,52.5"
+        raise InputError(f"--bbox {text}{why}.") from None
+
+
+def parse_dates(text: str) -> tuple[datetime, datetime]:
+    """Parse START/END, of dates or times, into the first and the last moment, in UTC; a day lasts from 00:00:00 to 23:59:59.
+
+    Raises:
+        InputError: it is neither, or the end is before the start.
+    """
+    first, slash, last = text.partition("/")
+    if not slash:
+        last = first
+    start, end = _moment(text, first, time.min), _moment(text, last, time.max.replace(microsecond=0))
+    if end < start:
+        raise InputError(f"--dates {text}: the end is before the start; write the earlier date first.")
+    return start, end
+
+
+def _moment(text: str, part: str, at: time) -> datetime:
+    try:
+        if len(part.strip()) == len("2024-07-01"):
+            return datetime.combine(date.fromisoformat(part.strip()), at, UTC)
+        found = datetime.fromisoformat(part.strip())
+    except ValueError:
+        raise InputError(f"--dates {text}: {part!r} is not a date; write START/END, as in 2024-03-01/2024-10-31.") from None
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+def _in_degrees(ground: Area) -> BaseGeometry:
+    """The polygons of an area in degrees, in one piece."""
+    return shapely.make_valid(ground.transformed("EPSG:4326"))
+
+
+def coverage(area: BaseGeometry, footprints: Sequence[BaseGeometry]) -> float:
+    """Return the share of an area's surface that footprints cover, on a sphere."""
+
+    def equal_area(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
+        # Lambert's cylindrical projection, which keeps areas and any longitude.
+        return np.column_stack([np.radians(degrees[:, 0]), np.sin(np.radians(degrees[:, 1]))])
+
+    covered = shapely.transform(area.intersection(union(footprints)), equal_area).area
+    return float(covered / shapely.transform(area, equal_area).area)
