@@ -66,7 +66,9 @@ def search(query: Query, report: Callable[[int], None] = lambda count: None) -> 
         InputError: nothing answers at the URL, or no STAC; there is no item, or there are more than `max_items`.
     """
     started, found = time.monotonic(), dict[str, tuple[str, dict[str, Any], BaseGeometry]]()
+    placeless = 0
     for item in _candidates(query):
+        placeless += not item.get("geometry")
         if time.monotonic() - started > LIMIT:
             raise InputError(
                 f"{query.url}: the search has not ended within {LIMIT:.0f} s, with {len(found):,} items so far; limit it by "
@@ -87,7 +89,8 @@ def search(query: Query, report: Callable[[int], None] = lambda count: None) -> 
         of = f" of {', '.join(query.collections)}" if query.collections else ""
         raise InputError(
             f"{query.url}: has no items{of} from {query.start:%Y-%m-%d} to {query.end:%Y-%m-%d} that touch the area "
-            f"({where}); check dates, collections, filter and area."
+            f"({where}); check dates, collections, filter and area"
+            f"{f' ({placeless} items have no geometry, so their place is unknown)' if placeless else ''}."
         )
     ordered = sorted(found.values(), key=lambda each: (each[0], str(each[1].get("id"))))
     return Found(tuple(item for _, item, _ in ordered), tuple(footprint for _, _, footprint in ordered))

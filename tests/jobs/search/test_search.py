@@ -244,6 +244,17 @@ def test_wrong_arguments_are_refused_with_the_remedy(arguments: list[str], expec
     assert not (tmp_path / "items.parquet").exists()
 
 
+def test_items_without_a_place_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "all.json"
+    features = [each | {"geometry": None} for each in ITEMS[:2]]
+    for feature in features:
+        feature.pop("bbox")
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    done = run(str(path), *WANTED, "--output", str(tmp_path / "items.parquet"))
+    assert done.exit_code == 2
+    assert "(2 items have no geometry, so their place is unknown)" in done.stderr
+
+
 def test_days_last_until_midnight_and_times_are_exact() -> None:
     start, end = parse_dates("2024-06-01/2024-06-30")
     assert (start.isoformat(), end.isoformat()) == ("2024-06-01T00:00:00+00:00", "2024-06-30T23:59:59+00:00")
