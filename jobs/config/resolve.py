@@ -63,10 +63,12 @@ def _source(name: str, section: SourceSection) -> Source:
     dates: dict[str, Any] = {}
     if section.stac is not None:
         stamp = checksums.input_fingerprint(section.stac.url)
-        assets, masks, notes = _assets(section.stac, stamp, unscale=section.unscale)
+        # Encodings of embeddings have scales of their own.
+        checked = section.decode in (None, "db")
+        assets, masks, notes = _assets(section.stac, stamp, bands=section.bands, unscale=section.unscale, checked=checked)
         _check_bands(name, section, assets)
         layers = [[file(each.url, v, each) for each in layer] for layer in assets for v in variables]
-        dates = _dates(section.stac, assets[0], masks)
+        dates = _dates(section, section.stac, assets[0], masks)
     else:
         layers = [[file(url, v) for url in layer] for layer in _layers(section) for v in variables]
     return Source(
@@ -86,17 +88,29 @@ def _source(name: str, section: SourceSection) -> Source:
     )
 
 
-def _dates(stac: StacSection, files: Sequence[AssetFile], masks: Sequence[AssetFile]) -> dict[str, Any]:
+def _dates(
+    section: SourceSection, stac: StacSection, files: Sequence[AssetFile], masks: Sequence[AssetFile]
+) -> dict[str, Any]:
     """Return the values of a `Source` that say how the items of an asset are masked and combined."""
     found: dict[str, Any] = {}
     if stac.mask is not None:
         # The mask's own rule interprets every value, so none is treated as nodata.
-        rasters = [
-            RasterFile(storage.absolute(each.url), bands=(each.band or 1,), nodata=math.nan, stated_crs=each.crs)
-            for each in masks
-        ]
         rule = (stac.mask.valid, stac.mask.invalid, stac.mask.bits)
-        found["masks"] = tuple(Mask(raster, *rule, dilate=stac.mask.dilate) for raster in rasters)
+        found["masks"] = tuple(
+            Mask(
+                RasterFile(
+                    storage.absolute(each.url),
+                    bands=(each.band or 1,),
+                    nodata=math.nan,
+                    crs=section.crs,
+                    stated_crs=each.crs,
+                ),
+                *rule,
+                chosen=each.band is not None,
+                dilate=stac.mask.dilate,
+            )
+            for each in masks
+        )
     if stac.composite is None:
         return found
     if isinstance(stac.composite, PercentileSection):
@@ -154,14 +168,14 @@ def _check_bands(name: str, section: SourceSection, assets: Sequence[Sequence[As
 
 @cache
 def _assets(
-    stac: StacSection, stamp: str, *, unscale: bool
+    stac: StacSection, stamp: str, *, bands: tuple[int, ...] | None, unscale: bool, checked: bool
 ) -> tuple[tuple[tuple[AssetFile, ...], ...], tuple[AssetFile, ...], tuple[str, ...]]:
     """Return the files of each asset and of the mask, and notes on what items state and leave out."""
     del stamp  # cache key only: a changed item is read again
     masked = () if stac.mask is None else (stac.mask.asset,)
     found = asset_files(stac.url, (*stac.assets, *masked), alternate=stac.alternate)
     assets, masks = found[: len(stac.assets)], found[len(stac.assets) :]
-    notes = check_values(stac.url, stac.assets, assets, unscale=unscale)
+    notes = check_values(stac.url, stac.assets, assets, bands=bands, unscale=unscale) if checked else ()
     left_out = further_pages(stac.url)
     return assets, masks[0] if masks else (), (*notes, *(() if left_out is None else (left_out,)))
 

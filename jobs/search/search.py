@@ -104,10 +104,11 @@ def find_items(
     write(output, found)
     ids = {str(item["id"]) for item in found.items}
     items = [pystac.Item.from_dict(item) for item in found.items]
+    west, _, east, _ = polygons.bounds
     return SearchSummary(
         output=output,
         items=len(items),
-        days=tuple(sorted({solar_date(item) for item in items})),
+        days=tuple(sorted({solar_date(item, ((west + east) / 2 + 180) % 360 - 180) for item in items})),
         coverage=coverage(polygons, found.footprints),
         assets=tuple(key for key in items[0].assets if all(key in item.assets for item in items)),
         added=None if earlier is None else tuple(sorted(ids - earlier)),

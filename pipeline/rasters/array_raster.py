@@ -84,7 +84,7 @@ def open_array(file: RasterFile, array: NamedArray) -> ArrayRaster:
     stated = _stated(file, chosen, int(sizes.get("band", 1)))
     gain, offset = agreed_scaling(file, gain, offset, stated)
     if file.nodata is None and stated.nodata is not None:
-        own = agreed_nodata(file, absent[0] if len(absent) == 1 else None, stated.nodata, dtype)
+        own = agreed_nodata(file, absent[0] if len(absent) == 1 else None, stated, dtype)
         absent = absent if own is None else tuple(dict.fromkeys((*absent, own)))
     unscale = file.unscale and (gain != 1 or offset != 0)
     block = array.block or tuple(array.values.shape)

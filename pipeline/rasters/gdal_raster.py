@@ -121,7 +121,7 @@ class GdalRaster:
         declared = _declared_nodata(dataset)
         if file.nodata is None:
             for i, own in zip(at, stated, strict=True):
-                declared[i] = agreed_nodata(file, declared[i], own.nodata, np.dtype(dataset.dtypes[i]))
+                declared[i] = agreed_nodata(file, declared[i], own, np.dtype(dataset.dtypes[i]))
         unscale = file.unscale and any(g != 1 or o != 0 for g, o in zip(gains, offsets, strict=True))
         self.header = Header(
             grid=with_crs(file, GeoBox((dataset.height, dataset.width), dataset.transform, crs)),

@@ -35,6 +35,8 @@ class StatedBand:
     offset: float | None = None
     nodata: float | None = None
     decided: bool = False  #: whether gain and offset hold whatever the file states
+    undecided: bool = False  #: whether values have a scale and offset that are not known
+    nodata_is_default: bool = False  #: whether the file's nodata value, if it has one, holds instead
 
 
 @dataclass(frozen=True)
@@ -190,19 +192,34 @@ def stated_band(file: RasterFile, band: int, count: int) -> StatedBand:
     return file.stated[0] if len(file.stated) == 1 else file.stated[band - 1]
 
 
-def agreed_nodata(file: RasterFile, declared: float | None, stated: float | None, dtype: np.dtype[Any]) -> float | None:
+def agreed_nodata(file: RasterFile, declared: float | None, band: StatedBand, dtype: np.dtype[Any]) -> float | None:
     """Return the nodata value that a file and a catalogue declare; one that the data type cannot hold does not count.
 
     Raises:
         InputError: they declare different ones.
     """
+    stated = band.nodata
+    if band.nodata_is_default and declared is not None:
+        return declared
     if stated is None or math.isnan(stated) or (dtype.kind != "f" and not dtype_holds(dtype, stated)):
         return declared
-    if declared is None or math.isnan(declared) or math.isclose(stated, declared, rel_tol=1e-5):
-        return stated if declared is None or math.isnan(declared) else declared
+    if declared is None or math.isnan(declared):
+        return stated
+    if _same_nodata(declared, stated, dtype):
+        return declared
     raise InputError(
         f"{file}: nodata is {declared:g} in the file, but {stated:g} in its STAC item; give the right value as `nodata`."
     )
+
+
+def _same_nodata(first: float, second: float, dtype: np.dtype[Any]) -> bool:
+    """Whether two nodata values are one of a data type; the largest float is cut differently by different software."""
+    if dtype.kind != "f":
+        return first == second
+    largest = 0.9 * float(np.finfo(np.float32).max)
+    if abs(first) > largest and abs(second) > largest:
+        return (first > 0) == (second > 0)
+    return math.isclose(first, second, rel_tol=1e-6)
 
 
 def agreed_scaling(file: RasterFile, gain: float, offset: float, stated: StatedBand) -> tuple[float, float]:
@@ -211,8 +228,15 @@ def agreed_scaling(file: RasterFile, gain: float, offset: float, stated: StatedB
     Raises:
         InputError: they are to be applied, and differ.
     """
+    if stated.undecided and file.unscale and (gain, offset) == (1, 0):
+        raise InputError(
+            f"{file}: has values of Sentinel-2 whose offset depends on the processing baseline, but its STAC item states "
+            "neither that nor an offset; give `gain` and `offset` instead of `unscale`."
+        )
     if stated.gain is None or stated.offset is None:
         return gain, offset
+    if stated.gain == 0 and file.unscale:
+        raise InputError(f"{file}: its STAC item states a scale of 0, which would make all values equal; correct the item.")
     found = (stated.gain, stated.offset)
     agree = all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) for a, b in zip(found, (gain, offset), strict=True))
     if not (stated.decided or agree or (gain, offset) == (1, 0)) and file.unscale:

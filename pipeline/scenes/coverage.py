@@ -41,17 +41,18 @@ def bands_without_data(executor: Executor, source: AlignedSource, shape_yx: tupl
         InputError: a file cannot be read.
     """
     names, singles = [], []
-    declared = replace(source.declared, mask=None, band_names=(), derive=(), keep=())
+    declared = replace(source.declared, mask=None, dates=(), masks=(), band_names=(), derive=(), keep=())
     for layer in source.layers:
-        for number in layer[0].file.bands or range(1, layer[0].header.bands + 1):
-            parts = tuple(_single_band(part, number) for part in layer)
+        for at, number in enumerate(layer[0].file.bands or range(1, layer[0].header.bands + 1)):
+            parts = tuple(_single_band(part, at) for part in layer)
             singles.append(replace(source, declared=declared, layers=(parts,), mask=None))
             names.append(str(number) if len(source.layers) == 1 else f"{number} of {layer[0].file}")
     return [names[i] for i in sources_without_data(executor, singles, shape_yx)]
 
 
-def _single_band(part: AlignedFile, number: int) -> AlignedFile:
-    file = replace(part.file, bands=(number,))
+def _single_band(part: AlignedFile, at: int) -> AlignedFile:
+    """A file with one of the bands that are read, which may have another number in each file."""
+    file = replace(part.file, bands=(at + 1 if part.file.bands is None else part.file.bands[at],))
     return AlignedFile(file, header(file), part.alignment)
 
 

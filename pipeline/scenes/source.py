@@ -22,6 +22,7 @@ from pipeline.rasters.raster import header, open_raster, stamped
 from pipeline.rasters.resample import Alignment, align, overlaps, reaches, read_aligned
 from pipeline.scenes.geometries import AreaMask
 from pipeline.stac.composite import Composite, dilated
+from pipeline.stac.series import check_scaled
 
 #: Of several files or dates, the first one with data.
 FIRST = Composite("first")
@@ -38,7 +39,7 @@ class Mask:
     invalid: tuple[int, ...] = ()
     bits: tuple[int, ...] = ()
     chosen: bool = True  #: whether the configuration chooses the band; else the first is read
-    dilate: int = 0  #: pixels of the source's grid by which the places where it may not be used are extended
+    dilate: int = 0  #: pixels of the reference grid by which the places where it may not be used are extended
 
     def passes(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         """Where mask values accept the source's pixel."""
@@ -94,6 +95,7 @@ class AlignedFile:
     alignment: Alignment
     position: int = 0  #: in its layer as declared
     mask: AlignedFile | None = None
+    margin: int = 0  #: of an item's mask: pixels by which it is known beyond the grid on every side
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,15 @@ class AlignedSource:
         """What its files hold beside what is read from them, for the user."""
         heads = [part.header for part in [*self.parts, *([] if self.mask is None else [self.mask])]]
         found = [head.left_out for head in heads if head.left_out is not None]
-        mask = self.declared.mask
-        if mask is not None and self.mask is not None and not mask.chosen and self.mask.header.file_bands > 1:
-            bands = self.mask.header.file_bands
-            found.append(f"mask {mask.file} has {bands} bands, of which the first is used; choose one with `mask.band`")
+        pairs = [(self.declared.mask, self.mask, "choose one with `mask.band`")]
+        pairs += [
+            (self.declared.masks[part.position], part.mask, "name one in `stac.mask.asset`")
+            for part in self.layers[0]
+            if part.mask is not None
+        ]
+        for mask, part, remedy in pairs:
+            if mask is not None and part is not None and not mask.chosen and part.header.file_bands > 1:
+                found.append(f"mask {mask.file} has {part.header.file_bands} bands, of which the first is used; {remedy}")
         return found
 
     @property
@@ -208,8 +215,11 @@ class AlignedSource:
     def _read_dates(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Values (band, y, x) and validity (y, x) of all layers, of several dates combined."""
         dates = self._dates_of(window)
-        if len(dates) < 2:
-            return self._read_layers(dates[0] if dates else [layer[:1] for layer in self.layers], window)
+        if not dates:
+            shape = (window.height, window.width)
+            return np.zeros((self.bands_read, *shape), self.dtype), np.zeros(shape, bool)
+        if len(dates) == 1:
+            return self._read_items(dates[0], window)
         values = np.empty((self.bands_read, window.height, window.width), self.dtype)
         valid = np.empty((window.height, window.width), bool)
         # All dates of a strip are in memory at once, so strips are lower the more dates there are.
@@ -217,31 +227,47 @@ class AlignedSource:
         for top in range(0, window.height, height):
             rows = min(height, window.height - top)
             strip = Window(window.y + top, window.x, rows, window.width)
-            found = [self._read_layers(layers, strip) for layers in dates]
+            found = [self._read_items(items, strip) for items in dates]
             values[:, top : top + rows], valid[top : top + rows] = self.declared.composite.combine(
                 np.stack([each for each, _ in found]), np.stack([there for _, there in found])
             )
         return values, valid
 
-    def _dates_of(self, window: Window) -> list[list[list[AlignedFile]]]:
-        """The files of each layer for each date, in the order of the dates, that touch a window."""
-        declared = self.declared
-        if not declared.dates:
-            return [[list(layer) for layer in self.layers]]
-        touched = {part.position for part in self.parts if reaches(part.header, part.alignment, self.grid, window)}
-        dates = sorted({declared.dates[position] for position in touched})
-        return [
-            [[part for part in layer if declared.dates[part.position] == date] for layer in self.layers] for date in dates
+    def _dates_of(self, window: Window) -> list[list[tuple[AlignedFile, ...]]]:
+        """The items that touch a window, each with a file for every layer, by date in the order of the dates."""
+        # Opening a file takes longer than reading its part of a window, and a window touches few of many tiles.
+        items = [
+            parts
+            for parts in zip(*self.layers, strict=True)
+            if all(reaches(part.header, part.alignment, self.grid, window) for part in parts)
         ]
+        by_date: dict[str, list[tuple[AlignedFile, ...]]] = {}
+        for parts in items:
+            by_date.setdefault(self.declared.dates[parts[0].position] if self.declared.dates else "", []).append(parts)
+        return [by_date[date] for date in sorted(by_date)]
 
-    def _read_layers(
-        self, layers: Sequence[Sequence[AlignedFile]], window: Window
+    def _read_items(
+        self, items: Sequence[tuple[AlignedFile, ...]], window: Window
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Values (band, y, x) of all layers of a date, and where (y, x) all of them have data."""
-        clear: dict[int, NDArray[np.bool_]] = {}
-        parts = [self._read_layer(layer, window, clear) for layer in layers]
-        values = parts[0][0] if len(parts) == 1 else np.concatenate([part for part, _ in parts])
-        return values, np.logical_and.reduce([there for _, there in parts])
+        """Values (band, y, x) and validity (y, x) of a date, per pixel from the first item with data in all bands."""
+        values, valid = self._read_item(items[0], window)
+        for parts in items[1:]:
+            if valid.all():
+                break
+            others, there = self._read_item(parts, window)
+            new = there & ~valid
+            values[:, new] = others[:, new]
+            valid = valid | there
+        return values, valid
+
+    def _read_item(self, parts: Sequence[AlignedFile], window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        read = [self._read_file(part, window) for part in parts]
+        values = read[0][0] if len(read) == 1 else np.concatenate([each for each, _ in read])
+        valid = np.logical_and.reduce([there for _, there in read])
+        first = parts[0]
+        if first.mask is not None:
+            valid = valid & self._clear(first.mask, self.declared.masks[first.position], window)
+        return values, valid
 
     def _kept(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """The bands that are kept, as read or derived from those; valid pixels are valid in all derived bands, too."""
@@ -252,36 +278,8 @@ class AlignedSource:
             valid = valid & there
         return np.stack([bands[name] for name in self.declared.kept]), valid
 
-    def _read_layer(
-        self, layer: Sequence[AlignedFile], window: Window, clear: dict[int, NDArray[np.bool_]]
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """A layer's values (band, y, x) and validity (y, x), per pixel from the first file with data.
-
-        `clear` keeps what the files' masks accept, by position, for the other layers.
-        """
-        # Opening a file takes longer than reading its part of a window, and a window touches few of many tiles.
-        touched = [part for part in layer if reaches(part.header, part.alignment, self.grid, window)]
-        if not touched:
-            shape = (window.height, window.width)
-            return np.zeros((layer[0].header.bands, *shape), self.dtype), np.zeros(shape, bool)
-        values, valid = self._read_file(touched[0], window, clear)
-        for part in touched[1:]:
-            if valid.all():
-                break
-            others, there = self._read_file(part, window, clear)
-            new = there & ~valid
-            values[:, new] = others[:, new]
-            valid = valid | there
-        return values, valid
-
-    def _read_file(
-        self, part: AlignedFile, window: Window, clear: dict[int, NDArray[np.bool_]]
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def _read_file(self, part: AlignedFile, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         values, valid = _read_part(part, self.grid, window)
-        if part.mask is not None:
-            if part.position not in clear:
-                clear[part.position] = self._clear(part.mask, self.declared.masks[part.position], window)
-            valid = valid & clear[part.position]
         if part.file.decode == "db":
             # After resampling, because a coarser pixel would have measured the mean of powers, not of decibels. A kernel
             # with negative weights can give a power that is not above 0.
@@ -290,16 +288,17 @@ class AlignedSource:
         return self._physical(values, valid)
 
     def _clear(self, part: AlignedFile, mask: Mask, window: Window) -> NDArray[np.bool_]:
-        """Where (y, x) the mask of a file accepts its pixels."""
-        # What is masked beyond the window's edge reaches into it.
-        top, left = min(mask.dilate, window.y), min(mask.dilate, window.x)
-        rows, columns = self.grid.shape
-        bottom = min(window.y + window.height + mask.dilate, rows)
-        right = min(window.x + window.width + mask.dilate, columns)
-        wide = Window(window.y - top, window.x - left, bottom - window.y + top, right - window.x + left)
-        values, there = _read_part(part, self.grid, wide)
-        clear = there & ~dilated(there & ~mask.passes(values[0]), mask.dilate)
-        return clear[top : top + window.height, left : left + window.width]
+        """Where (y, x) the mask of an item accepts its pixels."""
+        # What is masked beyond the edge of the window, and of the grid, reaches into it.
+        reach, margin = mask.dilate * self.scale, part.margin
+        rows, columns = (size + 2 * margin for size in self.grid.shape)
+        top, left = max(0, window.y + margin - reach), max(0, window.x + margin - reach)
+        bottom = min(window.y + margin + window.height + reach, rows)
+        right = min(window.x + margin + window.width + reach, columns)
+        values, there = _read_part(part, _padded(self.grid, margin), Window(top, left, bottom - top, right - left))
+        clear = there & ~dilated(there & ~mask.passes(values[0]), reach)
+        y, x = window.y + margin - top, window.x + margin - left
+        return clear[y : y + window.height, x : x + window.width]
 
     def _physical(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         if values.dtype == self.dtype and self.declared.gain == 1 and self.declared.offset == 0:
@@ -330,12 +329,15 @@ def open_source(
     own = finer(grid, source.scale)
     listings = Listings()
     files = [[*enumerate(stamped(file, listings) for file in layer)] for layer in source.layers]
+    masks = [stamped(mask.file, listings) for mask in source.masks]
     if area is not None:
-        inside = {at for layer in files for at, file in layer if overlaps(header(file), own)}
+        # An item has data where all its files have.
+        own_files = [[file for _, file in layer] for layer in files] + ([masks] if masks else [])
+        inside = {at for at, item in enumerate(zip(*own_files, strict=True)) if all(overlaps(header(f), own) for f in item)}
         files = [[(at, file) for at, file in layer if at in inside] or layer for layer in files]
-    masks = {at: _part(stamped(source.masks[at].file, listings), own, "nearest", like) for at, _ in files[0] if source.masks}
+    aligned = {at: _mask_part(masks[at], source.masks[at], own, source.scale, like) for at, _ in files[0] if masks}
     layers = tuple(
-        tuple(replace(_part(file, own, source.resampling, like), position=at, mask=masks.get(at)) for at, file in layer)
+        tuple(replace(_part(file, own, source.resampling, like), position=at, mask=aligned.get(at)) for at, file in layer)
         for layer in files
     )
     for layer in layers:
@@ -345,7 +347,7 @@ def open_source(
                     f"source {source.name!r}: {part.file} has {part.header.bands} bands, but {layer[0].file} has "
                     f"{layer[0].header.bands}; the files of a mosaic must have the same bands."
                 )
-        _check_scaled(source, layer)
+        check_scaled(source.name, [(part.file, part.header) for part in layer])
     parts = [part for layer in layers for part in layer]
     read = sum(layer[0].header.bands for layer in layers)
     if source.band_names and len(source.band_names) != read:
@@ -362,19 +364,14 @@ def open_source(
     return AlignedSource(source, own, layers, mask, np.dtype(np.float32) if changed or interpolated else dtype, area)
 
 
-def _check_scaled(source: Source, layer: Sequence[AlignedFile]) -> None:
-    """Check that the files of a mosaic from a catalogue are all scaled, or none."""
-    scaled = [part for part in layer if part.file.unscale and part.header.unscaled]
-    if not any(stated.gain is not None for part in scaled for stated in part.file.stated):
-        return
-    for part in layer:
-        if part.header.unscaled or any(stated.gain is not None for stated in part.file.stated):
-            continue
-        raise InputError(
-            f"source {source.name!r}: {scaled[0].file} has scale {scaled[0].header.gains[0]:g} and offset "
-            f"{scaled[0].header.offsets[0]:g}, but neither {part.file} nor its STAC item states any, so `unscale` cannot "
-            "make their values comparable; correct the item, or leave it out."
-        )
+def _padded(grid: GeoBox, margin: int) -> GeoBox:
+    return grid if margin == 0 else grid.pad(margin)
+
+
+def _mask_part(file: RasterFile, mask: Mask, grid: GeoBox, scale: int, like: RasterFile | None) -> AlignedFile:
+    """An item's mask on the grid, and as far beyond it as what is masked there reaches into it."""
+    margin = 0 if grid.crs is None else mask.dilate * scale  # without a CRS, files have the very grid
+    return replace(_part(file, _padded(grid, margin), "nearest", like), margin=margin)
 
 
 def _part(file: RasterFile, grid: GeoBox, resampling: str | None, like: RasterFile | None) -> AlignedFile:

@@ -23,12 +23,10 @@ from mibf.redaction import control_character
 from pipeline.io import storage
 from pipeline.rasters.header import StatedBand
 from pipeline.stac.geoparquet import is_geoparquet, read_table
-from pipeline.stac.statements import band_fields, stated_bands, stated_crs
+from pipeline.stac.statements import band_fields, is_picture, stated_bands, stated_crs
 
 #: Maximum bytes of an item or an item collection; enough for a few thousand items.
 MAX_BYTES = 128 * 1024 * 1024
-#: Roles of assets that are pictures for people: their values are not the bands' values.
-PICTURES = {"overview", "thumbnail", "visual"}
 #: URL schemes of the files that an item may reference.
 SCHEMES = {"http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss"}
 
@@ -44,10 +42,15 @@ class AssetFile:
     crs: str | None
     date: str  #: of its item: year, month and day by the sun
 
-    @property
-    def values(self) -> list[tuple[float, float] | None]:
-        """The scale and offset of each band that is read; None where none are stated."""
-        read = self.stated if self.band is None or len(self.stated) == 1 else self.stated[self.band - 1 : self.band]
+    def scalings(self, bands: tuple[int, ...] | None) -> list[tuple[float, float] | None]:
+        """Return the scale and offset of each band that is read, or one for all; None where none are stated.
+
+        Args:
+            bands: numbers of the bands that are read, if no name chose one; None: all.
+        """
+        read, chosen = self.stated, bands if self.band is None else (self.band,)
+        if chosen is not None and len(read) > 1:
+            read = tuple(read[number - 1] for number in chosen if number <= len(read))
         return [None if b.gain is None or b.offset is None else (b.gain, b.offset) for b in read]
 
 
@@ -63,36 +66,51 @@ def asset_files(url: str, assets: tuple[str, ...], *, alternate: str | None = No
         InputError: the URL has no STAC item or item collection, or an item lacks an asset or states no usable values.
     """
     items = read_items(url)
-    return tuple(tuple(_asset_file(url, item, name, alternate) for item in items) for name in assets)
+    longitude = next((found for found in map(center_longitude, items) if found is not None), 0.0)
+    return tuple(tuple(_asset_file(url, item, name, alternate, longitude) for item in items) for name in assets)
 
 
-def _asset_file(url: str, item: pystac.Item, name: str, alternate: str | None) -> AssetFile:
+def _asset_file(url: str, item: pystac.Item, name: str, alternate: str | None, longitude: float) -> AssetFile:
     key, band = find_asset(url, item, name)
     try:
-        stated, crs = stated_bands(item, key), stated_crs(item, key)
+        stated, crs, day = stated_bands(item, key), stated_crs(item, key), solar_date(item, longitude)
     except InputError as error:
         raise InputError(f"{url}: {error}") from None
-    return AssetFile(item.id, _location(url, item, key, alternate), band, stated, crs, solar_date(item))
+    return AssetFile(item.id, _location(url, item, key, alternate), band, stated, crs, day)
 
 
-def solar_date(item: pystac.Item) -> str:
-    """Return the day of an item by the sun at its center, on which a satellite's neighbouring images have one date.
+def center_longitude(item: pystac.Item) -> float | None:
+    """Return the longitude of the center of an item's box, -180 to 180; None if it has no usable one."""
+    box = item.bbox
+    if not isinstance(box, list | tuple) or len(box) not in (4, 6):
+        return None
+    west, east = box[0], box[len(box) // 2]
+    if not all(isinstance(value, int | float) and abs(value) <= 360 for value in (west, east)):
+        return None
+    return (west + (east - west if east >= west else east + 360 - west) / 2 + 180) % 360 - 180
 
-    Of an interval the day on which it starts. Without a place, the day in UTC.
+
+def solar_date(item: pystac.Item, longitude: float) -> str:
+    """Return the day of an item by the sun at a longitude, such as that of a scene: its images of one day have one date.
+
+    Times without a zone are in UTC; of an interval it is the day on which it starts.
+
+    Raises:
+        InputError: the item has no usable time.
     """
-    # pystac refuses items without either.
-    time = item.datetime or pystac.utils.str_to_datetime(item.properties["start_datetime"])
-    hours = 0.0
-    if item.bbox is not None and len(item.bbox) in (4, 6):
-        west, east = float(item.bbox[0]), float(item.bbox[len(item.bbox) // 2])
-        hours = ((west + (east - west) % 360 / 2 + 180) % 360 - 180) / 15
-    return (time.astimezone(UTC) + timedelta(hours=hours)).date().isoformat()
+    try:
+        moment = item.datetime or pystac.utils.str_to_datetime(item.properties["start_datetime"])
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        return (moment + timedelta(hours=longitude / 15)).date().isoformat()
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise InputError(f"item {item.id!r} has no usable time ({error}); correct its `datetime`.") from error
 
 
 def find_asset(url: str, item: pystac.Item, name: str) -> tuple[str, int | None]:
     """Return the key of an asset, and the number of the band that a name chooses; None if the key is the name.
 
-    Of several assets with the band, the one with the smallest pixels is taken, for some catalogues offer copies.
+    Of several assets with the band, the one with the smallest pixels is taken, for some catalogues offer copies; of those
+    the one with the fewest bands.
 
     Raises:
         InputError: the item has no such asset, or several that do not differ in this.
@@ -100,9 +118,9 @@ def find_asset(url: str, item: pystac.Item, name: str) -> tuple[str, int | None]
     if name in item.assets:
         return name, None
     found = [
-        (len(bands), _pixel_size(item, key), key, position + 1 if len(bands) > 1 else None)
-        for key, asset in item.assets.items()
-        if PICTURES.isdisjoint(asset.roles or ())
+        (_pixel_size(item, key), len(bands), key, position + 1 if len(bands) > 1 else None)
+        for key in item.assets
+        if not is_picture(item, key)
         for bands in [band_fields(item, key)]
         for position, band in enumerate(bands)
         if name in band.names
@@ -114,9 +132,14 @@ def find_asset(url: str, item: pystac.Item, name: str) -> tuple[str, int | None]
     found.sort(key=lambda each: each[:2])
     best = [each for each in found if each[:2] == found[0][:2]]
     if len(best) > 1:
+        keys = list(dict.fromkeys(each[2] for each in best))
+        if len(keys) == 1:
+            raise InputError(
+                f"{url}: item {item.id!r}: asset {keys[0]!r} has several bands {name!r}; choose one with `bands`."
+            )
         raise InputError(
-            f"{url}: item {item.id!r} has several assets with a band {name!r}: {', '.join(each[2] for each in best)}; give "
-            "the key of one of them."
+            f"{url}: item {item.id!r} has several assets with a band {name!r}: {', '.join(keys)}; give the key of one of "
+            "them."
         )
     return best[0][2], best[0][3]
 

@@ -6,16 +6,28 @@ from collections.abc import Sequence
 
 from mibf.errors import InputError
 from pipeline.io import storage
+from pipeline.rasters.header import Header, RasterFile, stated_band
 from pipeline.stac.assets import AssetFile
 
+#: The scale and offset of a band.
+Scaling = tuple[float, float]
 
-def check_values(url: str, assets: Sequence[str], files: Sequence[Sequence[AssetFile]], *, unscale: bool) -> tuple[str, ...]:
+
+def check_values(
+    url: str,
+    assets: Sequence[str],
+    files: Sequence[Sequence[AssetFile]],
+    *,
+    bands: tuple[int, ...] | None,
+    unscale: bool,
+) -> tuple[str, ...]:
     """Check that the values of each asset's files mean the same; return notes on what is applied.
 
     Args:
         url: of the items.
         assets: names of the assets.
         files: of each asset.
+        bands: that are read of each file, numbered from 1; None: all.
         unscale: whether scale and offset are applied to the values.
 
     Raises:
@@ -23,24 +35,55 @@ def check_values(url: str, assets: Sequence[str], files: Sequence[Sequence[Asset
     """
     notes: dict[str, None] = {}
     for name, layer in zip(assets, files, strict=True):
-        by_values: dict[tuple[tuple[float, float], ...], list[AssetFile]] = {}
-        for file in layer:
-            if any(value is not None for value in file.values):
-                by_values.setdefault(tuple(value or (1.0, 0.0) for value in file.values), []).append(file)
-        if len(by_values) > 1 and not unscale:
-            first, second = list(by_values.items())[:2]
-            raise InputError(
-                f"{storage.redact_url(url)}: asset {name!r} has {_describe(first[0])} in item {first[1][0].item!r}, but "
-                f"{_describe(second[0])} in item {second[1][0].item!r}; set `unscale: true`, so that their values mean the "
-                "same."
-            )
-        if len(by_values) > 1:
-            parts = [f"{_describe(values)} in {len(found)}" for values, found in by_values.items()]
+        scalings = [file.scalings(bands) for file in layer]
+        for band in range(max(map(len, scalings), default=0)):
+            by_scaling: dict[Scaling, list[AssetFile]] = {}
+            for file, own in zip(layer, scalings, strict=True):
+                # What is stated once is stated of all bands.
+                found = own[band] if band < len(own) else own[0] if len(own) == 1 else None
+                if found is not None:
+                    by_scaling.setdefault(found, []).append(file)
+            if len(by_scaling) < 2:
+                continue
+            if not unscale:
+                first, second = list(by_scaling.items())[:2]
+                raise InputError(
+                    f"{storage.redact_url(url)}: asset {name!r} has {_describe(first[0])} in item {first[1][0].item!r}, but "
+                    f"{_describe(second[0])} in item {second[1][0].item!r}; set `unscale: true`, so that their values mean "
+                    "the same."
+                )
+            parts = [f"{_describe(scaling)} in {len(found)}" for scaling, found in by_scaling.items()]
             notes[f"of the items in {storage.redact_url(url)}, values have {' and '.join(parts)}; each is applied"] = None
     return tuple(notes)
 
 
-def _describe(values: Sequence[tuple[float, float]]) -> str:
-    """Describe scales and offsets of bands."""
-    found = list(dict.fromkeys(values))
-    return ", ".join(f"scale {gain:g} and offset {offset:g}" for gain, offset in found)
+def check_scaled(source: str, files: Sequence[tuple[RasterFile, Header]]) -> None:
+    """Check that a band of a mosaic from a catalogue is scaled in all files, or in none.
+
+    Raises:
+        InputError: scales are to be applied, and a file has none that a catalogue states of others.
+    """
+    if not any(file.unscale and file.stated for file, _ in files):
+        return
+    for band in range(files[0][1].bands):
+        scaled = next((pair for pair in files if _is_stated(*pair, band)), None)
+        if scaled is None:
+            continue
+        for file, header in files:
+            if _is_stated(file, header, band) or (header.gains[band], header.offsets[band]) != (1, 0):
+                continue
+            raise InputError(
+                f"source {source!r}: {scaled[0]} has {_describe((scaled[1].gains[band], scaled[1].offsets[band]))}, but "
+                f"neither {file} nor its STAC item states any, so `unscale` cannot make their values comparable; correct "
+                "the item, or leave it out."
+            )
+
+
+def _is_stated(file: RasterFile, header: Header, band: int) -> bool:
+    """Whether a catalogue states the scale of a band that is read, counted from 0."""
+    number = band + 1 if file.bands is None else file.bands[band]
+    return stated_band(file, number, header.file_bands).gain is not None
+
+
+def _describe(scaling: Scaling) -> str:
+    return f"scale {scaling[0]:g} and offset {scaling[1]:g}"

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import pystac
@@ -30,6 +31,13 @@ S2_COMMON_NAMES = {
     "coastal", "blue", "green", "red", "rededge", "rededge1", "rededge2", "rededge3", "rededge071", "rededge075",
     "rededge078", "nir", "nir08", "nir09", "cirrus", "swir16", "swir22",
 }  # fmt: skip  # a list of names: one per line would fill a page
+
+
+#: Roles and keys of assets that are pictures for people: their values are not the bands' values.
+PICTURE_ROLES = {"overview", "thumbnail", "visual"}
+PICTURE_KEY = re.compile(r"(visual|tci|overview|thumbnail|preview|rendered_preview)([-_].*)?", re.IGNORECASE)
+#: Integers beyond are no values of a raster.
+LARGEST = 2**64
 
 
 @dataclass(frozen=True)
@@ -62,25 +70,31 @@ def band_fields(item: pystac.Item, key: str) -> list[BandFields]:
     return found
 
 
+def is_picture(item: pystac.Item, key: str) -> bool:
+    """Whether an asset is a picture for people, by its roles or its key."""
+    roles = item.assets[key].roles
+    named = {role for role in roles if isinstance(role, str)} if isinstance(roles, list | tuple) else set()
+    return bool(PICTURE_ROLES & named) or PICTURE_KEY.fullmatch(key) is not None
+
+
 def stated_bands(item: pystac.Item, key: str) -> tuple[StatedBand, ...]:
     """Return what an item states about all bands of an asset, or about each of several; empty if nothing.
 
     Raises:
         InputError: a scale, offset or nodata value is not a number.
     """
-    found = []
+    found = list[StatedBand]()
     for band in band_fields(item, key):
         nodata, scale, offset = (_number(item, key, name, band.fields[name]) for name in ("nodata", "scale", "offset"))
-        decided = False
         if _is_reflectance_of_sentinel_2(item, key, band.names):
-            scale, offset, decided = _of_sentinel_2(item, scale, offset)
-            nodata = 0 if nodata is None else nodata
+            found.append(_of_sentinel_2(item, scale, offset, nodata))
+            continue
         if scale is not None or offset is not None:
             scale, offset = 1.0 if scale is None else scale, 0.0 if offset is None else offset
-        if scale == 0:
-            raise InputError(f"item {item.id!r}: asset {key!r} states a scale of 0, which would make all values equal.")
-        found.append(StatedBand(scale, offset, nodata, decided=decided))
-    return tuple(found) if any(band != StatedBand() for band in found) else ()
+        found.append(StatedBand(scale, offset, nodata))
+    if len(set(found)) == 1:
+        return () if found[0] == StatedBand() else (found[0],)
+    return tuple(found)
 
 
 def stated_crs(item: pystac.Item, key: str) -> str | None:
@@ -107,37 +121,47 @@ def _number(item: pystac.Item, key: str, name: str, value: Any) -> float | None:
     special = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
     if name == "nodata" and isinstance(value, str) and value.lower() in special:
         return special[value.lower()]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) or name == "nodata"):
-        raise InputError(f"item {item.id!r}: asset {key!r} states {name} {value!r}, not a number; correct the item.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_usable(name, value):
+        raise InputError(
+            f"item {item.id!r}: asset {key!r} states {name} {shorten(repr(value), 60)}, not a number; correct the item."
+        )
     return value
 
 
+def _is_usable(name: str, value: float) -> bool:
+    """Whether a number can be one of a raster: finite, or not a number as nodata, and no larger than any data type."""
+    return abs(value) <= LARGEST if isinstance(value, int) else math.isfinite(value) or name == "nodata"
+
+
 def _is_reflectance_of_sentinel_2(item: pystac.Item, key: str, names: frozenset[str]) -> bool:
+    if is_picture(item, key):
+        return False
     of = [item.collection_id, item.properties.get("constellation"), item.properties.get("platform")]
     if not any(isinstance(value, str) and re.match(r"sentinel-(2|s2)", value.lower()) for value in of):
         return False
     return any(S2_BAND.fullmatch(name) or name.lower() in S2_COMMON_NAMES for name in {key, *names})
 
 
-def _of_sentinel_2(item: pystac.Item, scale: float | None, offset: float | None) -> tuple[float | None, float | None, bool]:
-    """Scale and offset of Sentinel-2's reflectance, and whether they follow from what is known of its products.
-
-    Without an offset, or a baseline from which it follows, what the item states is returned.
-    """
+def _of_sentinel_2(item: pystac.Item, scale: float | None, offset: float | None, nodata: float | None) -> StatedBand:
+    """What is known of a band of Sentinel-2's reflectance from its item and from how its products are made."""
     baseline = _baseline(item)
-    is_applied = next((v for k, v in sorted(item.properties.items()) if k.endswith("boa_offset_applied")), None)
+    is_applied = any(value is True for name, value in item.properties.items() if name.endswith("boa_offset_applied"))
     own = S2_SCALE if scale is None else scale
-    if is_applied is True or (baseline is not None and baseline < OFFSET_BASELINE):
-        return own, 0.0, True
-    if offset is None and baseline is not None:
-        return own, S2_OFFSET * own, True
-    return scale, offset, False
+    absent, is_default = (0.0, True) if nodata is None else (nodata, False)
+    if is_applied or (baseline is not None and baseline < OFFSET_BASELINE):
+        return StatedBand(own, 0.0, absent, decided=True, nodata_is_default=is_default)
+    if offset is not None:
+        return StatedBand(own, offset, absent, nodata_is_default=is_default)
+    if baseline is not None:
+        return StatedBand(own, S2_OFFSET * own, absent, decided=True, nodata_is_default=is_default)
+    return StatedBand(nodata=absent, undecided=True, nodata_is_default=is_default)
 
 
 def _baseline(item: pystac.Item) -> float | None:
     """The processing baseline of a Sentinel-2 product, such as 5.09; None if the item does not state it."""
     names = ("s2:processing_baseline", "sentinel:processing_baseline", "processing:version")
     for value in (item.properties.get(name) for name in names):
-        if isinstance(value, str) and (found := re.fullmatch(r"N?(\d\d)\.?(\d\d)", value)):
-            return float(f"{found[1]}.{found[2]}")
+        text = str(value) if isinstance(value, str | float) else ""
+        if found := re.fullmatch(r"N?(\d\d?)\.(\d\d?)|N?(\d\d)(\d\d)", text.strip()):
+            return float(f"{found[1] or found[3]}.{found[2] or found[4]}")
     return None

@@ -20,15 +20,18 @@ from jobs.config.scene import SceneSection
 from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.scenes import source as source_module
+from pipeline.scenes.geometries import AreaMask
 from pipeline.scenes.source import AlignedSource, open_source
 from tests.support.scenes import SmallScene, write_raster
-from tests.support.stac_items import CLOUD, COLUMNS, DAYS, GRID, MASK, ROWS, write_items
+from tests.support.stac_items import CLEAR, CLOUD, COLUMNS, DAYS, GRID, MASK, ROWS, write_items
 
 
-def opened(path: Path, **changes: Any) -> AlignedSource:
-    section = {"stac": {"url": str(path), "assets": ["red", "nir"]} | changes}
+def opened(
+    path: Path, *, grid: GeoBox = GRID, scale: int = 1, crs: str | None = None, area: AreaMask | None = None, **changes: Any
+) -> AlignedSource:
+    section = {"stac": {"url": str(path), "assets": ["red", "nir"]} | changes, "scale": scale, "crs": crs}
     scene = SceneSection.model_validate({"name": "a", "grid": {"like": "optical"}, "sources": {"optical": section}})
-    return open_source(sources(scene)["optical"], GRID)
+    return open_source(sources(scene)["optical"], grid, area=area)
 
 
 def observed(path: Path, *, dilate: int) -> tuple[np.ndarray, np.ndarray]:
@@ -115,6 +118,73 @@ def test_items_of_several_zones_are_resampled_before_they_are_combined(tmp_path:
     values, _ = observed(write_first_two(path), dilate=0)
     differing = (found != np.maximum(values.max(axis=0), moved)).mean()
     assert differing < 0.01, "only places between two pixels may be rounded differently"
+
+
+def test_all_bands_of_a_pixel_are_of_one_item(tmp_path: Path) -> None:
+    path = write_items(tmp_path, DAYS[:2])
+    for number, value in ((0, 10), (1, 1000)):
+        for factor, name in ((1, "red"), (2, "nir")):
+            stored = np.full((1, ROWS, COLUMNS), factor * value, np.uint16)
+            if (number, name) == (0, "nir"):
+                stored[0, 0, 0] = 0
+            write_raster(tmp_path / f"{number}_{name}.tif", stored, transform=GRID.affine, crs="EPSG:32612", nodata=0)
+    found, _ = opened(path).read(Window(0, 0, ROWS, COLUMNS))
+    assert found[:, 0, 0].tolist() == [1000, 2000]
+    assert found[:, 1, 1].tolist() == [10, 20]
+
+
+def write_one_cloud(folder: Path) -> Path:
+    """Write an item with one cloudy pixel, at (20, 20)."""
+    path = write_items(folder, DAYS[:1])
+    clouds = np.full((1, ROWS, COLUMNS), CLEAR, np.uint8)
+    clouds[0, 20, 20] = CLOUD
+    write_raster(folder / "0_scl.tif", clouds, transform=GRID.affine, crs="EPSG:32612")
+    return path
+
+
+def test_clouds_beyond_the_grid_reach_into_it(tmp_path: Path) -> None:
+    path, mask = write_one_cloud(tmp_path), MASK | {"dilate": 4}
+    whole = opened(path, mask=mask).read(Window(0, 0, ROWS, COLUMNS))[1]
+    part = opened(path, grid=GRID[:, 21:], mask=mask).read(Window(0, 0, ROWS, COLUMNS - 21))[1]
+    assert (~part).any()
+    assert (part == whole[:, 21:]).all()
+
+
+def test_dilation_counts_pixels_of_the_reference_grid(tmp_path: Path) -> None:
+    path = write_one_cloud(tmp_path)
+    coarse = GeoBox((ROWS // 2, COLUMNS // 2), GRID.affine * Affine.scale(2), GRID.crs)
+    valid = opened(path, grid=coarse, scale=2, mask=MASK | {"dilate": 4}).read(Window(0, 0, ROWS // 2, COLUMNS // 2))[1]
+    assert (~valid)[20].sum() == 2 * 8 + 1, "four pixels of the grid are eight of the source"
+
+
+def test_mask_of_files_without_a_crs_gets_that_of_the_source(tmp_path: Path) -> None:
+    path = write_items(tmp_path, DAYS[:1])
+    for name in ("red", "nir", "scl"):
+        with rasterio.open(tmp_path / f"0_{name}.tif") as dataset:
+            values = dataset.read()
+        write_raster(tmp_path / f"0_{name}.tif", values, transform=GRID.affine, crs=None)
+    assert opened(path, mask=MASK, crs="EPSG:32612").read(Window(0, 0, 5, 5))[0].shape == (2, 5, 5)
+
+
+def test_mask_with_several_bands_is_reported(tmp_path: Path) -> None:
+    path = write_items(tmp_path, DAYS[:1])
+    clouds = np.full((2, ROWS, COLUMNS), CLEAR, np.uint8)
+    write_raster(tmp_path / "0_scl.tif", clouds, transform=GRID.affine, crs="EPSG:32612")
+    [note] = opened(path, mask=MASK).left_out
+    assert "0_scl.tif has 2 bands, of which the first is used; name one in `stac.mask.asset`" in note
+
+
+def test_item_that_has_no_file_for_every_band_in_the_area_is_left_out(tmp_path: Path) -> None:
+    """Bands of 10 and 20 m of one image may end at different places."""
+    path = write_items(tmp_path, DAYS[:2])
+    away = GRID.affine * Affine.translation(0, ROWS)
+    for name in ("red", "scl"):
+        values = np.full((1, 5, COLUMNS), CLEAR, np.uint8 if name == "scl" else np.uint16)
+        write_raster(tmp_path / f"1_{name}.tif", values, transform=away, crs="EPSG:32612")
+    inside = AreaMask(np.array([GRID.extent.geom]), GRID)
+    source = opened(path, mask=MASK, area=inside)
+    assert [part.position for part in source.parts] == [0, 0]
+    assert source.read(Window(0, 0, ROWS, COLUMNS))[1].any()
 
 
 def write_first_two(path: Path) -> Path:

@@ -115,12 +115,77 @@ def test_nodata_that_the_type_cannot_hold_is_of_no_effect(tmp_path: Path) -> Non
     assert read(opened(write_items(tmp_path, items, offsets=[0, 0])))[1].all()
 
 
-def test_nodata_that_differs_between_file_and_item_is_refused(tmp_path: Path) -> None:
-    path = write_items(tmp_path, [dict(NEW), dict(NEW)], offsets=[1000, 1000])
+@pytest.mark.parametrize("stated", [NODATA, {}], ids=["stated", "by definition"])
+def test_nodata_that_differs_between_file_and_item_is_refused(stated: dict[str, Any], tmp_path: Path) -> None:
+    """The nodata value that Sentinel-2 has by definition is not one that the item states, so the file's holds."""
+    path = write_items(tmp_path, [NEW | {"asset": stated}, NEW | {"asset": stated}], offsets=[1000, 1000])
     stored, place = np.full((1, SIDE, SIDE), 5, np.uint16), Affine(10, 0, 500_080, 0, -10, 4_000_000)
+    stored[0, 1, 1] = 7
     write_raster(tmp_path / "tile1.tif", stored, transform=place, crs="EPSG:32612", nodata=7)
-    with pytest.raises(InputError, match=r"tile1.tif: nodata is 7 in the file, but 0 in its STAC item; give the right"):
-        opened(path)
+    if stated:
+        with pytest.raises(InputError, match=r"tile1.tif: nodata is 7 in the file, but 0 in its STAC item; give the right"):
+            opened(path)
+    else:
+        valid = read(opened(path))[1]
+        assert not valid[1, SIDE + 1]
+        assert valid[:, SIDE:].sum() == SIDE * SIDE - 1
+
+
+def test_largest_float_is_one_nodata_value_however_it_is_cut(tmp_path: Path) -> None:
+    items = [{"collection": "a", "asset": {"raster:bands": [{"nodata": -3.4e38}]}} for _ in range(2)]
+    path = write_items(tmp_path, items, offsets=[0, 0], dtype="float32")
+    stored = np.ones((1, SIDE, SIDE), np.float32)
+    stored[0, 2, 2] = -3.4028235e38
+    place = Affine(10, 0, 500_080, 0, -10, 4_000_000)
+    write_raster(tmp_path / "tile1.tif", stored, transform=place, crs="EPSG:32612", nodata=-3.4028235e38)
+    assert not read(opened(path))[1][2, SIDE + 2]
+
+
+def test_sentinel_2_whose_offset_is_not_known_is_not_scaled(tmp_path: Path) -> None:
+    path = write_items(tmp_path, [{}, {}], offsets=[0, 0])
+    assert read(opened(path))[0].dtype == np.uint16
+    with pytest.raises(InputError, match=r"tile0.tif: has values of Sentinel-2 whose offset depends on the processing"):
+        opened(path, unscale=True)
+
+
+def test_scale_of_zero_is_refused_where_it_is_applied(tmp_path: Path) -> None:
+    items = [{"collection": "a", "asset": {"raster:bands": [{"scale": 0}]}} for _ in range(2)]
+    path = write_items(tmp_path, items, offsets=[0, 0])
+    opened(path)
+    with pytest.raises(InputError, match=r"tile0.tif: its STAC item states a scale of 0"):
+        opened(path, unscale=True)
+
+
+def write_two_bands(folder: Path, scales: list[list[dict[str, Any]]]) -> Path:
+    """Write two tiles of two bands of ones, with what their items state about each band."""
+    items = [{"collection": "a", "asset": {"raster:bands": bands}} for bands in scales]
+    path = write_items(folder, items, offsets=[0, 0])
+    for position in range(2):
+        place = Affine(10, 0, 500_000 + position * SIDE * 10, 0, -10, 4_000_000)
+        stored = np.ones((2, SIDE, SIDE), np.uint16)
+        write_raster(folder / f"tile{position}.tif", stored, transform=place, crs="EPSG:32612")
+    return path
+
+
+def test_bands_that_are_not_read_may_differ_and_those_read_may_not(tmp_path: Path) -> None:
+    path = write_two_bands(tmp_path, [[{"scale": 2}, {"scale": 5}], [{"scale": 2}, {"scale": 7}]])
+    assert opened(path, bands=[1]).bands == 1
+    with pytest.raises(InputError, match=r"scale 5 and offset 0 in item 'tile0', but scale 7 and offset 0 in item 'tile1'"):
+        opened(path, bands=[2])
+    values, _ = opened(path, unscale=True).read(Window(0, 0, SIDE, 2 * SIDE))
+    assert values[:, 0, [0, SIDE]].tolist() == [[2, 2], [5, 7]]
+
+
+def test_band_that_one_item_scales_and_another_does_not_is_refused(tmp_path: Path) -> None:
+    path = write_two_bands(tmp_path, [[{"scale": 2}, {}], [{"scale": 2}, {"scale": 7}]])
+    with pytest.raises(InputError, match=r"tile1.tif has scale 7 and offset 0, but neither .*tile0.tif nor its STAC item"):
+        opened(path, unscale=True)
+
+
+def test_embeddings_have_scales_of_their_own(tmp_path: Path) -> None:
+    items = [{"collection": "a", "asset": {"raster:bands": [{"scale": scale}]}} for scale in (1, 2)]
+    path = write_items(tmp_path, items, offsets=[0, 0], dtype="int8")
+    assert opened(path, decode="alphaearth").dtype == np.float32
 
 
 def test_item_without_scale_beside_others_with_one_is_refused(tmp_path: Path) -> None:

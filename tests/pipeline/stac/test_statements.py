@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time as clock
+from collections.abc import Iterator
 from typing import Any
 
 import pystac
@@ -10,8 +12,15 @@ import pytest
 
 from mibf.errors import InputError
 from pipeline.rasters.header import StatedBand
-from pipeline.stac.assets import find_asset
+from pipeline.stac.assets import center_longitude, find_asset, solar_date
 from pipeline.stac.statements import stated_bands, stated_crs
+
+
+@pytest.fixture(autouse=True)
+def zone() -> Iterator[None]:
+    """Restore the machine's time zone after a test."""
+    yield
+    clock.tzset()
 
 
 def item(
@@ -76,7 +85,7 @@ def test_asset_that_states_nothing_says_nothing_about_its_bands() -> None:
         ({"offset": math.inf}, "asset 'a' states offset inf, not a number"),
         ({"nodata": "none"}, "asset 'a' states nodata 'none', not a number"),
         ({"scale": True}, "asset 'a' states scale True, not a number"),
-        ({"scale": 0}, "asset 'a' states a scale of 0"),
+        ({"nodata": 10**400}, "asset 'a' states nodata"),
     ],
 )
 def test_value_that_is_not_a_number_is_refused(fields: dict[str, Any], expected: str) -> None:
@@ -101,9 +110,17 @@ def test_value_that_is_not_a_number_is_refused(fields: dict[str, Any], expected:
         ("sentinel-2-l2a", BASELINE_3, {}, (1e-4, 0.0)),
         # Copernicus Data Space.
         (None, {"processing:version": "05.11", "constellation": "sentinel-2"}, COPERNICUS, (1e-4, -0.1)),
-        # A baseline that is not known decides nothing.
+        # Forms of the baseline; one that is not known decides nothing.
+        ("sentinel-2-l2a", {"s2:processing_baseline": "5.10"}, {}, (1e-4, -0.1)),
+        ("sentinel-2-l2a", {"s2:processing_baseline": 5.1}, {}, (1e-4, -0.1)),
+        ("sentinel-2-l2a", {"s2:processing_baseline": "N0301"}, {}, (1e-4, 0.0)),
         ("sentinel-2-l2a", {}, {}, (None, None)),
         ("sentinel-2-l2a", {"s2:processing_baseline": "new"}, {}, (None, None)),
+        # An offset without a scale is one of reflectance.
+        ("sentinel-2-l2a", BASELINE_5, {"raster:bands": [{"offset": -0.1}]}, (1e-4, -0.1)),
+        ("sentinel-2-l2a", {}, {"raster:bands": [{"offset": -0.1}]}, (1e-4, -0.1)),
+        # One flag that is true suffices.
+        ("sentinel-2-l2a", {"a:boa_offset_applied": False, "b:boa_offset_applied": True}, EARTH_SEARCH, (1e-4, 0.0)),
     ],
 )
 def test_offset_of_sentinel_2_follows_flag_and_baseline(
@@ -120,9 +137,11 @@ def test_other_sensors_keep_what_their_items_state() -> None:
     assert stated_bands(item({"B04": {}}, BASELINE_5, "hls2-s30"), "B04") == ()
 
 
-@pytest.mark.parametrize("key", ["scl", "SCL", "aot", "wvp", "visual"])
+@pytest.mark.parametrize("key", ["scl", "SCL", "aot", "wvp", "visual", "TCI_10m"])
 def test_other_assets_of_sentinel_2_have_no_offset(key: str) -> None:
-    found = item({key: {}}, {"s2:processing_baseline": "05.00"}, "sentinel-2-l2a")
+    """Pictures have bands that are called red, green and blue, too."""
+    bands = {"eo:bands": [{"common_name": "red"}]} if key in ("visual", "TCI_10m") else {}
+    found = item({key: bands}, {"s2:processing_baseline": "05.00"}, "sentinel-2-l2a")
     assert stated_bands(found, key) == ()
 
 
@@ -167,6 +186,64 @@ def test_copy_with_the_smallest_pixels_is_taken() -> None:
     assert find_asset("url", found, "red") == ("B04_10m", None)
     transforms = {key: named("red", **{"proj:transform": [size, 0, 0, 0, -size, 0]}) for key, size in (("a", 20), ("b", 10))}
     assert find_asset("url", item(transforms), "red") == ("b", None)
+
+
+def test_smallest_pixels_count_before_the_number_of_bands() -> None:
+    several = {"gsd": 10, "eo:bands": [{"name": "blue"}, {"name": "red"}]}
+    found = item({"coarse": {"gsd": 60, "eo:bands": [{"name": "red"}]}, "fine": several})
+    assert find_asset("url", found, "red") == ("fine", 2)
+
+
+@pytest.mark.parametrize("roles", [None, "data", 5, [["data"]], [{"a": 1}]])
+def test_roles_of_any_form_are_read(roles: Any) -> None:
+    assert find_asset("url", item({"a": named("red", roles=roles)}), "red") == ("a", None)
+
+
+def test_name_that_two_bands_of_an_asset_have_is_refused() -> None:
+    with pytest.raises(InputError, match=r"asset 'a' has several bands 'red'; choose one with `bands`"):
+        find_asset("url", item({"a": {"bands": [{"name": "red"}, {"name": "red"}]}}), "red")
+
+
+@pytest.mark.parametrize(
+    ("time", "longitude", "expected"),
+    [
+        ("2024-06-01T23:30:00Z", 0.0, "2024-06-01"),
+        ("2024-06-01T23:30:00", 0.0, "2024-06-01"),
+        ("2024-06-01T23:30:00Z", 15.0, "2024-06-02"),
+        ("2024-06-01T00:30:00+02:00", 0.0, "2024-05-31"),
+        ("2024-06-01T22:00:00Z", 179.0, "2024-06-02"),
+    ],
+)
+def test_day_is_by_the_sun(time: str, longitude: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")  # the machine's zone says nothing about an item
+    clock.tzset()
+    assert solar_date(item({}, {"datetime": time}), longitude) == expected
+
+
+def test_item_without_a_usable_time_is_refused() -> None:
+    found = item({})
+    found.datetime, found.properties = None, {"datetime": None, "start_datetime": None, "end_datetime": None}
+    with pytest.raises(InputError, match=r"item 'an-item' has no usable time .*; correct its `datetime`"):
+        solar_date(found, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([10, 0, 12, 1], 11.0),
+        ([179, 0, -179, 1], -180.0),
+        ([-180, -90, 180, 90], 0.0),
+        ([10, 0, 0, 12, 1, 5], 11.0),
+        ([None] * 4, None),
+        (["a", 0, "b", 1], None),
+        ([1e308, 0, 1, 1], None),
+        (None, None),
+    ],
+)
+def test_center_of_a_box(box: Any, expected: float | None) -> None:
+    found = item({})
+    found.bbox = box
+    assert center_longitude(found) == expected
 
 
 def test_ambiguous_and_unknown_names_are_refused_with_what_there_is() -> None:
