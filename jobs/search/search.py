@@ -101,7 +101,8 @@ def find_items(
     start, end = parse_dates(dates)
     query = Query(url, polygons, start, end, tuple(collections), filter_text, max_items)
     found = search(query, lambda count: info(f"{count:,} items ...") if count % REPORTED == 0 else None)
-    write(output, found)
+    with storage.as_input_errors(output):
+        write(output, found)
     ids = {str(item["id"]) for item in found.items}
     items = [pystac.Item.from_dict(item) for item in found.items]
     west, _, east, _ = polygons.bounds
@@ -176,4 +177,4 @@ def coverage(area: BaseGeometry, footprints: Sequence[BaseGeometry]) -> float:
         return np.column_stack([np.radians(degrees[:, 0]), np.sin(np.radians(degrees[:, 1]))])
 
     covered = shapely.transform(area.intersection(union(footprints)), equal_area).area
-    return float(covered / shapely.transform(area, equal_area).area)
+    return float(min(1.0, covered / shapely.transform(area, equal_area).area))

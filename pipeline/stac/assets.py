@@ -200,7 +200,7 @@ def read_items(url: str) -> list[pystac.Item]:
         raise InputError(f"{url}: no such file; check the URL in the configuration.") from error
     except RecursionError as error:
         raise InputError(f"{url}: cannot be read as a STAC item (it is nested too deeply).") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, pystac.STACError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pystac.STACError, pystac.STACTypeError) as error:
         raise InputError(f"{url}: cannot be read as a STAC item ({shorten(str(error), 500)}).") from error
     if not items:
         raise InputError(f"{url}: the item collection is empty; repeat the search, or list files with `urls`.")

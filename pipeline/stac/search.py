@@ -50,6 +50,11 @@ class Query:
     filter: str | None = None  #: in CQL2 text, for an API
     max_items: int = 1000
 
+    @property
+    def name(self) -> str:
+        """Its URL for messages, without signatures and tokens."""
+        return storage.redact_url(self.url)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -71,8 +76,8 @@ def search(query: Query, report: Callable[[int], None] = lambda count: None) -> 
         placeless += not item.get("geometry")
         if time.monotonic() - started > LIMIT:
             raise InputError(
-                f"{query.url}: the search has not ended within {LIMIT:.0f} s, with {len(found):,} items so far; limit it by "
-                "dates, a filter or a smaller area."
+                f"{query.name}: the search has not ended within {LIMIT:.0f} s, with {len(found):,} items so far; limit "
+                "it by dates, a filter or a smaller area."
             )
         taken = _accepted(query, item)
         if taken is None:
@@ -81,14 +86,14 @@ def search(query: Query, report: Callable[[int], None] = lambda count: None) -> 
         report(len(found))
         if len(found) > query.max_items:
             raise InputError(
-                f"{query.url}: there are more than {query.max_items:,} items; limit the search by dates, a filter or a "
+                f"{query.name}: there are more than {query.max_items:,} items; limit the search by dates, a filter or a "
                 "smaller area, or raise the maximum."
             )
     if not found:
         where = ", ".join(f"{value:.4g}" for value in query.area.bounds)
         of = f" of {', '.join(query.collections)}" if query.collections else ""
         raise InputError(
-            f"{query.url}: has no items{of} from {query.start:%Y-%m-%d} to {query.end:%Y-%m-%d} that touch the area "
+            f"{query.name}: has no items{of} from {query.start:%Y-%m-%d} to {query.end:%Y-%m-%d} that touch the area "
             f"({where}); check dates, collections, filter and area"
             f"{f' ({placeless} items have no geometry, so their place is unknown)' if placeless else ''}."
         )
@@ -117,21 +122,21 @@ def _candidates(query: Query) -> Iterator[dict[str, Any]]:
                 yield from _of_api(found, query, box)
             return
         if query.filter is not None:
-            raise InputError(f"{query.url}: only an API can filter; leave the filter out.")
+            raise InputError(f"{query.name}: only an API can filter; leave the filter out.")
         yield from map(_to_dict, found if isinstance(found, list) else _of_catalogue(query, found))
     except InputError:
         raise
     except APIError as error:
         status = getattr(error, "status_code", None)  # unknown if nothing answered
         if status is None:
-            raise InputError(f"{query.url}: {UNREACHABLE.format(_short(error))}") from error
-        raise InputError(f"{query.url}: the API answers with an error (status {status}: {_short(error)}).") from error
+            raise InputError(f"{query.name}: {UNREACHABLE.format(_short(error))}") from error
+        raise InputError(f"{query.name}: the API answers with an error (status {status}: {_short(error)}).") from error
     except requests.exceptions.RequestException as error:
-        raise InputError(f"{query.url}: {UNREACHABLE.format(_short(error))}") from error
+        raise InputError(f"{query.name}: {UNREACHABLE.format(_short(error))}") from error
     except FileNotFoundError as error:
-        raise InputError(f"{query.url}: no such file; check its name.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, pystac.STACError) as error:
-        raise InputError(f"{query.url}: does not answer as STAC ({_short(error)}).") from error
+        raise InputError(f"{query.name}: no such file; check its name.") from error
+    except Exception as error:  # pystac raises types of several kinds for documents that are not STAC
+        raise InputError(f"{query.name}: does not answer as STAC ({_short(error)}).") from error
 
 
 def _of_file(url: str) -> list[pystac.Item] | None:
@@ -146,7 +151,7 @@ def _of_file(url: str) -> list[pystac.Item] | None:
 
 def _of_catalogue(query: Query, found: pystac.STACObject) -> Iterable[pystac.Item]:
     if not isinstance(found, pystac.Catalog):
-        raise InputError(f"{query.url}: is no API, catalogue, collection or file of items.")
+        raise InputError(f"{query.name}: is no API, catalogue, collection or file of items.")
     return found.get_items(recursive=True)
 
 
@@ -186,7 +191,7 @@ def _accepted(query: Query, item: dict[str, Any]) -> tuple[str, BaseGeometry] | 
         footprint = shapely.make_valid(shapely.geometry.shape(item["geometry"]))
     except (ValueError, TypeError, KeyError, AttributeError, shapely.errors.ShapelyError) as error:
         raise InputError(
-            f"{query.url}: item {item.get('id')!r} has no usable time or geometry ({_short(error)})."
+            f"{query.name}: item {item.get('id')!r} has no usable time or geometry ({_short(error)})."
         ) from error
     if begin > query.end or end < query.start:
         return None
@@ -203,5 +208,5 @@ def union(footprints: Iterable[BaseGeometry]) -> BaseGeometry:
 
 
 def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = storage.without_queries(" ".join(str(error).split()))
     return text[:300] or type(error).__name__

@@ -244,6 +244,23 @@ def test_wrong_arguments_are_refused_with_the_remedy(arguments: list[str], expec
     assert not (tmp_path / "items.parquet").exists()
 
 
+@pytest.mark.parametrize("content", ['{"type": "Catalog"}', "hello", "[]", '{"type": "FeatureCollection", "features": [1]}'])
+def test_file_that_is_not_stac_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "all.json"
+    path.write_text(content)
+    done = run(str(path), *WANTED, "--output", str(tmp_path / "items.parquet"))
+    assert done.exit_code == 2
+    assert f"mibf: {path}: " in done.stderr
+
+
+def test_token_of_an_address_is_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(search_module, "RETRIES", 0)
+    done = run("http://127.0.0.1:1/stac?token=SECRET", *WANTED, "--output", str(tmp_path / "items.parquet"))
+    assert done.exit_code == 2
+    assert "http://127.0.0.1:1/stac: cannot be reached" in done.stderr
+    assert "SECRET" not in done.stderr
+
+
 def test_items_without_a_place_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "all.json"
     features = [each | {"geometry": None} for each in ITEMS[:2]]
