@@ -133,7 +133,7 @@ def choose(
         unfit = [each for each in finalists if not each.has_network]
         finalists = [each for each in finalists if each.has_network]
     chosen = best(finalists)
-    reasons = [*((each, f"has no network, which {network_reason}") for each in unfit)]
+    reasons = [(each, f"has no network, which {network_reason}") for each in unfit]
     rows = [_row(each, chosen, finalists, reasons) for each in (*scored, *blends)]
     missing = [f"{c.name}, {c.steps} steps: logits are not finite" for c in candidates if not any(c is f for f in finite)]
     return Choice(
