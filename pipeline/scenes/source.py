@@ -27,7 +27,7 @@ from pipeline.stac.series import check_scaled
 #: Of several files or dates, the first one with data.
 FIRST = Composite("first")
 #: Bytes of the values of all dates of a window that are in memory at once, and how many times that combining them takes.
-DATES_BYTES, DATES_COPIES = 32 * 1024 * 1024, 8
+DATES_BYTES, DATES_COPIES = 32 * 1024 * 1024, 4
 
 
 @dataclass(frozen=True)
@@ -227,10 +227,11 @@ class AlignedSource:
         for top in range(0, window.height, height):
             rows = min(height, window.height - top)
             strip = Window(window.y + top, window.x, rows, window.width)
-            found = [self._read_items(items, strip) for items in dates]
-            values[:, top : top + rows], valid[top : top + rows] = self.declared.composite.combine(
-                np.stack([each for each, _ in found]), np.stack([there for _, there in found])
-            )
+            observed = np.empty((len(dates), self.bands_read, rows, window.width), self.dtype)
+            clear = np.empty((len(dates), rows, window.width), bool)
+            for at, items in enumerate(dates):
+                observed[at], clear[at] = self._read_items(items, strip)
+            values[:, top : top + rows], valid[top : top + rows] = self.declared.composite.combine(observed, clear)
         return values, valid
 
     def _dates_of(self, window: Window) -> list[list[tuple[AlignedFile, ...]]]:

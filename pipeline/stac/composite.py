@@ -67,12 +67,13 @@ def percentile(values: NDArray[Any], valid: NDArray[np.bool_], q: float) -> NDAr
         valid: (D, y, x).
         q: 0 to 100.
     """
-    ordered = np.where(valid[:, None], values.astype(np.float64), np.inf)
+    # Integers of up to 16 bits and float32 alone are stored, so float32 holds all of them.
+    ordered = np.where(valid[:, None], values.astype(np.float32, copy=False), np.float32(np.inf))
     ordered.sort(axis=0)
     position = q / 100 * np.maximum(valid.sum(axis=0) - 1, 0)
     below = np.floor(position).astype(np.intp)
     above = np.ceil(position).astype(np.intp)
-    low, high = (np.take_along_axis(ordered, each[None, None], axis=0)[0] for each in (below, above))
+    low, high = (np.take_along_axis(ordered, each[None, None], axis=0)[0].astype(np.float64) for each in (below, above))
     with np.errstate(invalid="ignore"):  # where no date is valid
         return np.asarray(low + (position - below) * (high - low), np.float32)
 
