@@ -312,7 +312,7 @@ class SceneMap:
         return [window for window in self.planned if _digest_in(work, self.spec.products, window) != last[window].checksum]
 
     def remove_work(self, lease: Lease) -> None:
-        """Remove the map store if it exists. If interrupted, what is left is no longer recognised as a map store.
+        """Remove the map store if it exists. If interrupted, the rest is no longer recognised as a map store.
 
         Raises:
             LeaseLostError: the workspace lease was lost.

@@ -20,7 +20,7 @@ from pipeline.areas.area import Area, box_area, read_area
 from pipeline.io import storage
 from pipeline.stac.assets import read_items, solar_date
 from pipeline.stac.geoparquet import is_geoparquet, write_table
-from pipeline.stac.search import Found, Query, search, union
+from pipeline.stac.search import Found, Query, search
 
 #: Items after which the number found so far is printed again.
 REPORTED = 500
@@ -176,5 +176,5 @@ def coverage(area: BaseGeometry, footprints: Sequence[BaseGeometry]) -> float:
         # Lambert's cylindrical projection, which keeps areas and any longitude.
         return np.column_stack([np.radians(degrees[:, 0]), np.sin(np.radians(degrees[:, 1]))])
 
-    covered = shapely.transform(area.intersection(union(footprints)), equal_area).area
+    covered = shapely.transform(area.intersection(shapely.union_all(list(footprints))), equal_area).area
     return float(min(1.0, covered / shapely.transform(area, equal_area).area))

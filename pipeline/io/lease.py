@@ -255,7 +255,7 @@ class _StoreLease(Lease):
             storage.remove(url)
             return False
         self._number, self._renewed = number, started
-        with suppress(Exception):  # each file system raises its own types; the next holder removes what is left
+        with suppress(Exception):  # each file system raises its own types; the next holder removes the rest
             for older in _numbers(self._folder):
                 if older < number:
                     storage.remove(self._file(older))

@@ -122,7 +122,7 @@ def publish(
 
 
 def _replace_published(folder: str, staging: str, names: Sequence[str], lease: Lease) -> None:
-    """Replace the map in a folder by the files in staging: delete its item, move the files, delete what is left of it."""
+    """Replace the map in a folder by the files in staging: delete its item, move the files, delete the rest of it."""
     lease.check()
     storage.remove(storage.join(folder, ITEM))
     for name in names:

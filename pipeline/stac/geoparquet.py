@@ -41,7 +41,7 @@ def read_table(url: str) -> list[dict[str, Any]]:
 
 
 def write_table(url: str, items: Sequence[Mapping[str, Any]]) -> None:
-    """Write items to a file, whole or not at all.
+    """Write items to a file, atomically.
 
     Raises:
         InputError: items do not have the same kinds of values in the same fields, which a table must.

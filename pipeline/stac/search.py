@@ -202,11 +202,6 @@ def _accepted(query: Query, item: dict[str, Any]) -> tuple[str, BaseGeometry] | 
     return None
 
 
-def union(footprints: Iterable[BaseGeometry]) -> BaseGeometry:
-    """Return the ground that footprints cover together."""
-    return shapely.union_all(list(footprints))
-
-
 def _short(error: Exception) -> str:
     text = storage.without_queries(" ".join(str(error).split()))
     return text[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Whether the values of several items can stand beside each other: their scales and offsets."""
+"""Check that the values of several items are comparable: that their scales and offsets agree or are applied."""
 
 from __future__ import annotations
 

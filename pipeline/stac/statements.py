@@ -143,7 +143,7 @@ def _is_reflectance_of_sentinel_2(item: pystac.Item, key: str, names: frozenset[
 
 
 def _of_sentinel_2(item: pystac.Item, scale: float | None, offset: float | None, nodata: float | None) -> StatedBand:
-    """What is known of a band of Sentinel-2's reflectance from its item and from how its products are made."""
+    """Scale, offset and nodata of a reflectance band of Sentinel-2, by its item and its processing baseline."""
     baseline = _baseline(item)
     is_applied = any(value is True for name, value in item.properties.items() if name.endswith("boa_offset_applied"))
     own = S2_SCALE if scale is None else scale

@@ -20,7 +20,7 @@ from pipeline.scenes.source import AlignedSource, open_source
 from tests.support.scenes import write_raster
 
 SIDE = 8
-#: Reflectance of two tiles beside each other, in steps that Sentinel-2's scale holds exactly.
+#: Reflectance of two adjacent tiles, in steps that Sentinel-2's scale holds exactly.
 REFLECTANCE = np.linspace(0.01, 0.6, 2 * SIDE * SIDE).reshape(SIDE, 2 * SIDE).round(4)
 
 
