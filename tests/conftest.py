@@ -16,9 +16,13 @@ from tests.support.scenes import SmallScene, make_large_scene, make_scene
 
 # Test workers share the machine's cores: with more threads than cores, torch's threads wait for each other most of the
 # time. A single thread per worker also makes float sums reproducible. Stages in the tests' process use CPU_COUNT threads.
+# On a machine with a GPU throughput is measured too, with all cores.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-dask.system.CPU_COUNT = 1
+if not torch.cuda.is_available():
+    dask.system.CPU_COUNT = 1
+    # Read when Triton is first imported: without a GPU, its kernels are interpreted.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 # No deadline per example: tests run in parallel, so timings are not meaningful.

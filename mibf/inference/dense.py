@@ -6,7 +6,8 @@ patches share is computed once (see `mibf.inference.cell`).
 A tile is processed in cells of `CELL` x `CELL` pixels counted from its first pixel, and each cell some rows at a time.
 All shapes depend only on network and device: a pixel's result is bit-identical in whatever tile it lies, as long as
 tiles begin at a cell's corner. On a CPU every core computes a separate cell, so results do not depend on the number of
-cores either; memory is about 40 MB per core with 64 bands, whatever the tile size.
+cores either; memory is about 40 MB per core with 64 bands, whatever the tile size. A GPU computes many cells with each
+operation, always the same number: what is missing at the end of a tile is filled up with cells whose results are dropped.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +25,16 @@ from torch import Tensor
 
 from mibf.device import DTYPES, Precision, ieee_float32
 from mibf.errors import InputError
+from mibf.inference import gpu_kernels
 from mibf.inference.batchnorm_folding import FoldedNetwork
-from mibf.inference.cell import CELL, CellEncoder, centre_change, forward_from_features, rows_within_budget
+from mibf.inference.cell import (
+    CELL,
+    CellEncoder,
+    FusedEncoder,
+    centre_change,
+    forward_from_features,
+    rows_within_budget,
+)
 from mibf.inference.outputs import RANKED, OutputDecoder, ProductName, check_products, standard_draws
 from mibf.inference.thread_pool import parallel_for
 from mibf.network.mibfnet import MIBFNet
@@ -32,6 +42,8 @@ from mibf.network.spec import HIDDEN, NetworkSpec, SourceSpec, check_shapes
 
 #: Bytes that the rows of a cell processed at a time may take, by device type; at least one row is processed.
 BUDGET = {"cpu": 32 << 20, "cuda": 2 << 30}
+#: Cells that are computed together, by device type.
+CELLS = {"cpu": 1, "cuda": 16}
 #: Default number of Monte Carlo samples of the code, for `mutual_information`.
 MC_SAMPLES = 16
 
@@ -45,9 +57,11 @@ class Dense:
         temperature: divisor of the logits before the softmax; stored in the bundle.
         mc_samples: number of Monte Carlo samples of the code, for `mutual_information`.
         seed: of these samples.
-        budget: bytes that the rows of a cell processed at a time may take, at least one row; default `BUDGET`. A cell's
-            feature maps, about 25 MB with 64 bands, are additional, and on a CPU every core processes a cell. Results
-            are bit-identical only for the same budget.
+        budget: bytes that the rows of the cells processed at a time may take, at least one row of each; default `BUDGET`.
+            The feature maps, about 25 MB per cell with 64 bands, are additional, and on a CPU every core processes a
+            cell. Results are bit-identical only for the same budget.
+        cells: number of cells that are computed together; default `CELLS`. Results are bit-identical only for the same
+            number.
 
     Raises:
         InputError: the network is in training mode, a weight is not finite, or an argument is invalid.
@@ -71,6 +85,7 @@ class Dense:
         mc_samples: int = MC_SAMPLES,
         seed: int = 0,
         budget: int | None = None,
+        cells: int | None = None,
     ) -> None:
         if network.training:
             raise InputError("the network is in training mode, where results are random; call network.eval() first.")
@@ -89,12 +104,20 @@ class Dense:
         self.folded = FoldedNetwork.of(network, device=self.device, dtype=self.dtype)
         noise = standard_draws(mc_samples, HIDDEN, seed=seed).to(self.device)
         self.decoder = OutputDecoder(self.folded.decoder.weight.flatten(1), noise, temperature)
-        self.rows = rows_within_budget(self.spec, self.dtype, BUDGET[self.device.type] if budget is None else budget)
+        self.cells = CELLS[self.device.type] if cells is None else cells
+        if self.cells < 1:
+            raise InputError(f"cells is {cells}; at least one is computed at a time.")
+        budget = BUDGET[self.device.type] if budget is None else budget
+        widths = [width for source in self.spec.sources for width in source.widths]
+        #: Whether GPU kernels compute the branches and the relation.
+        self.kernels = gpu_kernels.are_available(self.device, widths)
+        self.rows = rows_within_budget(self.spec, self.dtype, budget, cells=self.cells, kernels=self.kernels)
 
     def with_rows(self, rows: int) -> Dense:
         """Return the same network with another number of rows of a cell processed at a time; fewer use less memory.
 
-        Arithmetic on other shapes may round differently: results are bit-identical only for the same number of rows.
+        The number of cells computed together becomes smaller by the same factor, at least one. Arithmetic on other shapes
+        may round differently: results are bit-identical only for the same number of rows.
 
         Raises:
             InputError: the number does not divide `CELL`.
@@ -102,7 +125,7 @@ class Dense:
         if rows < 1 or CELL % rows:
             raise InputError(f"rows is {rows}; it must be a divisor of {CELL}.")
         other = copy.copy(self)
-        other.rows = rows
+        other.rows, other.cells = rows, max(1, min(self.cells, self.cells * rows // self.rows))
         return other
 
     def __call__(
@@ -143,46 +166,55 @@ class Dense:
         else:
             wanted = torch.ones(height, width, dtype=torch.bool)
         wanted = wanted.cpu()
-        tile = _Tile(sources, valid, wanted, {name: self._empty(name, height, width) for name in products})
         corners = [
             (y, x) for y in range(0, height, CELL) for x in range(0, width, CELL) if wanted[y : y + CELL, x : x + CELL].any()
         ]
+        groups = [corners[start : start + self.cells] for start in range(0, len(corners), self.cells)]
+        results = {name: self._empty(name, height, width) for name in products}
         with ieee_float32(self.device):
             if self.device.type == "cpu":
-                parallel_for(partial(self._cell, tile), corners)
-            else:
-                for corner in corners:
-                    self._cell(tile, corner)
-        for name, values in tile.results.items():
+                tile = _Tile(sources, valid, wanted, results)
+                parallel_for(partial(self._compute, tile), groups)
+            elif groups:
+                tile = _Tile(self._placed(sources, valid, height, width), None, wanted, results)
+                for group in groups:
+                    self._compute(tile, group)
+        for name, values in results.items():
             values.masked_fill_(~wanted.to(self.device), _none(name))
-        return tile.results
+        return results
 
     @torch.inference_mode()
-    def _cell(self, tile: _Tile, corner: tuple[int, int]) -> None:
-        """Fill the results of the cell at (y, x), some rows at a time, skipping rows without a wanted pixel."""
-        y, x = corner
-        windows, centre, change = self._windows(tile, y, x), self.folded.centre, None
+    def _compute(self, tile: _Tile, corners: Sequence[tuple[int, int]]) -> None:
+        """Fill the results of some cells, given by their first pixels (y, x): some rows at a time, those with wanted pixels.
+
+        Fewer cells than are always computed together are filled up by repeating the last one.
+        """
+        filled = [*corners, *repeat(corners[-1], self.cells - len(corners))]
+        windows, centre, change = self._windows(tile, filled), self.folded.centre, None
+        encoder_of = FusedEncoder if self.kernels else CellEncoder
         encoders = [
-            CellEncoder(window, branch, self.spec.patch, self.rows, self.dtype)
+            encoder_of(window, branch, self.spec.patch, self.rows, self.dtype)
             for window, branch in zip(windows, self.folded.branches, strict=True)
         ]
         if centre is not None:
             change = centre_change(centre, windows, self.spec.patch)
         del windows  # they are no longer needed while rows are computed, which takes the most memory
         for row in range(0, CELL, self.rows):
-            span = slice(y + row, y + row + self.rows), slice(x, x + CELL)
-            if not tile.wanted[span].any():
+            spans = [(slice(y + row, y + row + self.rows), slice(x, x + CELL)) for y, x in corners]
+            if not any(tile.wanted[span].any() for span in spans):
                 continue
             outputs = forward_from_features(
                 self.folded,
                 [encoder.features(row) for encoder in encoders],
                 tuple(tile.results),
-                change=None if change is None else change[row : row + self.rows].flatten(0, 1),
+                change=None if change is None else change[:, row : row + self.rows].flatten(0, 2),
+                kernels=self.kernels,
             )
             for name, result in tile.results.items():
-                part = result[..., span[0], span[1]]
-                values = self.decoder.product(name, outputs).view(self.rows, CELL, -1).permute(2, 0, 1)
-                part.copy_(values[:, : part.shape[-2], : part.shape[-1]].view_as(part))
+                values = self.decoder.product(name, outputs).view(self.cells, self.rows, CELL, -1).permute(0, 3, 1, 2)
+                for (down, across), of_cell in zip(spans, values, strict=False):  # those filled up are dropped
+                    part = result[..., down, across]
+                    part.copy_(of_cell[:, : part.shape[-2], : part.shape[-1]].view_as(part))
 
     def _tile_shape(self, sources: Sequence[Tensor]) -> tuple[int, int]:
         """Return the tile's rows and columns without its halo, from the first source; check the others against it."""
@@ -202,20 +234,38 @@ class Dense:
         dtype = torch.int64 if name in RANKED else torch.float32
         return torch.full(shape, _none(name), dtype=dtype, device=self.device)
 
-    def _windows(self, tile: _Tile, y: int, x: int) -> list[Tensor]:
-        """Cut the sources' windows of the cell at (y, x) of the tile, with their halo: N x (n, n, C), on the device."""
-        windows = [
-            _window(values, tile.valid, source, y=y, x=x, side=CELL + 2 * self.spec.halo)
-            for values, source in zip(tile.sources, self.spec.sources, strict=True)
+    def _windows(self, tile: _Tile, corners: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Cut the sources' windows of the cells at (y, x) of the tile, with their halo: N x (G, n, n, C)."""
+        side = CELL + 2 * self.spec.halo
+        if self.device.type == "cpu":
+            return [
+                torch.stack(
+                    [
+                        _window(values, tile.valid, source, y=y, x=x, rows=side, columns=side).permute(1, 2, 0)
+                        for y, x in corners
+                    ]
+                )
+                for values, source in zip(tile.sources, self.spec.sources, strict=True)
+            ]
+        return [torch.stack([values[y : y + side, x : x + side] for y, x in corners]) for values in tile.sources]
+
+    def _placed(self, sources: Sequence[Tensor], valid: Tensor | None, height: int, width: int) -> list[Tensor]:
+        """Copy an entire tile to the device, filled up to a multiple of cells: N x (rows, columns, C)."""
+        rows, columns = (-(-length // CELL) * CELL + 2 * self.spec.halo for length in (height, width))
+        valid = None if valid is None else valid.to(self.device)
+        return [
+            _window(values.to(self.device), valid, source, y=0, x=0, rows=rows, columns=columns)
+            .permute(1, 2, 0)
+            .contiguous()
+            for values, source in zip(sources, self.spec.sources, strict=True)
         ]
-        return [window.to(self.device).permute(1, 2, 0).contiguous() for window in windows]
 
 
 @dataclass(frozen=True)
 class _Tile:
     """A tile's inputs, wanted pixels and results."""
 
-    sources: Sequence[Tensor]
+    sources: Sequence[Tensor]  #: on a GPU as `_placed` returns them
     valid: Tensor | None
     wanted: Tensor  #: bool (H, W), on the CPU
     results: dict[ProductName, Tensor]
@@ -241,8 +291,8 @@ def _none(name: str) -> float:
     return -1 if name in RANKED else float("nan")
 
 
-def _window(source: Tensor, valid: Tensor | None, spec: SourceSpec, *, y: int, x: int, side: int) -> Tensor:
-    """Cut a square from a tile at (y, x), `side` reference pixels including its halo: (C, side, side).
+def _window(source: Tensor, valid: Tensor | None, spec: SourceSpec, *, y: int, x: int, rows: int, columns: int) -> Tensor:
+    """Cut a rectangle of reference pixels, which include the halo, from a tile at (y, x): (C, rows, columns).
 
     Zero where data are not valid and beyond the tile's edge; a finer source's pixels become channels.
 
@@ -250,9 +300,9 @@ def _window(source: Tensor, valid: Tensor | None, spec: SourceSpec, *, y: int, x
         InputError: a value is not finite where data are valid.
     """
     scale = spec.scale
-    window = source[:, y * scale : (y + side) * scale, x * scale : (x + side) * scale]
+    window = source[:, y * scale : (y + rows) * scale, x * scale : (x + columns) * scale]
     if valid is not None:
-        fine = valid[y : y + side, x : x + side].to(source.device)
+        fine = valid[y : y + rows, x : x + columns].to(source.device)
         window = torch.where(fine.repeat_interleave(scale, 0).repeat_interleave(scale, 1), window, 0.0)
     # Check the sum first: it is finite in the normal case, and takes a tenth of the time of checking each value.
     if not torch.isfinite(window.sum()) and not (finite := torch.isfinite(window)).all():
@@ -261,5 +311,5 @@ def _window(source: Tensor, valid: Tensor | None, spec: SourceSpec, *, y: int, x
             f"source {spec.name!r} has {float(window[band, row, column])} in band {band + 1}, row {y * scale + row}, "
             f"column {x * scale + column} of the tile with its halo; fill such values, or mark them as not valid."
         )
-    window = F.pad(window, (0, side * scale - window.shape[2], 0, side * scale - window.shape[1]))
+    window = F.pad(window, (0, columns * scale - window.shape[2], 0, rows * scale - window.shape[1]))
     return F.pixel_unshuffle(window, scale)

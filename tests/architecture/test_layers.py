@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 OURS = {"mibf", "pipeline", "jobs", "infra"}
 #: Third-party packages that each layer may import; `jobs` may import anything.
 ALLOWED = {
-    "mibf": {"torch", "numpy", "safetensors"},
+    "mibf": {"torch", "numpy", "safetensors", "triton"},
     "pipeline": {
         "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "lightgbm", "numcodecs", "numpy", "odc", "pyarrow",
         "pyogrio", "pyproj", "pystac", "pystac_client", "rasterio", "requests", "rio_cogeo", "rioxarray", "scipy", "shapely",

@@ -112,6 +112,24 @@ def test_bf16_keeps_999_labels_in_a_thousand(bands: tuple[int, ...], figures: Fi
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("bands", BANDS)
+def test_kernels_compute_what_tensor_operations_compute(
+    bands: tuple[int, ...], precision: Precision, figures: Figures
+) -> None:
+    network = network_of(bands)
+    tile = tile_of(network)
+    kernels, operations = (Dense(on_device(network), precision=precision) for _ in range(2))
+    assert kernels.kernels == ON_GPU
+    operations.kernels = False
+    ours, theirs = (dense.with_rows(16)(tile, products=["logits", "class"]) for dense in (kernels, operations))
+    difference = float((ours["logits"] - theirs["logits"]).abs().max())
+    equal = float((ours["class"] == theirs["class"]).float().mean())
+    figures.add(f"kernels against tensor operations, {bands}, {precision}", logit_difference=difference, equal_labels=equal)
+    assert difference < TOLERANCE or precision != "float32"
+    assert equal >= 0.999
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("bands", BANDS)
 def test_products_are_the_same_bytes_for_any_tile_and_run(bands: tuple[int, ...], precision: Precision) -> None:
     dense = Dense(on_device(network_of(bands)), precision=precision)
     side = 3 * CELL if ON_GPU else 2 * CELL

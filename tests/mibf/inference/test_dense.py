@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import mibf.inference.dense
 from mibf.errors import InputError
-from mibf.inference.cell import CELL, rows_within_budget
+from mibf.inference.cell import BAND, CELL, rows_within_budget
 from mibf.inference.dense import Dense
 from mibf.inference.outputs import NEEDS_CODE, PRODUCT_NAMES
 from mibf.network.bottleneck import kl_divergence
@@ -426,11 +428,45 @@ def test_bf16_changes_few_labels_of_trained_network() -> None:
 @given(st.sampled_from([5, 7, 11, 15]), st.integers(1, 200 << 20))
 def test_rows_per_step_stay_within_memory_budget(patch: int, budget: int) -> None:
     spec = spec_of((64, 2), patch=patch)
-    rows = rows_within_budget(spec, torch.float32, budget)
+    rows = rows_within_budget(spec, torch.float32, budget, cells=1)
     assert CELL % rows == 0
     gathered = (patch + 1) ** 2 * (64 + 32)
     convolved = (patch - 1) ** 2 * 64
     assert rows == 1 or rows * CELL * (gathered + convolved) * 4 < budget
+
+
+def test_cells_computed_together_give_the_results_of_one_at_a_time() -> None:
+    network = network_of(3, 2, patch=5)
+    tile = tile_of(network, 150, 70)  # six cells: a group of four, and one that is filled up
+    valid = torch.ones(154, 74, dtype=torch.bool)
+    valid[20:100, 30:] = False
+    alone, together = (Dense(network, cells=cells)(tile, products=["logits", "class"], valid=valid) for cells in (1, 4))
+    torch.testing.assert_close(together["logits"], alone["logits"], atol=1e-5, rtol=0, equal_nan=True)
+    assert torch.equal(together["class"] == -1, ~valid[2:-2, 2:-2])
+    with pytest.raises(InputError, match="cells is 0; at least one"):
+        Dense(network, cells=0)
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations that compute something: on a GPU, each is at least one launch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_sixteen_cells_take_few_operations(monkeypatch: pytest.MonkeyPatch, small_cells: int) -> None:
+    """As on a GPU without its kernels: with many small operations, most of the time would be that of launching them."""
+    monkeypatch.setitem(BAND, "cpu", BAND["cuda"])
+    dense = Dense(network_of(64, 2), cells=16)
+    dense.rows = small_cells // 4  # in float32, a quarter of the rows fits
+    with Operations() as operations:
+        dense(tile_of(network_of(64, 2), 4 * small_cells, 4 * small_cells))
+    assert operations.count < 1200
 
 
 def test_with_rows_returns_close_results_and_leaves_original_unchanged() -> None:
@@ -441,6 +477,10 @@ def test_with_rows_returns_close_results_and_leaves_original_unchanged() -> None
     fewer = dense.with_rows(1)
     assert (fewer.rows, dense.rows) == (1, rows)
     torch.testing.assert_close(fewer(tile)["confidence"], dense(tile)["confidence"], atol=1e-5, rtol=0)
+    several = Dense(network, cells=16, budget=2 << 30)
+    assert several.rows > 16
+    assert [several.with_rows(several.rows // part).cells for part in (1, 2, 8, 16)] == [16, 8, 2, 1]
+    assert several.with_rows(several.rows // 2).with_rows(1).cells == 1
     for wrong in (0, 3, 128):
         with pytest.raises(InputError, match=f"rows is {wrong}; it must be a divisor of 64"):
             dense.with_rows(wrong)
