@@ -128,6 +128,7 @@ Restart = Annotated[bool, typer.Option("--restart", help="Discard the checkpoint
 #: The old name of `--restart`, which is refused.
 OldRestart = Annotated[bool, typer.Option("--anew", hidden=True, callback=_refuse_old_restart)]
 Replace = Annotated[bool, typer.Option("--replace", help="Replace a map that was made with a different model.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Accept areas of more than 2,000,000,000 pixels.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")]
 
 

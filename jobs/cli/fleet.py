@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli.common import Failed, OldRestart, Overrides, Replace, command, complete_config, complete_stage
+from jobs.cli.common import Failed, OldRestart, Overrides, Replace, Yes, command, complete_config, complete_stage
 from jobs.workflow.result import Result
 
 
@@ -110,6 +110,7 @@ def submit(
     max_attempts: Annotated[int | None, typer.Option(min=1, help="For rerun: see `mibf rerun --help`.")] = None,
     backoff: Annotated[float | None, typer.Option(min=0, help="For rerun: see `mibf rerun --help`.")] = None,
     set_: Overrides = None,
+    yes: Yes = False,
     _old_restart: OldRestart = False,
 ) -> Result | Failed:
     """Run a stage as a job on a Ray cluster. Streams its log to standard error and returns its exit status."""
@@ -121,7 +122,7 @@ def submit(
         config,
         tuple(set_ or ()),
         everything=all_,
-        options=_rerun_options(stage, {"--max-attempts": max_attempts, "--backoff": backoff}),
+        options=_stage_options(stage, {"--max-attempts": max_attempts, "--backoff": backoff}, yes=yes),
         address=address,
         cpus=cpus,
         memory=memory,
@@ -133,11 +134,13 @@ def submit(
     return Failed(submitted, typer.Exit(submitted.exit_status)) if submitted.exit_status else submitted
 
 
-def _rerun_options(stage: str, values: dict[str, float | None]) -> tuple[str, ...]:
-    """The options of `mibf rerun` as command-line arguments."""
+def _stage_options(stage: str, values: dict[str, float | None], *, yes: bool) -> tuple[str, ...]:
+    """The options of the submitted command as command-line arguments; `values` are those of `mibf rerun`."""
     from mibf.errors import InputError
 
     options = tuple(text for name, value in values.items() if value is not None for text in (name, f"{value:g}"))
     if options and stage != "rerun":
         raise InputError(f"{options[0]} applies to rerun only.")
-    return options
+    if yes and stage not in ("prepare", "run"):
+        raise InputError("--yes applies to prepare and run only.")
+    return (*options, "--yes") if yes else options

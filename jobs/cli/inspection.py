@@ -6,17 +6,17 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.common import ConfigPath, Failed, Overrides, command
+from jobs.cli.common import ConfigPath, Failed, Overrides, Yes, command
 from jobs.workflow.result import Result
 
 
 @command("Inspect")
-def plan(config: ConfigPath, set_: Overrides = None) -> Result:
+def plan(config: ConfigPath, set_: Overrides = None, yes: Yes = False) -> Result:
     """Estimate what `prepare` and `map` would write, and the memory and time they need. Read-only."""
     from jobs.config.loader import load
     from jobs.inspection.plan import plan as make_plan
 
-    return make_plan(load(config, overrides=set_ or ()))
+    return make_plan(load(config, overrides=set_ or ()), any_size=yes)
 
 
 @command("Inspect")

@@ -61,8 +61,10 @@ def _format_duration(manifest: Manifest) -> str:
 def _stage_function(stage: StageName, options: dict[str, Any]) -> StageFunction:
     """Return a stage's function with its options, importing only what that stage needs."""
     if stage == "prepare":
-        from jobs.prepare.stage import prepare as stage_function
-    elif stage == "train":
+        from jobs.prepare.stage import prepare
+
+        return partial(prepare, **options)
+    if stage == "train":
         from jobs.train.stage import train
 
         return partial(train, **options)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli.common import ALL_STAGES, ConfigPath, OldRestart, Overrides, Replace, Restart, command
+from jobs.cli.common import ALL_STAGES, ConfigPath, OldRestart, Overrides, Replace, Restart, Yes, command
 from jobs.cli.stage_runner import RunSummary, run_one_stage
 from jobs.workflow.result import Result
 
@@ -30,16 +30,22 @@ def demo(
 
 
 @command("Run")
-def run(config: ConfigPath, set_: Overrides = None, restart: Restart = False, _old_restart: OldRestart = False) -> Result:
+def run(
+    config: ConfigPath,
+    set_: Overrides = None,
+    restart: Restart = False,
+    _old_restart: OldRestart = False,
+    yes: Yes = False,
+) -> Result:
     """Run all stages, from prepare to report, skipping those that are current."""
-    options = {"train": {"restart": restart}, "map": {"replace": True}}
+    options = {"prepare": {"any_size": yes}, "train": {"restart": restart}, "map": {"replace": True}}
     return _stages(config, set_, ALL_STAGES, keep_current=True, **options)
 
 
 @command("Run")
-def prepare(config: ConfigPath, set_: Overrides = None) -> Result:
+def prepare(config: ConfigPath, set_: Overrides = None, yes: Yes = False) -> Result:
     """Build the patch stores of all scenes, split the samples and fit the normalization."""
-    return _stages(config, set_, ("prepare",), keep_current=False)
+    return _stages(config, set_, ("prepare",), keep_current=False, prepare={"any_size": yes})
 
 
 @command("Run")

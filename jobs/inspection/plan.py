@@ -75,15 +75,15 @@ class Plan:
         return vars(self) | {"scenes": {name: scene.to_json() for name, scene in self.scenes.items()}}
 
 
-def plan(config: Config) -> Plan:
-    """Return the estimates and file remarks of every scene.
+def plan(config: Config, *, any_size: bool = False) -> Plan:
+    """Return the estimates and file remarks of every scene; of areas that are very large only with `any_size`.
 
     Raises:
         InputError: the scenes cannot be prepared as configured, or they do not fit on the disk.
     """
     workspace = Workspace.of(config)
     with make_executor(config.prepare.scheduler) as workers:
-        scenes = open_scenes(config, workers)
+        scenes = open_scenes(config, workers, any_size=any_size)
         if config.prepare.scheduler is None:
             check_memory(scenes, workers.workers)
         check_data(scenes, workers)

@@ -76,7 +76,7 @@ class Members:
 class MapPlan:
     """Estimated cost of mapping one scene."""
 
-    tiles: int
+    tiles: int  #: that have data, as far as is known
     states: dict[str, int] | None  #: tile counts by state; None without a prepared store or a model
     product_bytes: dict[str, int]  #: uncompressed size of each product
     worker_bytes: int  #: approximate tile memory per worker, excluding the network's own memory
@@ -113,18 +113,19 @@ def plan_map(config: Config, workspace: Workspace, scene: PreparedScene) -> MapP
     side = min(section.tile_size, max(rows, columns))
     read = sum(s.bands * ((side + 2 * (config.model.patch // 2)) * s.scale) ** 2 for s in taken) * _FLOAT
     found = _states(config, workspace, scene)
-    due = [t.window for t in cut if found is None or found.get((t.window.y, t.window.x)) != "done"]
     area = scene.area
-    pixels = sum(w.height * w.width if area is None else area.count(w) for w in due)
+    inside = {t.window: t.window.height * t.window.width if area is None else area.count(t.window) for t in cut}
+    tasks = [w for w, count in inside.items() if (count if found is None else (w.y, w.x) in found)]
+    due = [w for w in tasks if found is None or found[w.y, w.x] != "done"]
     manifest = read_manifest(workspace, "map")
     rate = None if manifest is None else manifest.figures.get("pixels_per_second")
     return MapPlan(
-        tiles=len(cut),
+        tiles=len(tasks),
         states=None if found is None else dict(Counter(found.values())),
         product_bytes={name: size * rows * columns for name, size in pixel.items()},
         worker_bytes=read * (1 + PREFETCH_DEPTH) + sum(pixel.values()) * side * side * _RESULTS,
-        pixels_due=pixels,
-        seconds=pixels / rate if rate else None,
+        pixels_due=sum(inside[w] for w in due),
+        seconds=sum(inside[w] for w in due) / rate if rate else None,
         members=None if section.model is not None else Members.of(config, workspace),
     )
 

@@ -81,6 +81,7 @@ def _item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str, fi
         fingerprint=fingerprint,
         run=run,
         facts=facts,
+        area=scene.store.outline,
     )
 
 

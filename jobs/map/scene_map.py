@@ -24,7 +24,7 @@ from mibf.normalization import scaling_to_json
 from pipeline.grid import Tile, Window, grid_to_json, tile_grid
 from pipeline.io import checksums, storage
 from pipeline.io.lease import Lease
-from pipeline.maps.fingerprints import difference, fingerprints
+from pipeline.maps.fingerprints import difference, fingerprints, tiles_without_data
 from pipeline.maps.ledger import Ledger, LedgerEvent, State, TileState
 from pipeline.maps.map_store import MapStore, result_digest
 from pipeline.maps.predictor import TileResult, check_sources
@@ -57,11 +57,25 @@ class SceneMap:
         check_sources(self.store, spec.bundle)
         check_matching(self.store, spec.bundle.scaling)
         self._records, self._scaling = workspace.records(scene.name), workspace.scaling
+        self._emptied: list[Window] = []  #: tiles without data of which the ledger has another state
 
     @property
     def tile_size(self) -> int:
         """Side of its tiles, in pixels."""
         return self.spec.config.map.tile_size
+
+    @cached_property
+    def _shards(self) -> StoreRecords:
+        try:
+            return StoreRecords.read(self._records)
+        except FileNotFoundError as error:
+            raise InputError(f"{self._records}: is missing; run `mibf prepare` again.") from error
+
+    @property
+    def _sources(self) -> set[str]:
+        """The sources that decide which pixels are mapped."""
+        declared = self.spec.config.map.missing == "declared"
+        return {source.name for source in self.store.sources} if declared else set(self.spec.sources)
 
     @cached_property
     def planned(self) -> dict[Window, str]:
@@ -71,20 +85,25 @@ class SceneMap:
             InputError: the records of the scene's store are missing.
         """
         spec = self.spec
-        try:
-            records = StoreRecords.read(self._records)
-        except FileNotFoundError as error:
-            raise InputError(f"{self._records}: is missing; run `mibf prepare` again.") from error
-        declared = {s.name for s in self.store.sources}
         return fingerprints(
             [tile.window for tile in self.tiles],
-            records,
+            self._shards,
             model=spec.digest,
             settings=spec.settings(self.store),
-            sources=declared if spec.config.map.missing == "declared" else spec.sources,
+            sources=self._sources,
             halo=spec.bundle.spec.halo,
             side=self.store.shard,
         )
+
+    @cached_property
+    def empty(self) -> frozenset[Window]:
+        """The tiles without data, as outside the scene's area. Nothing is computed for them: they are no tasks."""
+        return tiles_without_data(list(self.planned), self._shards, sources=self._sources, side=self.store.shard)
+
+    @cached_property
+    def tasks(self) -> dict[Window, str]:
+        """The planned tiles with data."""
+        return {window: fingerprint for window, fingerprint in self.planned.items() if window not in self.empty}
 
     @property
     def is_training_data(self) -> bool:
@@ -125,8 +144,8 @@ class SceneMap:
             ) from error
 
     def states(self) -> dict[Window, State]:
-        """The state of every planned tile."""
-        return classify(self.planned, self.ledger.last())
+        """The state of every planned tile with data."""
+        return classify(self.tasks, self.ledger.last())
 
     def causes(self) -> list[tuple[str, list[str]]]:
         """Why tiles failed or are stale: each cause with its tile keys, most tiles first."""
@@ -207,10 +226,26 @@ class SceneMap:
                 cause = f"{difference(last[window].fingerprint, self.planned[window])} changed"
                 self._record(window, "stale", run, cause=cause)
 
+    def record_empty(self, run: str) -> None:
+        """Record in the ledger that the tiles without data are done, so that it accounts for every tile of the map."""
+        last = self.ledger.last()
+        for window in (window for window in self.planned if window in self.empty):
+            before = last.get(window)
+            if before is None or before.state != "done" or before.fingerprint != self.planned[window]:
+                checksum = result_digest(self._without_values(window))
+                self._record(window, "done", run, cause="", checksum=checksum)
+                self._emptied += [] if before is None else [window]
+
+    def _without_values(self, window: Window) -> TileResult:
+        """The products of a tile without data."""
+        names = {p.name: p.band_names(self.store.classes, self.spec.sources) for p in self.spec.products}
+        shape = window.height, window.width
+        return {p.name: np.full((len(names[p.name]), *shape), p.nodata, p.dtype) for p in self.spec.products}
+
     def select(self, request: TileRequest, only: dict[str, list[Window]] | None) -> TileSelection:
         """Select the tiles to map now; `only` holds the requested tiles by scene, None for all."""
         return select_tiles(
-            self.planned,
+            self.tasks,
             self.ledger.last(),
             states=request.states,
             only=None if only is None else only[self.name],
@@ -222,7 +257,7 @@ class SceneMap:
     def retry_selection(self, tiles: Sequence[Tile]) -> TileSelection:
         """Select those of the tried tiles that are not done."""
         only = [tile.window for tile in tiles if tile.scene == self.name]
-        return select_tiles(self.planned, self.ledger.last(), only=only, now=time.time())
+        return select_tiles(self.tasks, self.ledger.last(), only=only, now=time.time())
 
     def open_work(self, run: str, lease: Lease) -> MapStore:
         """Open or create the map store; tiles that cannot be restored into it become pending.
@@ -235,6 +270,8 @@ class SceneMap:
         work, kept = self.work(unrestored=unrestored.append)
         if kept:
             info(f"{self.name}: {pluralize(kept, 'tiles')} restored from the published map")
+        for window in self._emptied:  # an earlier run may have written there
+            work.write(Tile(self.name, window), self._without_values(window))
         for window in unrestored:
             self._record(window, "pending", run, cause="pixels could not be restored from the published map")
         self._record_versions(work)
@@ -259,10 +296,17 @@ class SceneMap:
             self._record(window, "pending", run, cause="stored pixels differ from those written")
         return corrupt
 
-    def _record(self, window: Window, state: State, run: str, *, cause: str) -> None:
+    def _record(self, window: Window, state: State, run: str, *, cause: str, checksum: str = "") -> None:
         """Append an event without an attempt to the ledger."""
-        tile, fingerprint = Tile(self.name, window), self.planned[window]
-        event = LedgerEvent(tile=tile, state=state, fingerprint=fingerprint, model=self.spec.digest, run=run, cause=cause)
+        event = LedgerEvent(
+            tile=Tile(self.name, window),
+            state=state,
+            fingerprint=self.planned[window],
+            model=self.spec.digest,
+            run=run,
+            cause=cause,
+            checksum=checksum,
+        )
         self.ledger.append([event])
 
     def work(self, *, unrestored: Callable[[Window], None]) -> tuple[MapStore, int]:

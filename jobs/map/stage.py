@@ -66,6 +66,7 @@ def map_scenes(
         for scene in maps.values():
             ledgers.enter_context(scene.ledger.writing(lease))
             scene.record_pending(run, restart=request.restart)
+            scene.record_empty(run)
         if any(not scene.is_published() or scene.select(request, only).tiles for scene in maps.values()):
             invalidate(workspace, "map", lease)
         map_stores = _open_map_stores(maps, run, lease)
@@ -149,7 +150,7 @@ def _result(
     pixels = {scene.name: scene.pixels() for scene in complete}
     summary = {
         "pixels": sum(pixels.values()),
-        "tiles": sum(len(scene.planned) for scene in maps.values()),
+        "tiles": sum(len(scene.tasks) for scene in maps.values()),
         "scenes": pixels,
         "priors": config.prediction.priors,
     }

@@ -20,7 +20,9 @@ REMEDY = "Fix the causes above, then run `mibf rerun` to map only the remaining 
 def published_line(scene: SceneMap) -> str:
     """One line on a published scene's map."""
     rows, columns = scene.store.shape
-    return f"{scene.name}: {scene.pixels():,} of {rows * columns:,} pixels mapped, {pluralize(len(scene.planned), 'tiles')}"
+    skipped = f", {len(scene.empty):,} without data skipped" if scene.empty else ""
+    tiles = f"{pluralize(len(scene.tasks), 'tiles')}{skipped}"
+    return f"{scene.name}: {scene.pixels():,} of {rows * columns:,} pixels mapped, {tiles}"
 
 
 def timing_lines(figures: dict[str, Any], workers: int, *, published: bool) -> list[str]:
@@ -44,7 +46,7 @@ def incomplete_lines(scene: SceneMap, request: TileRequest) -> list[str]:
     others = [f"{counts[state]:,} of {len(states):,} are {state}" for state in ("pending", "stale") if counts[state]]
     kept = "the earlier map is still published" if scene.item() is not None else "nothing was published"
     left = select_tiles(
-        scene.planned,
+        scene.tasks,
         scene.ledger.last(),
         max_attempts=request.max_attempts,
         backoff_seconds=request.backoff,

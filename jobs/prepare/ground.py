@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from odc.geo.crs import CRS, CRSError
@@ -11,15 +12,20 @@ from jobs.config.resolve import area as declared_area
 from jobs.config.scene import AUTO, SceneSection
 from mibf.errors import InputError
 from pipeline.areas.area import Area, describe_degrees
-from pipeline.areas.area_grid import covering, cropped, outside_note, zone, zone_note
+from pipeline.areas.area_grid import covering, cropped, outside_note, square_kilometers, zone, zone_note
 from pipeline.rasters.longitude import geographic_extents
 from pipeline.rasters.raster import header
 from pipeline.scenes.geometries import AreaMask
 from pipeline.scenes.reference_grid import reference_grid
-from pipeline.scenes.source import Source
+from pipeline.scenes.source import AlignedSource, Source
+from pipeline.store.template import StoredSource, Template
 
 #: Maximum side of a grid in pixels; a larger one is probably an error in units.
 LARGEST_SIDE = 1_000_000
+#: Maximum pixels of an area unless the user agrees to more: 200,000 km2 at 10 m, half of Germany.
+LARGEST_AREA = 2_000_000_000
+#: An area of so many pixels by its outline holds the centers of some; they are not counted to know it.
+CERTAIN = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,31 @@ def scene_ground(scene: SceneSection, declared: dict[str, Source], *, smallest: 
         return Ground(grid)
     mask = area.mask(grid)
     outside = outside_note(area, grid, mask)
-    if not mask.pixels:
+    if mask.expected_pixels < CERTAIN and not mask.pixels:
         raise InputError(
             f"scene {scene.name!r}: no pixel of the reference grid has its center in the area {area.name}, which spans "
             f"{area.describe()}; use a finer grid or a larger area."
         )
     return Ground(grid, mask, (*notes, *([] if outside is None else [outside])))
+
+
+def check_area_size(scene: SceneSection, area: AreaMask | None, sources: Sequence[AlignedSource]) -> None:
+    """Check that an area is not larger than `LARGEST_AREA`, as one in wrong units or of the wrong file is.
+
+    Raises:
+        InputError: it is; the message has its size and that of its store.
+    """
+    if area is None or area.expected_pixels <= LARGEST_AREA:
+        return
+    stored = tuple(StoredSource(s.declared.name, s.bands, s.declared.missing, s.scale) for s in sources)
+    template = Template(area.grid, stored, tuple(s.dtype for s in sources), (), 0)
+    size = area.expected_pixels * template.bytes_per_pixel
+    raise InputError(
+        f"scene {scene.name!r}: its area has about {area.expected_pixels:,.0f} pixels of the reference grid "
+        f"({square_kilometers(area):,.0f} km2), more than {LARGEST_AREA:,}; its store would have {size / 1e9:,.0f} GB "
+        "before compression. If this is intended, add `--yes` to the command; otherwise check `area` or `bbox`, or use a "
+        "coarser grid."
+    )
 
 
 def _explicit(scene: SceneSection, area: Area | None, first: Source, notes: list[str]) -> GeoBox:

@@ -15,7 +15,7 @@ from jobs.config.config import Config
 from jobs.config.resolve import class_names, labels, sources
 from jobs.config.scene import SceneSection
 from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection, ScenesSplitSection
-from jobs.prepare.ground import scene_ground
+from jobs.prepare.ground import check_area_size, scene_ground
 from jobs.runtime.progress import pluralize, progress_bar, warn
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
@@ -49,16 +49,17 @@ class SceneDraft:
         return LabelGrid(self.labels, (rows, columns))
 
 
-def open_scenes(config: Config, executor: Executor) -> list[PreparedScene]:
+def open_scenes(config: Config, executor: Executor, *, any_size: bool = False) -> list[PreparedScene]:
     """Open and check all scenes, count their labels and decide the split.
 
     Raises:
-        InputError: a source or the labels are unusable, or the split leaves a class without training pixels.
+        InputError: a source or the labels are unusable, or the split leaves a class without training pixels; or an area is
+            very large, unless areas may have `any_size`.
     """
     classes = class_names(config)
     if isinstance(config.split, BlocksSection | ScenesSplitSection):
         check_blocks(block=config.split_block, buffer=buffer_pixels(config) or 0, patch=config.model.patch)
-    opened = [_open(scene, classes, patch=config.model.patch) for scene in config.scenes]
+    opened = [_open(scene, classes, patch=config.model.patch, any_size=any_size) for scene in config.scenes]
     for position, first in enumerate(opened[0].sources):
         bands = {scene.declared.name: scene.sources[position].bands for scene in opened}
         if len(set(bands.values())) > 1:
@@ -105,12 +106,14 @@ def _check_names(name: str, scenes: dict[str, AlignedSource]) -> None:
         )
 
 
-def _open(scene: SceneSection, classes: tuple[ClassName, ...], *, patch: int) -> SceneDraft:
+def _open(scene: SceneSection, classes: tuple[ClassName, ...], *, patch: int, any_size: bool) -> SceneDraft:
     declared = sources(scene)
     ground = scene_ground(scene, declared, smallest=patch)
     grid, area = ground.grid, ground.area
     like = None if scene.grid.like is None or area is not None else declared[scene.grid.like].layers[0][0]
     opened = [open_source(source, grid, like=like, area=area) for source in declared.values()]
+    if not any_size:
+        check_area_size(scene, area, opened)
     wanted = labels(scene)
     found = NoLabels() if wanted is None else open_labels(wanted, grid, classes, like=like, area=area)
     return SceneDraft(scene, grid, opened, found, area, ground.notes)

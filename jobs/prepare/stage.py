@@ -56,10 +56,14 @@ class _Written:
     entire: dict[str, QuantileSketch]  #: all valid values of the matched sources
 
 
-def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> StageResult:
-    """Write every scene's patch store, the sample counts of the split and the normalization limits."""
+def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, *, any_size: bool = False) -> StageResult:
+    """Write every scene's patch store, the sample counts of the split and the normalization limits.
+
+    Raises:
+        InputError: as `open_scenes`, for areas of `any_size` or not; or there is no room, no memory or no data.
+    """
     with make_executor(config.prepare.scheduler) as executor:
-        scenes = open_scenes(config, executor)
+        scenes = open_scenes(config, executor, any_size=any_size)
         if config.prepare.scheduler is None:
             check_memory(scenes, executor.workers)
         reusable = sum(sum(checksums.object_sizes(_partial_store(workspace, scene)).values()) for scene in scenes)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
+import pyproj
 import shapely
 from affine import Affine
 from odc.geo.crs import CRS
@@ -24,6 +28,13 @@ UPS_NORTH, UPS_SOUTH = "EPSG:5041", "EPSG:5042"
 WIDE = 9.0
 #: Bounds closer than this to an edge of a pixel, in pixels, are on it.
 ON_EDGE = 1e-6
+#: Parts of an area along each axis, and points along a part, with which its size is measured: sides are curves on the
+#: ground.
+PARTS, STEPS = 8, 32
+#: Parts of a pixel to which the points of an outline are rounded.
+FRACTIONS = 1000
+#: Maximum points of an outline, and the decimal places of its degrees: about a millimeter.
+POINTS, DECIMALS = 2000, 8
 #: Share of an area that may be outside the grid without a note.
 OUTSIDE = 1e-3
 
@@ -123,6 +134,45 @@ def _columns(grid: GeoBox, left: float, right: float) -> tuple[float, float] | N
         start = min(part[0] - (part[2] - own) * period for part in parts)
         stop = max(part[1] - (part[2] - own) * period for part in parts)
     return start, stop
+
+
+def square_kilometers(mask: AreaMask) -> float:
+    """The size of the pixels of a grid that are in an area, on the ellipsoid."""
+    left, bottom, right, top = shapely.total_bounds(mask.geometries)
+    x, y = (np.linspace(low, high, PARTS + 1) for low, high in ((left, right), (bottom, top)))
+    # In parts, because a polygon around the Earth has no inside.
+    boxes = product(pairwise(x), pairwise(y))
+    parts = [shapely.clip_by_rect(mask.geometries, west, south, east, north) for (west, east), (south, north) in boxes]
+    step = max(right - left, top - bottom) / (PARTS * STEPS)
+    to_degrees = mask.grid.crs.transformer_to_crs("EPSG:4326", always_xy=True)
+    ellipsoid, found = pyproj.Geod(ellps="WGS84"), 0.0
+    for part in shapely.segmentize(shapely.get_parts(np.concatenate(parts)), step):
+        place = shapely.transform(part, lambda points: np.column_stack(to_degrees(*points.T)))
+        found += abs(ellipsoid.geometry_area_perimeter(place)[0]) / 1e6
+    return found
+
+
+def outline(mask: AreaMask) -> dict[str, Any] | None:
+    """The part of an area that is on a grid, as a GeoJSON geometry in degrees, in one piece: longitudes may exceed 180.
+
+    It is accurate to half a pixel, or has about `POINTS` points. None if it has no place in degrees.
+    """
+    size = float(np.sqrt(abs(mask.grid.affine.determinant)))
+    whole = shapely.union_all(mask.geometries, grid_size=size / FRACTIONS)  # without slivers between its pieces
+    try:
+        found = Area("", whole, pyproj.CRS.from_wkt(mask.grid.crs.to_wkt())).transformed("EPSG:4326")
+    except InputError:
+        return None
+    west, south, east, north = found.bounds
+    tolerance = max(east - west, north - south) / (2 * max(mask.grid.shape))
+    simple = found.simplify(tolerance)
+    while shapely.get_num_coordinates(simple) > POINTS:
+        tolerance *= 2
+        simple = found.simplify(tolerance)
+    rounded = shapely.transform(simple, lambda points: points.round(DECIMALS))
+    valid = shapely.make_valid(rounded, method="structure", keep_collapsed=False)
+    geometry: dict[str, Any] = json.loads(shapely.to_geojson(valid))
+    return geometry
 
 
 def outside_note(area: Area, grid: GeoBox, mask: AreaMask) -> str | None:

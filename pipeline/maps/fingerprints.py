@@ -62,6 +62,24 @@ def fingerprints(
     return found
 
 
+def tiles_without_data(
+    tiles: Sequence[Window], records: StoreRecords, *, sources: Collection[str], side: int
+) -> frozenset[Window]:
+    """Return the tiles of a scene in which none of these sources has a valid pixel, as the records of their shards know it.
+
+    `side` is that of the store's shards, in pixels. A tile that is smaller than a shard with data may have none, too.
+    """
+    empty = {
+        (shard.window.y // side, shard.window.x // side)
+        for shard in records.shards
+        if not any(shard.valid.get(name, 1) for name in sources)
+    }
+    if not empty:
+        return frozenset()
+    last = max(tile.y + tile.height - 1 for tile in tiles) // side, max(tile.x + tile.width - 1 for tile in tiles) // side
+    return frozenset(tile for tile in tiles if empty.issuperset(_shards(tile, 0, side, last)))
+
+
 def difference(before: str, now: str) -> str:
     """Describe which parts of a fingerprint differ."""
     pairs = list(zip(before.split("."), now.split("."), strict=False))

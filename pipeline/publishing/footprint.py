@@ -1,12 +1,14 @@
-"""Footprint of a grid as GeoJSON: longitudes and latitudes, cut at the antimeridian (RFC 7946)."""
+"""Footprint of a map as GeoJSON: longitudes and latitudes, cut at the antimeridian (RFC 7946)."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import shapely
+import shapely.geometry
 from odc.geo.geobox import GeoBox
 from pyproj.exceptions import ProjError
 from shapely.affinity import translate
@@ -20,12 +22,19 @@ POINTS = 64
 DECIMALS = 8
 
 
-def footprint(grid: GeoBox) -> tuple[dict[str, Any], list[float]] | None:
-    """Return a grid's outline in WGS 84 and its bounds [west, south, east, north], accurate to half a pixel.
+def footprint(grid: GeoBox, area: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], list[float]] | None:
+    """Return the outline of a grid, or of the area on it, in WGS 84 and its bounds [west, south, east, north].
 
-    Across the antimeridian the outline has two parts, and west is greater than east. None for a grid without a CRS, or
-    one that extends beyond the area where its CRS is defined, or is not on the Earth.
+    That of a grid is accurate to half a pixel. Across the antimeridian the outline has two parts, and west is greater than
+    east. None for a grid without a CRS, or one that extends beyond the area where its CRS is defined, or is not on the
+    Earth.
+
+    Args:
+        grid: the map's.
+        area: GeoJSON geometry in degrees, in one piece where it crosses the antimeridian; None: the entire grid.
     """
+    if area is not None:
+        return _in_range(_first_turn(shapely.geometry.shape(area)))
     if grid.crs is None:
         return None
     try:
@@ -36,7 +45,13 @@ def footprint(grid: GeoBox) -> tuple[dict[str, Any], list[float]] | None:
         return None
     outline = _outline(np.unwrap(longitude, period=360), latitude)
     west, south, east, north = outline.bounds
-    within, beyond = _parts(outline.simplify(max(east - west, north - south) / (2 * max(grid.shape))))
+    return _in_range(outline, tolerance=max(east - west, north - south) / (2 * max(grid.shape)))
+
+
+def _in_range(outline: BaseGeometry, *, tolerance: float = 0.0) -> tuple[dict[str, Any], list[float]]:
+    """The parts of an outline with longitudes up to 180, and its bounds."""
+    west, south, east, north = outline.bounds
+    within, beyond = _parts(outline.simplify(tolerance) if tolerance else outline)
     if east - west >= 360:
         west, east = -180.0, 180.0
     elif east > 180:
@@ -66,6 +81,11 @@ def _outline(longitude: np.ndarray[Any, Any], latitude: np.ndarray[Any, Any]) ->
     outline = Polygon(points)
     if not outline.is_valid:  # folded by its projection: an outline that is too large is better than none
         outline = Polygon(shapely.get_exterior_ring(outline.convex_hull))
+    return _first_turn(outline)
+
+
+def _first_turn(outline: BaseGeometry) -> BaseGeometry:
+    """An outline shifted by full turns so that its west is from -180 to 180."""
     turns = np.floor((outline.bounds[0] + 180) / 360)
     # Rounded, because a border exactly on the antimeridian could otherwise be slightly beyond it.
     return _rounded(translate(outline, xoff=-360 * float(turns)))

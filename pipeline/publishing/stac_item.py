@@ -102,6 +102,7 @@ def map_item(
     fingerprint: str,
     run: str,
     facts: Mapping[str, Any],
+    area: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Build the item of one scene's map as JSON values. Deterministic: equal arguments give an equal item.
 
@@ -121,13 +122,14 @@ def map_item(
         fingerprint: hash of everything that the map depends on.
         run: name of the run.
         facts: additional properties, written as `mibf:NAME`.
+        area: the outline of the scene's area, as for `footprint`; None: the item's geometry is the outline of the grid.
 
     Raises:
         ValueError: two assets have the same key, a file's type is unknown, or a time cannot be parsed.
     """
     created_utc = created.astimezone(UTC)
     start, end = (created_utc, created_utc) if datetime is None else period(datetime)
-    outline = footprint(grid)
+    outline = footprint(grid, area)
     geometry, bbox = (None, None) if outline is None else outline
     item = pystac.Item(
         id=id,

@@ -256,6 +256,11 @@ class AreaMask(Burnt):
         return int(self.inside(window).sum())
 
     @cached_property
+    def expected_pixels(self) -> float:
+        """About how many pixels are inside, by the size of the polygons: at once, while `pixels` visits the whole grid."""
+        return float(shapely.area(self.geometries).sum()) / abs(self.grid.affine.determinant)
+
+    @cached_property
     def pixels(self) -> int:
         """The number of pixels of the grid that are inside."""
         rows, columns = self.grid.shape

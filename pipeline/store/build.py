@@ -19,6 +19,7 @@ from odc.geo.geobox import GeoBox
 
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
+from pipeline.areas.area_grid import outline
 from pipeline.codes import CODES, UNLABELLED
 from pipeline.grid import Window, windows
 from pipeline.io import checksums, storage, zarr_store
@@ -124,7 +125,12 @@ def build_store(
     if template is None:
         discard_partial(url)
         recorder = zarr_store.ChecksumStore.at(url)
-        create_store(recorder, scene.template, fingerprint=fingerprint)
+        create_store(
+            recorder,
+            scene.template,
+            fingerprint=fingerprint,
+            outline=None if scene.area is None else outline(scene.area),
+        )
         template = recorder.written
         storage.write_json(storage.join(records_folder(url), "template.json"), template)
     each(len(records))

@@ -87,6 +87,11 @@ class PatchStore:
         return tuple(ClassName(**c) for c in stored)
 
     @cached_property
+    def outline(self) -> dict[str, Any] | None:
+        """The outline of the scene's area in degrees, a GeoJSON geometry in one piece; None if it has no area."""
+        return cast("dict[str, Any] | None", self.group.attrs.get("mibf:area"))
+
+    @cached_property
     def quantiles(self) -> dict[str, NDArray[np.float64] | None]:
         """Quantiles (band, `MATCHED_AT`) of the scene's matched sources; None for a source with too few pixels."""
         stored = cast(dict[str, Any], self.group.attrs.get(QUANTILES, {}))

@@ -84,9 +84,12 @@ def shard_side(shape_yx: tuple[int, int], bytes_per_pixel: int) -> int:
     return side
 
 
-def create_store(target: zarr_store.ChecksumStore, template: Template, *, fingerprint: str) -> None:
+def create_store(
+    target: zarr_store.ChecksumStore, template: Template, *, fingerprint: str, outline: dict[str, Any] | None = None
+) -> None:
     """Create a store from its template: every array with its shape, shards and attributes, but no pixels.
 
+    `outline` is that of the scene's area in degrees, for the footprint of its map.
     Whatever was there is removed.
     """
     group = zarr.open_group(store=target, mode="w")
@@ -116,6 +119,7 @@ def create_store(target: zarr_store.ChecksumStore, template: Template, *, finger
             "mibf:classes": [vars(c) for c in template.classes],
             "mibf:sources": [s.to_json() for s in template.sources],
         }
+        | ({} if outline is None else {"mibf:area": outline})
     )
 
 

@@ -93,7 +93,7 @@ def _unwritten(window: Window) -> ShardRecord:
     position = f"{window.y // SHARD}/{window.x // SHARD}"
     keys = [key for name in SOURCES for key in (f"sources/{name}/c/0/{position}", f"valid/{name}/c/{position}")]
     objects = {key: (0, hashlib.sha256(key.encode()).hexdigest()) for key in keys}
-    return ShardRecord(window, objects, dict.fromkeys(SOURCES, 0))
+    return ShardRecord(window, objects, dict.fromkeys(SOURCES, window.height * window.width))
 
 
 def _write_model(workspace: Workspace, config: Config) -> None:

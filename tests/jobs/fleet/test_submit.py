@@ -171,6 +171,7 @@ def test_rerun_all_is_submitted_as_a_new_job_each_time(server: Jobs) -> None:
         (["prepare"], "give a CONFIG"),
         (["map", "--all", "s3://bucket"], "for `rerun` --all URL instead"),
         (["map", "{config}", "--backoff", "3"], "--backoff applies to rerun only"),
+        (["map", "{config}", "--yes"], "--yes applies to prepare and run only"),
         (["rerun", "--all", "here"], "is a relative path, which is a different location on the cluster"),
         (["prepare", "{config}", "--set", "workspace=here"], "here is a relative path"),
         (["prepare", "{config}", "--set", "map.model=https://some.where/model?signature=abc"], "URLs with a password"),

@@ -27,7 +27,8 @@ def scene(last: dict[Window, TileState], item: dict[str, Any] | None = None) -> 
     planned = dict.fromkeys(WINDOWS, "now")
     return SimpleNamespace(
         name="valley",
-        planned=planned,
+        tasks=planned,
+        empty=frozenset(),
         store=SimpleNamespace(shape=(64, 192)),
         ledger=SimpleNamespace(last=lambda: last),
         pixels=lambda: 12000,

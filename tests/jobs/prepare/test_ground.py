@@ -16,6 +16,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.features import geometry_mask
 
+import jobs.prepare.ground
 import pipeline.scenes.source
 from jobs.config.loader import load
 from jobs.config.resolve import sources
@@ -33,7 +34,7 @@ from pipeline.parallel.executor import ThreadExecutor
 from pipeline.scenes.labels import Labels, open_labels
 from pipeline.store.build import PreparedScene, shard_arrays
 from pipeline.store.patch_store import PatchStore
-from tests.support.commands import run
+from tests.support.commands import invoke, run
 from tests.support.refusals import refused
 from tests.support.scenes import CRS, TRANSFORM, SmallScene, write_raster
 from tests.support.stores import SHARDS
@@ -58,11 +59,11 @@ def with_area(scene: SmallScene, **changes: Any) -> dict[str, Any]:
     return config
 
 
-def opened(scene: SmallScene, config: dict[str, Any]) -> PreparedScene:
+def opened(scene: SmallScene, config: dict[str, Any], *, any_size: bool = False) -> PreparedScene:
     """Open the only scene of a configuration, as `prepare` does."""
     path = scene.folder / "area.yaml"
     path.write_text(yaml.safe_dump(config))
-    (found,) = open_scenes(load(str(path)), ThreadExecutor())
+    (found,) = open_scenes(load(str(path)), ThreadExecutor(), any_size=any_size)
     return found
 
 
@@ -244,6 +245,41 @@ def test_unusable_areas_exit_2(scene: SmallScene, change: dict[str, Any], messag
     config = with_area(scene, **change)
     config["scenes"] = [{key: value for key, value in config["scenes"][0].items() if value is not None}]
     assert re.search(message, refused(scene, **config))
+
+
+def test_very_large_area_is_refused_with_its_size(scene: SmallScene) -> None:
+    """Against the polygon's own area in the zone, and the geodesic one of its outline."""
+    bbox = (10.0, 50.0, 20.0, 55.0)
+    config = with_area(scene, grid={"crs": "auto", "resolution": 10}, bbox=bbox)
+    del config["scenes"][0]["area"]
+    outline = shapely.segmentize(shapely.box(*bbox), 0.01)
+    to_zone = pyproj.Transformer.from_crs("EPSG:4326", CRS, always_xy=True).transform
+    pixels = shapely.transform(outline, lambda points: np.column_stack(to_zone(*points.T))).area / 100
+    on_the_ground = abs(pyproj.Geod(ellps="WGS84").geometry_area_perimeter(outline)[0]) / 1e6
+    for command in ("prepare", "plan", "run"):
+        message = refused(scene, command=command, **config)
+        found = re.search(
+            r"scene 'small': its area has about ([\d,]+) pixels of the reference grid \(([\d,]+) km2\), more than "
+            r"2,000,000,000; its store would have ([\d,]+) GB before compression. .* add `--yes`",
+            message,
+        )
+        assert found is not None, message
+        given = [int(text.replace(",", "")) for text in found.groups()]
+        assert given[0] == pytest.approx(pixels, rel=1e-4)
+        assert given[1] == pytest.approx(on_the_ground, rel=1e-4)
+        # uint16 and float32 bands, a byte of validity each, labels and split.
+        assert given[2] == pytest.approx(pixels * (3 * 2 + 1 + 4 + 1 + 2) / 1e9, abs=1)
+
+
+def test_yes_accepts_a_very_large_area(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_area(scene)
+    monkeypatch.setattr(jobs.prepare.ground, "LARGEST_AREA", 1000)
+    config = with_area(scene)
+    assert "more than 1,000" in refused(scene, command="plan", **config)
+    path = str(scene.write_config(**config))
+    assert "pixels in the area" not in invoke("plan", path, status=2).output
+    assert f"of which {opened(scene, config, any_size=True).pixels:,} in the area" in invoke("plan", path, "--yes").stdout
+    invoke("prepare", path, "--yes")
 
 
 def test_source_without_a_crs_is_refused(scene: SmallScene) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pyproj
 import pytest
+import shapely
 from affine import Affine
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
@@ -12,8 +14,8 @@ from pyproj.database import query_utm_crs_info
 from rasterio.warp import transform_bounds
 
 from mibf.errors import InputError
-from pipeline.areas.area import box_area
-from pipeline.areas.area_grid import covering, cropped, outside_note, zone, zone_note
+from pipeline.areas.area import Area, box_area
+from pipeline.areas.area_grid import covering, cropped, outline, outside_note, square_kilometers, zone, zone_note
 
 #: A raster in another CRS than the grids below.
 ELSEWHERE = GeoBox((10, 10), Affine(20, 0, 7, 0, -20, 7), "EPSG:3035")
@@ -166,3 +168,80 @@ def test_area_far_wider_than_the_grid_is_cut_near_it() -> None:
     area = box_area((-120, -60, 130, 80))
     assert cropped(grid, area).shape == (20, 20)
     assert area.mask(grid).pixels == 400
+
+
+@pytest.mark.parametrize(
+    ("bbox", "crs", "resolution"),
+    [
+        ((9, 45, 10, 46), "EPSG:32632", 100.0),
+        ((9, 45, 49, 65), "EPSG:4326", 0.1),
+        ((178, -17, -178, -16), "EPSG:32601", 100.0),
+    ],
+)
+def test_size_of_an_area_is_that_on_the_ellipsoid(
+    bbox: tuple[float, float, float, float], crs: str, resolution: float
+) -> None:
+    """Between two parallels and meridians, in closed form (Snyder, Map Projections, 3-12 and 14-18)."""
+    area = box_area(bbox)
+    mask = area.mask(covering(area, CRS(crs), resolution, ELSEWHERE, scale=1))
+    ellipsoid = pyproj.Geod(ellps="WGS84")
+    e = np.sqrt(ellipsoid.es)
+
+    def zone_area(latitude: float) -> float:
+        s = np.sin(np.radians(latitude))
+        return float(s / (1 - ellipsoid.es * s**2) + np.log((1 + e * s) / (1 - e * s)) / (2 * e))
+
+    west, south, east, north = bbox
+    width = np.radians((east - west) % 360)
+    wanted = ellipsoid.b**2 / 2 * width * (zone_area(north) - zone_area(south)) / 1e6
+    assert square_kilometers(mask) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_size_of_the_earth() -> None:
+    area = box_area((-180, -90, 180, 90))
+    mask = area.mask(covering(area, CRS("EPSG:4326"), 1.0, ELSEWHERE, scale=1))
+    assert square_kilometers(mask) == pytest.approx(510_065_622, rel=1e-6)
+
+
+def test_outline_is_the_area_within_half_a_pixel() -> None:
+    """A star of 20 points and a hole, of which the grid has the western half."""
+    angles = np.linspace(0, 2 * np.pi, 41)[:-1]
+    reach = np.where(np.arange(40) % 2, 0.05, 0.1)[:, None]
+    star = shapely.Polygon([9.5, 45.5] + reach * np.column_stack([np.cos(angles), np.sin(angles)]))
+    star = star.difference(shapely.Point(9.48, 45.5).buffer(0.01))
+    area = Area("star", star, pyproj.CRS("EPSG:4326"))
+    whole = covering(area, CRS("EPSG:4326"), 0.0005, ELSEWHERE, scale=1)
+    for grid in (whole, whole[:, : whole.shape[1] // 2]):
+        found = shapely.geometry.shape(outline(area.mask(grid)))
+        wanted = star.intersection(shapely.box(*grid.boundingbox))
+        assert shapely.hausdorff_distance(found.boundary, wanted.boundary, densify=0.1) < 0.0005
+        assert found.symmetric_difference(wanted).area < 0.01 * wanted.area
+        assert len(shapely.get_parts(shapely.get_rings(found))) == len(shapely.get_parts(shapely.get_rings(wanted)))
+
+
+def test_outline_has_a_limited_number_of_points() -> None:
+    """A coast of 40,000 points."""
+    angles = np.linspace(0, 2 * np.pi, 40_001)[:-1]
+    reach = 1 + 0.002 * np.random.default_rng(0).random(40_000)[:, None]
+    coast = shapely.Polygon([9.0, 45.0] + reach * np.column_stack([np.cos(angles), np.sin(angles)]))
+    area = Area("coast", coast, pyproj.CRS("EPSG:4326"))
+    found = shapely.geometry.shape(outline(area.mask(covering(area, CRS("EPSG:4326"), 0.0001, ELSEWHERE, scale=1))))
+    assert found.is_valid
+    assert shapely.get_num_coordinates(found) <= 2000
+    assert found.symmetric_difference(coast).area < 0.01 * coast.area
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32601", "EPSG:32660"])
+def test_outline_across_the_antimeridian_is_in_one_piece(crs: str) -> None:
+    area = box_area((179.5, -17, -179.6, -16))
+    resolution = 0.01 if crs == "EPSG:4326" else 1000.0
+    found = shapely.geometry.shape(outline(area.mask(covering(area, CRS(crs), resolution, ELSEWHERE, scale=1))))
+    assert found.geom_type == "Polygon"
+    west, south, east, north = found.bounds
+    assert east - west == pytest.approx(0.9, abs=0.01)
+    assert (south, north) == pytest.approx((-17, -16), abs=0.01)
+
+
+def test_area_around_a_pole_has_no_outline_in_degrees() -> None:
+    cap = Area("cap", shapely.Point(2_000_000, 2_000_000).buffer(500_000), pyproj.CRS("EPSG:5041"))
+    assert outline(cap.mask(covering(cap, CRS("EPSG:5041"), 10_000, ELSEWHERE, scale=1))) is None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mibf.errors import InputError
 from pipeline.grid import Window, reflected, windows
-from pipeline.maps.fingerprints import PARTS, difference, fingerprints
+from pipeline.maps.fingerprints import PARTS, difference, fingerprints, tiles_without_data
 from pipeline.store.records import ShardRecord, StoreRecords
 
 SOURCES = ("optical", "radar")
@@ -122,3 +122,18 @@ def test_records_with_a_missing_shard_are_refused(lacking: int) -> None:
     others = replace(records, shards=[shard for i, shard in enumerate(records.shards) if i != lacking])
     with pytest.raises(InputError, match=f"row {lacking // 2}, column {lacking % 2}; run `mibf prepare` again"):
         fingerprints_of(others, (16, 16), tile=8, side=8, halo=1)
+
+
+@given(SHAPES, SIDES, SIDES, st.randoms(use_true_random=False))
+def test_tiles_without_data_are_those_whose_shards_have_none(
+    shape: tuple[int, int], tile: int, side: int, random: Random
+) -> None:
+    valid = [
+        {"optical": random.choice([0, 0, 3]), "radar": random.choice([0, 0, 2]), "dem": 9} for _ in windows(shape, side)
+    ]
+    records = records_of(shape, side)
+    records = replace(records, shards=[replace(s, valid=v) for s, v in zip(records.shards, valid, strict=True)])
+    found = tiles_without_data(windows(shape, tile), records, sources=SOURCES, side=side)
+    for window in windows(shape, tile):
+        there = [s for s in records.shards if reads(window, s.window, shape, 0)]
+        assert (window in found) == all(s.valid["optical"] == s.valid["radar"] == 0 for s in there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,3 +86,22 @@ def test_grid_outside_the_domain_of_its_crs_has_no_footprint() -> None:
 
 def test_footprint_of_grid_in_an_engineering_crs_is_unknown() -> None:
     assert footprint(GeoBox((40, 40), Affine(10, 0, 0, 0, -10, 400), 'LOCAL_CS["site grid",UNIT["metre",1]]')) is None
+
+
+@pytest.mark.parametrize("turn", [0, 360])
+def test_footprint_of_an_area_is_its_own_outline(turn: int) -> None:
+    """Not the rectangle of its grid; in two parts across the antimeridian."""
+    triangle = shapely.Polygon([(turn + 179, -17), (turn + 181, -17), (turn + 180, -16)])
+    found = footprint(ANTIMERIDIAN, json.loads(shapely.to_geojson(triangle)))
+    assert found is not None
+    geometry, bbox = found
+    assert bbox == [179.0, -17.0, -179.0, -16.0]
+    halves = [
+        shapely.Polygon([(179, -17), (180, -17), (180, -16)]),
+        shapely.Polygon([(-180, -17), (-179, -17), (-180, -16)]),
+    ]
+    assert shape(geometry).equals(shapely.MultiPolygon(halves))
+    assert all(shapely.LinearRing(ring).is_ccw for ring in rings(geometry))
+    east = footprint(ANTIMERIDIAN, {"type": "Polygon", "coordinates": [[[1, 1], [2, 1], [2, 2], [1, 1]]]})
+    assert east is not None
+    assert east[1] == [1.0, 1.0, 2.0, 2.0]
