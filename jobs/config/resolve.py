@@ -65,7 +65,10 @@ def _source(name: str, section: SourceSection) -> Source:
         stamp = checksums.input_fingerprint(section.stac.url)
         # Encodings of embeddings have scales of their own.
         checked = section.decode in (None, "db")
-        assets, masks, notes = _assets(section.stac, stamp, bands=section.bands, unscale=section.unscale, checked=checked)
+        decided = bool({"unscale", "gain", "offset"} & section.model_fields_set)
+        assets, masks, notes = _assets(
+            section.stac, stamp, bands=section.bands, unscale=section.unscale, checked=checked, decided=decided
+        )
         _check_bands(name, section, assets)
         layers = [[file(each.url, v, each) for each in layer] for layer in assets for v in variables]
         dates = _dates(section, section.stac, assets[0], masks)
@@ -168,14 +171,16 @@ def _check_bands(name: str, section: SourceSection, assets: Sequence[Sequence[As
 
 @cache
 def _assets(
-    stac: StacSection, stamp: str, *, bands: tuple[int, ...] | None, unscale: bool, checked: bool
+    stac: StacSection, stamp: str, *, bands: tuple[int, ...] | None, unscale: bool, checked: bool, decided: bool
 ) -> tuple[tuple[tuple[AssetFile, ...], ...], tuple[AssetFile, ...], tuple[str, ...]]:
     """Return the files of each asset and of the mask, and notes on what items state and leave out."""
     del stamp  # cache key only: a changed item is read again
     masked = () if stac.mask is None else (stac.mask.asset,)
     found = asset_files(stac.url, (*stac.assets, *masked), alternate=stac.alternate)
     assets, masks = found[: len(stac.assets)], found[len(stac.assets) :]
-    notes = check_values(stac.url, stac.assets, assets, bands=bands, unscale=unscale) if checked else ()
+    notes: tuple[str, ...] = ()
+    if checked:
+        notes = check_values(stac.url, stac.assets, assets, bands=bands, unscale=unscale, decided=decided)
     left_out = further_pages(stac.url)
     return assets, masks[0] if masks else (), (*notes, *(() if left_out is None else (left_out,)))
 

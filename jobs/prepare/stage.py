@@ -173,7 +173,8 @@ def _write(
     url, final = _partial_store(workspace, scene), workspace.store(scene.name)
     records = None
     if read_manifest(workspace, "prepare") is None:  # the store may have been moved there just before an interruption
-        records = read_finished(final, workspace.records(scene.name), fingerprint=fingerprint)
+        names = [source.declared.name for source in scene.sources]
+        records = read_finished(final, workspace.records(scene.name), fingerprint=fingerprint, sources=names)
     if records is not None:
         url = final
     else:

@@ -31,6 +31,7 @@ from mibf.errors import InputError
 from pipeline.io import storage
 from pipeline.io.file_system import check_file_system
 from pipeline.io.lease import Lease, acquire
+from pipeline.store.build import in_order
 
 #: Function of a stage. Takes the configuration, the workspace, the fingerprint of the result and the workspace lease.
 StageFunction = Callable[[Config, Workspace, str, Lease], StageResult]
@@ -65,7 +66,7 @@ def run_stage(
     subject = {"workspace": storage.redact_url(workspace.url), "name": config.name, "run": config.run, "stage": stage}
     with about(**subject), acquire(workspace.url, what=f"mibf {stage} of {config.name}, run {config.run}") as lease:
         manifest = read_manifest(workspace, stage)
-        if keep_current and manifest is not None and manifest.fingerprint == current and outputs_exist(manifest):
+        if keep_current and manifest is not None and _is_current(config, manifest, current) and outputs_exist(manifest):
             if stage != "map":  # whose scheduled reruns print nothing if there is nothing to do
                 _report_upgrade(workspace, [stage])
             return manifest, False
@@ -133,9 +134,29 @@ def stale_dependencies(config: Config, stage: StageName) -> list[StageName]:
     return [needed for needed in dependencies(config, stage) if _is_stale(config, workspace, needed)]
 
 
+def _is_current(config: Config, manifest: Manifest, current: str) -> bool:
+    """Whether a finished stage's result is that of the configuration, whose fingerprint is `current`.
+
+    Of stores, it is also their order of sources, which is that of the network's inputs.
+    """
+    if manifest.fingerprint != current:
+        return False
+    if manifest.stage != "prepare":
+        return True
+    workspace = Workspace.of(config)
+    for scene in config.scenes:
+        try:
+            attributes = storage.read_json(storage.join(workspace.store(scene.name), "zarr.json"))["attributes"]
+            if not in_order(attributes, list(scene.sources)):
+                return False
+        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged, which is not found out here
+            continue
+    return True
+
+
 def _is_stale(config: Config, workspace: Workspace, stage: StageName) -> bool:
     manifest = read_manifest(workspace, stage)
     try:
-        return manifest is not None and manifest.fingerprint != fingerprint(config, stage)
+        return manifest is not None and not _is_current(config, manifest, fingerprint(config, stage))
     except InputError:  # an input no longer exists; results made from it remain usable
         return True

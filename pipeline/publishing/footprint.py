@@ -34,7 +34,7 @@ def footprint(grid: GeoBox, area: Mapping[str, Any] | None = None) -> tuple[dict
         area: GeoJSON geometry in degrees, in one piece where it crosses the antimeridian; None: the entire grid.
     """
     if area is not None:
-        return _in_range(_first_turn(shapely.geometry.shape(area)))
+        return _in_range(_first_turn(shapely.geometry.shape(dict(area))))
     if grid.crs is None:
         return None
     try:

@@ -79,12 +79,14 @@ def open_array(file: RasterFile, array: NamedArray) -> ArrayRaster:
     placement = place(file, array)
     sizes = dict(zip(placement.axes, array.values.shape, strict=True))
     chosen = [i - 1 for i in chosen_bands(file, int(sizes.get("band", 1)))]
-    absent = _nodata(file, attributes, dtype)
+    declared = _nodata(file, attributes, dtype)
+    fill = {} if array.unwritten is None else {"_FillValue": array.unwritten}
+    absent = _nodata(file, fill | dict(attributes), dtype)
     gain, offset = (_number(file, name, attributes.get(name, default)) for name, default in SCALING.items())
     stated = _stated(file, chosen, int(sizes.get("band", 1)))
     gain, offset = agreed_scaling(file, gain, offset, stated)
     if file.nodata is None and stated.nodata is not None:
-        own = agreed_nodata(file, absent[0] if len(absent) == 1 else None, stated, dtype)
+        own = agreed_nodata(file, declared[0] if len(declared) == 1 else None, stated, dtype)
         absent = absent if own is None else tuple(dict.fromkeys((*absent, own)))
     unscale = file.unscale and (gain != 1 or offset != 0)
     block = array.block or tuple(array.values.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from xml.etree import ElementTree
@@ -119,9 +119,12 @@ class GdalRaster:
         ]
         gains, offsets = (tuple(values) for values in zip(*scaling, strict=True))
         declared = _declared_nodata(dataset)
+        unwritten = [value if _is_unwritten(dataset, i) else None for i, value in enumerate(declared)]
         if file.nodata is None:
             for i, own in zip(at, stated, strict=True):
-                declared[i] = agreed_nodata(file, declared[i], own, np.dtype(dataset.dtypes[i]))
+                known = declared[i] if unwritten[i] is None else None
+                found = agreed_nodata(file, known, own, np.dtype(dataset.dtypes[i]))
+                declared[i] = unwritten[i] if found is None else found
         unscale = file.unscale and any(g != 1 or o != 0 for g, o in zip(gains, offsets, strict=True))
         self.header = Header(
             grid=with_crs(file, GeoBox((dataset.height, dataset.width), dataset.transform, crs)),
@@ -136,7 +139,7 @@ class GdalRaster:
         )
         self._unscale = unscale
         self._dtype = np.result_type(*(dataset.dtypes[i] for i in at))
-        self._absent = [_absent_values(file, dataset, i, declared[i]) for i in at]
+        self._absent = [_absent_values(file, dataset, i, (declared[i], unwritten[i])) for i in at]
         # Validity is given by a mask band, per dataset or per band (which has no flag), by an alpha band, or by nodata
         # values of all bands together, which have both flags and which a configured nodata value overrides.
         flags = [dataset.mask_flag_enums[i] for i in at]
@@ -219,9 +222,14 @@ class GdalRaster:
         return not values or (len(values) == 1 and self._dtype.itemsize <= 2)
 
 
-def _absent_values(file: RasterFile, dataset: DatasetReader, band: int, declared: float | None) -> list[float]:
+def _is_unwritten(dataset: DatasetReader, band: int) -> bool:
+    """Whether the nodata value of a band (from 0) is only what NetCDF has where nothing was written: none is stated."""
+    return dataset.driver == "netCDF" and not {"_FillValue", "missing_value"} & dataset.tags(band + 1).keys()
+
+
+def _absent_values(file: RasterFile, dataset: DatasetReader, band: int, declared: Sequence[float | None]) -> list[float]:
     """The nodata values of a band (from 0) that its data type can hold."""
-    found = [] if declared is None else [declared]
+    found = [value for value in declared if value is not None]
     if file.nodata is not None:
         found = [file.nodata]
     elif dataset.driver in ("netCDF", "HDF5Image"):  # CF allows several values and attributes; GDAL takes one value

@@ -37,6 +37,17 @@ class StatedBand:
     decided: bool = False  #: whether gain and offset hold whatever the file states
     undecided: bool = False  #: whether values have a scale and offset that are not known
     nodata_is_default: bool = False  #: whether the file's nodata value, if it has one, holds instead
+    unusable: tuple[tuple[str, str], ...] = ()  #: names of values that it states wrongly, with a message on each
+
+    def check(self, file: RasterFile, *names: str) -> None:
+        """Check that values that are used are stated rightly.
+
+        Raises:
+            InputError: one is not.
+        """
+        for name, message in self.unusable:
+            if name in names:
+                raise InputError(f"{file}: {message}")
 
 
 @dataclass(frozen=True)
@@ -196,8 +207,9 @@ def agreed_nodata(file: RasterFile, declared: float | None, band: StatedBand, dt
     """Return the nodata value that a file and a catalogue declare; one that the data type cannot hold does not count.
 
     Raises:
-        InputError: they declare different ones.
+        InputError: they declare different ones, or the catalogue one that is no number.
     """
+    band.check(file, "nodata")
     stated = band.nodata
     if band.nodata_is_default and declared is not None:
         return declared
@@ -226,8 +238,10 @@ def agreed_scaling(file: RasterFile, gain: float, offset: float, stated: StatedB
     """Return the scale and offset that a file (1 and 0: none) and a catalogue declare.
 
     Raises:
-        InputError: they are to be applied, and differ.
+        InputError: they are to be applied, and differ, or are no numbers.
     """
+    if file.unscale:
+        stated.check(file, "scale", "offset")
     if stated.undecided and file.unscale and (gain, offset) == (1, 0):
         raise InputError(
             f"{file}: has values of Sentinel-2 whose offset depends on the processing baseline, but its STAC item states "

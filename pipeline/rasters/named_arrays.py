@@ -288,9 +288,7 @@ def _named(container: h5py.File | xr.Dataset, name: str, url: str) -> NamedArray
         array = _named_hdf5(node) if isinstance(node, h5py.Dataset) and node.ndim >= 2 else None
     if array is None or not url.split("?")[0].lower().endswith(NETCDF_ENDS):
         return array
-    default = NETCDF_FILLS.get(np.dtype(array.values.dtype).newbyteorder("=").name)
-    attributes = {**({} if default is None else {"_FillValue": default}), **array.attributes[0]}
-    return replace(array, attributes=(attributes, *array.attributes[1:]))
+    return replace(array, unwritten=NETCDF_FILLS.get(np.dtype(array.values.dtype).newbyteorder("=").name))
 
 
 def _named_netcdf(container: xr.Dataset, found: xr.Variable) -> NamedArray:

@@ -65,6 +65,7 @@ class NamedArray:
     grid_mapping: Mapping[str, Any] = field(default_factory=dict)  #: CF's variable with the CRS
     block: tuple[int, ...] = ()  #: shape of what is read at once, () if unknown
     image_order: bool = False  #: whether dimensions without names are (band, y, x)
+    unwritten: float | None = None  #: what its format has where nothing was written, unless attributes state another value
 
 
 @dataclass(frozen=True)

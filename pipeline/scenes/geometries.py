@@ -258,7 +258,7 @@ class AreaMask(Burnt):
     @cached_property
     def expected_pixels(self) -> float:
         """About how many pixels are inside, by the size of the polygons: at once, while `pixels` visits the whole grid."""
-        return float(shapely.area(self.geometries).sum()) / abs(self.grid.affine.determinant)
+        return float(shapely.area(self.geometries).sum()) / abs(float(self.grid.affine.determinant))
 
     @cached_property
     def pixels(self) -> int:

@@ -20,6 +20,7 @@ def check_values(
     *,
     bands: tuple[int, ...] | None,
     unscale: bool,
+    decided: bool,
 ) -> tuple[str, ...]:
     """Check that the values of each asset's files mean the same; return notes on what is applied.
 
@@ -29,20 +30,32 @@ def check_values(
         files: of each asset.
         bands: that are read of each file, numbered from 1; None: all.
         unscale: whether scale and offset are applied to the values.
+        decided: whether the configuration itself says how values are scaled, or that they are not.
 
     Raises:
-        InputError: items state different scales or offsets, which are not applied.
+        InputError: items state different scales or offsets, which are not applied; or some state one, and others none.
     """
     notes: dict[str, None] = {}
     for name, layer in zip(assets, files, strict=True):
         scalings = [file.scalings(bands) for file in layer]
         for band in range(max(map(len, scalings), default=0)):
             by_scaling: dict[Scaling, list[AssetFile]] = {}
+            without: list[AssetFile] = []
             for file, own in zip(layer, scalings, strict=True):
                 # What is stated once is stated of all bands.
                 found = own[band] if band < len(own) else own[0] if len(own) == 1 else None
                 if found is not None:
                     by_scaling.setdefault(found, []).append(file)
+                else:
+                    without.append(file)
+            scaled = next((pair for pair in by_scaling.items() if pair[0] != (1, 0)), None)
+            if scaled is not None and without and not decided:
+                raise InputError(
+                    f"{storage.redact_url(url)}: asset {name!r} has {_describe(scaled[0])} in item {scaled[1][0].item!r}, "
+                    f"but item {without[0].item!r} states none, so it is not known whether their values mean the same; set "
+                    "`unscale: true` if the files state it, `unscale: false` if values are comparable as stored, or leave "
+                    "one of the items out."
+                )
             if len(by_scaling) < 2:
                 continue
             if not unscale:

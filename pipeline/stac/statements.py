@@ -80,12 +80,22 @@ def is_picture(item: pystac.Item, key: str) -> bool:
 def stated_bands(item: pystac.Item, key: str) -> tuple[StatedBand, ...]:
     """Return what an item states about all bands of an asset, or about each of several; empty if nothing.
 
-    Raises:
-        InputError: a scale, offset or nodata value is not a number.
+    A value that is not a number matters only where it is used, so it is not refused here.
     """
     found = list[StatedBand]()
     for band in band_fields(item, key):
-        nodata, scale, offset = (_number(item, key, name, band.fields[name]) for name in ("nodata", "scale", "offset"))
+        values, unusable = dict[str, float | None](), list[tuple[str, str]]()
+        for name in ("nodata", "scale", "offset"):
+            try:
+                values[name] = _number(item, key, name, band.fields[name])
+            except InputError as error:
+                unusable.append((name, str(error)))
+        nodata, scale, offset = (values.get(name) for name in ("nodata", "scale", "offset"))
+        if unusable:
+            is_default = nodata is None and _is_reflectance_of_sentinel_2(item, key, band.names)
+            absent = 0.0 if is_default else nodata
+            found.append(StatedBand(nodata=absent, nodata_is_default=is_default, unusable=tuple(unusable)))
+            continue
         if _is_reflectance_of_sentinel_2(item, key, band.names):
             found.append(_of_sentinel_2(item, scale, offset, nodata))
             continue

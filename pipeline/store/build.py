@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -148,14 +148,20 @@ def build_store(
     return StoreRecords(fingerprint, template, records, sketches, frozenset(missing))
 
 
-def read_finished(url: str, records: str, *, fingerprint: str) -> StoreRecords | None:
-    """The records of a finished store with this fingerprint; None if there is no such store."""
+def in_order(attributes: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Whether the store with these attributes has its sources in this order, which fingerprints do not tell."""
+    return [source["name"] for source in attributes["mibf:sources"]] == list(names)
+
+
+def read_finished(url: str, records: str, *, fingerprint: str, sources: Sequence[str]) -> StoreRecords | None:
+    """The records of a finished store with this fingerprint and these sources, in order; None if there is no such store."""
     try:
         attributes = storage.read_json(storage.join(url, "zarr.json"))["attributes"]
         found = StoreRecords.read(records)
+        ordered = in_order(attributes, sources)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, InputError):
         return None
-    return found if attributes.get("mibf:fingerprint") == found.fingerprint == fingerprint else None
+    return found if ordered and attributes.get("mibf:fingerprint") == found.fingerprint == fingerprint else None
 
 
 def discard_partial(url: str) -> None:
@@ -169,6 +175,8 @@ def _resume(target: _Target, fingerprint: str) -> tuple[list[ShardRecord], Objec
     try:
         attributes = storage.read_json(storage.join(target.url, "zarr.json"))["attributes"]
         if attributes["mibf:fingerprint"] != fingerprint or attributes["mibf:shard"] != target.scene.template.shard:
+            return [], None
+        if not in_order(attributes, [source.name for source in target.scene.template.sources]):
             return [], None
         described = storage.read_json(storage.join(records_folder(target.url), "template.json"))
         template = {key: (int(size), str(digest)) for key, (size, digest) in described.items()}

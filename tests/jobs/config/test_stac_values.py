@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from affine import Affine
 from rasterio.crs import CRS
 
@@ -192,6 +193,63 @@ def test_item_without_scale_beside_others_with_one_is_refused(tmp_path: Path) ->
     items = [{"collection": "a", "asset": {"raster:bands": [{"scale": 0.5}]}}, {"collection": "a"}]
     with pytest.raises(InputError, match=r"tile0.tif has scale 0.5 and offset 0, but neither .*tile1.tif nor its STAC item"):
         opened(write_items(tmp_path, items, offsets=[0, 0]), unscale=True)
+
+
+def test_value_that_is_no_number_is_refused_only_where_it_is_used(tmp_path: Path) -> None:
+    """Not where another band is read, where the configuration has its own, or where nothing is scaled."""
+    wrong = [{"nodata": "none", "scale": "x"}, {"nodata": 9}]
+    path = write_two_bands(tmp_path, [wrong, wrong])
+    assert opened(path, bands=[2]).bands == 1
+    assert read(opened(path, bands=[1], nodata=5))[1].all()
+    message = r"tile0.tif: item 'tile0': asset 'B04' states nodata 'none', not a number; correct the item"
+    with pytest.raises(InputError, match=message):
+        opened(path, bands=[1])
+    with pytest.raises(InputError, match=r"tile0.tif: item 'tile0': asset 'B04' states scale 'x', not a number"):
+        opened(path, bands=[1], nodata=5, unscale=True)
+
+
+@pytest.mark.parametrize("composite", [{}, {"composite": "median"}])
+def test_item_that_states_a_scale_beside_one_that_states_none_is_refused(composite: dict[str, str], tmp_path: Path) -> None:
+    """Their values may mean the same or not; the configuration can say so."""
+    path = write_items(tmp_path, [{"collection": "a", "asset": {"raster:bands": [{"scale": 0.5}]}}, {"collection": "a"}],
+                       offsets=[0, 0])  # fmt: skip
+    stac = {"stac": {"url": str(path), "assets": ["B04"]} | composite}
+    message = r"asset 'B04' has scale 0.5 and offset 0 in item 'tile0', but item 'tile1' states none, .* set `unscale: true`"
+    with pytest.raises(InputError, match=message):
+        opened(path, **stac)
+    for said in ({"unscale": False}, {"gain": 0.5}, {"gain": 1}):
+        values, valid = read(opened(path, **stac, **said))
+        assert valid.all()
+        stored = np.rint(10000 * REFLECTANCE) * said.get("gain", 1)
+        stored[0, [0, SIDE]] = 0
+        assert values == pytest.approx(stored)
+
+
+def test_scale_of_one_is_none(tmp_path: Path) -> None:
+    items = [{"collection": "a", "asset": {"raster:bands": [{"scale": 1, "offset": 0}]}}, {"collection": "a"}]
+    assert read(opened(write_items(tmp_path, items, offsets=[0, 0])))[1].all()
+
+
+@pytest.mark.parametrize("by_gdal", [True, False])
+def test_nodata_of_an_item_joins_what_netcdf_leaves_unwritten(by_gdal: bool, tmp_path: Path) -> None:
+    """A file that states no fill value; -32767 is what NetCDF has where nothing was written (NC_FILL_SHORT)."""
+    stored = np.arange(SIDE * SIDE, dtype=np.int16).reshape(SIDE, SIDE)
+    stored[1, 2], stored[3, 4] = -32767, -9999
+    dims = ("y", "x") if by_gdal else ("x", "y")  # an order that GDAL does not read
+    crs = xr.DataArray(0, attrs={"crs_wkt": CRS.from_epsg(32612).to_wkt(), "grid_mapping_name": "transverse_mercator"})
+    axes = {"y": 4_000_000 - 5.0 - 10 * np.arange(SIDE), "x": 500_005.0 + 10 * np.arange(SIDE)}
+    values = (dims, stored if by_gdal else stored.T, {"grid_mapping": "spatial_ref"})
+    made = xr.Dataset({"red": values, "spatial_ref": crs}, coords=axes)
+    encoding = {name: {"_FillValue": None} for name in ("red", "y", "x")}
+    made.to_netcdf(tmp_path / "a.nc", engine="scipy", format="NETCDF3_CLASSIC", encoding=encoding)
+    items = [{"collection": "a", "asset": {"href": "a.nc", "raster:bands": [{"nodata": -9999}]}}]
+    path = write_items(tmp_path, items, offsets=[0])
+    axes_key = {} if by_gdal else {"axes": ["x", "y"]}
+    source = opened(path, variable="red", **axes_key)
+    found, valid = source.read(Window(0, 0, SIDE, SIDE))
+    expected = (stored != -32767) & (stored != -9999)
+    np.testing.assert_array_equal(valid, expected)
+    np.testing.assert_array_equal(found[0], np.where(expected, stored, 0))
 
 
 def test_crs_of_the_item_places_a_file_that_has_none(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pystac
 import pytest
 
 from mibf.errors import InputError
-from pipeline.rasters.header import StatedBand
+from pipeline.rasters.header import RasterFile, StatedBand
 from pipeline.stac.assets import center_longitude, find_asset, solar_date
 from pipeline.stac.statements import stated_bands, stated_crs
 
@@ -81,16 +81,26 @@ def test_asset_that_states_nothing_says_nothing_about_its_bands() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"scale": "0.1"}, "asset 'a' states scale '0.1', not a number"),
+        ({"nodata": 3, "scale": "0.1"}, "asset 'a' states scale '0.1', not a number"),
         ({"offset": math.inf}, "asset 'a' states offset inf, not a number"),
         ({"nodata": "none"}, "asset 'a' states nodata 'none', not a number"),
         ({"scale": True}, "asset 'a' states scale True, not a number"),
         ({"nodata": 10**400}, "asset 'a' states nodata"),
     ],
 )
-def test_value_that_is_not_a_number_is_refused(fields: dict[str, Any], expected: str) -> None:
-    with pytest.raises(InputError, match=expected):
-        stated_bands(item({"a": {"raster:bands": [fields]}}), "a")
+def test_value_that_is_not_a_number_is_refused_where_it_is_used(fields: dict[str, Any], expected: str) -> None:
+    wrong = list(fields)[-1]
+    (band,) = stated_bands(item({"a": {"raster:bands": [fields]}}), "a")
+    assert (band.gain, band.offset, band.nodata) == (None, None, 3 if len(fields) > 1 else None)
+    band.check(RasterFile("b.tif"), *({"scale", "offset", "nodata"} - {wrong}))
+    with pytest.raises(InputError, match=rf"b\.tif: item '.*': {expected}"):
+        band.check(RasterFile("b.tif"), "scale", "offset", "nodata")
+
+
+def test_reflectance_has_its_nodata_value_whatever_else_is_stated_wrongly() -> None:
+    found = item({"B04": {"raster:bands": [{"scale": "0.1"}]}}, BASELINE_5, "sentinel-2-l2a")
+    (band,) = stated_bands(found, "B04")
+    assert (band.nodata, band.nodata_is_default, band.gain) == (0, True, None)
 
 
 @pytest.mark.parametrize(
