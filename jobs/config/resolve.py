@@ -69,6 +69,7 @@ def _source(name: str, section: SourceSection) -> Source:
         assets, masks, notes = _assets(
             section.stac, stamp, bands=section.bands, unscale=section.unscale, checked=checked, decided=decided
         )
+        scales = _scale_assets(section, assets)
         _check_bands(name, section, assets)
         layers = [[file(each.url, v, each) for each in layer] for layer in assets for v in variables]
         dates = _dates(section, section.stac, assets[0], masks)
@@ -139,7 +140,7 @@ def _mask(section: MaskSection) -> Mask:
 
 def _scales(section: SourceSection) -> dict[str, RasterFile]:
     """Return the raster of scales of each file of a source whose values have some."""
-    if not isinstance(section.decode, DecodeSection):
+    if not isinstance(section.decode, DecodeSection) or section.stac is not None:
         return {}
     declared = section.decode.tessera
     return {
@@ -151,6 +152,33 @@ def _scales(section: SourceSection) -> dict[str, RasterFile]:
             select=tuple(declared.select.items()),
         )
         for url, scales in zip(section.urls or section.tiles or (section.url or "",), declared.urls, strict=True)
+    }
+
+
+def _scale_assets(section: SourceSection, assets: Sequence[Sequence[AssetFile]]) -> dict[str, RasterFile]:
+    """Return the raster of scales of each file of the assets, which is an asset of the same item."""
+    if section.stac is None or not isinstance(section.decode, DecodeSection):
+        return {}
+    declared = section.decode.tessera
+    (found,) = asset_files(section.stac.url, declared.urls, alternate=section.stac.alternate)
+    chosen = next((each for each in found if each.band is not None), None)
+    if chosen is not None:
+        raise InputError(
+            f"{storage.redact_url(section.stac.url)}: {declared.urls[0]!r} of `decode.tessera.scales` is one of several "
+            f"bands of {storage.redact_url(chosen.url)}; give the key of an asset, whose bands are the scales."
+        )
+    return {
+        each.url: RasterFile(
+            storage.absolute(own.url),
+            declared.variable,
+            declared.axes,
+            crs=section.crs,
+            select=tuple(declared.select.items()),
+            stated=own.stated,
+            stated_crs=own.crs,
+        )
+        for layer in assets
+        for each, own in zip(layer, found, strict=True)
     }
 
 

@@ -137,7 +137,10 @@ class MaskSection(Section):
 
 
 class TesseraSection(Section):
-    """The scales of TESSERA's embeddings: one raster, or one per file of the source, in the same order."""
+    """The scales of TESSERA's embeddings: one raster, or one per file of the source, in the same order.
+
+    Of a source from STAC items it is the asset of each item that holds them.
+    """
 
     scales: str | Annotated[tuple[str, ...], Field(min_length=1)]
     variable: str | None = None
@@ -146,7 +149,7 @@ class TesseraSection(Section):
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The rasters of scales, in the order of the source's files."""
+        """The rasters of scales, in the order of the source's files, or the name of an asset."""
         return (self.scales,) if isinstance(self.scales, str) else self.scales
 
 
@@ -211,9 +214,14 @@ class SourceSection(Section):
             raise ValueError("`decode` of embeddings applies to values as stored; leave out `unscale`")
         if not isinstance(self.decode, DecodeSection):
             return self
+        scales = len(self.decode.tessera.urls)
         if self.stac is not None:
-            raise ValueError("`decode: {tessera: ...}` pairs files with scales; give `url`, `urls` or `tiles`, not `stac`")
-        files, scales = len(self.urls or self.tiles or (self.url,)), len(self.decode.tessera.urls)
+            if scales != 1:
+                raise ValueError(
+                    "`decode.tessera.scales` has several names; with `stac`, give that of one asset of each item"
+                )
+            return self
+        files = len(self.urls or self.tiles or (self.url,))
         if files != scales:
             raise ValueError(f"`decode.tessera.scales` has {scales} for {files} files; give one per file, in the same order")
         return self

@@ -62,7 +62,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
         plan = plan_training(config, workspace, stores, scaling, spec, fingerprint=fingerprint, restart=restart, lease=lease)
         config = plan.config
     settings, share, resumed = _begin(config, workspace, stores, scaling, fingerprint, lease, restart=restart)
-    origin = _origin(config, split, fingerprint)
+    origin = _origin(config, split, fingerprint) | _band_names(stores)
     networks = None
     if share is not None:
         networks = train_networks(config, settings, share, store=stores[0], scaling=scaling, origin=origin)
@@ -279,6 +279,12 @@ def _check_shared_out(config: Config, training: Sampler) -> None:
             f"train.workers is {config.train.most_workers}, but the training samples are in {windows} windows of the "
             f"stores, and each window is read by one worker; use at most {windows} workers."
         )
+
+
+def _band_names(stores: list[PatchStore]) -> dict[str, Any]:
+    """The names of the bands of the sources that have names, for the provenance; nothing if none has."""
+    named = {s.name: list(s.band_names) for store in stores for s in store.sources if s.band_names}
+    return {"band_names": named} if named else {}
 
 
 def _origin(config: Config, split: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:

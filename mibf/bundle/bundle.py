@@ -120,6 +120,14 @@ class Bundle:
         return float(share) if isinstance(share, int | float) and 0 <= share < 1 else 0.0
 
     @property
+    def band_names(self) -> dict[str, tuple[str, ...]]:
+        """The names of the bands of each source that had names in training, by source, as provenance records them."""
+        recorded = self.provenance.get("band_names")
+        if not isinstance(recorded, dict):
+            return {}
+        return {str(source): tuple(map(str, names)) for source, names in recorded.items() if isinstance(names, list)}
+
+    @property
     def memory_bytes(self) -> int:
         """Size of all members in bytes."""
         return sum(member.memory_bytes for member in self.members)

@@ -50,7 +50,7 @@ def properties(bundle: Bundle) -> dict[str, Any]:
 
 
 def band_names(source: SourceSpec) -> list[str]:
-    """Name a source's bands by their position: `optical 1`, `optical 2`; band names in its files are not kept."""
+    """Name a source's bands by their position: `optical 1`, `optical 2`, for not all sources have names for them."""
     return [f"{source.name} {number}" for number in range(1, source.bands + 1)]
 
 

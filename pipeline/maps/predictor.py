@@ -70,7 +70,7 @@ def check_sources(store: PatchStore, bundle: Bundle) -> None:
     """Check that a store has the sources that a model was trained on.
 
     Raises:
-        InputError: names, order or numbers of bands differ.
+        InputError: names, order or numbers of bands differ; or the names of bands, where both have them.
     """
     wanted = [(s.name, s.bands, s.scale) for s in bundle.spec.sources]
     found = [(s.name, s.bands, s.scale) for s in store.sources if s.name in bundle.scaling]
@@ -80,6 +80,18 @@ def check_sources(store: PatchStore, bundle: Bundle) -> None:
             f"{store.url}: has the sources {listed[0]}; the model was trained on {listed[1]}. "
             "Provide the scene with the same sources and bands in the same order, or train a new model."
         )
+    for source in store.sources:
+        names = bundle.band_names.get(source.name)
+        if source.name in bundle.scaling and names and source.band_names and names != source.band_names:
+            raise InputError(
+                f"{store.url}: source {source.name!r} has the bands {_first_names(source.band_names)}; the model was "
+                f"trained on {_first_names(names)}. Read the same bands in the same order, with `bands`, `keep` or the order "
+                "of `stac.assets`, correct `band_names`, or train a new model."
+            )
+
+
+def _first_names(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _describe_source(source: tuple[str, int, int]) -> str:

@@ -87,10 +87,10 @@ def test_wrong_keys_are_refused(overrides: list[str], message: str, scene: Small
     assert message in load_error(scene, [f"{OPTICAL}.{o}" for o in overrides])
 
 
-def test_tessera_is_not_combined_with_stac(scene: SmallScene) -> None:
-    wanted = "{optical: {stac: {url: i.json, assets: [a]}, decode: {tessera: {scales: s.tif}}}, radar: {url: r.tif}}"
+def test_tessera_of_stac_items_has_one_asset_of_scales(scene: SmallScene) -> None:
+    wanted = "{optical: {stac: {url: i.json, assets: [a]}, decode: {tessera: {scales: [s, t]}}}, radar: {url: r.tif}}"
     message = load_error(scene, [f"scenes.0.sources={wanted}"])
-    assert "`decode: {tessera: ...}` pairs files with scales; give `url`, `urls` or `tiles`, not `stac`" in message
+    assert "`decode.tessera.scales` has several names; with `stac`, give that of one asset of each item" in message
 
 
 def test_keys_and_scales_are_part_of_the_fingerprint(scene: SmallScene) -> None:

@@ -284,3 +284,27 @@ def test_alternate_location_is_read(tmp_path: Path) -> None:
     assert opened(path, stac={"url": str(path), "assets": ["B04"], "alternate": "copies"}).grid.shape == (SIDE, 2 * SIDE)
     with pytest.raises(InputError, match=r"asset 'B04' of item 'tile0' has no alternate location 's3'; it has copies"):
         opened(path, stac={"url": str(path), "assets": ["B04"], "alternate": "s3"})
+
+
+def test_tessera_takes_its_scales_from_an_asset_of_each_item(tmp_path: Path) -> None:
+    """The product of the stored integers and the scales of the same item; no data where a scale is not finite."""
+    items = [{"collection": "a"} for _ in range(2)]
+    path = write_items(tmp_path, items, offsets=[0, 0])
+    drawn, content = np.random.default_rng(0), json.loads(path.read_text())
+    stored = drawn.integers(-127, 128, (3, SIDE, 2 * SIDE)).astype(np.int8)
+    scales = drawn.random((SIDE, 2 * SIDE)).astype(np.float32)
+    scales[2, 3] = scales[4, SIDE + 5] = np.nan
+    for position, feature in enumerate(content["features"]):
+        part = np.s_[..., position * SIDE : (position + 1) * SIDE]
+        place = Affine(10, 0, 500_000 + position * SIDE * 10, 0, -10, 4_000_000)
+        write_raster(tmp_path / f"tile{position}.tif", stored[part], transform=place, crs="EPSG:32612")
+        write_raster(tmp_path / f"scales{position}.tif", scales[None][part], transform=place, crs="EPSG:32612")
+        feature["assets"]["scales"] = {"href": f"scales{position}.tif"}
+    path.write_text(json.dumps(content))
+    source = opened(path, decode={"tessera": {"scales": "scales"}}, bands=[3, 1])
+    values, valid = source.read(Window(0, 0, SIDE, 2 * SIDE))
+    np.testing.assert_array_equal(valid, np.isfinite(scales))
+    np.testing.assert_array_equal(values, np.where(valid, stored[[2, 0]].astype(np.float32) * scales, 0))
+    assert {Path(file.url).name for file in source.files} >= {"scales0.tif", "scales1.tif"}, "they are inputs"
+    with pytest.raises(InputError, match=r"item 'tile0' has no asset 'scale', and no band of this name"):
+        opened(path, decode={"tessera": {"scales": "scale"}})

@@ -88,6 +88,27 @@ def test_store_with_other_sources_than_the_model_is_refused(store: PatchStore, b
     check_sources(store, bundle)
 
 
+def test_store_whose_bands_have_other_names_than_those_of_training_is_refused(
+    store: PatchStore, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The numbers of bands are equal; only where both have names are they known to differ."""
+    trained = replace(bundle, provenance={"band_names": {"optical": ["red", "green", "nir"]}})
+    check_sources(store, trained)
+    for names, message in {
+        ("red", "green", "nir"): None,
+        ("nir", "green", "red"): "source 'optical' has the bands nir, green, red; the model was trained on red, green, nir",
+    }.items():
+        named = tuple(replace(s, band_names=names) if s.name == "optical" else s for s in store.sources)
+        monkeypatch.setattr(store, "sources", named)
+        check_sources(store, bundle)
+        check_sources(store, replace(bundle, provenance={"band_names": "red"}))
+        if message is None:
+            check_sources(store, trained)
+        else:
+            with pytest.raises(InputError, match=message):
+                check_sources(store, trained)
+
+
 def test_reading_tiles_loads_no_network_on_any_device(
     quartered: PatchStore, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
