@@ -19,7 +19,7 @@ from pipeline.scenes.labels import Labels
 from pipeline.scenes.source import Mask, Source
 from pipeline.stac.assets import AssetFile, asset_files, further_pages
 from pipeline.stac.composite import Composite
-from pipeline.stac.series import check_values
+from pipeline.stac.series import check_values, split_missing
 
 
 def class_names(config: Config) -> tuple[ClassName, ...]:
@@ -60,6 +60,7 @@ def _source(name: str, section: SourceSection) -> Source:
     variables = section.variable if isinstance(section.variable, tuple) else (section.variable,)
 
     notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     dates: dict[str, Any] = {}
     if section.stac is not None:
         stamp = checksums.input_fingerprint(section.stac.url)
@@ -70,6 +71,7 @@ def _source(name: str, section: SourceSection) -> Source:
             section.stac, stamp, bands=section.bands, unscale=section.unscale, checked=checked, decided=decided
         )
         scales = _scale_assets(section, assets)
+        assets, masks, skipped = _without_missing(section.stac, assets, masks, scales)
         _check_bands(name, section, assets)
         layers = [[file(each.url, v, each) for each in layer] for layer in assets for v in variables]
         dates = _dates(section, section.stac, assets[0], masks)
@@ -88,6 +90,7 @@ def _source(name: str, section: SourceSection) -> Source:
         band_names=section.names,
         derive=tuple(section.derive.items()),
         keep=section.keep,
+        skipped=skipped,
         **dates,
     )
 
@@ -180,6 +183,28 @@ def _scale_assets(section: SourceSection, assets: Sequence[Sequence[AssetFile]])
         for layer in assets
         for each, own in zip(layer, found, strict=True)
     }
+
+
+#: Files of each asset, those of the mask, and which items are left out, with the cause.
+_Assets = tuple[tuple[tuple[AssetFile, ...], ...], tuple[AssetFile, ...], tuple[str, ...]]
+
+
+def _without_missing(
+    stac: StacSection,
+    assets: tuple[tuple[AssetFile, ...], ...],
+    masks: tuple[AssetFile, ...],
+    scales: dict[str, RasterFile],
+) -> _Assets:
+    """Leave out the items with missing files, if several dates are combined and some remain."""
+    items = assets[0]
+    if stac.composite is None or stac.on_error == "refuse" or len({item.date for item in items}) < 2:
+        return assets, masks, ()
+    layers = [[file.url for file in layer] for layer in (*assets, *([masks] if masks else []))]
+    layers += [[scales[file.url].url for file in layer] for layer in assets] if scales else []
+    kept, missing = split_missing(items, layers)
+    if not kept or not missing:
+        return assets, masks, ()
+    return tuple(tuple(layer[at] for at in kept) for layer in assets), tuple(masks[at] for at in kept if masks), missing
 
 
 def _layers(section: SourceSection) -> tuple[tuple[str, ...], ...]:

@@ -68,7 +68,8 @@ class StacMaskSection(Section):
 class StacSection(Section):
     """A STAC item or item collection, and the assets that hold the bands, in order: keys, or names of bands.
 
-    Items are mosaicked; with `composite`, those of one day are, and the days are combined.
+    Items are mosaicked; with `composite`, those of one day are, and the days are combined. Of several days, an item with a
+    missing or damaged file is left out, unless `on_error` is `refuse`.
     """
 
     url: str
@@ -76,3 +77,4 @@ class StacSection(Section):
     alternate: str | None = None
     mask: StacMaskSection | None = None
     composite: CompositeKey | None = None
+    on_error: Literal["skip", "refuse"] = "skip"

@@ -15,6 +15,7 @@ from jobs.config.config import Config
 from jobs.config.resolve import class_names, labels, sources
 from jobs.config.scene import SceneSection
 from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection, ScenesSplitSection
+from jobs.prepare.damaged import without_damaged
 from jobs.prepare.ground import check_area_size, scene_ground
 from jobs.runtime.progress import pluralize, progress_bar, warn
 from mibf.bundle.classes import ClassName
@@ -107,7 +108,7 @@ def _check_names(name: str, scenes: dict[str, AlignedSource]) -> None:
 
 
 def _open(scene: SceneSection, classes: tuple[ClassName, ...], *, patch: int, any_size: bool) -> SceneDraft:
-    declared = sources(scene)
+    declared = {name: without_damaged(source, scene.sources[name]) for name, source in sources(scene).items()}
     ground = scene_ground(scene, declared, smallest=patch)
     grid, area = ground.grid, ground.area
     like = None if scene.grid.like is None or area is not None else declared[scene.grid.like].layers[0][0]

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from jobs.config.config import Config
-from jobs.prepare.preflight import check_data, check_memory, check_room, file_remarks, name_bands
+from jobs.prepare.preflight import MOST_LISTED, check_data, check_memory, check_room, file_remarks, name_bands
 from jobs.prepare.scenes import buffer_pixels, open_scenes, subset_counts
 from jobs.runtime.progress import pluralize, progress_bar, warn
 from jobs.workflow.errors import StageError
@@ -171,6 +171,9 @@ def _write(
     scene: PreparedScene, workspace: Workspace, config: Config, executor: Executor, fingerprint: str, lease: Lease
 ) -> _Written:
     url, final = _partial_store(workspace, scene), workspace.store(scene.name)
+    skipped = [source.declared.skipped for source in scene.sources]
+    if any(skipped):  # shards that another run wrote are of the same items
+        fingerprint = checksums.digest([fingerprint, skipped])
     records = None
     if read_manifest(workspace, "prepare") is None:  # the store may have been moved there just before an interruption
         names = [source.declared.name for source in scene.sources]
@@ -273,18 +276,23 @@ def _summary(w: _Written, shifts: dict[str, Shift]) -> dict[str, object]:
     template = w.scene.template
     rows, columns = template.shape
     area = {} if w.scene.area is None else {"area_pixels": w.scene.pixels}
-    return area | {
-        "shape": [rows, columns],
-        "shard": template.shard,
-        "shards": len(w.records.shards),
-        "objects": len(w.records.objects),
-        "bytes": w.records.stored_bytes,
-        "uncompressed_bytes": w.scene.uncompressed_bytes,
-        "coverage": _coverage(w),
-        "shifts": {name: asdict(shift) | {"credible": shift.credible} for name, shift in shifts.items()},
-        "read_seconds": round(sum(s.read_seconds for s in w.records.shards), 1),
-        "write_seconds": round(sum(s.write_seconds for s in w.records.shards), 1),
-    }
+    skipped = {s.declared.name: list(s.declared.skipped) for s in w.scene.sources if s.declared.skipped}
+    return (
+        area
+        | ({"skipped": skipped} if skipped else {})
+        | {
+            "shape": [rows, columns],
+            "shard": template.shard,
+            "shards": len(w.records.shards),
+            "objects": len(w.records.objects),
+            "bytes": w.records.stored_bytes,
+            "uncompressed_bytes": w.scene.uncompressed_bytes,
+            "coverage": _coverage(w),
+            "shifts": {name: asdict(shift) | {"credible": shift.credible} for name, shift in shifts.items()},
+            "read_seconds": round(sum(s.read_seconds for s in w.records.shards), 1),
+            "write_seconds": round(sum(s.write_seconds for s in w.records.shards), 1),
+        }
+    )
 
 
 def _store_lines(w: _Written, shifts: dict[str, Shift]) -> list[str]:
@@ -304,6 +312,7 @@ def _store_lines(w: _Written, shifts: dict[str, Shift]) -> list[str]:
         coverage = "" if covered[name] >= COVERED else f"; valid in {covered[name]:.1%} of the pixels"
         bands = name_bands(source.bands, source.declared.kept)
         lines.append(f"  {name}: {bands} of {source.dtype}, {' and '.join(source.how)}{at}{coverage}")
+        lines += [f"    left out: {item}" for item in source.declared.skipped[:MOST_LISTED]]
     first = w.scene.sources[0].declared.name
     lines += [f"  {describe_shift(name, first, shift)}" for name, shift in shifts.items()]
     return lines

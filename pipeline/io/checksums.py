@@ -14,6 +14,9 @@ from mibf.errors import InputError
 from pipeline.io.sidecars import FIRST_APPENDED, FIRST_REPLACED, Listings, named_files
 from pipeline.io.storage import CHUNK_BYTES, as_input_errors, is_local, open_url, redact_url
 
+#: What an HTTP server answers for a file that it does not have.
+MISSING = (404, 410)
+
 
 def fingerprint(url: str, listings: Listings | None = None) -> str:
     """A short hash that changes when the file at a URL does: of its size and its ETag or modification time.
@@ -90,6 +93,19 @@ def input_fingerprint(url: str, listings: Listings | None = None) -> str:
             raise InputError(
                 f"{redact_url(url)}: no such file, or it cannot be reached; check the path in the configuration."
             ) from error
+
+
+def is_missing(url: str) -> bool:
+    """Whether the place of a file answers that there is none; not if it cannot be reached, which its reader reports."""
+    filesystem, path = open_url(url)
+    try:
+        filesystem.info(path)
+    except FileNotFoundError as error:  # for HTTP, this is any error, with its cause
+        cause = error.__cause__
+        return cause is None or isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in MISSING
+    except Exception:  # each file system raises its own types
+        return False
+    return False
 
 
 def input_fingerprints(urls: Iterable[str]) -> dict[str, str]:

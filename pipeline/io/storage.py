@@ -353,6 +353,15 @@ def as_input_errors(url: str) -> Iterator[None]:
         ) from error
 
 
+def answers(url: str) -> bool:
+    """Whether the first byte of a file can be read."""
+    try:
+        filesystem, path = open_url(url)
+        return len(filesystem.cat_file(path, start=0, end=1)) == 1
+    except Exception:  # each file system raises its own types
+        return False
+
+
 def free_bytes(url: str) -> int | None:
     """Free bytes on the disk of a local URL; None for an object store, which does not report them."""
     if not is_local(url):

@@ -85,8 +85,8 @@ def check_sources(store: PatchStore, bundle: Bundle) -> None:
         if source.name in bundle.scaling and names and source.band_names and names != source.band_names:
             raise InputError(
                 f"{store.url}: source {source.name!r} has the bands {_first_names(source.band_names)}; the model was "
-                f"trained on {_first_names(names)}. Read the same bands in the same order, with `bands`, `keep` or the order "
-                "of `stac.assets`, correct `band_names`, or train a new model."
+                f"trained on {_first_names(names)}. Read the same bands in the same order, with `bands`, `keep` or the "
+                "order of `stac.assets`, correct `band_names`, or train a new model."
             )
 
 

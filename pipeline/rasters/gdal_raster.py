@@ -22,6 +22,7 @@ from pipeline.grid import Window
 from pipeline.io import gdal, storage
 from pipeline.rasters.complete import check_complete
 from pipeline.rasters.header import (
+    DamagedError,
     GdalBands,
     Header,
     RasterFile,
@@ -53,7 +54,8 @@ def open_gdal(file: RasterFile) -> Iterator[GdalRaster]:
     except RasterioIOError as error:
         if storage.is_local(file.url) and not storage.exists(file.url):
             raise InputError(f"{file.url}: no such file; check the path in the configuration.") from error
-        raise InputError(f"{file}: cannot be read as a raster ({storage.without_queries(str(error))}).") from error
+        kind = DamagedError if storage.answers(file.url) else InputError
+        raise kind(f"{file}: cannot be read as a raster ({storage.without_queries(str(error))}).") from error
     with dataset:
         if dataset.count == 0 and dataset.subdatasets:
             names = [subdataset_name(name) for name in dataset.subdatasets]
@@ -167,7 +169,10 @@ class GdalRaster:
         """Check that the file is not truncated and contains its own pixels; raise InputError otherwise."""
         check_contained(self.file.url, self._dataset.driver)
         if self.file.variable is None:
-            check_complete(self.file.url, self._dataset)
+            try:
+                check_complete(self.file.url, self._dataset)
+            except InputError as error:
+                raise DamagedError(str(error)) from error
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """See `OpenRaster.read`."""

@@ -112,6 +112,10 @@ class GdalBands:
     nodata: float | None
 
 
+class DamagedError(InputError):
+    """A file is there, but is no raster, or not all of one."""
+
+
 class UnreadableError(InputError):
     """Pixels of a raster cannot be read although the raster could be opened."""
 

@@ -73,6 +73,7 @@ class Source:
     composite: Composite = FIRST
     dates: tuple[str, ...] = ()  #: of each file of a layer; files of one date are mosaicked; empty: all are of one
     masks: tuple[Mask, ...] = ()  #: of each file of a layer; empty: they have none
+    skipped: tuple[str, ...] = ()  #: items of dates that are left out because files are missing or damaged, with the cause
 
     @property
     def files(self) -> list[RasterFile]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mibf.errors import InputError
-from pipeline.io import storage
+from pipeline.io import checksums, storage
 from pipeline.rasters.header import Header, RasterFile, stated_band
 from pipeline.stac.assets import AssetFile
 
@@ -68,6 +68,23 @@ def check_values(
             parts = [f"{_describe(scaling)} in {len(found)}" for scaling, found in by_scaling.items()]
             notes[f"of the items in {storage.redact_url(url)}, values have {' and '.join(parts)}; each is applied"] = None
     return tuple(notes)
+
+
+def split_missing(items: Sequence[AssetFile], layers: Sequence[Sequence[str]]) -> tuple[list[int], tuple[str, ...]]:
+    """Return the positions of the items whose files exist, and for each other item what is missing.
+
+    Args:
+        items: one file of each item.
+        layers: URLs of files, each with one for every item.
+    """
+    kept, missing = list[int](), list[str]()
+    for position, item in enumerate(items):
+        absent = next((layer[position] for layer in layers if checksums.is_missing(layer[position])), None)
+        if absent is None:
+            kept.append(position)
+        else:
+            missing.append(f"item {item.item!r} of {item.date}: {storage.redact_url(absent)} does not exist")
+    return kept, tuple(missing)
 
 
 def check_scaled(source: str, files: Sequence[tuple[RasterFile, Header]]) -> None:

@@ -17,6 +17,7 @@ from scipy.ndimage import distance_transform_edt
 from jobs.config.loader import load
 from jobs.config.resolve import sources
 from jobs.config.scene import SceneSection
+from jobs.prepare.damaged import without_damaged
 from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.scenes import source as source_module
@@ -210,3 +211,87 @@ def test_wrong_keys_are_refused_by_name(values: dict[str, Any], expected: str, s
     with pytest.raises(InputError) as refused:
         load(str(scene.write_config(scenes=content["scenes"])))
     assert expected in str(refused.value)
+
+
+def remaining(path: Path, left_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """The median of all days but that of one item, by rasterio and numpy, and where it has data."""
+    content = json.loads(path.read_text())
+    del content["features"][left_out]
+    other = path.parent / "remaining.json"
+    other.write_text(json.dumps(content))
+    values, clear = observed(other, dilate=0)
+    valid = clear.any(axis=0)
+    return np.nanmedian(np.where(clear[:, None], values, np.nan)[:, :, valid], axis=0), valid
+
+
+CLOUDS = {"asset": "scl", "invalid": [CLOUD]}
+
+
+@pytest.mark.parametrize("name", ["red", "scl"])
+def test_missing_file_of_one_date_costs_that_date(name: str, tmp_path: Path) -> None:
+    path = write_items(tmp_path, DAYS)
+    expected, there = remaining(path, 3)
+    before = opened(path, mask=CLOUDS, composite="median")
+    (tmp_path / f"3_{name}.tif").unlink()
+    found = opened(path, mask=CLOUDS, composite="median")
+    values, valid = found.read(Window(0, 0, ROWS, COLUMNS))
+    np.testing.assert_array_equal(valid, there)
+    assert values[:, valid] == pytest.approx(expected)
+    assert found.declared.skipped == (f"item 'item3' of 2024-06-21: {tmp_path}/3_{name}.tif does not exist",)
+    assert {file.url for file in found.files} < {file.url for file in before.files}, "so that fingerprints differ"
+    with pytest.raises(InputError, match=rf"3_{name}.tif: no such file"):
+        opened(path, mask=CLOUDS, composite="median", on_error="refuse")
+
+
+def test_missing_file_of_a_single_date_is_refused(tmp_path: Path) -> None:
+    path = write_items(tmp_path, DAYS[1:3])
+    (tmp_path / "1_red.tif").unlink()
+    for how in ({"composite": "median"}, {}):
+        with pytest.raises(InputError, match=r"1_red.tif: no such file"):
+            opened(path, **how)
+    series = write_items(tmp_path, DAYS)
+    (tmp_path / "1_red.tif").unlink()
+    with pytest.raises(InputError, match=r"1_red.tif: no such file"):
+        opened(series)
+
+
+def test_series_of_missing_files_is_refused(tmp_path: Path) -> None:
+    path = write_items(tmp_path, DAYS)
+    for file in tmp_path.glob("*_nir.tif"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"0_nir.tif: no such file"):
+        opened(path, composite="median")
+
+
+@pytest.mark.parametrize("name", ["nir", "scl"])
+def test_damaged_file_of_one_date_costs_that_date(name: str, tmp_path: Path) -> None:
+    path = write_items(tmp_path, DAYS)
+    expected, there = remaining(path, 0)
+    (tmp_path / f"0_{name}.tif").write_bytes(b"<html>Service unavailable</html>")
+    section = {"stac": {"url": str(path), "assets": ["red", "nir"], "mask": CLOUDS, "composite": "median"}}
+    scene = SceneSection.model_validate({"name": "a", "grid": {"like": "optical"}, "sources": {"optical": section}})
+    declared = without_damaged(sources(scene)["optical"], scene.sources["optical"])
+    values, valid = open_source(declared, GRID).read(Window(0, 0, ROWS, COLUMNS))
+    np.testing.assert_array_equal(valid, there)
+    assert values[:, valid] == pytest.approx(expected)
+    (cause,) = declared.skipped
+    assert cause.startswith(f"an item of 2024-06-01: {tmp_path}/0_{name}.tif: cannot be read as a raster")
+    assert declared.notes[-1].startswith("source 'optical': 1 item of 5 left out of the composite: an item of 2024-06-01")
+    section["stac"]["on_error"] = "refuse"
+    scene = SceneSection.model_validate({"name": "a", "grid": {"like": "optical"}, "sources": {"optical": section}})
+    with pytest.raises(InputError, match=rf"0_{name}.tif: cannot be read as a raster"):
+        open_source(without_damaged(sources(scene)["optical"], scene.sources["optical"]), GRID)
+
+
+def test_series_of_damaged_files_and_what_is_declared_wrongly_are_refused(tmp_path: Path) -> None:
+    path = write_items(tmp_path, DAYS)
+    section = {"stac": {"url": str(path), "assets": ["red", "nir"], "composite": "median"}, "bands": [2]}
+    scene = SceneSection.model_validate({"name": "a", "grid": {"like": "optical"}, "sources": {"optical": section}})
+    with pytest.raises(InputError, match="has no band 2"):
+        without_damaged(sources(scene)["optical"], scene.sources["optical"])
+    for file in tmp_path.glob("*_red.tif"):
+        file.write_bytes(b"")
+    del section["bands"]
+    scene = SceneSection.model_validate({"name": "a", "grid": {"like": "optical"}, "sources": {"optical": section}})
+    with pytest.raises(InputError, match=r"0_red.tif"):
+        open_source(without_damaged(sources(scene)["optical"], scene.sources["optical"]), GRID)
