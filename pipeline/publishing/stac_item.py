@@ -129,8 +129,7 @@ def map_item(
     """
     created_utc = created.astimezone(UTC)
     start, end = (created_utc, created_utc) if datetime is None else period(datetime)
-    outline = footprint(grid, area)
-    geometry, bbox = (None, None) if outline is None else outline
+    geometry, bbox = footprint(grid, area) or (None, None)
     item = pystac.Item(
         id=id,
         geometry=geometry,
