@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from jobs.cli.common import app
@@ -16,7 +18,7 @@ from jobs.workflow.seed_summary import format_accuracies, mean_and_deviation
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.io import storage
-from tests.support.scenes import SmallScene
+from tests.support.scenes import SmallScene, write_raster
 
 FIGURES = {"overall_accuracy": 0.8, "average_accuracy": 0.6, "macro_f1": 0.61, "kappa": 0.5}
 
@@ -144,3 +146,25 @@ def test_fusion_beats_each_single_source(scene: SmallScene) -> None:
     assert "train: current, skipped" in again.stderr
     assert json.loads(again.stdout) == json.loads(first.stdout)
     assert json.loads((scene.folder / "work/runs/main/ablation.json").read_text()) == json.loads(first.stdout)
+
+
+@pytest.mark.slow
+def test_ablation_tells_what_an_embedding_is_worth(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight bands of int8 that tell all classes, beside an image that tells only one; each alone, and both."""
+    monkeypatch.setattr("jobs.evaluate.ablation.PARTS", ())
+    code = {1: -60, 2: 10, 5: 90}
+    level = np.vectorize(code.get)(scene.truth)
+    noise = np.random.default_rng(0).normal(0, 10, (8, *level.shape))
+    stored = np.clip(level + noise, -127, 127).astype(np.int8)
+    write_raster(scene.folder / "embedding.tif", stored, nodata=-128)
+    config = scene.config(train={"epochs": 1, "batch_size": 64, "learning_rate": 3e-3, "workers": 0, "threads": 1})
+    sources = config["scenes"][0]["sources"]
+    del sources["radar"]
+    sources["embedding"] = {"url": str(scene.folder / "embedding.tif"), "decode": "alphaearth"}
+    path = scene.folder / "embedding.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    done = CliRunner().invoke(app, ["ablate", str(path), "--json"])
+    assert done.exit_code == 0, done.stderr
+    found = {row["variant"]: row["validation"][0]["overall_accuracy"] for row in json.loads(done.stdout)}
+    assert min(found["full method"], found["embedding alone"]) > 0.95
+    assert found["optical alone"] < 0.85
