@@ -211,7 +211,7 @@ def agreed_nodata(file: RasterFile, declared: float | None, band: StatedBand, dt
     """Return the nodata value that a file and a catalogue declare; one that the data type cannot hold does not count.
 
     Raises:
-        InputError: they declare different ones, or the catalogue one that is no number.
+        InputError: they declare different ones, or the catalogue one that is not a number.
     """
     band.check(file, "nodata")
     stated = band.nodata

@@ -195,7 +195,7 @@ def test_item_without_scale_beside_others_with_one_is_refused(tmp_path: Path) ->
         opened(write_items(tmp_path, items, offsets=[0, 0]), unscale=True)
 
 
-def test_value_that_is_no_number_is_refused_only_where_it_is_used(tmp_path: Path) -> None:
+def test_value_that_is_not_a_number_is_refused_only_where_it_is_used(tmp_path: Path) -> None:
     """Not where another band is read, where the configuration has its own, or where nothing is scaled."""
     wrong = [{"nodata": "none", "scale": "x"}, {"nodata": 9}]
     path = write_two_bands(tmp_path, [wrong, wrong])
