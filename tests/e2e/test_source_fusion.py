@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,15 @@ from mibf.bundle.bundle import Bundle
 from pipeline.io.model_bundle import read_bundle
 from pipeline.sampling.sampler import Sampler
 from pipeline.store.patch_store import PatchStore
+from tests.support import commands
 from tests.support.scenes import COLUMNS, ROWS, SmallScene, write_raster
 
 TRAIN_SETTINGS = ("train.recipe=standard", "train.workers=0", "train.threads=1", "train.epochs=4", "train.batch_size=128")
 
 
 def mibf(*arguments: str) -> Any:
-    result = subprocess.run([sys.executable, "-m", "jobs.cli", *arguments, "--json"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    result = commands.mibf(*arguments, "--json")
+    assert result.status == 0, result.stderr
     return json.loads(result.stdout)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +16,21 @@ from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import CARD
 from pipeline.io import storage
 from pipeline.io.lease import Lease
+from tests.support import commands
 from tests.support.scenes import SmallScene, make_scene, write_raster
 
 TRAIN = {"epochs": 1, "batch_size": 64, "learning_rate": 3e-3, "workers": 0, "threads": 1}
 
 
 def mibf(*arguments: str) -> str:
-    result = subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    result = commands.mibf(*arguments)
+    assert result.status == 0, result.stderr
     return result.stdout
 
 
 def refused(*arguments: str) -> str:
-    result = subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True)
-    assert result.returncode == 2, result.stderr
+    result = commands.mibf(*arguments)
+    assert result.status == 2, result.stderr
     return result.stderr
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.support.s3_server import ObjectStore, with_environment
+from tests.support import commands
+from tests.support.mapped_scene import Result
+from tests.support.s3_server import ObjectStore
 from tests.support.scenes import SmallScene
 
 
-def mibf(bucket: ObjectStore, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a `mibf` command in a new process with access to the bucket."""
-    command = [sys.executable, "-m", "jobs.cli", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**with_environment(bucket), **environment}, timeout=300
-    )
+def mibf(bucket: ObjectStore, *arguments: str, **environment: str) -> Result:
+    """Run a `mibf` command in this process with access to the bucket."""
+    with bucket.used(**environment):
+        return commands.mibf(*arguments)
 
 
 def in_bucket(scene: SmallScene, bucket: ObjectStore, folder: str, **changes: Any) -> Path:

@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from jobs.cli.common import app
+from tests.support import mapped_scene
 from tests.support.scenes import SmallScene
 
 
@@ -29,3 +30,15 @@ def invoke(*arguments: str, status: int = 0) -> Result:
         torch.set_num_threads(threads)
     assert result.exit_code == status, result.output
     return result
+
+
+def mibf(*arguments: str) -> mapped_scene.Result:
+    """Run a command line in this process, which is faster than starting another; failures inside mibf are raised."""
+    threads = torch.get_num_threads()
+    try:
+        done = CliRunner().invoke(app, list(arguments))
+    finally:
+        torch.set_num_threads(threads)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return mapped_scene.Result(done.exit_code, done.stdout, done.stderr)

@@ -19,8 +19,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import s3fs
 
+#: Environment variables that `configure_gdal` sets for the server of AWS_ENDPOINT_URL.
+GDAL_VARIABLES = ("AWS_S3_ENDPOINT", "AWS_HTTPS", "AWS_VIRTUAL_HOSTING")
 #: Access key of the server's owner, who creates the bucket; access key and secret of the user, who may use only that bucket.
 OWNER, KEY, SECRET = "owner", "tester", "a-secret-of-the-tests"
 
@@ -86,6 +89,21 @@ class ObjectStore:
             key=key, secret=SECRET, endpoint_url=self.endpoint, use_listings_cache=False, skip_instance_cache=True
         )
 
+    @contextmanager
+    def used(self, **environment: str) -> Iterator[None]:
+        """Give this process access to the bucket inside the block; `environment` changes the variables set for that."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**dict.fromkeys(GDAL_VARIABLES, ""), **self.environment, **environment}.items():
+                patch.setenv(name, value)
+            for name in GDAL_VARIABLES:
+                patch.delenv(name)
+            # fsspec caches file systems by their arguments, which do not include the environment.
+            s3fs.S3FileSystem.clear_instance_cache()
+            try:
+                yield
+            finally:
+                s3fs.S3FileSystem.clear_instance_cache()
+
     def make_bucket(self) -> None:
         """Create the bucket as the owner and check that the server accepts objects."""
         owner = self._filesystem_as(OWNER)
@@ -149,14 +167,11 @@ def object_store(folder: Path) -> Iterator[ObjectStore]:
     server = Server(arguments, folder)
     store = ObjectStore(f"http://127.0.0.1:{s3}", bucket, server)
     server.start()
-    # fsspec caches file systems by their arguments, which do not include the endpoint in the environment.
-    s3fs.S3FileSystem.clear_instance_cache()
     try:
         server.await_(store.make_bucket)
         yield store
     finally:
         server.kill()
-        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def with_environment(store: ObjectStore) -> dict[str, str]:

@@ -5,36 +5,27 @@ from __future__ import annotations
 import http.server
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import s3fs
 import yaml
-from typer.testing import CliRunner
 
-from jobs.cli.common import app
 from jobs.fleet import runs as runs_module
 from jobs.fleet.runs import find_runs, rerun_all, runs
 from jobs.map.request import TileRequest
 from mibf.errors import InputError
 from pipeline.io import storage
 from pipeline.io.lease import acquire
-from tests.support.mapped_scene import Mapped, Result
+from tests.support.commands import mibf
+from tests.support.mapped_scene import Mapped
 
 pytestmark = pytest.mark.slow
 #: Number of workspaces in each state.
 FLEET = {"current": 40, "failed": 5, "due": 4, "unmapped": 1}
-
-
-def mibf(*arguments: str) -> Result:
-    found = CliRunner().invoke(app, list(arguments))
-    if found.exception is not None and not isinstance(found.exception, SystemExit):
-        raise found.exception
-    return Result(found.exit_code, found.stdout, found.stderr)
 
 
 def fail_at_corner(mapped: Mapped) -> None:
@@ -224,21 +215,21 @@ class _Busy(http.server.BaseHTTPRequestHandler):
     ],
     ids=["throttled", "no credentials"],
 )
-def test_unreachable_bucket_exits_2_with_cause(credentials: dict[str, str], why: str) -> None:
+def test_unreachable_bucket_exits_2_with_cause(
+    credentials: dict[str, str], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Busy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        plain = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         endpoint = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}", "AWS_EC2_METADATA_DISABLED": "true"}
-        done = subprocess.run(
-            [sys.executable, "-m", "jobs.cli", "runs", "s3://bucket/areas"],
-            capture_output=True,
-            text=True,
-            env=plain | endpoint | credentials,
-            timeout=200,
-            check=False,
-        )
+        for name, value in (endpoint | credentials).items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # its keys do not include the environment
+        done = mibf("runs", "s3://bucket/areas")
+        s3fs.S3FileSystem.clear_instance_cache()
         server.shutdown()
-    assert done.returncode == 2, done.stderr
+    assert done.status == 2, done.stderr
     assert done.stderr.startswith("mibf: s3://bucket/areas: cannot be reached (")
     assert why in done.stderr
 

