@@ -80,7 +80,7 @@ def assert_equals_local_map(bucket: ObjectStore, run: str, reference: Mapped) ->
 def test_concurrent_map_runs_second_exits_with_lease_held(
     bucket: ObjectStore, config: Path, reference: Mapped, tmp_path: Path
 ) -> None:
-    with mapping(bucket, config, environment=disturbed(tmp_path / "site", sleep=1.5)) as first:
+    with mapping(bucket, config, environment=disturbed(tmp_path / "site", sleep=0.8)) as first:
         await_segment(bucket, "main", first, 1)
         second = mibf(bucket, "map", str(config))
         assert second.status == 4, second.stderr

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -79,9 +80,9 @@ class ObjectStore:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    @property
+    @cached_property
     def files(self) -> s3fs.S3FileSystem:
-        """A new file system of the server, without a listings cache."""
+        """A file system of the server, without a listings cache."""
         return self._filesystem_as(KEY)
 
     def _filesystem_as(self, key: str) -> s3fs.S3FileSystem:
