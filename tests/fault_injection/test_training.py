@@ -25,6 +25,8 @@ import torch
 import zarr
 
 from mibf.training.checkpoint import Checkpoint
+from tests.support import buckets, commands
+from tests.support.mapped_scene import Result
 from tests.support.s3_server import object_store, weed, with_environment
 from tests.support.scenes import SmallScene, make_scene
 from tests.support.simulated_cluster import cluster_of
@@ -50,19 +52,26 @@ class Run:
     def __init__(self, config: Path, folder: Path) -> None:
         self.config, self.folder = config, folder
 
-    def command(self, stage: str, *overrides: str) -> list[str]:
+    def arguments(self, stage: str, *overrides: str) -> list[str]:
         settings = [f"workspace={self.folder}", *overrides]
-        return [sys.executable, "-m", "jobs.cli", stage, str(self.config), *(p for s in settings for p in ("--set", s))]
+        return [stage, str(self.config), *(p for s in settings for p in ("--set", s))]
 
-    def mibf(self, stage: str, *overrides: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*self.command(stage, *overrides), *flags], capture_output=True, text=True, check=False, timeout=300
-        )
+    def command(self, stage: str, *overrides: str) -> list[str]:
+        """Return the command line of a process of its own."""
+        return [sys.executable, "-m", "jobs.cli", *self.arguments(stage, *overrides)]
 
-    def train(self, *overrides: str) -> subprocess.CompletedProcess[str]:
+    def mibf(self, stage: str, *overrides: str, flags: tuple[str, ...] = ()) -> Result:
+        """Run a command, with Ray in a process of its own, otherwise in this one, which is faster."""
+        if any(re.fullmatch(r"train\.workers=[1-9]", override) for override in overrides):
+            command = [*self.command(stage, *overrides), *flags]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+            return Result(done.returncode, done.stdout, done.stderr)
+        return commands.mibf(*self.arguments(stage, *overrides), *flags)
+
+    def train(self, *overrides: str) -> Result:
         """Train and check that it succeeds."""
         done = self.mibf("train", *overrides)
-        assert done.returncode == 0, done.stderr
+        assert done.status == 0, done.stderr
         return done
 
     @contextmanager
@@ -119,7 +128,7 @@ def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[SmallScen
     scene = make_scene(tmp_path_factory.mktemp("scene"))
     run = Run(scene.write_config(train=TRAIN), scene.folder / "work")
     done = run.mibf("prepare")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.stderr
     return scene, run.folder
 
 
@@ -227,11 +236,11 @@ def test_all_checkpoints_corrupt_requires_explicit_restart(run: Run, undisturbed
         os.truncate(path, 1000)
     before = run.files()
     refused = run.mibf("train")
-    assert refused.returncode == 2, refused.stderr
+    assert refused.status == 2, refused.stderr
     assert "all checkpoints are corrupt; restart training with `mibf train --restart`" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert run.files() == before, "no file was changed"
-    assert run.mibf("train", flags=("--restart",)).returncode == 0
+    assert run.mibf("train", flags=("--restart",)).status == 0
     assert run.weights() == undisturbed.weights()
 
 
@@ -239,7 +248,7 @@ def test_checkpoints_of_another_configuration_are_rejected_and_kept(run: Run) ->
     run.interrupt()
     before = run.files()
     refused = run.mibf("train", "train.learning_rate=0.001", "train.batch_size=32", "model.beta=0.01")
-    assert refused.returncode == 2, refused.stderr
+    assert refused.status == 2, refused.stderr
     for message in (
         "model.beta was 0.0001 and is now 0.01",
         "train.batch_size was 64 and is now 32",
@@ -252,16 +261,16 @@ def test_checkpoints_of_another_configuration_are_rejected_and_kept(run: Run) ->
     restarted = run.mibf(
         "train", "train.learning_rate=0.001", "train.batch_size=32", "model.beta=0.01", flags=("--restart",)
     )
-    assert restarted.returncode == 0, restarted.stderr
+    assert restarted.status == 0, restarted.stderr
     assert "resumed" not in restarted.stdout
 
 
 def test_checkpoints_of_another_split_are_rejected(run: Run) -> None:
     run.interrupt()
-    assert run.mibf("prepare", "split.seed=3").returncode == 0
+    assert run.mibf("prepare", "split.seed=3").status == 0
     before = run.files()
     refused = run.mibf("train", "split.seed=3")
-    assert refused.returncode == 2, refused.stderr
+    assert refused.status == 2, refused.stderr
     assert "split.seed was 0 and is now 3" in refused.stderr
     assert re.search(r"data was '\w+' and is now '\w+'", refused.stderr)
     assert run.files() == before
@@ -273,7 +282,7 @@ def test_non_finite_loss_stops_training_and_keeps_the_last_good_checkpoint(run: 
     done = run.mibf(
         "train", "train.learning_rate=1e18", "train.warmup=0.9", "train.checkpoint_steps=1", f"train.workers={workers}"
     )
-    assert done.returncode == 1, done.stderr
+    assert done.status == 1, done.stderr
     stop = re.search(
         r"mibf: training stopped: batch (\d+): loss nan.* a lower train.learning_rate or float32 precision", done.stderr
     )
@@ -285,7 +294,7 @@ def test_non_finite_loss_stops_training_and_keeps_the_last_good_checkpoint(run: 
     assert all(torch.isfinite(tensor).all() for tensor in newest.network.values())
     assert not (run.folder / "models").exists()
     lower = run.mibf("train", f"train.workers={workers}", flags=("--restart",))
-    assert lower.returncode == 0, lower.stderr
+    assert lower.status == 0, lower.stderr
 
 
 def has_worker(node: Any) -> bool:
@@ -351,14 +360,13 @@ def test_training_retries_until_the_object_store_is_available_again(
 ) -> None:
     with object_store(tmp_path_factory.mktemp("s3")) as store:
         config = scene.write_config(train=TRAIN | {"checkpoint_steps": 30}, workspace=store.url("work"))
-        command = [sys.executable, "-m", "jobs.cli"]
-        environment = with_environment(store)
-        prepared = subprocess.run([*command, "prepare", str(config)], env=environment, stderr=subprocess.PIPE, text=True)
-        assert prepared.returncode == 0, prepared.stderr
+        prepared = buckets.mibf(store, "prepare", str(config))
+        assert prepared.status == 0, prepared.stderr
         checkpoints = store.url("work", "runs", "main", "checkpoints", "seed-0")
         errors = scene.folder / "stderr"
         with errors.open("w") as to:
-            training = subprocess.Popen([*command, "train", str(config)], env=environment, stderr=to)
+            command = [sys.executable, "-m", "jobs.cli", "train", str(config)]
+            training = subprocess.Popen(command, env=with_environment(store), stderr=to)
         try:
             await_(lambda: store.files.exists(checkpoints) or training.poll() is not None)
             assert training.poll() is None, errors.read_text()
