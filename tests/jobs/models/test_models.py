@@ -49,10 +49,14 @@ FAST: dict[str, Any] = {
 @pytest.fixture
 def own(prepared: Prepared, tmp_path: Path) -> SmallScene:
     """The small scene, prepared, in a folder of the test."""
+    return copy_of(prepared, tmp_path)
+
+
+def copy_of(prepared: Prepared, folder: Path) -> SmallScene:
     scene, workspace = prepared
-    copied = SmallScene(tmp_path, scene.truth, scene.optical)
-    make_scene(tmp_path)
-    shutil.copytree(workspace.url, tmp_path / "work")
+    copied = SmallScene(folder, scene.truth, scene.optical)
+    make_scene(folder)
+    shutil.copytree(workspace.url, folder / "work")
     return copied
 
 
@@ -230,16 +234,29 @@ def test_weight_of_trials_follows_the_samples_that_they_train_on() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials of few samples and steps."""
-    monkeypatch.setattr(auto, "SAMPLES", 600)
-    monkeypatch.setattr(auto, "STEPS", (4, 8))
-    monkeypatch.setattr(auto, "ROUNDS", (5,))
+    shorten(monkeypatch)
+
+
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(auto, "SAMPLES", 600)
+    patch.setattr(auto, "STEPS", (4, 8))
+    patch.setattr(auto, "ROUNDS", (5,))
+    patch.setattr(auto, "STATISTICS", 512)
+
+
+@pytest.fixture(scope="module")
+def chosen(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Any, Workspace]:
+    """A configuration with the recipe `auto`, trained once, with its manifest and workspace."""
+    scene = copy_of(prepared, tmp_path_factory.mktemp("chosen"))
+    config = load(str(scene.write_config(train={"recipe": "auto", "workers": 0, "budget_minutes": 1.0})))
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        return config, *trained(config)
 
 
 @pytest.mark.usefixtures("quick")
-def test_auto_tells_what_it_tried_and_trains_what_it_chose(own: SmallScene) -> None:
-    values = {"recipe": "auto", "workers": 0, "budget_minutes": 1.0}
-    config = load(str(own.write_config(train=values)))
-    manifest, workspace = trained(config)
+def test_auto_tells_what_it_tried_and_trains_what_it_chose(chosen: tuple[Config, Any, Workspace]) -> None:
+    config, manifest, workspace = chosen
     record = storage.read_json(workspace.trials)
     names = {row["name"] for row in record["trials"]["rows"]}
     assert {"boosted trees", "network", "network, turned patches"} <= names
@@ -284,9 +301,10 @@ def test_sources_for_which_trials_had_no_time_are_one_note(own: SmallScene, monk
 
 
 @pytest.mark.usefixtures("quick")
-def test_resumed_training_keeps_the_recorded_choice(own: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load(str(own.write_config(train={"recipe": "auto", "workers": 0, "budget_minutes": 1.0})))
-    _, workspace = trained(config)
+def test_resumed_training_keeps_the_recorded_choice(
+    chosen: tuple[Config, Any, Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _, workspace = chosen
     before = workspace.read_bundle().digest
     storage.remove(workspace.manifest("train"))
     monkeypatch.setattr(auto, "read_trial_samples", _unexpected)
