@@ -129,3 +129,10 @@ def test_stages_import_ray_only_where_they_use_it() -> None:
     program = f"import sys, {', '.join(stages)}\nsys.exit('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_process_of_the_progress_actor_imports_no_torch() -> None:
+    """It starts together with the training workers, which need the cores."""
+    program = "import sys, jobs.runtime.progress_actor\nsys.exit('torch' in sys.modules or 'ray.train' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
