@@ -69,7 +69,7 @@ def test_baselines_see_the_matched_values(results: dict[str, Any]) -> None:
     """Else a forest, too, would fail on the drifted scene, and the comparison would flatter the model."""
     found = {}
     for name, (folder, _) in results.items():
-        mibf("baseline", str(folder / "drift.yaml"), "--test", "--seconds", "10")
+        mibf("baseline", str(folder / "drift.yaml"), "--test", "--seconds", "10", "--samples", "1000")
         (table,) = [
             t
             for t in json.loads((folder / "work-drift/runs/main/baseline.json").read_text())["subsets"]
