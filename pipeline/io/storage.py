@@ -27,6 +27,7 @@ from mibf.errors import InputError
 from mibf.redaction import without_queries as without_queries
 from mibf.redaction import without_user
 from mibf.serialization import without_nan as without_nan
+from pipeline.io.signing import signed
 
 #: Schemes of object stores, whose file systems in fsspec cache listings by default.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}
@@ -45,20 +46,28 @@ def open_url(url: str) -> tuple[AbstractFileSystem, str]:
     if re.search(r"::(?!\w+://)", url):  # fsspec would take it for a chain of URLs
         raise InputError(f"{redact_url(url)}: contains `::`, which only local paths may; rename the folder or the file.")
     try:
-        filesystem, path = fsspec.core.url_to_fs(encoded(url), **without_listings(url))
+        filesystem, path = fsspec.core.url_to_fs(encoded(url), **store_options(url))
     except (ValueError, ImportError) as error:
         raise InputError(f"{url}: {error}") from error
     return filesystem, path
 
 
 def encoded(url: str) -> str:
-    """A URL as it is requested: in those of the web, blanks and `#` are encoded, since no file is only part of a page."""
-    return url.replace(" ", "%20").replace("#", "%23") if url.startswith(("http://", "https://")) else url
+    """A URL as it is requested: in those of the web, blanks and `#` are encoded, since no file is only part of a page.
+
+    Raises:
+        InputError: it has to be signed, and cannot be.
+    """
+    return signed(url.replace(" ", "%20").replace("#", "%23")) if url.startswith(("http://", "https://")) else url
 
 
-def without_listings(url: str) -> dict[str, bool]:
-    """Options of fsspec for a URL: do not cache folders' listings, which others change while this process lives."""
-    return {"use_listings_cache": False} if url.partition("://")[0] in _BUCKETS else {}
+def store_options(url: str) -> dict[str, bool]:
+    """Options of fsspec for a URL: folders' listings, which others change, are not cached; who pays is as for GDAL."""
+    scheme = url.partition("://")[0]
+    options = {"use_listings_cache": False} if scheme in _BUCKETS else {}
+    if scheme in ("s3", "s3a") and os.environ.get("AWS_REQUEST_PAYER") == "requester":
+        options["requester_pays"] = True
+    return options
 
 
 def is_local(url: str) -> bool:

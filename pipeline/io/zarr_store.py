@@ -18,7 +18,7 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore, ZipStore
 
-from pipeline.io.storage import NO_HARD_LINKS, encoded, is_local, local_path, open_url, without_listings
+from pipeline.io.storage import NO_HARD_LINKS, encoded, is_local, local_path, open_url, store_options
 
 #: Read, fill, or create (replacing what is there).
 ZarrMode = Literal["r", "r+", "w"]
@@ -62,7 +62,7 @@ def zarr_location(url: str) -> str | Store:
 def open_zarr(url: str, *, mode: ZarrMode = "r") -> zarr.Group:
     """Open a Zarr group at a URL: mode "r" to read, "r+" to fill, "w" to create, replacing what is there."""
     store = _DiskStore(local_path(url), read_only=mode == "r") if is_local(url) else url
-    return zarr.open_group(store=store, mode=mode, storage_options=without_listings(url) or None)
+    return zarr.open_group(store=store, mode=mode, storage_options=store_options(url) or None)
 
 
 class _DiskStore(LocalStore):
@@ -137,7 +137,7 @@ def _is_pixel_key(key: str) -> bool:
 def _zarr_store(url: str) -> Store:
     if is_local(url):
         return _DiskStore(local_path(url))
-    return FsspecStore.from_url(url, storage_options={"asynchronous": True, **without_listings(url)})
+    return FsspecStore.from_url(url, storage_options={"asynchronous": True, **store_options(url)})
 
 
 def open_strict(url: str) -> zarr.Group:

@@ -66,7 +66,7 @@ def open_zarr_raster(file: RasterFile) -> ArrayRaster:
         InputError: the store cannot be opened or has no such array, or the array cannot be placed.
     """
     try:
-        options = storage.without_listings(file.url) or None
+        options = storage.store_options(file.url) or None
         root = zarr.open(store=zarr_store.zarr_location(file.url), mode="r", storage_options=options)
         node, groups = _zarr_array(file, root)
         array = None if node is None else _named_zarr(node, groups)

@@ -17,9 +17,9 @@ OURS = {"mibf", "pipeline", "jobs", "infra"}
 ALLOWED = {
     "mibf": {"torch", "numpy", "safetensors", "triton"},
     "pipeline": {
-        "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "lightgbm", "numcodecs", "numpy", "odc", "pyarrow",
-        "pyogrio", "pyproj", "pystac", "pystac_client", "rasterio", "requests", "rio_cogeo", "rioxarray", "scipy", "shapely",
-        "skimage", "sklearn", "stac_geoparquet", "torch", "xarray", "zarr",
+        "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "lightgbm", "numcodecs", "numpy", "odc",
+        "planetary_computer", "pyarrow", "pyogrio", "pyproj", "pystac", "pystac_client", "rasterio", "requests", "rio_cogeo",
+        "rioxarray", "scipy", "shapely", "skimage", "sklearn", "stac_geoparquet", "torch", "xarray", "zarr",
     },
 }  # fmt: skip  # a list of names: one per line would fill a page
 BELOW = {"mibf": {"mibf"}, "pipeline": {"mibf", "pipeline"}, "jobs": {"mibf", "pipeline", "jobs"}}
@@ -32,9 +32,9 @@ ORDER = {
         "pipeline.publishing",
     ),
     "jobs": (
-        "jobs", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.sample", "jobs.train.tracking", "jobs.evaluate",
-        "jobs.baseline", "jobs.trials", "jobs.models", "jobs.train", "jobs.prepare", "jobs.map", "jobs.report",
-        "jobs.inspection", "jobs.search", "jobs.init", "jobs.benchmark", "jobs.fleet", "jobs.bench.harness",
+        "jobs", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.search", "jobs.sample", "jobs.train.tracking",
+        "jobs.evaluate", "jobs.baseline", "jobs.trials", "jobs.models", "jobs.train", "jobs.prepare", "jobs.map",
+        "jobs.report", "jobs.inspection", "jobs.init", "jobs.benchmark", "jobs.fleet", "jobs.bench.harness",
         "jobs.bench", "jobs.cli",
     ),
 }  # fmt: skip  # a list of names: one per line would fill a page
