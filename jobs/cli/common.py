@@ -125,6 +125,9 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a configuration value; repeatable."),
 ]
 Restart = Annotated[bool, typer.Option("--restart", help="Discard the checkpoints of this run's unfinished training.")]
+Refresh = Annotated[
+    bool, typer.Option("--refresh", help="Search for STAC items again (`stac.search`), and say what has changed.")
+]
 #: The old name of `--restart`, which is refused.
 OldRestart = Annotated[bool, typer.Option("--anew", hidden=True, callback=_refuse_old_restart)]
 Replace = Annotated[bool, typer.Option("--replace", help="Replace a map that was made with a different model.")]

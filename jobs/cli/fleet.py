@@ -109,6 +109,7 @@ def submit(
     all_: Annotated[str | None, typer.Option("--all", metavar="URL", help="For rerun: every run below this URL.")] = None,
     max_attempts: Annotated[int | None, typer.Option(min=1, help="For rerun: see `mibf rerun --help`.")] = None,
     backoff: Annotated[float | None, typer.Option(min=0, help="For rerun: see `mibf rerun --help`.")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="For prepare and run: search for STAC items again.")] = False,
     set_: Overrides = None,
     yes: Yes = False,
     _old_restart: OldRestart = False,
@@ -122,25 +123,26 @@ def submit(
         config,
         tuple(set_ or ()),
         everything=all_,
-        options=_stage_options(stage, {"--max-attempts": max_attempts, "--backoff": backoff}, yes=yes),
+        options=_stage_options(stage, {"--max-attempts": max_attempts, "--backoff": backoff}, yes=yes, refresh=refresh),
         address=address,
         cpus=cpus,
         memory=memory,
         attempts=attempts,
         follow=follow,
-        again=again,
+        again=again or refresh,
     )
     submitted = submit_job(options)
     return Failed(submitted, typer.Exit(submitted.exit_status)) if submitted.exit_status else submitted
 
 
-def _stage_options(stage: str, values: dict[str, float | None], *, yes: bool) -> tuple[str, ...]:
+def _stage_options(stage: str, values: dict[str, float | None], *, yes: bool, refresh: bool) -> tuple[str, ...]:
     """The options of the submitted command as command-line arguments; `values` are those of `mibf rerun`."""
     from mibf.errors import InputError
 
     options = tuple(text for name, value in values.items() if value is not None for text in (name, f"{value:g}"))
     if options and stage != "rerun":
         raise InputError(f"{options[0]} applies to rerun only.")
-    if yes and stage not in ("prepare", "run"):
-        raise InputError("--yes applies to prepare and run only.")
-    return (*options, "--yes") if yes else options
+    flags = tuple(name for name, given in (("--yes", yes), ("--refresh", refresh)) if given)
+    if flags and stage not in ("prepare", "run"):
+        raise InputError(f"{flags[0]} applies to prepare and run only.")
+    return (*options, *flags)

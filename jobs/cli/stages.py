@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli.common import ALL_STAGES, ConfigPath, OldRestart, Overrides, Replace, Restart, Yes, command
+from jobs.cli.common import ALL_STAGES, ConfigPath, OldRestart, Overrides, Refresh, Replace, Restart, Yes, command
 from jobs.cli.stage_runner import RunSummary, run_one_stage
 from jobs.workflow.result import Result
 
@@ -33,19 +33,20 @@ def demo(
 def run(
     config: ConfigPath,
     set_: Overrides = None,
+    refresh: Refresh = False,
     restart: Restart = False,
     _old_restart: OldRestart = False,
     yes: Yes = False,
 ) -> Result:
     """Run all stages, from prepare to report, skipping those that are current."""
     options = {"prepare": {"any_size": yes}, "train": {"restart": restart}, "map": {"replace": True}}
-    return _stages(config, set_, ALL_STAGES, keep_current=True, **options)
+    return _stages(config, set_, ALL_STAGES, keep_current=True, refresh=refresh, **options)
 
 
 @command("Run")
-def prepare(config: ConfigPath, set_: Overrides = None, yes: Yes = False) -> Result:
+def prepare(config: ConfigPath, set_: Overrides = None, refresh: Refresh = False, yes: Yes = False) -> Result:
     """Build the patch stores of all scenes, split the samples and fit the normalization."""
-    return _stages(config, set_, ("prepare",), keep_current=False, prepare={"any_size": yes})
+    return _stages(config, set_, ("prepare",), keep_current=False, refresh=refresh, prepare={"any_size": yes})
 
 
 @command("Run")
@@ -142,9 +143,10 @@ def _stages(
     stages: Sequence[StageName],
     *,
     keep_current: bool,
+    refresh: bool = False,
     **options: dict[str, Any],
 ) -> RunSummary:
-    """Run stages of a configuration in order, each with the options given under its name."""
+    """Run stages of a configuration in order, each with the options given under its name; search for items before."""
     from jobs.config.loader import load
 
     loaded = load(config, overrides=overrides or ())
@@ -153,6 +155,10 @@ def _stages(
         stages = stages if loaded.trainable else ("prepare", "map")
     if not loaded.baselines.enabled:
         stages = [stage for stage in stages if stage != "baseline"]
+    if "prepare" in stages:
+        from jobs.search.frozen import freeze
+
+        freeze(loaded, refresh=refresh)
     done = [run_one_stage(loaded, stage, keep_current=keep_current, **options.get(stage, {})) for stage in stages]
     return RunSummary(loaded, done)
 

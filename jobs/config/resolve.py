@@ -63,7 +63,7 @@ def _source(name: str, section: SourceSection) -> Source:
     skipped: tuple[str, ...] = ()
     dates: dict[str, Any] = {}
     if section.stac is not None:
-        stamp = checksums.input_fingerprint(section.stac.url)
+        stamp = checksums.input_fingerprint(section.stac.items)
         # Encodings of embeddings have scales of their own.
         checked = section.decode in (None, "db")
         decided = bool({"unscale", "gain", "offset"} & section.model_fields_set)
@@ -163,11 +163,11 @@ def _scale_assets(section: SourceSection, assets: Sequence[Sequence[AssetFile]])
     if section.stac is None or not isinstance(section.decode, DecodeSection):
         return {}
     declared = section.decode.tessera
-    (found,) = asset_files(section.stac.url, declared.urls, alternate=section.stac.alternate)
+    (found,) = asset_files(section.stac.items, declared.urls, alternate=section.stac.alternate)
     chosen = next((each for each in found if each.band is not None), None)
     if chosen is not None:
         raise InputError(
-            f"{storage.redact_url(section.stac.url)}: {declared.urls[0]!r} of `decode.tessera.scales` is one of several "
+            f"{storage.redact_url(section.stac.items)}: {declared.urls[0]!r} of `decode.tessera.scales` is one of several "
             f"bands of {storage.redact_url(chosen.url)}; give the key of an asset, whose bands are the scales."
         )
     return {
@@ -229,12 +229,12 @@ def _assets(
     """Return the files of each asset and of the mask, and notes on what items state and leave out."""
     del stamp  # cache key only: a changed item is read again
     masked = () if stac.mask is None else (stac.mask.asset,)
-    found = asset_files(stac.url, (*stac.assets, *masked), alternate=stac.alternate)
+    found = asset_files(stac.items, (*stac.assets, *masked), alternate=stac.alternate)
     assets, masks = found[: len(stac.assets)], found[len(stac.assets) :]
     notes: tuple[str, ...] = ()
     if checked:
-        notes = check_values(stac.url, stac.assets, assets, bands=bands, unscale=unscale, decided=decided)
-    left_out = further_pages(stac.url)
+        notes = check_values(stac.items, stac.assets, assets, bands=bands, unscale=unscale, decided=decided)
+    left_out = further_pages(stac.items)
     return assets, masks[0] if masks else (), (*notes, *(() if left_out is None else (left_out,)))
 
 
@@ -262,7 +262,7 @@ def scene_urls(scene: SceneSection) -> list[str]:
     Raises:
         InputError: as for `sources`.
     """
-    items = [section.stac.url for section in scene.sources.values() if section.stac is not None]
+    items = [section.stac.items for section in scene.sources.values() if section.stac is not None]
     return [*items, *(file.url for source in sources(scene).values() for file in source.files)]
 
 

@@ -351,6 +351,12 @@ class SceneSection(Section):
     def _like_is_a_source(self) -> SceneSection:
         if self.grid.like is not None and self.grid.like not in self.sources:
             raise ValueError(f"`grid.like` is {self.grid.like!r}; the sources are {', '.join(self.sources)}")
+        like = None if self.grid.like is None else self.sources[self.grid.like].stac
+        if like is not None and like.search is not None and self.area is None and self.bbox is None:
+            raise ValueError(
+                f"`grid.like` is {self.grid.like!r}, which is searched in the scene's area; give `area: {{url: FILE}}` or "
+                "`bbox: [west, south, east, north]`"
+            )
         return self
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from jobs.config.base import Section
+from pipeline.scenes.acquisition_time import days
 
 #: What pydantic inserts into the location of an error below a key whose value has keys of its own instead of being a name.
 IN_BRACES = "{}"
@@ -65,16 +67,54 @@ class StacMaskSection(Section):
         return self
 
 
-class StacSection(Section):
-    """A STAC item or item collection, and the assets that hold the bands, in order: keys, or names of bands.
+def _check_dates(value: str) -> str:
+    days(value)
+    return value
 
-    Items are mosaicked; with `composite`, those of one day are, and the days are combined. Of several days, an item with a
-    missing or damaged file is left out, unless `on_error` is `refuse`.
+
+class SearchSection(Section):
+    """A search for the items of the scene's area in a STAC API, a static catalogue or a file of items.
+
+    `prepare` searches once and keeps what it finds in the workspace; `filter` is CQL2 text, for an API.
     """
 
-    url: str
+    url: str = Field(min_length=1)
+    collections: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    dates: Annotated[
+        str,
+        BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value),  # YAML parses dates itself
+        AfterValidator(_check_dates),
+    ]
+    filter: str | None = None
+    max_items: int = Field(default=1000, ge=1)
+
+
+class StacSection(Section):
+    """STAC items, and the assets that hold the bands, in order: keys, or names of bands.
+
+    The items are those of a file, or what a search finds. They are mosaicked; with `composite`, those of one day are, and
+    the days are combined. Of several days, an item with a missing or damaged file is left out, unless `on_error` is
+    `refuse`.
+    """
+
+    url: str | None = Field(default=None, min_length=1)
+    search: SearchSection | None = None
     assets: tuple[str, ...] = Field(min_length=1)
     alternate: str | None = None
     mask: StacMaskSection | None = None
     composite: CompositeKey | None = None
     on_error: Literal["skip", "refuse"] = "skip"
+
+    @model_validator(mode="after")
+    def _has_items(self) -> StacSection:
+        if (self.url is None) == (self.search is None):
+            raise ValueError(
+                "give either `url`, an item or a file of items, or `search`, which finds them in the scene's area"
+            )
+        return self
+
+    @property
+    def items(self) -> str:
+        """URL of the items; those of a search have one once `found_items` has put them in its place."""
+        assert self.url is not None, "a search is replaced by what it found before its items are read"
+        return self.url

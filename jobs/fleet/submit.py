@@ -37,6 +37,7 @@ from jobs.runtime.progress import info, warn
 from jobs.runtime.version import SUBMITTED_WITH
 from jobs.workflow.errors import StageError
 from jobs.workflow.fingerprint import fingerprint
+from jobs.workflow.found_items import NotSearchedError, found_items
 from jobs.workflow.manifest import StageName, read_manifest
 from jobs.workflow.saved_config import as_run, relative_paths
 from jobs.workflow.workspace import Workspace
@@ -215,9 +216,11 @@ def _job(options: SubmitOptions, url: str, folder: Path) -> _Job:
 
 
 def _fingerprint(config: Config, stage: StageName) -> str | None:
-    """A stage's fingerprint; None if it depends on the cluster's disks, which cannot be read from here."""
+    """A stage's fingerprint; None if it depends on a search to come, or on the cluster's disks, unreadable from here."""
     try:
         return fingerprint(config, stage)
+    except NotSearchedError:  # the job searches
+        return None
     except InputError:
         if any(storage.is_local(url) for url in (config.workspace, *_inputs(config))):
             return None
@@ -226,7 +229,7 @@ def _fingerprint(config: Config, stage: StageName) -> str | None:
 
 def _inputs(config: Config) -> list[str]:
     try:
-        return input_urls(config)
+        return input_urls(found_items(config))
     except InputError:  # a STAC item was not found
         return []
 

@@ -24,6 +24,7 @@ KEY_RULES: dict[str, dict[str, dict[str, Any]]] = {
 ALTERNATIVES: dict[str, tuple[tuple[str, ...], ...]] = {
     "GridSection": (("like",), ("crs", "resolution")),
     "SourceSection": (("url",), ("urls",), ("tiles",), ("stac",)),
+    "StacSection": (("url",), ("search",)),
 }
 #: The text form of `bands`, for example `1-3, 8`.
 BAND_RANGES = r"^\s*[0-9]+\s*(-\s*[0-9]+\s*)?(,\s*[0-9]+\s*(-\s*[0-9]+\s*)?)*$"

@@ -10,6 +10,7 @@ from jobs.inspection.plan_map import MapPlan, format_duration, plan_map
 from jobs.prepare.preflight import check_data, check_free_space, check_memory, file_remarks, name_bands
 from jobs.prepare.scenes import open_scenes
 from jobs.runtime.progress import pluralize, progress_bar
+from jobs.search.frozen import with_found_items
 from jobs.workflow.workspace import Workspace
 from mibf.network.spec import ONE_SOURCE
 from pipeline.io import storage
@@ -82,8 +83,8 @@ def plan(config: Config, *, any_size: bool = False) -> Plan:
         InputError: the scenes cannot be prepared as configured, or they do not fit on the disk.
     """
     workspace = Workspace.of(config)
-    with make_executor(config.prepare.scheduler) as workers:
-        scenes = open_scenes(config, workers, any_size=any_size)
+    with with_found_items(config) as read, make_executor(config.prepare.scheduler) as workers:
+        scenes = open_scenes(read, workers, any_size=any_size)
         if config.prepare.scheduler is None:
             check_memory(scenes, workers.workers)
         check_data(scenes, workers)

@@ -8,9 +8,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from jobs.config.config import Config
 from jobs.config.resolve import scene_urls
 from jobs.map.scene_map import VERSIONS, SceneMap
 from jobs.runtime.progress import progress_bar
+from jobs.workflow.found_items import found_items
 from mibf import __version__
 from mibf.bundle.bundle import MODEL
 from mibf.errors import InputError
@@ -75,7 +77,7 @@ def _item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str, fi
         created=datetime.now(UTC),
         datetime=scene.scene.datetime,
         model=ModelLink(model_bundle.bundle_file(model, MODEL), spec.digest, posixpath.basename(storage.redact_url(model))),
-        inputs=_fingerprints(scene_urls(scene.scene)),
+        inputs=_fingerprints(_inputs(config, scene.name)),
         ledger="./ledger",
         version=__version__,
         fingerprint=fingerprint,
@@ -83,6 +85,14 @@ def _item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str, fi
         facts=facts,
         area=scene.store.outline,
     )
+
+
+def _inputs(config: Config, name: str) -> list[str]:
+    """The URLs of a scene's inputs; none if its STAC items no longer exist: the map was made from the patch store."""
+    try:
+        return next(scene_urls(scene) for scene in found_items(config).scenes if scene.name == name)
+    except InputError:
+        return []
 
 
 def _fingerprints(urls: Sequence[str]) -> dict[str, str]:

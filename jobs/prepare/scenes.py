@@ -18,6 +18,7 @@ from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSect
 from jobs.prepare.damaged import without_damaged
 from jobs.prepare.ground import check_area_size, scene_ground
 from jobs.runtime.progress import pluralize, progress_bar, warn
+from jobs.workflow.found_items import found_items
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
 from pipeline.codes import CODES, SUBSETS, Subset
@@ -54,13 +55,14 @@ def open_scenes(config: Config, executor: Executor, *, any_size: bool = False) -
     """Open and check all scenes, count their labels and decide the split.
 
     Raises:
-        InputError: a source or the labels are unusable, or the split leaves a class without training pixels; or an area is
-            very large, unless areas may have `any_size`.
+        InputError: a source or the labels are unusable, a source was not searched yet, or the split leaves a class without
+            training pixels; or an area is very large, unless areas may have `any_size`.
     """
     classes = class_names(config)
     if isinstance(config.split, BlocksSection | ScenesSplitSection):
         check_blocks(block=config.split_block, buffer=buffer_pixels(config) or 0, patch=config.model.patch)
-    opened = [_open(scene, classes, patch=config.model.patch, any_size=any_size) for scene in config.scenes]
+    declared = found_items(config).scenes
+    opened = [_open(scene, classes, patch=config.model.patch, any_size=any_size) for scene in declared]
     for position, first in enumerate(opened[0].sources):
         bands = {scene.declared.name: scene.sources[position].bands for scene in opened}
         if len(set(bands.values())) > 1:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from jobs.runtime.progress import info, pluralize
 from mibf.errors import InputError
 from pipeline.areas.area import Area, box_area, read_area
 from pipeline.io import storage
+from pipeline.scenes.acquisition_time import days
 from pipeline.stac.assets import read_items, solar_date
 from pipeline.stac.geoparquet import is_geoparquet, write_table
 from pipeline.stac.search import Found, Query, search
@@ -39,20 +40,25 @@ class SearchSummary:
     assets: tuple[str, ...]  #: keys that all items have
     added: tuple[str, ...] | None  #: ids; None if there was no earlier result
     removed: tuple[str, ...] | None
+    changed: tuple[str, ...] | None  #: whose description is another one
 
     def lines(self) -> list[str]:
         """Describe it for a person."""
+        return [*self.found(), "", "made:", f"  {self.output}"]
+
+    def found(self) -> list[str]:
+        """Describe what was found."""
         found = [
             f"{pluralize(self.items, 'items')} of {pluralize(len(self.days), 'days')}, {self.days[0]} to {self.days[-1]}; "
             f"footprints cover {100 * self.coverage:.1f} % of the area",
             f"assets of all items: {', '.join(self.assets) or 'none'}",
         ]
-        for what, ids in (("new", self.added), ("no longer found", self.removed)):
-            if ids is not None:
+        for what, ids in (("new", self.added), ("no longer found", self.removed), ("changed", self.changed)):
+            if ids or (ids is not None and what != "changed"):
                 more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
                 names = f": {', '.join(ids[:LISTED])}{more}" if ids else ""
                 found.append(f"{what} since the last search: {pluralize(len(ids), 'items')}{names}")
-        return [*found, "", "made:", f"  {self.output}"]
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON values."""
@@ -95,26 +101,64 @@ def find_items(
     if storage.exists(output):
         if not refresh:
             raise InputError(f"{output}: is there already; search again with --refresh, or give another name.")
-        earlier = {item.id for item in read_items(output)}
+        earlier = _saved(output)
     ground = box_area(parse_box(bbox)) if bbox is not None else read_area(storage.absolute(area or ""))
-    polygons = _in_degrees(ground)
+    polygons = in_degrees(ground)
     start, end = parse_dates(dates)
     query = Query(url, polygons, start, end, tuple(collections), filter_text, max_items)
-    found = search(query, lambda count: info(f"{count:,} items ...") if count % REPORTED == 0 else None)
+    found = search(query, report_progress)
     with storage.as_input_errors(output):
         write(output, found)
-    ids = {str(item["id"]) for item in found.items}
+    return summarize(output, found, polygons, earlier, _saved(output))
+
+
+def report_progress(count: int) -> None:
+    """Print the number of items found so far, now and then."""
+    if count % REPORTED == 0:
+        info(f"{count:,} items ...")
+
+
+def _saved(output: str) -> list[dict[str, Any]]:
+    return [item.to_dict() for item in read_items(output)]
+
+
+def summarize(
+    output: str,
+    found: Found,
+    polygons: BaseGeometry,
+    earlier: Sequence[Mapping[str, Any]] | None,
+    saved: Sequence[Mapping[str, Any]],
+) -> SearchSummary:
+    """Summarize what a search found.
+
+    Args:
+        output: where it is saved.
+        found: the items and their footprints.
+        polygons: the area, in degrees.
+        earlier: the items that were saved before; None if there were none.
+        saved: the items as they are saved now.
+    """
     items = [pystac.Item.from_dict(item) for item in found.items]
     west, _, east, _ = polygons.bounds
+    now, before = _by_name(saved), _by_name(earlier or ())
+
+    def listed(names: set[tuple[str, str]]) -> tuple[str, ...] | None:
+        return None if earlier is None else tuple(sorted(name for _, name in names))
+
     return SearchSummary(
         output=output,
         items=len(items),
         days=tuple(sorted({solar_date(item, ((west + east) / 2 + 180) % 360 - 180) for item in items})),
         coverage=coverage(polygons, found.footprints),
         assets=tuple(key for key in items[0].assets if all(key in item.assets for item in items)),
-        added=None if earlier is None else tuple(sorted(ids - earlier)),
-        removed=None if earlier is None else tuple(sorted(earlier - ids)),
+        added=listed(now.keys() - before.keys()),
+        removed=listed(before.keys() - now.keys()),
+        changed=listed({name for name in now.keys() & before.keys() if now[name] != before[name]}),
     )
+
+
+def _by_name(items: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    return {(str(item.get("collection")), str(item["id"])): item for item in items}
 
 
 def write(output: str, found: Found) -> None:
@@ -145,26 +189,13 @@ def parse_dates(text: str) -> tuple[datetime, datetime]:
     Raises:
         InputError: it is neither, or the end is before the start.
     """
-    first, slash, last = text.partition("/")
-    if not slash:
-        last = first
-    start, end = _moment(text, first, time.min), _moment(text, last, time.max.replace(microsecond=0))
-    if end < start:
-        raise InputError(f"--dates {text}: the end is before the start; write the earlier date first.")
-    return start, end
-
-
-def _moment(text: str, part: str, at: time) -> datetime:
     try:
-        if len(part.strip()) == len("2024-07-01"):
-            return datetime.combine(date.fromisoformat(part.strip()), at, UTC)
-        found = datetime.fromisoformat(part.strip())
-    except ValueError:
-        raise InputError(f"--dates {text}: {part!r} is not a date; write START/END, as in 2024-03-01/2024-10-31.") from None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+        return days(text)
+    except ValueError as error:
+        raise InputError(f"--dates {text}: {error}.") from None
 
 
-def _in_degrees(ground: Area) -> BaseGeometry:
+def in_degrees(ground: Area) -> BaseGeometry:
     """The polygons of an area in degrees, in one piece."""
     return shapely.make_valid(ground.transformed("EPSG:4326"))
 

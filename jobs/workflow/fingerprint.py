@@ -12,11 +12,12 @@ import pipeline.store
 from jobs.config.config import Config
 from jobs.config.resolve import input_urls
 from jobs.runtime.version import pinned_versions
+from jobs.workflow.found_items import found_files, with_items
 from jobs.workflow.manifest import StageName, dependencies, read_manifest
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import MODEL
 from mibf.class_priors import CORRECTION_VERSION
-from pipeline.io import checksums, model_bundle
+from pipeline.io import checksums, model_bundle, storage
 from pipeline.scenes.split import SEEDED_ASSIGNMENT_VERSION
 from pipeline.store.scene_quantiles import MATCHING_VERSION
 
@@ -50,7 +51,7 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
     checkpoint with the SHA-256 `checkpoint`, or the one from which the run's model was imported.
 
     Raises:
-        InputError: an input file is missing.
+        InputError: an input file is missing, or a source was not searched yet (`NotSearchedError`).
     """
     # Without defaults: a new key that changes nothing unless it is set leaves fingerprints as they are.
     values = config.model_dump(mode="json", exclude_defaults=True)
@@ -72,7 +73,11 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
             parts["assignment"] = SEEDED_ASSIGNMENT_VERSION
         if config.prepare.histogram_matching:
             parts["histogram_matching"] = [MATCHING_VERSION, sorted(config.prepare.histogram_matching)]
-        parts["inputs"] = checksums.input_fingerprints(input_urls(config))
+        found = found_files(config)
+        if found:  # by content: a workspace may be copied
+            parts["items"] = {"/".join(key): _content(url) for key, url in found.items()}
+        urls = [url for url in input_urls(with_items(config, found)) if url not in found.values()]
+        parts["inputs"] = checksums.input_fingerprints(urls)
     elif stage == "train" and (checkpoint := checkpoint or imported_checkpoint(workspace)):
         parts["algorithm"] = ["import", mibf.bundle.ALGORITHM_VERSION]
         parts["configuration"] = [checkpoint, config.model.patch]
@@ -100,6 +105,11 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
     return checksums.digest(parts)
 
 
+def _content(url: str) -> str:
+    with storage.as_input_errors(url):
+        return checksums.sha256(url)[1]
+
+
 def _as_stored(scenes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Drop the keys that do not affect the store: those used only by the network or in the map's metadata.
 
@@ -109,6 +119,7 @@ def _as_stored(scenes: list[dict[str, Any]]) -> list[dict[str, Any]]:
         scene.pop("datetime", None)
         for source in scene["sources"].values():
             source.pop("branch", None)
+            source.get("stac", {}).get("search", {}).pop("max_items", None)
             if "derive" in source:
                 source["derive"] = list(source["derive"].items())
     return scenes

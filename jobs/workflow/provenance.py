@@ -20,6 +20,7 @@ import mibf
 from jobs.config.config import Config
 from jobs.config.resolve import input_urls
 from jobs.runtime.version import library_versions
+from jobs.workflow.found_items import found_items
 from jobs.workflow.manifest import read_manifest
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
@@ -105,7 +106,7 @@ def _data(config: Config, workspace: Workspace) -> dict[str, Any]:
     if manifest is not None:
         prepared = {"identity": manifest.identity, "fingerprint": manifest.fingerprint, "finished": manifest.finished}
     try:
-        urls = input_urls(config)
+        urls = input_urls(found_items(config))
     except InputError:  # a STAC item no longer exists, so its files are unknown
         return {"prepare": prepared, "inputs": None}
     listings = Listings()

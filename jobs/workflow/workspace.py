@@ -37,6 +37,10 @@ class Workspace:
         """The shards written to a scene's patch store, with checksums."""
         return storage.join(self.stores, f"{scene}.shards.json")
 
+    def found_items(self, scene: str, source: str) -> str:
+        """The items that were found for a searched source of a scene."""
+        return storage.join(self.stores, f"{scene}.items", f"{source}.parquet")
+
     @property
     def scaling(self) -> str:
         """The per-band normalization limits fitted on training pixels."""

@@ -34,6 +34,8 @@ TIMEOUT, LIMIT = (10.0, 60.0), 900.0
 RETRIES = 4
 #: What is said where no server answers.
 UNREACHABLE = "cannot be reached ({}). Check the address and the connection, or try again later."
+#: Links of an item to where it is from; the client makes some of them of the URL that it was given.
+HIERARCHY = ("self", "root", "parent", "collection")
 #: Items of a page.
 PAGE = 100
 
@@ -175,9 +177,13 @@ def _of_api(client: pystac_client.Client, query: Query, box: tuple[float, float,
 
 
 def _to_dict(item: pystac.Item) -> dict[str, Any]:
-    """An item that can be saved elsewhere: names of files are absolute."""
+    """An item that can be saved elsewhere: names of files are absolute, and where it is from has no token."""
     item.make_asset_hrefs_absolute()
-    return item.to_dict(transform_hrefs=False)
+    found = item.to_dict(transform_hrefs=False)
+    for link in found["links"]:
+        if link["rel"] in HIERARCHY:
+            link["href"] = storage.redact_url(str(link["href"]))
+    return found
 
 
 def _accepted(query: Query, item: dict[str, Any]) -> tuple[str, BaseGeometry] | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
@@ -50,3 +52,14 @@ DAYS = [
     "2024-07-01T18:00:00Z",
 ]
 MASK = {"asset": "scl", "invalid": [CLOUD], "dilate": 2}
+
+
+def write_found_items(folder: Path, days: list[str]) -> list[dict[str, Any]]:
+    """Write items as `write_items`, and return them as an API does: with a collection, a footprint and absolute names."""
+    features: list[dict[str, Any]] = json.loads(write_items(folder, days).read_text())["features"]
+    footprint = GRID.geographic_extent.geom
+    for feature in features:
+        feature |= {"collection": "s2", "bbox": list(footprint.bounds), "geometry": shapely.geometry.mapping(footprint)}
+        for asset in feature["assets"].values():
+            asset["href"] = str(folder / asset["href"])
+    return features

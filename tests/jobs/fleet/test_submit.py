@@ -144,6 +144,16 @@ def test_finished_job_is_reused_unless_its_result_is_gone(server: Jobs, config: 
     assert mibf("submit", "prepare", config, "--json").json["id"] == f"{first['id']}-3"
 
 
+def test_refresh_is_passed_on_and_is_always_a_new_job(server: Jobs, config: str) -> None:
+    server.endings = [(JobStatus.SUCCEEDED, 0), (JobStatus.SUCCEEDED, 0)]
+    for _ in range(2):
+        assert mibf("submit", "prepare", config, "--refresh").status == 0
+    assert [job["entrypoint"] for job in server.sent] == ["mibf prepare mibf.yaml --refresh"] * 2
+    refused = mibf("submit", "map", config, "--refresh")
+    assert refused.status == 2
+    assert "--refresh applies to prepare and run only" in refused.stderr
+
+
 def test_job_whose_driver_died_is_resubmitted_up_to_the_attempts(server: Jobs, config: str) -> None:
     died = (JobStatus.FAILED, None)
     server.endings = [died, (JobStatus.SUCCEEDED, 0)]
