@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -59,14 +59,28 @@ def search(
 @command("Run")
 def init(
     files: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="FILE...",
+            metavar="[FILE...]",
             help="Rasters of one or more sources: FILE, or NAME=FILE,FILE for one source whose files hold bands that "
             "follow each other. FILE#ARRAY names an array of a MATLAB, Zarr, NetCDF or HDF5 file.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    area: Annotated[
+        str | None, typer.Option(metavar="FILE", help="In place of rasters: vector file with the polygons to map.")
+    ] = None,
+    dates: Annotated[
+        str | None, typer.Option(metavar="START/END", help="With --area: first and last day, as in 2024-03-01/2024-10-31.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --area: sources to search; s2-s1-dem, hls, landsat, alphaearth or tessera."),
+    ] = None,
+    api: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --recipe: earth-search or planetary-computer. By default the recipe's."),
+    ] = None,
     labels: Annotated[
         str | None, typer.Option(metavar="FILE", help="Raster of class ids, or vector file; FILE#LAYER names a layer.")
     ] = None,
@@ -81,10 +95,19 @@ def init(
         str | None, typer.Option(metavar="URL", help="Where results will go. By default ./work/NAME.")
     ] = None,
 ) -> Result:
-    """Write a commented configuration from the files of a scene, and print its plan."""
+    """Write a commented configuration: of the files of a scene, with its plan, or of an area and dates."""
+    from mibf.errors import InputError
+
+    given: Any = {"labels": labels, "attribute": attribute, "output": output, "name": name, "workspace": workspace}
+    if recipe is not None and not files:
+        from jobs.init.recipe_config import init_recipe
+
+        return init_recipe(recipe, area=area, dates=dates, api=api, **given)
+    if not files or any(value is not None for value in (area, dates, recipe, api)):
+        raise InputError("give either the rasters of a scene, or --area, --dates and --recipe.")
     from jobs.init.command import init_config
 
-    return init_config(files, labels=labels, attribute=attribute, output=output, name=name, workspace=workspace)
+    return init_config(files, **given)
 
 
 @app.command(rich_help_panel="Inspect")

@@ -98,16 +98,17 @@ def draft_config(
     grid = sources[0].grid
     placed = [align_source(source, grid) for source in sources]
     patch = choose_patch(grid)
-    scene = _scene_name(name, sources[0].urls[0])
+    folder = PurePosixPath(storage.absolute(sources[0].urls[0])).parent.name
+    scene = scene_name(name, clean_name(folder, default="scene"))
     found, split = None, None
     if labels is not None:
         with make_executor(None) as executor:
-            found = _find_classes(parse_file(labels), attribute, placed[0].source.grid, executor)
+            found = find_classes(parse_file(labels), attribute, placed[0].source.grid, executor)
             found, split = choose_split(found, grid, executor, patch=patch)
     elif attribute is not None:
         raise InputError(f"--attribute {attribute}: names a column of the label file; give that with --labels.")
     draft = Draft(scene, workspace or f"./work/{scene}", output, placed, patch, found, split)
-    lines = (*map(_source_line, placed), *_notes(sources), *_label_lines(found, split))
+    lines = (*map(_source_line, placed), *_notes(sources), *label_summary(found, split))
     return DraftedConfig(config_text(draft), lines)
 
 
@@ -149,16 +150,25 @@ def write_new(output: str, text: str) -> Iterator[None]:
         raise
 
 
-def _find_classes(file: FileArgument, attribute: str | None, grid: GeoBox, executor: Executor) -> DetectedLabels:
+def find_classes(file: FileArgument, attribute: str | None, grid: GeoBox, executor: Executor) -> DetectedLabels:
+    """Find the classes of a label file on a grid.
+
+    Raises:
+        InputError: the file cannot be used, or its classes cannot be determined.
+    """
     if is_vector(file, attribute):
         return find_vector_classes(file, grid, attribute)
     return find_raster_classes(file, grid, executor)
 
 
-def _scene_name(name: str | None, url: str) -> str:
-    """Return the name of the scene: the given one, else the name of the first file's folder."""
+def scene_name(name: str | None, default: str) -> str:
+    """Return the name of the scene: the given one, else the default.
+
+    Raises:
+        InputError: the name is not valid.
+    """
     if name is None:
-        return clean_name(PurePosixPath(storage.absolute(url)).parent.name, default="scene")
+        return default
     if clean_name(name) != name:
         raise InputError(
             f"--name {name}: use letters, digits, `_`, `-` and `.`, starting with a letter or digit, as in "
@@ -189,7 +199,8 @@ def _notes(sources: Sequence[InspectedSource]) -> list[str]:
     return [f"note: {note}" for note in notes]
 
 
-def _label_lines(found: DetectedLabels | None, split: SplitChoice | None) -> list[str]:
+def label_summary(found: DetectedLabels | None, split: SplitChoice | None) -> list[str]:
+    """Describe the labels and their split as lines of text."""
     if found is None or split is None:
         return ["no labels: the configuration is for mapping; fill in `map.model` and the model's classes"]
     total = max(1, sum(c.pixels for c in found.classes))

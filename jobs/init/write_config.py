@@ -28,6 +28,7 @@ GRID = (
     "    # Grid of labels and map: that of the first source, whose pixels are not resampled; the others are aligned",
     "    # with it. Name another source to map at its resolution.",
 )
+LABELS_HINT = "    # labels: {url: labels.tif}  # class ids, or a vector file with `attribute`; needed for training"
 ORDER = "    # List the source with the richest spectrum first: it gets the wide branch of the network."
 
 
@@ -44,9 +45,9 @@ class Draft:
     split: SplitChoice | None = None  #: set if there are labels
 
 
-def config_text(draft: Draft) -> str:
-    """Return the text of a configuration file."""
-    lines = [*_head(draft), *_scene(draft), *_classes(draft)]
+def config_text(draft: Draft, scene: Sequence[str] | None = None) -> str:
+    """Return the text of a configuration file; `scene` are the lines of its scene, by default those of the draft's files."""
+    lines = [*_head(draft), *(_scene(draft) if scene is None else scene), *_classes(draft)]
     lines += _training(draft) if draft.labels is not None else _mapping()
     return "\n".join(lines) + "\n"
 
@@ -89,9 +90,8 @@ def _scene(draft: Draft) -> list[str]:
     for placed in draft.sources:
         lines += _source(placed)
     if draft.labels is None:
-        lines.append("    # labels: {url: labels.tif}  # class ids, or a vector file with `attribute`; needed for training")
-        return lines
-    return lines + _labels(draft.labels)
+        return [*lines, LABELS_HINT]
+    return lines + label_section(draft.labels)
 
 
 def _source(placed: PlacedSource) -> list[str]:
@@ -125,7 +125,8 @@ def _source(placed: PlacedSource) -> list[str]:
     return lines
 
 
-def _labels(found: DetectedLabels) -> list[str]:
+def label_section(found: DetectedLabels) -> list[str]:
+    """Return the lines of a scene's labels."""
     labels = found.labels
     lines = ["    labels:", f"      url: {scalar(found.url)}"]
     for key, comment in (

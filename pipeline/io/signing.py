@@ -44,7 +44,7 @@ def signed(url: str) -> str:
     try:
         return str(get_token(account, container, retry_total=RETRIES).sign(url).href)
     except requests.HTTPError as error:
-        status = error.response.status_code
+        status = None if error.response is None else error.response.status_code
         if status != 404:
             raise InputError(f"{url}: the Planetary Computer, which signs it, gives no token (status {status}).") from error
         _others.add((account, container))

@@ -1,0 +1,334 @@
+"""Recipes of `mibf init`: the configuration loads, and reads items of the form that the catalogues publish.
+
+Rasters are constant, so that expected values are computed from what each format documents, by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import shapely
+from affine import Affine
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.config.loader import load
+from jobs.config.resolve import sources
+from jobs.init.recipes import APIS, NOT_SEARCHED, RECIPES
+from jobs.prepare.ground import scene_ground
+from jobs.search.frozen import freeze
+from jobs.workflow.found_items import found_items
+from pipeline.grid import Window
+from pipeline.scenes.source import open_source
+from pipeline.stac.geoparquet import write_table
+from tests.support.scenes import write_raster
+
+CRS = "EPSG:32612"
+#: A square around the area in UTM, and the area in degrees.
+LEFT, TOP, SIDE = 499_800.0, 4_000_800.0, 1200.0
+AREA = shapely.box(-111.0, 36.1455, -110.9945, 36.1495)
+FOOTPRINT = shapely.box(-111.05, 36.1, -110.95, 36.2)
+DAYS = ("2024-06-01T18:00:00Z", "2024-06-11T18:00:00Z", "2024-06-21T18:00:00Z")
+S2_CODES = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
+S2_NAMES = ("blue", "green", "red", "rededge1", "rededge2", "rededge3", "nir", "nir08", "swir16", "swir22")
+SIX = ("blue", "green", "red", "nir08", "swir16", "swir22")
+Values = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+class Catalogue:
+    """Items and their files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.items = folder, list[dict[str, Any]]()
+
+    def raster(self, value: float, dtype: str, *, pixel: float = 10, **options: Any) -> str:
+        path = self.folder / f"{len(list(self.folder.iterdir()))}.tif"
+        side = int(SIDE / pixel)
+        place = {"transform": Affine(pixel, 0, LEFT, 0, -pixel, TOP), "crs": CRS} | options
+        bands = place.pop("bands", 1)
+        write_raster(path, np.full((bands, side, side), value, dtype), **place)
+        return str(path)
+
+    def add(self, collection: str | None, day: str, assets: dict[str, Any], **properties: Any) -> None:
+        item = {
+            "type": "Feature", "stac_version": "1.0.0", "id": f"item{len(self.items)}", "bbox": list(FOOTPRINT.bounds),
+            "geometry": shapely.geometry.mapping(FOOTPRINT), "links": [], "assets": assets,
+            "properties": {"datetime": day, "proj:epsg": 32612, **properties},
+        }  # fmt: skip
+        self.items.append(item | ({} if collection is None else {"collection": collection}))
+
+    def save(self) -> str:
+        path = self.folder / "items.parquet"
+        if all("collection" in item for item in self.items):
+            path = path.with_suffix(".json")
+            path.write_text(json.dumps({"type": "FeatureCollection", "features": self.items}))
+        else:
+            write_table(str(path), self.items)
+        return str(path)
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Catalogue:
+    (tmp_path / "files").mkdir()
+    return Catalogue(tmp_path / "files")
+
+
+@pytest.fixture
+def area(tmp_path: Path) -> Path:
+    path = tmp_path / "valley.geojson"
+    geopandas.GeoDataFrame(geometry=[AREA], crs="EPSG:4326").to_file(path)
+    return path
+
+
+def init(area: Path, recipe: str, *options: str, dates: str = "2024-06-01/2024-06-30") -> Any:
+    arguments = ["--area", str(area), "--dates", dates, "--recipe", recipe, "--output", str(area.parent / "mibf.yaml")]
+    return CliRunner().invoke(app, ["init", *arguments, *options])
+
+
+def read(area: Path, catalogue: Catalogue, recipe: str, api: str | None) -> Values:
+    """Write the configuration, search in the items instead of the API, and read all pixels of every source."""
+    done = init(area, recipe, *([] if api is None else ["--api", api]))
+    assert done.exit_code == 0, done.output
+    path, saved = str(area.parent / "mibf.yaml"), catalogue.save()
+    names = load(path).scenes[0].sources
+    changes = [f"scenes.0.sources.{name}.stac.search.url={saved}" for name in names]
+    config = load(path, overrides=[*changes, f"workspace={area.parent / 'work'}"])
+    freeze(config, refresh=False)
+    scene = found_items(config).scenes[0]
+    declared = sources(scene)
+    ground = scene_ground(scene, declared, smallest=3)
+    assert ground.area is not None
+    window = Window(0, 0, *ground.grid.shape)
+    inside = ground.area.inside(window)
+    assert str(ground.grid.crs) == CRS
+    found = {}
+    for name, source in declared.items():
+        opened = open_source(source, ground.grid, area=ground.area)
+        values, valid = opened.read(window)
+        assert np.array_equal(valid, inside), f"{name} is valid everywhere in the area"
+        found[name] = (
+            values[:, inside][:, 0],
+            np.array(opened.declared.band_names or list(scene.sources[name].stac.assets)),
+        )
+        assert np.allclose(values[:, inside], found[name][0][:, None])
+    return found
+
+
+def s2_values(day: int) -> np.ndarray:
+    return 2000 + 100 * np.arange(10) + 50 * day
+
+
+#: Digital numbers 0.0001 * n - 0.1 from processing baseline 04.00 on; the second day is cloudy.
+S2_EXPECTED = 0.0001 * np.median([s2_values(0), s2_values(2)], axis=0) - 0.1
+
+
+def add_s2(catalogue: Catalogue, api: str) -> None:
+    for day, when in enumerate(DAYS):
+        assets: dict[str, Any] = {}
+        for code, name, value in zip(S2_CODES, S2_NAMES, s2_values(day), strict=True):
+            pixel = 10 if code in ("B02", "B03", "B04", "B08") else 20
+            common: dict[str, Any] = {"gsd": pixel, "eo:bands": [{"name": code, "common_name": name}]}
+            common["href"] = catalogue.raster(9999 if day == 1 else value, "uint16", pixel=pixel, nodata=0)
+            if api == "earth-search":
+                stated = {"nodata": 0, "data_type": "uint16", "spatial_resolution": pixel, "scale": 0.0001, "offset": -0.1}
+                assets[name] = common | {"roles": ["data", "reflectance"], "raster:bands": [stated]}
+            else:
+                assets[code] = common | {"roles": ["data"]}
+        scl = catalogue.raster(9 if day == 1 else 4, "uint8", pixel=20, nodata=0)
+        assets["scl" if api == "earth-search" else "SCL"] = {"href": scl, "roles": ["data"], "gsd": 20}
+        collection = "sentinel-2-c1-l2a" if api == "earth-search" else "sentinel-2-l2a"
+        catalogue.add(collection, when, assets, **{"s2:processing_baseline": "05.10", "eo:cloud_cover": 20.0})
+
+
+def add_dem(catalogue: Catalogue) -> None:
+    """Degrees, and a date long before those that are searched."""
+    place = {"transform": Affine(1 / 3600, 0, -111.05, 0, -1 / 3600, 36.2), "crs": "EPSG:4326"}
+    path = catalogue.folder / "dem.tif"
+    write_raster(path, np.full((1, 360, 360), 1234.5, np.float32), **place)
+    catalogue.add("cop-dem-glo-30", "2021-04-22T00:00:00Z", {"data": {"href": str(path), "roles": ["data"]}})
+
+
+def test_sentinel_2_and_1_and_dem_of_the_planetary_computer(area: Path, catalogue: Catalogue) -> None:
+    add_s2(catalogue, "planetary-computer")
+    add_dem(catalogue)
+    for when, power in zip(DAYS, (0.01, 0.001, 0.1), strict=True):
+        stated = {"nodata": -32768, "data_type": "float32", "spatial_resolution": 10.0}
+        assets = {
+            name: {
+                "href": catalogue.raster(power * factor, "float32", nodata=-32768),
+                "roles": ["data"], "raster:bands": [stated],
+            }
+            for name, factor in (("vh", 0.1), ("vv", 1.0))
+        }  # fmt: skip
+        catalogue.add("sentinel-1-rtc", when, assets, start_datetime=when, end_datetime=when)
+    found = read(area, catalogue, "s2-s1-dem", "planetary-computer")
+    assert list(found) == ["s2", "s1", "dem"]
+    assert found["s2"][1].tolist() == list(S2_NAMES)
+    assert found["s2"][0] == pytest.approx(S2_EXPECTED, abs=1e-6)
+    assert found["s1"][1].tolist() == ["vv", "vh"]
+    assert found["s1"][0] == pytest.approx([-20, -30], abs=1e-4)
+    assert found["dem"][0] == pytest.approx([1234.5])
+
+
+def test_sentinel_2_and_dem_of_earth_search_without_sentinel_1(area: Path, catalogue: Catalogue) -> None:
+    add_s2(catalogue, "earth-search")
+    add_dem(catalogue)
+    found = read(area, catalogue, "s2-s1-dem", "earth-search")
+    assert list(found) == ["s2", "dem"]
+    assert found["s2"][1].tolist() == list(S2_NAMES)
+    assert found["s2"][0] == pytest.approx(S2_EXPECTED, abs=1e-6)
+    (area.parent / "mibf.yaml").unlink()
+    assert (
+        "Earth Search has no Sentinel-1 that is corrected for terrain"
+        in init(area, "s2-s1-dem", "--api", "earth-search").stdout
+    )
+
+
+def test_hls_of_both_satellites(area: Path, catalogue: Catalogue) -> None:
+    bands = {
+        "hls2-s30": ("B02", "B03", "B04", "B8A", "B11", "B12"),
+        "hls2-l30": ("B02", "B03", "B04", "B05", "B06", "B07"),
+    }
+    for collection, codes in bands.items():
+        start = 1000 if collection == "hls2-s30" else 2000
+        for day, when in enumerate(DAYS):
+            assets = {
+                code: {
+                    "href": catalogue.raster(
+                        -500 if day == 1 else start + 100 * i + 10 * day, "int16", pixel=30, nodata=-9999
+                    )
+                }
+                for i, code in enumerate(codes)
+            }
+            # Cloud and high aerosol; clear, water and moderate aerosol.
+            fmask = catalogue.raster(0b1100_0010 if day == 1 else 0b1010_0000, "uint8", pixel=30, nodata=255)
+            catalogue.add(collection, when, assets | {"Fmask": {"href": fmask}})
+    found = read(area, catalogue, "hls", None)
+    assert list(found) == ["hls_s30", "hls_l30"]
+    for name, start in (("hls_s30", 1000), ("hls_l30", 2000)):
+        assert found[name][1].tolist() == list(SIX)
+        assert found[name][0] == pytest.approx(0.0001 * (start + 100 * np.arange(6) + 10), abs=1e-6)
+
+
+@pytest.mark.parametrize("api", ["planetary-computer", "earth-search"])
+def test_landsat(api: str, area: Path, catalogue: Catalogue) -> None:
+    for day, when in enumerate(DAYS):
+        assets: dict[str, Any] = {}
+        for i, name in enumerate(SIX):
+            href = catalogue.raster(60_000 if day == 1 else 8000 + 500 * i + 100 * day, "uint16", pixel=30, nodata=0)
+            stated = {"scale": 2.75e-05, "nodata": 0, "offset": -0.2, "data_type": "uint16", "spatial_resolution": 30}
+            assets[name] = {"href": href, "eo:bands": [{"name": f"OLI_B{i}", "common_name": name}], "raster:bands": [stated]}
+        # USGS: 22280 is high confidence of cloud, 21824 clear.
+        qa = catalogue.raster(22280 if day == 1 else 21824, "uint16", pixel=30, nodata=1)
+        assets["qa_pixel"] = {"href": qa, "raster:bands": [{"nodata": 1, "data_type": "uint16", "unit": "bit index"}]}
+        if api == "earth-search":
+            for asset in assets.values():
+                asset["alternate"] = {"s3": {"storage:platform": "AWS", "href": asset["href"]}}
+                asset["href"] = "https://landsatlook.usgs.gov/none.TIF"
+        catalogue.add("landsat-c2-l2", when, assets, **{"eo:cloud_cover": 20.0})
+    found = read(area, catalogue, "landsat", api)
+    assert found["landsat"][1].tolist() == list(SIX)
+    assert found["landsat"][0] == pytest.approx(2.75e-05 * (8100 + 500 * np.arange(6)) - 0.2, abs=1e-6)
+
+
+def test_alphaearth_of_its_own_index(area: Path, catalogue: Catalogue) -> None:
+    """64 signed bytes, from south to north, one item a year without a collection; the dates are those of the year."""
+    south_up = Affine(10, 0, LEFT, 0, 10, TOP - SIDE)
+    for year, value in ((2023, 10), (2024, -64)):
+        href = catalogue.raster(value, "int8", bands=64, nodata=-128, transform=south_up)
+        asset = {"href": href, "type": "image/tiff; application=geotiff; profile=cloud-optimized"}
+        catalogue.add(None, f"{year}-01-01T00:00:00Z", {"data": asset})
+    found = read(area, catalogue, "alphaearth", None)
+    assert found["alphaearth"][1].tolist() == [f"A{i:02d}" for i in range(64)]
+    assert found["alphaearth"][0] == pytest.approx(np.full(64, -((64 / 127.5) ** 2)), abs=1e-6)
+
+
+def test_every_recipe_names_apis_and_valid_sources(area: Path) -> None:
+    for recipe, by_api in RECIPES.items():
+        for api in by_api:
+            done = init(area, recipe, *([] if api is None else ["--api", api]))
+            assert done.exit_code == 0, done.output
+            assert "next: check it, then mibf plan" in done.stdout
+            path = area.parent / "mibf.yaml"
+            scene = load(str(path)).scenes[0]
+            assert scene.name == "valley"
+            assert scene.area is not None
+            assert scene.area.url == str(area)
+            for source in scene.sources.values():
+                assert source.stac is not None
+                assert source.stac.search is not None
+                assert api is None or source.stac.search.url == APIS[api][0]
+            path.unlink()
+
+
+def test_labels_give_classes_and_split(area: Path) -> None:
+    west, south, east, north = AREA.bounds
+    middle = (west + east) / 2
+    halves = [shapely.box(west, south, middle, north), shapely.box(middle, south, east, north)]
+    path = area.parent / "labels.geojson"
+    geopandas.GeoDataFrame({"kind": ["wood", "field"]}, geometry=halves, crs="EPSG:4326").to_file(path)
+    done = init(area, "s2-s1-dem", "--labels", str(path), "--attribute", "kind")
+    assert done.exit_code == 0, done.output
+    config = load(str(area.parent / "mibf.yaml"))
+    assert sorted(c.name for c in config.classes) == ["field", "wood"]
+    assert config.trainable
+    assert "labelled pixels of 2 classes" in done.stdout
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "dates", "expected"),
+    [
+        ("hls", ["--api", "earth-search"], None, "Earth Search does not have it; use --api planetary-computer"),
+        ("alphaearth", ["--api", "earth-search"], None, "leave --api out, and its own index is searched"),
+        (
+            "tessera",
+            [],
+            None,
+            "its embeddings are in no STAC catalogue. Export those of the area as GeoTIFFs with geotessera",
+        ),
+        ("s3", [], None, "--recipe s3: is unknown; the recipes are s2-s1-dem, hls, landsat, alphaearth, tessera"),
+        ("landsat", ["--api", "usgs"], None, "--api usgs: is unknown; choose one of earth-search, planetary-computer"),
+        ("landsat", [], "2024-06-30/2024-06-01", "the end is before the start; write the earlier date first"),
+        ("alphaearth", [], "2023-06-30/2024-06-01", "alphaearth has one image a year; give dates of one year"),
+        ("landsat", ["--attribute", "kind"], None, "give that with --labels"),
+        ("landsat", ["--name", "a b"], None, "--name a b: use letters"),
+        ("landsat", ["scene.tif"], None, "give either the rasters of a scene, or --area, --dates and --recipe"),
+    ],
+)
+def test_wrong_arguments_are_refused_and_nothing_is_written(
+    recipe: str, options: list[str], dates: str | None, expected: str, area: Path
+) -> None:
+    done = init(area, recipe, *options, dates=dates or "2024-06-01/2024-06-30")
+    assert done.exit_code == 2, done.output
+    assert expected in done.stderr
+    assert not (area.parent / "mibf.yaml").exists()
+    assert set(NOT_SEARCHED) == {"tessera"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "give either the rasters of a scene, or --area, --dates and --recipe"),
+        (["--recipe", "hls", "--dates", "2024-06-01"], "--recipe hls: also needs --area FILE and --dates START/END"),
+        (["--area", "valley.geojson", "--dates", "2024-06-01"], "give either the rasters of a scene, or --area"),
+        (["--area", "none.geojson", "--dates", "2024-06-01", "--recipe", "hls"], "none.geojson: no such file"),
+        (["--area", "https://h/a.gpkg?sig=SECRET", "--dates", "2024-06-01", "--recipe", "hls"], "has a query or a password"),
+    ],
+)
+def test_missing_arguments_are_named(
+    arguments: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["init", *arguments])
+    assert done.exit_code == 2, done.output
+    assert expected in done.stderr
+    assert "SECRET" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
