@@ -33,6 +33,8 @@ ALGORITHM_VERSIONS: dict[StageName, int] = {
 }
 #: Keys of `map` that do not change the map.
 MAP_KEYS_WITHOUT_EFFECT = ("workers", "readers", "attempts", "backoff", "drift", "drift_distance")
+#: Keys of `stac.search` that do not change what is found.
+SEARCH_KEYS_WITHOUT_EFFECT = ("max_items",)
 #: Keys of `train` that do not change the result.
 TRAIN_KEYS_WITHOUT_EFFECT = ("recipe", "max_failures", "checkpoint_steps", "log_steps", "mlflow")
 
@@ -119,7 +121,8 @@ def _as_stored(scenes: list[dict[str, Any]]) -> list[dict[str, Any]]:
         scene.pop("datetime", None)
         for source in scene["sources"].values():
             source.pop("branch", None)
-            source.get("stac", {}).get("search", {}).pop("max_items", None)
+            for key in SEARCH_KEYS_WITHOUT_EFFECT:
+                source.get("stac", {}).get("search", {}).pop(key, None)
             if "derive" in source:
                 source["derive"] = list(source["derive"].items())
     return scenes

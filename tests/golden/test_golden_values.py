@@ -39,7 +39,12 @@ from pydantic_core import to_jsonable_python
 
 import mibf.bundle
 from jobs.config.config import Config
-from jobs.workflow.fingerprint import ALGORITHM_VERSIONS, MAP_KEYS_WITHOUT_EFFECT, TRAIN_KEYS_WITHOUT_EFFECT
+from jobs.workflow.fingerprint import (
+    ALGORITHM_VERSIONS,
+    MAP_KEYS_WITHOUT_EFFECT,
+    SEARCH_KEYS_WITHOUT_EFFECT,
+    TRAIN_KEYS_WITHOUT_EFFECT,
+)
 from mibf.bundle.reference_checkpoint import from_bytes
 from tests.support.mapped_scene import Mapped
 from tests.support.reference_checkpoint import network_of, reference_state, saved
@@ -77,7 +82,11 @@ READS = {
     "map": ("map", "prediction"),
     "import": (),
 }
-WITHOUT_EFFECT = {"TrainSection": TRAIN_KEYS_WITHOUT_EFFECT, "MapSection": MAP_KEYS_WITHOUT_EFFECT}
+WITHOUT_EFFECT = {
+    "TrainSection": TRAIN_KEYS_WITHOUT_EFFECT,
+    "MapSection": MAP_KEYS_WITHOUT_EFFECT,
+    "SearchSection": SEARCH_KEYS_WITHOUT_EFFECT,
+}
 
 
 def digest(values: NDArray[Any]) -> str:
