@@ -53,11 +53,7 @@ def open_url(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 def encoded(url: str) -> str:
-    """A URL as it is requested: in those of the web, blanks and `#` are encoded, since no file is only part of a page.
-
-    Raises:
-        InputError: it has to be signed, and cannot be.
-    """
+    """A URL as it is requested: signed, and in those of the web, blanks and `#` are encoded: a file is no part of a page."""
     return signed(url.replace(" ", "%20").replace("#", "%23")) if url.startswith(("http://", "https://")) else url
 
 
