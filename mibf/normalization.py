@@ -69,6 +69,8 @@ class BandScaling:
     ) -> NDArray[np.float32]:
         """Scale (band, y, x) values to [0, 1], clipped; pixels that are not valid, (y, x), take each band's fill value.
 
+        Validity may also be that of each band, (band, y, x).
+
         With the quantiles (band, `MATCHED_AT`) of the values' `scene`, they are first matched to `reference`, if there is
         one.
         """

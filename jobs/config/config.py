@@ -188,6 +188,17 @@ class Config(Section):
                 f"({self.model_sources[0]}); remove gate"
             )
 
+    def _periods_fit(self) -> None:
+        """Check that no dropout of periods is requested where no source has some.
+
+        A model of other sources, as in an ablation, may leave it set.
+        """
+        items = [source.stac for source in self.scenes[0].sources.values() if source.stac is not None]
+        if self.train.period_dropout and not any(stac.periods is not None for stac in items):
+            raise ValueError(
+                f"train.period_dropout is {self.train.period_dropout:g}, but no source has `stac.periods`; remove it"
+            )
+
     def _model_fits(self) -> None:
         """Check that the model's sources and class weights refer to declared names."""
         declared = list(self.scenes[0].sources)
@@ -204,6 +215,7 @@ class Config(Section):
         if len(set(matched)) < len(matched):
             raise ValueError("prepare.histogram_matching contains a duplicate")
         self._one_source_fits()
+        self._periods_fit()
         weights = self.train.class_weights
         if isinstance(weights, dict):
             names = [c.name for c in self.classes]

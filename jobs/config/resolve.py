@@ -16,9 +16,11 @@ from pipeline.areas.area import Area, box_area, read_area
 from pipeline.io import checksums, storage
 from pipeline.rasters.header import RasterFile
 from pipeline.scenes.labels import Labels
-from pipeline.scenes.source import Mask, Source
+from pipeline.scenes.source import Source
 from pipeline.stac.assets import AssetFile, asset_files, further_pages
 from pipeline.stac.composite import Composite
+from pipeline.stac.masks import Mask
+from pipeline.stac.periods import Period, calendar_periods, intervals, select_days
 from pipeline.stac.series import check_values, split_missing
 
 
@@ -71,10 +73,12 @@ def _source(name: str, section: SourceSection) -> Source:
             section.stac, stamp, bands=section.bands, unscale=section.unscale, checked=checked, decided=decided
         )
         scales = _scale_assets(section, assets)
+        # Calendar periods are those of all items: a missing file takes none away.
+        periods = _periods(section.stac, [each.date for each in assets[0]])
         assets, masks, skipped = _without_missing(section.stac, assets, masks, scales)
         _check_bands(name, section, assets)
         layers = [[file(each.url, v, each) for each in layer] for layer in assets for v in variables]
-        dates = _dates(section, section.stac, assets[0], masks)
+        dates = _dates(section, section.stac, assets[0], masks) | {"periods": periods, "gaps": section.stac.gaps}
     else:
         layers = [[file(url, v) for url in layer] for layer in _layers(section) for v in variables]
     return Source(
@@ -102,7 +106,7 @@ def _dates(
     found: dict[str, Any] = {}
     if stac.mask is not None:
         # The mask's own rule interprets every value, so none is treated as nodata.
-        rule = (stac.mask.valid, stac.mask.invalid, stac.mask.bits)
+        rule = (stac.mask.valid, stac.mask.invalid, stac.mask.bits, stac.mask.above)
         found["masks"] = tuple(
             Mask(
                 RasterFile(
@@ -125,6 +129,13 @@ def _dates(
     else:
         composite = Composite(stac.composite)
     return found | {"composite": composite, "dates": tuple(each.date for each in files)}
+
+
+def _periods(stac: StacSection, days: Sequence[str]) -> tuple[Period, ...]:
+    """Return the periods of a composite, of which calendar periods depend on the days of the items; none if it has none."""
+    if isinstance(stac.periods, str):
+        return calendar_periods(stac.periods, days, where=storage.redact_url(stac.items))
+    return intervals(stac.periods or ())
 
 
 def _mask(section: MaskSection) -> Mask:
@@ -230,12 +241,17 @@ def _assets(
     del stamp  # cache key only: a changed item is read again
     masked = () if stac.mask is None else (stac.mask.asset,)
     found = asset_files(stac.items, (*stac.assets, *masked), alternate=stac.alternate)
+    remarks: list[str] = []
+    if stac.periods is not None:
+        days, where = [each.date for each in found[0]], storage.redact_url(stac.items)
+        taken, remarks = select_days(_periods(stac, days), days, gaps=stac.gaps, where=where)
+        found = tuple(tuple(layer[position] for position in taken) for layer in found)
     assets, masks = found[: len(stac.assets)], found[len(stac.assets) :]
     notes: tuple[str, ...] = ()
     if checked:
         notes = check_values(stac.items, stac.assets, assets, bands=bands, unscale=unscale, decided=decided)
     left_out = further_pages(stac.items)
-    return assets, masks[0] if masks else (), (*notes, *(() if left_out is None else (left_out,)))
+    return assets, masks[0] if masks else (), (*remarks, *notes, *(() if left_out is None else (left_out,)))
 
 
 def labels(scene: SceneSection) -> Labels | None:

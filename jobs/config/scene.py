@@ -229,7 +229,7 @@ class SourceSection(Section):
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the bands that are read, as expressions know them; empty if they have none."""
-        wanted = self.derive or self.keep
+        wanted = self.derive or self.keep or (self.stac is not None and self.stac.periods is not None)
         return self.band_names or (self.stac.assets if self.stac is not None and wanted else ())
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from jobs.config.base import Section
 from pipeline.scenes.acquisition_time import days
+from pipeline.stac.periods import CALENDAR, Gaps, intervals
 
 #: What pydantic inserts into the location of an error below a key whose value has keys of its own instead of being a name.
 IN_BRACES = "{}"
@@ -52,18 +53,31 @@ CompositeKey = Annotated[
 ]
 
 
+def _periods(value: Any) -> Any:
+    if isinstance(value, str) and value in CALENDAR:
+        return value
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(text, str | date) for text in value):
+        raise ValueError(f"`periods` is {', '.join(CALENDAR)} or a list of intervals, such as [2024-03-01/2024-05-31]")
+    return tuple(period.name for period in intervals([str(text) for text in value]))
+
+
+PeriodsKey = Annotated[Literal["month", "season", "year"] | tuple[str, ...], BeforeValidator(_periods)]
+
+
 class StacMaskSection(Section):
-    """An asset that says where an item may be used: valid or invalid values, or bits that must not be set."""
+    """An asset that says where an item may be used: valid or invalid values, a limit, or bits that must not be set."""
 
     asset: str
     valid: tuple[int, ...] = ()
     invalid: tuple[int, ...] = ()
     bits: tuple[Annotated[int, Field(ge=0, le=31)], ...] = ()
+    above: float | None = None
     dilate: int = Field(default=0, ge=0, le=100)
 
     @model_validator(mode="after")
     def _says_something(self) -> StacMaskSection:
-        check_mask_rule(self.valid, self.invalid, self.bits)
+        if self.above is None or self.valid or self.invalid:
+            check_mask_rule(self.valid, self.invalid, self.bits)
         return self
 
 
@@ -93,8 +107,8 @@ class StacSection(Section):
     """STAC items, and the assets that hold the bands, in order: keys, or names of bands.
 
     The items are those of a file, or what a search finds. They are mosaicked; with `composite`, those of one day are, and
-    the days are combined. Of several days, an item with a missing or damaged file is left out, unless `on_error` is
-    `refuse`.
+    the days are combined, of each of `periods` alone. Of several days, an item with a missing or damaged file is left out,
+    unless `on_error` is `refuse`.
     """
 
     url: str | None = Field(default=None, min_length=1)
@@ -104,6 +118,8 @@ class StacSection(Section):
     mask: StacMaskSection | None = None
     composite: CompositeKey | None = None
     on_error: Literal["skip", "refuse"] = "skip"
+    periods: PeriodsKey | None = None
+    gaps: Gaps = "exclude"
 
     @model_validator(mode="after")
     def _has_items(self) -> StacSection:
@@ -118,3 +134,11 @@ class StacSection(Section):
         """URL of the items; those of a search have one once `found_items` has put them in its place."""
         assert self.url is not None, "a search is replaced by what it found before its items are read"
         return self.url
+
+    @model_validator(mode="after")
+    def _combined(self) -> StacSection:
+        if self.periods is not None and self.composite is None:
+            raise ValueError("`periods` needs `composite`, which combines the dates of each; give, for example, median")
+        if self.gaps != "exclude" and self.periods is None:
+            raise ValueError("`gaps` is about periods without an observation; give `periods`, or leave it out")
+        return self

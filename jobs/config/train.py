@@ -110,6 +110,7 @@ class TrainSection(Section):
     augment: bool | Mirror = False
     source_dropout: float = Field(default=0.0, ge=0, lt=1)
     band_dropout: float = Field(default=0.0, ge=0, lt=1)
+    period_dropout: float = Field(default=0.0, ge=0, lt=1)
     jitter: float = Field(default=0.0, ge=0, le=1)
     mixup: float = Field(default=0.0, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)

@@ -11,7 +11,7 @@ from mibf.errors import InputError
 from pipeline.io import storage
 from pipeline.parallel.executor import Executor, ThreadExecutor
 from pipeline.rasters.raster import header
-from pipeline.scenes.coverage import bands_without_data, sources_without_data
+from pipeline.scenes.coverage import bands_without_data, periods_without_data, sources_without_data
 from pipeline.scenes.labels import RasterLabels
 from pipeline.scenes.split import RasterSplit
 from pipeline.store.build import PreparedScene
@@ -19,6 +19,8 @@ from pipeline.store.estimate import estimate, memory, remarks
 
 #: Uncompressed size as a share of free disk space above which the stored size is estimated before writing.
 LARGE = 0.5
+#: Why a source of several periods has no data, although each of them has.
+NEVER_ALL = "no pixel is clear in all periods; set `gaps` to `interpolate` or `fill`"
 #: Maximum number of bands listed in a message.
 MOST_LISTED = 20
 
@@ -63,6 +65,9 @@ def check_data(scenes: Sequence[PreparedScene], executor: Executor) -> None:
             bands = bands_without_data(executor, source, shape)
             if not bands:
                 why = "no pixel has data in all its bands, or its mask excludes those that have"
+                if source.declared.periods:
+                    empty = periods_without_data(executor, source, shape)
+                    why = f"no pixel is clear in {', '.join(empty[:MOST_LISTED])}" if empty else NEVER_ALL
                 if source.declared.derive:
                     why += ", or `derive` divides by zero or gives no finite number there"
             elif len(bands) == source.bands_read:

@@ -30,7 +30,11 @@ from pipeline.scenes.label_counts import LabelGrid, count_labels, count_shared, 
 from pipeline.scenes.labels import NoLabels, OpenLabels, open_labels, refuse_unknown
 from pipeline.scenes.source import AlignedSource, open_source, stored_dtype
 from pipeline.scenes.split import Blocks, EntireScene, NoSplit, Split, assign_blocks, check_blocks, open_split_raster
+from pipeline.stac.periods import without_year
 from pipeline.store.build import PreparedScene
+
+#: The remedy where scenes have different periods.
+SAME_PERIODS = "Set `stac.periods` to intervals that are the same in all scenes but for their years."
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,10 @@ def open_scenes(config: Config, executor: Executor, *, any_size: bool = False) -
     for position, first in enumerate(opened[0].sources):
         bands = {scene.declared.name: scene.sources[position].bands for scene in opened}
         if len(set(bands.values())) > 1:
-            raise InputError(f"source {first.declared.name!r} has different band counts in different scenes: {bands}.")
+            remedy = f" {SAME_PERIODS}" if first.declared.periods else ""
+            raise InputError(
+                f"source {first.declared.name!r} has different band counts in different scenes: {bands}.{remedy}"
+            )
         scales = {scene.declared.name: scene.sources[position].scale for scene in opened}
         if len(set(scales.values())) > 1:
             raise InputError(f"source {first.declared.name!r} has different scales in different scenes: {scales}.")
@@ -99,14 +106,17 @@ def open_scenes(config: Config, executor: Executor, *, any_size: bool = False) -
 
 
 def _check_names(name: str, scenes: dict[str, AlignedSource]) -> None:
-    """Check that the bands of a source have the same names, in the same order, in all scenes that name them."""
+    """Check that the bands of a source have the same names, in the same order, in all scenes that name them.
+
+    Periods of scenes may be of different years.
+    """
     named = {scene: source.declared.kept for scene, source in scenes.items() if source.declared.kept}
-    if len(set(named.values())) > 1:
+    if len({tuple(map(without_year, names)) for names in named.values()}) > 1:
         listed = "; ".join(f"{scene}: {', '.join(names)}" for scene, names in named.items())
-        raise InputError(
-            f"source {name!r} has different band names in different scenes ({listed}). Read its bands in the same order, "
-            "with `bands` or `keep`, and give them the same names."
-        )
+        remedy = "Read its bands in the same order, with `bands` or `keep`, and give them the same names."
+        if any(source.declared.periods for source in scenes.values()):
+            remedy = SAME_PERIODS
+        raise InputError(f"source {name!r} has different band names in different scenes ({listed}). {remedy}")
 
 
 def _open(scene: SceneSection, classes: tuple[ClassName, ...], *, patch: int, any_size: bool) -> SceneDraft:

@@ -42,6 +42,8 @@ from pipeline.store.source_overlap import SourceOverlap, measure_source_overlap
 
 #: Minimum share of valid pixels; the summary lists the coverage of sources below it.
 COVERED = 0.999
+#: In place of a period's name, of a composite without periods.
+ALL_DATES = "all dates"
 
 
 @dataclass(frozen=True)
@@ -272,10 +274,34 @@ def _coverage(w: _Written) -> dict[str, float]:
     return {s.declared.name: w.records.valid(s.declared.name) / (pixels * s.scale**2) for s in w.scene.sources}
 
 
+def _observations(w: _Written) -> dict[str, dict[str, dict[str, float]]]:
+    """Return, by source and period, the median number of clear dates and the share of a scene's area without any."""
+    found = {}
+    for source in w.scene.sources:
+        names = [period.name for period in source.declared.periods] or [ALL_DATES]
+        if source.declared.planes:
+            counted = w.records.observations(source.declared.name, w.scene.pixels * source.scale**2)
+            found[source.declared.name] = {
+                name: {"median": median, "without": without} for name, (median, without) in zip(names, counted, strict=True)
+            }
+    return found
+
+
+def _observation_lines(periods: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Describe the clear dates of a source, by period."""
+    parts = [
+        f"{'' if name == ALL_DATES else f'{name}: '}{own['median']:g}"
+        + (f" ({own['without']:.1%} of the pixels without any)" if own["without"] else "")
+        for name, own in periods.items()
+    ]
+    return [f"    clear dates, median: {', '.join(parts)}"]
+
+
 def _summary(w: _Written, shifts: dict[str, Shift]) -> dict[str, object]:
     template = w.scene.template
     rows, columns = template.shape
     area = {} if w.scene.area is None else {"area_pixels": w.scene.pixels}
+    observations = _observations(w)
     skipped = {s.declared.name: list(s.declared.skipped) for s in w.scene.sources if s.declared.skipped}
     return (
         area
@@ -288,6 +314,7 @@ def _summary(w: _Written, shifts: dict[str, Shift]) -> dict[str, object]:
             "bytes": w.records.stored_bytes,
             "uncompressed_bytes": w.scene.uncompressed_bytes,
             "coverage": _coverage(w),
+            **({"observations": observations} if observations else {}),
             "shifts": {name: asdict(shift) | {"credible": shift.credible} for name, shift in shifts.items()},
             "read_seconds": round(sum(s.read_seconds for s in w.records.shards), 1),
             "write_seconds": round(sum(s.write_seconds for s in w.records.shards), 1),
@@ -298,7 +325,7 @@ def _summary(w: _Written, shifts: dict[str, Shift]) -> dict[str, object]:
 def _store_lines(w: _Written, shifts: dict[str, Shift]) -> list[str]:
     template = w.scene.template
     rows, columns = template.shape
-    covered = _coverage(w)
+    covered, observations = _coverage(w), _observations(w)
     share = w.records.stored_bytes / max(1, w.scene.uncompressed_bytes)
     lines = [
         f"{w.scene.name}: {rows} x {columns} pixels in {pluralize(len(w.records.shards), 'shards')} of {template.shard}, "
@@ -313,6 +340,7 @@ def _store_lines(w: _Written, shifts: dict[str, Shift]) -> list[str]:
         bands = name_bands(source.bands, source.declared.kept)
         lines.append(f"  {name}: {bands} of {source.dtype}, {' and '.join(source.how)}{at}{coverage}")
         lines += [f"    left out: {item}" for item in source.declared.skipped[:MOST_LISTED]]
+        lines += _observation_lines(observations[name]) if name in observations else []
     first = w.scene.sources[0].declared.name
     lines += [f"  {describe_shift(name, first, shift)}" for name, shift in shifts.items()]
     return lines

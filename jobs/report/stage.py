@@ -149,7 +149,10 @@ def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) 
         own = (slice(None, None, step * source.scale),) * 2
         values = read_bands(store.array(f"sources/{source.name}"), bands, step * source.scale)
         valid = np.asarray(store.array(f"valid/{source.name}")[own]).astype(bool)
-        listed = ", ".join(str(b + 1) for b in bands)
+        if source.is_filled:
+            own_periods = [band * source.periods // source.bands for band in bands]
+            valid &= (read_bands(store.array(f"counts/{source.name}"), own_periods, step * source.scale) > 0).all(axis=0)
+        listed = ", ".join(source.band_names[b] if source.periods and source.band_names else str(b + 1) for b in bands)
         caption = f"{source.name}: band {listed} as red, green, blue" if len(bands) == 3 else f"{source.name}: band {listed}"
         pictures.append((caption, _png(_stretched(values, valid, scaling[source.name], bands), enlarged)))
     labels = np.asarray(store.array("labels")[thin])

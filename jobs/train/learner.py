@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,14 +18,30 @@ from mibf.training.epoch import TrainState
 from mibf.training.optimizer import make_optimizer
 from mibf.training.perturbation import Perturbation
 from mibf.training.sync_batchnorm import synchronize
+from pipeline.stac.periods import band_periods
+from pipeline.store.template import StoredSource
 
 
-def make_perturbation(section: TrainSection, scaling: Scaling, device: torch.device) -> Perturbation | None:
-    """Build the random changes of batches whose sources are those of `scaling`, in its order; None if all are off."""
-    if not (section.jitter or section.band_dropout or section.mixup):
+def make_perturbation(
+    section: TrainSection, sources: Sequence[StoredSource], scaling: Scaling, device: torch.device
+) -> Perturbation | None:
+    """Build the random changes of batches whose sources are those of `scaling`, in its order; None if all are off.
+
+    The names of the bands of `sources`, which include them, tell their periods.
+    """
+    if not (section.jitter or section.band_dropout or section.mixup or section.period_dropout):
         return None
     filled = tuple(torch.from_numpy(bands.filled).to(device) for bands in scaling.values())
-    return Perturbation(filled, jitter=section.jitter, band_dropout=section.band_dropout, mixup=section.mixup)
+    names = {source.name: band_periods(source.band_names) for source in sources}
+    positions = [{period: at for at, period in enumerate(dict.fromkeys(names[name]))} for name in scaling]
+    return Perturbation(
+        filled,
+        jitter=section.jitter,
+        band_dropout=section.band_dropout,
+        mixup=section.mixup,
+        period_dropout=section.period_dropout,
+        periods=tuple(tuple(own[period] for period in names[name]) for name, own in zip(scaling, positions, strict=True)),
+    )
 
 
 def make_train_state(

@@ -87,7 +87,7 @@ class SeedTrainer:
             worker,
             seed=seed,
             steps=self.plan.total,
-            perturbation=make_perturbation(section, self.scaling, worker.device),
+            perturbation=make_perturbation(section, stores[0].sources, self.scaling, worker.device),
         )
         self.history: list[dict[str, Any]] = []
         self.clock = Clock()

@@ -111,7 +111,7 @@ def at_reference_grid(values: NDArray[np.generic], valid: NDArray[np.bool_], *, 
 
     Args:
         values: (B, rows * scale, columns * scale).
-        valid: the same without bands.
+        valid: the same, or without bands.
         scale: pixels per reference pixel along an axis.
     """
     if scale == 1:
@@ -121,7 +121,8 @@ def at_reference_grid(values: NDArray[np.generic], valid: NDArray[np.bool_], *, 
     bands, fine_rows, fine_columns = values.shape
     shape = (fine_rows // scale, scale, fine_columns // scale, scale)
     known = np.where(valid, values, 0).astype(np.float64).reshape(bands, *shape).sum(axis=(2, 4))
-    found = (known / _or_nan(valid.reshape(shape).sum(axis=(1, 3)))).astype(np.float32)
+    counts = valid.reshape(*valid.shape[:-2], *shape).sum(axis=(-3, -1))
+    found = (known / _or_nan(counts)).astype(np.float32)
     return found
 
 
@@ -132,10 +133,13 @@ def _neighborhood(padded: NDArray[np.float32], found: NDArray[np.float32]) -> No
         padded: (B, height + 2 reach, width + 2 reach).
         found: where the means and deviations are written (2, B, height, width).
     """
-    known = np.isfinite(padded[0])  # a source has data in all its bands, or in none
-    complete = bool(known.all())
-    count = np.float64(NEIGHBORHOOD**2) if complete else _or_nan(_box_sum(known.astype(np.float64)))
+    known: NDArray[np.bool_] | None = None
     for band, mean, deviation in zip(padded, *found, strict=True):
+        own = np.isfinite(band)
+        if known is None or not np.array_equal(own, known):  # bands of one period have data at the same pixels
+            known = own
+            complete = bool(known.all())
+            count = np.float64(NEIGHBORHOOD**2) if complete else _or_nan(_box_sum(known.astype(np.float64)))
         filled = band.astype(np.float64)
         if not complete:
             np.copyto(filled, 0, where=~known)

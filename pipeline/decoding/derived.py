@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decoding.expression import Node
+from pipeline.decoding.expression import Node, parse
 
 _UFUNCS: dict[str, Callable[..., Any]] = {
     "+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide, "**": np.power, "negative": np.negative,
@@ -27,6 +27,18 @@ def derived_band(node: Node, bands: Mapping[str, NDArray[Any]]) -> tuple[NDArray
         values = np.asarray(_computed(node, bands, finite), np.float32)
     finite &= np.isfinite(values)
     return values, finite
+
+
+def derived_bands(
+    names: tuple[str, ...], values: NDArray[Any], expressions: Sequence[tuple[str, str]]
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+    """Return all bands of a source by name, read (band, y, x) or derived, and where (y, x) all derived ones have a value."""
+    bands: dict[str, NDArray[Any]] = dict(zip(names, values, strict=True))
+    valid = np.ones(values.shape[1:], bool)
+    for name, text in expressions:
+        bands[name], there = derived_band(parse(text, names), bands)
+        valid &= there
+    return bands, valid
 
 
 def _computed(node: Node, bands: Mapping[str, NDArray[Any]], finite: NDArray[np.bool_]) -> Any:

@@ -108,13 +108,15 @@ def _source_drift(
         with suppress(InputError):  # damaged: the tiles that read it report it, and the others are mapped
             sketch.add(*store.read_source(source.name, window))
     trained = _quantiles(training)
-    if not all(band.pixels for band in sketch.bands):
+    if not any(band.pixels for band in sketch.bands):
         nothing = (math.nan,) * 3
         return [BandDrift(source.name, i, math.inf, math.nan, nothing, expected) for i, expected in enumerate(trained, 1)]
     found = []
     for number, (band, observed, expected) in enumerate(
         zip(sketch.bands, _quantiles(sketch.scaling()), trained, strict=True), 1
     ):
+        if not band.pixels:
+            continue  # of a period without observations, whose values are filled
         low, _, high = expected
         outside = band.outside(low, high) / band.pixels
         found.append(BandDrift(source.name, number, _distance(observed, expected), outside, observed, expected))

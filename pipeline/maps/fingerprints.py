@@ -35,7 +35,7 @@ def fingerprints(
         records: checksums of the objects in the scene's store.
         model: digest of the model.
         settings: digest of everything else that is the same for all tiles.
-        sources: sources whose values or validity are read.
+        sources: sources whose values, validity or counts of dates are read.
         halo: pixels around a tile that are also read.
         side: side of the store's shards, in pixels.
 
@@ -90,7 +90,7 @@ def difference(before: str, now: str) -> str:
 
 def _is_read(key: str, sources: Collection[str]) -> bool:
     kind, _, rest = key.partition("/")
-    return kind in ("sources", "valid") and rest.split("/c/")[0] in sources
+    return kind in ("sources", "valid", "counts") and rest.split("/c/")[0] in sources
 
 
 def _shards(tile: Window, halo: int, side: int, last: tuple[int, int]) -> list[tuple[int, int]]:

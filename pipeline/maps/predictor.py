@@ -25,6 +25,7 @@ from pipeline.codes import UNLABELLED
 from pipeline.grid import Tile, Window
 from pipeline.maps.mixture import Mixture, needed_of_networks
 from pipeline.maps.products import Product, products_of_network
+from pipeline.stac.periods import without_year
 from pipeline.store.patch_store import PatchStore, scaled_window, usable
 from pipeline.store.template import StoredSource
 
@@ -82,12 +83,17 @@ def check_sources(store: PatchStore, bundle: Bundle) -> None:
         )
     for source in store.sources:
         names = bundle.band_names.get(source.name)
-        if source.name in bundle.scaling and names and source.band_names and names != source.band_names:
+        if source.name in bundle.scaling and names and source.band_names and not _alike(names, source.band_names):
             raise InputError(
                 f"{store.url}: source {source.name!r} has the bands {_first_names(source.band_names)}; the model was "
                 f"trained on {_first_names(names)}. Read the same bands in the same order, with `bands`, `keep` or the "
                 "order of `stac.assets`, correct `band_names`, or train a new model."
             )
+
+
+def _alike(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether bands have the same names, but for the years of their periods."""
+    return [without_year(name) for name in names] == [without_year(name) for name in others]
 
 
 def _first_names(names: Sequence[str], most: int = 12) -> str:

@@ -218,8 +218,14 @@ def _planes(sources: Sequence[AlignedSource], window: Window) -> tuple[Window, l
 
 
 def _to_reference(source: AlignedSource, window: Window) -> NDArray[np.float32]:
-    """A source's values (band, y, x) in reference pixels, means for a finer source; NaN where there is no data."""
-    values, valid = source.read(window)
+    """A source's values (band, y, x) in reference pixels, means for a finer source; NaN where there is no data.
+
+    Of periods with gaps, it is the clearest in the window: the edge of a filled or interpolated cloud is none of the ground.
+    """
+    values, valid, counts = source.observe(window)
+    if source.declared.gaps != "exclude" and counts is not None:
+        clearest = int((counts > 0).sum(axis=(1, 2)).argmax())
+        values, valid = values.reshape(len(counts), -1, *valid.shape)[clearest], counts[clearest] > 0
     known = np.where(valid, values, np.float32(np.nan)).astype(np.float32)
     s = source.scale
     return np.asarray(known.reshape(len(known), window.height, s, window.width, s).mean(axis=(2, 4)))

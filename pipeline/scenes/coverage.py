@@ -41,13 +41,24 @@ def bands_without_data(executor: Executor, source: AlignedSource, shape_yx: tupl
         InputError: a file cannot be read.
     """
     names, singles = [], []
-    declared = replace(source.declared, mask=None, dates=(), masks=(), band_names=(), derive=(), keep=())
+    declared = replace(source.declared, mask=None, dates=(), masks=(), periods=(), band_names=(), derive=(), keep=())
     for layer in source.layers:
         for at, number in enumerate(layer[0].file.bands or range(1, layer[0].header.bands + 1)):
             parts = tuple(_single_band(part, at) for part in layer)
             singles.append(replace(source, declared=declared, layers=(parts,), mask=None))
             names.append(str(number) if len(source.layers) == 1 else f"{number} of {layer[0].file}")
     return [names[i] for i in sources_without_data(executor, singles, shape_yx)]
+
+
+def periods_without_data(executor: Executor, source: AlignedSource, shape_yx: tuple[int, int]) -> list[str]:
+    """The names of a source's periods in which no pixel of the grid is clear.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    periods = source.declared.periods
+    singles = [replace(source, declared=replace(source.declared, periods=(period,))) for period in periods]
+    return [periods[i].name for i in sources_without_data(executor, singles, shape_yx)]
 
 
 def _single_band(part: AlignedFile, at: int) -> AlignedFile:

@@ -12,41 +12,24 @@ from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
 from pipeline.codes import Missing
-from pipeline.decoding.derived import derived_band
+from pipeline.decoding.derived import derived_bands
 from pipeline.decoding.encodings import decibels
-from pipeline.decoding.expression import parse
 from pipeline.grid import Window, finer
 from pipeline.io.sidecars import Listings
 from pipeline.rasters.header import Header, RasterFile
 from pipeline.rasters.raster import header, open_raster, stamped
 from pipeline.rasters.resample import Alignment, align, overlaps, reaches, read_aligned
 from pipeline.scenes.geometries import AreaMask
-from pipeline.stac.composite import Composite, dilated
+from pipeline.stac.composite import COUNTS, Composite, Observed, combine_in_strips, mosaic
+from pipeline.stac.gaps import close_gaps
+from pipeline.stac.masks import Mask, dilated
+from pipeline.stac.periods import OF_PERIOD, Gaps, Period
 from pipeline.stac.series import check_scaled
 
 #: Of several files or dates, the first one with data.
 FIRST = Composite("first")
 #: Bytes of the values of all dates of a window that are in memory at once, and how many times that combining them takes.
 DATES_BYTES, DATES_COPIES = 32 * 1024 * 1024, 4
-
-
-@dataclass(frozen=True)
-class Mask:
-    """A raster that marks where a source may be used: by valid or invalid values, or by bits that must not be set."""
-
-    file: RasterFile
-    valid: tuple[int, ...] = ()
-    invalid: tuple[int, ...] = ()
-    bits: tuple[int, ...] = ()
-    chosen: bool = True  #: whether the configuration chooses the band; else the first is read
-    dilate: int = 0  #: pixels of the reference grid by which the places where it may not be used are extended
-
-    def passes(self, values: NDArray[Any]) -> NDArray[np.bool_]:
-        """Where mask values accept the source's pixel."""
-        passed = np.isin(values, self.valid) if self.valid else ~np.isin(values, self.invalid)
-        if self.bits:
-            passed &= values.astype(np.int64) & sum(1 << bit for bit in self.bits) == 0
-        return passed
 
 
 @dataclass(frozen=True)
@@ -74,6 +57,8 @@ class Source:
     dates: tuple[str, ...] = ()  #: of each file of a layer; files of one date are mosaicked; empty: all are of one
     masks: tuple[Mask, ...] = ()  #: of each file of a layer; empty: they have none
     skipped: tuple[str, ...] = ()  #: items of dates that are left out because files are missing or damaged, with the cause
+    periods: tuple[Period, ...] = ()  #: that are composites of their own, whose bands follow each other; empty: there is one
+    gaps: Gaps = "exclude"  #: what becomes of a pixel without an observation in a period
 
     @property
     def files(self) -> list[RasterFile]:
@@ -83,8 +68,19 @@ class Source:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """The names of the bands that the source consists of; empty if they have none."""
+        """The names of the bands that the source consists of, such as `red` or `red@2024-06`; empty if they have none."""
+        names = self.kept_of_period
+        return tuple(f"{name}{OF_PERIOD}{p.name}" for p in self.periods for name in names) if self.periods else names
+
+    @property
+    def kept_of_period(self) -> tuple[str, ...]:
+        """The names of the bands that each period consists of, without its own."""
         return self.keep or (*self.band_names, *(name for name, _ in self.derive))
+
+    @property
+    def planes(self) -> int:
+        """Number of periods, each with a count of clear dates; 0 without a composite of dates."""
+        return len(self.periods) or int(bool(self.dates))
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ class AlignedSource:
 
     @property
     def bands(self) -> int:
-        """Number of bands: those of all layers, or those that are kept of them and of the derived ones."""
+        """Number of bands: those of all layers, or those that are kept of them and of the derived ones, of all periods."""
         return len(self.declared.kept) or self.bands_read
 
     @property
@@ -155,8 +151,13 @@ class AlignedSource:
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Bytes per reference pixel while it is read, with bands that are not kept and validity."""
-        return (max(self.bands_read + len(self.declared.derive), self.bands) * self.dtype.itemsize + 1) * self.scale**2
+        """Bytes per reference pixel while it is read, with bands that are not kept, validity and counts of dates."""
+        declared = self.declared
+        bands = self.bands_read + len(declared.derive)
+        bands = bands + self.bands if declared.periods else max(bands, self.bands)
+        # Interpolation holds a mask and the next clear period.
+        counts = declared.planes * (COUNTS.itemsize + (3 if declared.gaps == "interpolate" else 0))
+        return (bands * self.dtype.itemsize + 1 + counts) * self.scale**2
 
     @property
     def how(self) -> list[str]:
@@ -164,7 +165,8 @@ class AlignedSource:
         found = sorted({str(part.alignment) for part in self.parts})
         days = sorted({self.declared.dates[part.position] for part in self.parts}) if self.declared.dates else []
         if len(days) > 1:
-            found.append(f"{self.declared.composite} of {len(days)} dates from {days[0]} to {days[-1]}")
+            periods = f" in {len(self.declared.periods)} periods" if self.declared.periods else ""
+            found.append(f"{self.declared.composite} of {len(days)} dates{periods} from {days[0]} to {days[-1]}")
         return found
 
     @property
@@ -183,59 +185,75 @@ class AlignedSource:
         Raises:
             InputError: a file cannot be read; the message names it.
         """
-        side = self.scale
+        return self.observe(window)[:2]
+
+    def observe(self, window: Window) -> Observed:
+        """Read as `read`, with the number of clear dates (period, y, x): 0 where a period has no value, even if derived.
+
+        Raises:
+            InputError: a file cannot be read; the message names it.
+        """
+        side, planes = self.scale, self.declared.planes
         inside = None if self.area is None else self.area.inside(window)
         if inside is None or inside.all():
-            return self._read_files(window)
-        values = np.zeros((self.bands, window.height * side, window.width * side), self.dtype)
-        valid = np.zeros(values.shape[1:], bool)
+            return self._observe_files(window)
+        shape = (window.height * side, window.width * side)
+        values, valid = np.zeros((self.bands, *shape), self.dtype), np.zeros(shape, bool)
+        counts = np.zeros((planes, *shape), COUNTS) if planes else None
         if inside.any():
             rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
             top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
-            found, there = self._read_files(Window(window.y + top, window.x + left, bottom - top, right - left))
-            there &= inside[top:bottom, left:right].repeat(side, axis=0).repeat(side, axis=1)
-            found[:, ~there] = 0
+            found = self._observe_files(Window(window.y + top, window.x + left, bottom - top, right - left))
+            outside = ~inside[top:bottom, left:right].repeat(side, axis=0).repeat(side, axis=1)
             part = np.s_[top * side : bottom * side, left * side : right * side]
-            values[:, *part], valid[part] = found, there
-        return values, valid
+            for whole, own in zip((values, valid, counts), found, strict=True):
+                if whole is not None and own is not None:
+                    own[..., outside] = 0
+                    whole[..., *part] = own
+        return Observed(values, valid, counts)
 
-    def _read_files(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Read a window, as `read`, wherever the area is."""
+    def _observe_files(self, window: Window) -> Observed:
+        """Read a window, as `observe`, wherever the area is."""
         own = Window(*(v * self.scale for v in (window.y, window.x, window.height, window.width)))
-        values, valid = self._read_dates(own)
+        declared, dates = self.declared, self._dates_of(own)
+        if not declared.periods:
+            values, clear = self._read_dates(list(dates.values()), own)
+            clear = clear[None]
+        else:
+            each = self.bands // len(declared.periods)
+            values = np.empty((self.bands, own.height, own.width), self.dtype)
+            clear = np.empty((declared.planes, own.height, own.width), COUNTS)
+            for at, period in enumerate(declared.periods):
+                found = self._read_dates([items for day, items in dates.items() if day in period], own)
+                values[at * each : (at + 1) * each], clear[at] = found
         if self.mask is not None:
             mask, there = _read_part(self.mask, self.grid, own)
-            assert self.declared.mask is not None
-            valid &= there & self.declared.mask.passes(mask[0])
-        if self.declared.derive or self.declared.keep:
-            values, valid = self._kept(values, valid)
+            assert declared.mask is not None
+            clear = clear * (there & declared.mask.passes(mask[0]))
+        valid = close_gaps(values, clear, declared.periods, declared.gaps) if declared.periods else clear[0] > 0
         if not valid.all():
             values[:, ~valid] = 0
-        return values, valid
+        return Observed(values, valid, clear.astype(COUNTS, copy=False) if declared.planes else None)
 
-    def _read_dates(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Values (band, y, x) and validity (y, x) of all layers, of several dates combined."""
-        dates = self._dates_of(window)
-        if not dates:
-            shape = (window.height, window.width)
-            return np.zeros((self.bands_read, *shape), self.dtype), np.zeros(shape, bool)
-        if len(dates) == 1:
-            return self._read_items(dates[0], window)
-        values = np.empty((self.bands_read, window.height, window.width), self.dtype)
-        valid = np.empty((window.height, window.width), bool)
-        # All dates of a strip are in memory at once, so strips are lower the more dates there are.
-        height = max(1, DATES_BYTES // (len(dates) * self.bands_read * window.width * self.dtype.itemsize))
-        for top in range(0, window.height, height):
-            rows = min(height, window.height - top)
-            strip = Window(window.y + top, window.x, rows, window.width)
-            observed = np.empty((len(dates), self.bands_read, rows, window.width), self.dtype)
-            clear = np.empty((len(dates), rows, window.width), bool)
-            for at, items in enumerate(dates):
-                observed[at], clear[at] = self._read_items(items, strip)
-            values[:, top : top + rows], valid[top : top + rows] = self.declared.composite.combine(observed, clear)
-        return values, valid
+    def _read_dates(
+        self, dates: Sequence[Sequence[tuple[AlignedFile, ...]]], window: Window
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The bands (band, y, x) that a period consists of, of dates combined, and the number of clear dates (y, x)."""
+        values, counts = combine_in_strips(
+            self.declared.composite,
+            dates,
+            self._read_items,
+            window,
+            bands=self.bands_read,
+            dtype=self.dtype,
+            strip_bytes=DATES_BYTES,
+        )
+        if not (self.declared.derive or self.declared.keep):
+            return values, counts
+        bands, there = derived_bands(self.declared.band_names, values, self.declared.derive)
+        return np.stack([bands[name] for name in self.declared.kept_of_period]), counts * there
 
-    def _dates_of(self, window: Window) -> list[list[tuple[AlignedFile, ...]]]:
+    def _dates_of(self, window: Window) -> dict[str, list[tuple[AlignedFile, ...]]]:
         """The items that touch a window, each with a file for every layer, by date in the order of the dates."""
         # Opening a file takes longer than reading its part of a window, and a window touches few of many tiles.
         items = [
@@ -246,21 +264,13 @@ class AlignedSource:
         by_date: dict[str, list[tuple[AlignedFile, ...]]] = {}
         for parts in items:
             by_date.setdefault(self.declared.dates[parts[0].position] if self.declared.dates else "", []).append(parts)
-        return [by_date[date] for date in sorted(by_date)]
+        return {date: by_date[date] for date in sorted(by_date)}
 
     def _read_items(
         self, items: Sequence[tuple[AlignedFile, ...]], window: Window
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Values (band, y, x) and validity (y, x) of a date, per pixel from the first item with data in all bands."""
-        values, valid = self._read_item(items[0], window)
-        for parts in items[1:]:
-            if valid.all():
-                break
-            others, there = self._read_item(parts, window)
-            new = there & ~valid
-            values[:, new] = others[:, new]
-            valid = valid | there
-        return values, valid
+        """Values (band, y, x) and validity (y, x) of a date."""
+        return mosaic(items, self._read_item, window)
 
     def _read_item(self, parts: Sequence[AlignedFile], window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         read = [self._read_file(part, window) for part in parts]
@@ -270,15 +280,6 @@ class AlignedSource:
         if first.mask is not None:
             valid = valid & self._clear(first.mask, self.declared.masks[first.position], window)
         return values, valid
-
-    def _kept(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The bands that are kept, as read or derived from those; valid pixels are valid in all derived bands, too."""
-        names = self.declared.band_names
-        bands: dict[str, NDArray[Any]] = dict(zip(names, values, strict=True))
-        for name, text in self.declared.derive:
-            bands[name], there = derived_band(parse(text, names), bands)
-            valid = valid & there
-        return np.stack([bands[name] for name in self.declared.kept]), valid
 
     def _read_file(self, part: AlignedFile, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         values, valid = _read_part(part, self.grid, window)
@@ -360,6 +361,7 @@ def open_source(
         )
     decibel = any(part.file.decode == "db" for part in parts)
     changed = source.gain != 1 or source.offset != 0 or bool(source.derive) or decibel or not source.composite.keeps_dtype
+    changed = changed or (bool(source.periods) and source.gaps == "interpolate")
     mask = None if source.mask is None else _part(stamped(source.mask.file, listings), own, "nearest", like)
     interpolated = any(part.alignment.interpolates for part in parts)
     dtype = stored_dtype([dtype for part in parts for dtype in part.header.dtypes])

@@ -7,14 +7,32 @@ Legend for shapes: D dates, B bands, and y, x of a window.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
 
+from pipeline.grid import Window
+
+#: Dtype of the number of clear dates of a pixel.
+COUNTS = np.dtype(np.uint16)
+#: What a date, and an item of it, is read from.
+Date = TypeVar("Date")
+Item = TypeVar("Item")
 Kind = Literal["first", "median", "mean", "min", "max", "medoid", "percentile"]
+
+
+class Observed(NamedTuple):
+    """A window of a source: values (B, y, x), where there are any (y, x), and how many clear dates each period has.
+
+    The counts are (period, y, x), with one plane for a composite without periods, and None for a source that is none.
+    """
+
+    values: NDArray[Any]
+    valid: NDArray[np.bool_]
+    counts: NDArray[Any] | None
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,65 @@ class Composite:
         return percentile(values, valid, 50.0 if self.percentile is None else self.percentile), there
 
 
+def mosaic(
+    items: Sequence[Item], read: Callable[[Item, Window], tuple[NDArray[Any], NDArray[np.bool_]]], window: Window
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Values (B, y, x) and validity (y, x) of one date, per pixel from the first item with data in all bands."""
+    values, valid = read(items[0], window)
+    for item in items[1:]:
+        if valid.all():
+            break
+        others, there = read(item, window)
+        new = there & ~valid
+        values[:, new] = others[:, new]
+        valid = valid | there
+    return values, valid
+
+
+def combine_in_strips(
+    composite: Composite,
+    dates: Sequence[Date],
+    read: Callable[[Date, Window], tuple[NDArray[Any], NDArray[np.bool_]]],
+    window: Window,
+    *,
+    bands: int,
+    dtype: np.dtype[Any],
+    strip_bytes: int,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Combine the dates of a window in strips, which are lower the more dates there are.
+
+    Args:
+        composite: how.
+        dates: in order.
+        read: returns values (B, y, x) and validity (y, x) of a date.
+        window: to read.
+        bands: B.
+        dtype: of the result.
+        strip_bytes: of the values of all dates of a strip, which are in memory at once.
+
+    Returns:
+        Values (B, y, x), without meaning where no date is valid; and the number of valid dates (y, x).
+    """
+    if not dates:
+        shape = (window.height, window.width)
+        return np.zeros((bands, *shape), dtype), np.zeros(shape, bool)
+    if len(dates) == 1:
+        return read(dates[0], window)
+    values = np.empty((bands, window.height, window.width), dtype)
+    counts = np.empty((window.height, window.width), COUNTS)
+    height = max(1, strip_bytes // (len(dates) * bands * window.width * dtype.itemsize))
+    for top in range(0, window.height, height):
+        rows = min(height, window.height - top)
+        strip = Window(window.y + top, window.x, rows, window.width)
+        observed = np.empty((len(dates), bands, rows, window.width), dtype)
+        clear = np.empty((len(dates), rows, window.width), bool)
+        for at, date in enumerate(dates):
+            observed[at], clear[at] = read(date, strip)
+        values[:, top : top + rows], _ = composite.combine(observed, clear)
+        counts[top : top + rows] = clear.sum(axis=0)
+    return values, counts
+
+
 def percentile(values: NDArray[Any], valid: NDArray[np.bool_], q: float) -> NDArray[np.float32]:
     """The percentile (B, y, x) of the valid dates of each pixel, between two dates in proportion, as numpy has it.
 
@@ -97,12 +174,3 @@ def medoid(values: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.intp]:
             distances[first] += np.where(valid[second], distance, 0)
             distances[second] += np.where(valid[first], distance, 0)
     return np.asarray(np.where(valid, distances, np.inf).argmin(axis=0))
-
-
-def dilated(unclear: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
-    """Extend a mask (y, x) by a distance of up to so many pixels in every direction."""
-    if pixels == 0 or not unclear.any():
-        return unclear
-    offsets = np.arange(-pixels, pixels + 1)
-    disc = offsets[:, None] ** 2 + offsets[None] ** 2 <= pixels**2
-    return np.asarray(binary_dilation(unclear, structure=disc))

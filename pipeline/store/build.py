@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -29,7 +29,7 @@ from pipeline.scenes.geometries import AreaMask
 from pipeline.scenes.labels import OpenLabels, RasterLabels
 from pipeline.scenes.source import AlignedSource
 from pipeline.scenes.split import RasterSplit, Split
-from pipeline.store.patch_store import present, usable
+from pipeline.store.patch_store import known_bands, present, usable
 from pipeline.store.quantiles import QuantileSketch, merge
 from pipeline.store.records import Objects, ShardRecord, StoreRecords, records_folder
 from pipeline.store.shard_writer import ShardWriter
@@ -59,12 +59,20 @@ class PreparedScene:
     def template(self) -> Template:
         """The template that the store is created from."""
         stored = tuple(
-            StoredSource(s.declared.name, s.bands, s.declared.missing, s.scale, s.declared.kept) for s in self.sources
+            StoredSource(
+                s.declared.name,
+                s.bands,
+                s.declared.missing,
+                s.scale,
+                s.declared.kept,
+                s.declared.planes,
+                s.declared.gaps,
+            )
+            for s in self.sources
         )
         dtypes = tuple(s.dtype for s in self.sources)
         template = Template(self.grid, stored, dtypes, self.classes, self.shard or 0)
-        side = self.shard or shard_side(template.shape, template.bytes_per_pixel)
-        return Template(self.grid, stored, dtypes, self.classes, side)
+        return replace(template, shard=self.shard or shard_side(template.shape, template.bytes_per_pixel))
 
     @property
     def files(self) -> list[RasterFile]:
@@ -212,7 +220,8 @@ def fill_shard(target: _Target, window: Window) -> BuiltShard:
     arrays, valid = shard_arrays(target.scene, window)
     between = time.monotonic()
     objects = _writer(target.url, target.token).write(window, arrays)
-    record = ShardRecord(window, objects, valid, round(between - started, 3), round(time.monotonic() - between, 3))
+    seconds = round(between - started, 3), round(time.monotonic() - between, 3)
+    record = ShardRecord(window, objects, valid, *seconds, _observations(target.scene, arrays))
     storage.write_json(target.record(window), record.to_json())
     return BuiltShard(record, _sketched(target.scene, arrays))
 
@@ -220,13 +229,20 @@ def fill_shard(target: _Target, window: Window) -> BuiltShard:
 def _sketched(scene: PreparedScene, arrays: dict[str, NDArray[Any]]) -> dict[str, QuantileSketch]:
     """Count a shard's values at its training samples, while they are in memory."""
     sources = scene.template.sources
-    valid = {source.name: arrays[f"valid/{source.name}"].view(bool) for source in sources}
     trained = arrays["split"] == CODES["train"]
     sketches = _empty_sketches(scene)
     if trained.any():
         for source in sources:
-            sketches[source.name].add_at(arrays[f"sources/{source.name}"], valid[source.name], trained)
+            valid = arrays[f"valid/{source.name}"].view(bool)
+            known = known_bands(source, valid, arrays[f"counts/{source.name}"]) if source.is_filled else valid
+            sketches[source.name].add_at(arrays[f"sources/{source.name}"], known, trained)
     return sketches
+
+
+def _observations(scene: PreparedScene, arrays: dict[str, NDArray[Any]]) -> dict[str, list[list[int]]]:
+    """For every period of each source of several dates, the number of a shard's pixels with 1, 2, ... clear dates."""
+    counts = {s.name: arrays[f"counts/{s.name}"] for s in scene.template.sources if s.periods}
+    return {name: [np.bincount(plane.ravel())[1:].tolist() for plane in planes] for name, planes in counts.items()}
 
 
 @lru_cache(maxsize=2)
@@ -246,7 +262,9 @@ def shard_arrays(scene: PreparedScene, window: Window) -> tuple[dict[str, NDArra
     valid, there = {}, {}
     for source, stored in zip(scene.sources, scene.template.sources, strict=True):
         name = source.declared.name
-        arrays[f"sources/{name}"], own = source.read(window)
+        arrays[f"sources/{name}"], own, counts = source.observe(window)
+        if counts is not None:
+            arrays[f"counts/{name}"] = counts
         arrays[f"valid/{name}"] = own.view(np.uint8)
         valid[name] = int(own.sum())
         there[name] = present(stored, own)

@@ -72,13 +72,15 @@ def estimate(scene: PreparedScene, *, workers: int) -> Estimate:
     area = scene.area
     share = scene.pixels / max(1, sum(w.height * w.width if area is None else area.count(w) for w in sampled))
     concurrent = min(workers, len(shards))
+    counted = sum(bool(source.periods) for source in template.sources)
+    described = counted + bool(counted)  # arrays of counts, and their group
     return Estimate(
         shape=template.shape,
         pixels=scene.pixels,
         shard=template.shard,
         shards=len(scene.shards),
         shards_read=len(shards),
-        objects=len(scene.shards) * (2 * len(template.sources) + 2) + 2 * len(template.sources) + 7,
+        objects=len(scene.shards) * (2 * len(template.sources) + counted + 2) + 2 * len(template.sources) + described + 7,
         uncompressed_bytes=scene.uncompressed_bytes,
         stored_bytes=round(share * stored),
         memory_bytes=memory(scene, concurrent),

@@ -5,6 +5,7 @@ tasks fill whole shards, readers take windows with a halo.
 
     sources/NAME  (band, y, x)  the source's own integers, or float32; s x s pixels per reference pixel at scale s
     valid/NAME    (y, x)        whether the source has data in all its bands, on the same pixels
+    counts/NAME   (period, y, x)  number of clear dates, of sources that are composites of dates: one plane a period
     labels        (y, x)        class ids, 255 where unlabelled
     split         (y, x)        the subset that a pixel is a sample of: 1 train, 2 validation, 3 test, 0 none
     samples       (subset, class, y, x)  number of samples of each subset and class in each `CHUNK` x `CHUNK` window
@@ -117,21 +118,38 @@ class PatchStore:
         The window itself may extend beyond the grid.
 
         Returns:
-            (band, (height + 2 halo) * scale, (width + 2 halo) * scale), and the same without bands.
+            (band, (height + 2 halo) * scale, (width + 2 halo) * scale), and the same without bands; with bands if the source
+            may have data in some periods only (`StoredSource.is_filled`).
 
         Raises:
             InputError: a chunk fails its checksum; the store is damaged.
         """
-        scale = self.source(name).scale
+        source = self.source(name)
+        scale = source.scale
         rows = reflected(window.y - halo, window.y + window.height + halo, self.shape[0], scale=scale)
         columns = reflected(window.x - halo, window.x + window.width + halo, self.shape[1], scale=scale)
         box = slice(int(rows.min()), int(rows.max()) + 1), slice(int(columns.min()), int(columns.max()) + 1)
         values = self._read(f"sources/{name}", (slice(None), *box))
         valid = self._read(f"valid/{name}", box).astype(bool)
+        if source.is_filled:
+            valid = known_bands(source, valid, self._read(f"counts/{name}", (slice(None), *box)))
         if _in_row(rows) and _in_row(columns):
             return values, valid
         at = np.ix_(rows - box[0].start, columns - box[1].start)
-        return values[:, at[0], at[1]], valid[at]
+        return values[:, at[0], at[1]], valid[..., at[0], at[1]]
+
+    def read_counts(self, name: str, window: Window) -> NDArray[np.uint16]:
+        """Read the number of clear dates (period, height * scale, width * scale) of a window of a source.
+
+        Raises:
+            LookupError: the source is no composite of dates.
+            InputError: a chunk fails its checksum; the store is damaged.
+        """
+        source = self.source(name)
+        if not source.periods:
+            raise LookupError(f"{self.url}: source {name!r} is no composite of dates, so it has no counts of them")
+        rows, columns = (slice(part.start * source.scale, part.stop * source.scale) for part in window.slices)
+        return self._read(f"counts/{name}", (slice(None), rows, columns))
 
     def _read(self, name: str, box: tuple[slice, ...]) -> NDArray[Any]:
         try:
@@ -197,6 +215,17 @@ class PatchStore:
             raise SubsetHiddenError(f"{self.url}: was opened without the {subset} subset")
         counts = np.asarray(self.array("samples")[CODES[subset] - 1]).reshape(len(self.classes), -1).T
         return [(w, n) for w, n in zip(windows(self.shape, CHUNK), counts, strict=True) if n.any()]
+
+
+def known_bands(source: StoredSource, valid: NDArray[np.bool_], counts: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where each band (band, y, x) of a source has data: where the source has (y, x), in periods with clear dates.
+
+    Args:
+        source: with `is_filled`.
+        valid: where it has data in any band (y, x).
+        counts: number of clear dates (period, y, x).
+    """
+    return valid & np.repeat(counts > 0, source.bands // source.periods, axis=0)
 
 
 def present(source: StoredSource, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:

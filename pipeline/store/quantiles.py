@@ -122,17 +122,20 @@ class QuantileSketch:
         self.bands = [BandHistogram(exact) for _ in range(bands)]
 
     def add_at(self, values: NDArray[Any], valid: NDArray[np.bool_], trained: NDArray[np.bool_]) -> None:
-        """Count the values (bands, y, x) that are valid (y, x) at training samples, given on reference pixels (y, x)."""
-        scale = len(valid) // len(trained)
+        """Count the values (bands, y, x) that are valid at training samples, given on reference pixels (y, x).
+
+        `valid` is (y, x), or (bands, y, x).
+        """
+        scale = valid.shape[-2] // len(trained)
         if scale > 1:
             trained = trained.repeat(scale, axis=0).repeat(scale, axis=1)
         self.add(values, valid & trained)
 
     def add(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> None:
-        """Count the values (bands, y, x) that are valid (y, x)."""
-        places = np.flatnonzero(valid)
-        for band, found in zip(self.bands, values.reshape(len(values), -1), strict=True):
-            band.add(found[places])
+        """Count the values (bands, y, x) that are valid, (y, x) or (bands, y, x)."""
+        places = [np.flatnonzero(own) for own in (valid if valid.ndim == 3 else valid[None])]
+        for number, (band, found) in enumerate(zip(self.bands, values.reshape(len(values), -1), strict=True)):
+            band.add(found[places[number if valid.ndim == 3 else 0]])
 
     def merge(self, other: QuantileSketch) -> None:
         """Add the counts of another sketch."""
@@ -140,9 +143,13 @@ class QuantileSketch:
             band.merge(found)
 
     def scaling(self) -> BandScaling:
-        """The limits (0.5 % and 99.5 % quantiles) and the fill value (median) of every band."""
-        low, high = np.array([band.limits() for band in self.bands], np.float32).T
-        return BandScaling(low=low, high=high, fill=np.array([band.quantile(0.5) for band in self.bands], np.float32))
+        """The limits (0.5 % and 99.5 % quantiles) and the fill value (median) of every band.
+
+        A band without values, of a period without observations, is constant: 0.
+        """
+        found = [(*band.limits(), band.quantile(0.5)) if band.pixels else (0.0, 0.0, 0.0) for band in self.bands]
+        low, high, fill = np.array(found, np.float32).T
+        return BandScaling(low=low, high=high, fill=fill)
 
 
 def merge(total: dict[str, QuantileSketch], found: Mapping[str, QuantileSketch]) -> None:
@@ -161,7 +168,7 @@ def fit_scaling(sketches: Mapping[str, QuantileSketch]) -> Scaling:
         InputError: a source has no data at any training pixel.
     """
     for name, sketch in sketches.items():
-        if not all(band.pixels for band in sketch.bands):
+        if not any(band.pixels for band in sketch.bands):
             raise InputError(f"source {name!r} has no data at any training pixel; check its extent, mask and nodata value.")
     return {name: sketch.scaling() for name, sketch in sketches.items()}
 

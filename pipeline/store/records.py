@@ -28,10 +28,13 @@ class ShardRecord:
     valid: dict[str, int]  #: pixels with data, by source
     read_seconds: float = 0.0
     write_seconds: float = 0.0
+    #: for every period of each source of several dates, the number of pixels with 1, 2, ... clear dates
+    observations: dict[str, list[list[int]]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Convert the record to JSON values."""
-        return vars(self) | {"window": vars(self.window)}
+        """Convert the record to JSON values, without observations if there are none."""
+        values = vars(self) | {"window": vars(self.window)}
+        return values if self.observations else {key: v for key, v in values.items() if key != "observations"}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ShardRecord:
@@ -63,6 +66,23 @@ class StoreRecords:
     def valid(self, source: str) -> int:
         """Number of pixels of a source with data."""
         return sum(shard.valid[source] for shard in self.shards)
+
+    def observations(self, source: str, pixels: int) -> list[tuple[int, float]]:
+        """The median number of clear dates of a source's pixels, and the share of pixels without any, of each period.
+
+        Args:
+            source: of several dates.
+            pixels: number of pixels of the source that can have data.
+        """
+        found = []
+        for planes in zip(*(shard.observations[source] for shard in self.shards), strict=True):
+            counts = np.zeros(1 + max(map(len, planes)), np.int64)
+            for plane in planes:
+                counts[1 : 1 + len(plane)] += np.array(plane, np.int64)
+            counts[0] = pixels - counts.sum()
+            median = int(np.searchsorted(counts.cumsum(), (pixels + 1) // 2))
+            found.append((median, float(counts[0] / pixels)))
+        return found
 
     def with_samples(self, url: str, samples: NDArray[np.int32]) -> StoreRecords:
         """Write the sample counts into the store at a URL, and return the records that include them."""

@@ -15,6 +15,8 @@ from mibf.bundle.classes import ClassName
 from pipeline.codes import SUBSETS, UNLABELLED, Missing
 from pipeline.grid import finer, grid_to_json
 from pipeline.io import zarr_store
+from pipeline.stac.composite import COUNTS
+from pipeline.stac.periods import Gaps
 
 #: Side in reference pixels of a chunk, the unit that is read. A shard, the unit that is written, is one or more chunks wide.
 CHUNK = 128
@@ -38,11 +40,19 @@ class StoredSource:
     missing: Missing
     scale: int = 1
     band_names: tuple[str, ...] = ()  #: empty if the bands have no names
+    periods: int = 0  #: each with a plane of counts of clear dates; 0: it is no composite of dates
+    gaps: Gaps = "exclude"  #: what becomes of a pixel without an observation in a period
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to JSON values, without names that there are not."""
+        """Convert to JSON values, without names and periods that there are not."""
         values = asdict(self) | {"band_names": list(self.band_names)}
-        return values if self.band_names else {key: value for key, value in values.items() if key != "band_names"}
+        absent = {"band_names": not self.band_names, "periods": not self.periods, "gaps": self.gaps == "exclude"}
+        return {key: value for key, value in values.items() if not absent.get(key)}
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether a pixel may have data in some of its bands only: those of the periods in which it was observed."""
+        return self.gaps == "fill"
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> StoredSource:
@@ -64,7 +74,8 @@ class Template:
     def bytes_per_pixel(self) -> int:
         """Bytes of all arrays per reference pixel, uncompressed."""
         per_source = (
-            (s.bands * dtype.itemsize + 1) * s.scale**2 for s, dtype in zip(self.sources, self.dtypes, strict=True)
+            (s.bands * dtype.itemsize + 1 + s.periods * COUNTS.itemsize) * s.scale**2
+            for s, dtype in zip(self.sources, self.dtypes, strict=True)
         )
         return sum(per_source) + 2  # labels and split
 
@@ -93,11 +104,13 @@ def create_store(
     Whatever was there is removed.
     """
     group = zarr.open_group(store=target, mode="w")
-    for name in ("sources", "valid"):
+    for name in ("sources", "valid", *(["counts"] if any(source.periods for source in template.sources) else [])):
         group.create_group(name)
     for source, dtype in zip(template.sources, template.dtypes, strict=True):
         _create_array(group, f"sources/{source.name}", template, dtype, 0, bands=source.bands, scale=source.scale)
         _create_array(group, f"valid/{source.name}", template, np.dtype(np.uint8), 0, scale=source.scale)
+        if source.periods:
+            _create_array(group, f"counts/{source.name}", template, COUNTS, 0, bands=source.periods, scale=source.scale)
     _create_array(group, "labels", template, np.dtype(np.uint8), UNLABELLED)
     _create_array(group, "split", template, np.dtype(np.uint8), 0)
     rows, columns = template.shape
@@ -140,6 +153,8 @@ def _create_array(
     above = () if bands is None else (bands,)
     # Sources of different scales get different axis names: xarray requires axes of one name to have one length.
     at_scale = "" if scale == 1 else f"_{scale}"
+    kind, _, source = name.partition("/")
+    axis = f"{source}_{'period' if kind == 'counts' else 'band'}"
     group.create_array(
         name,
         shape=(*above, rows, columns),
@@ -148,6 +163,6 @@ def _create_array(
         dtype=dtype,
         fill_value=fill,
         compressors=[COMPRESSOR, Crc32cCodec()],
-        dimension_names=(*(() if bands is None else (f"{name.split('/')[-1]}_band",)), f"y{at_scale}", f"x{at_scale}"),
+        dimension_names=(*(() if bands is None else (axis,)), f"y{at_scale}", f"x{at_scale}"),
         attributes={} if scale == 1 else grid_to_json(finer(template.grid, scale)),
     )

@@ -1,4 +1,4 @@
-"""STAC items of several days with two bands and clouds, with their files."""
+"""STAC items of several days with two bands and clouds, with their files; and what they hold, read by rasterio."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from scipy.ndimage import distance_transform_edt
 
+from jobs.config.resolve import sources
+from jobs.config.scene import SceneSection
+from pipeline.scenes.geometries import AreaMask
+from pipeline.scenes.source import AlignedSource, open_source
 from tests.support.scenes import write_raster
 
 ROWS, COLUMNS = 40, 48
@@ -63,3 +69,33 @@ def write_found_items(folder: Path, days: list[str]) -> list[dict[str, Any]]:
         for asset in feature["assets"].values():
             asset["href"] = str(folder / asset["href"])
     return features
+
+
+def opened(
+    path: Path, *, grid: GeoBox = GRID, scale: int = 1, crs: str | None = None, area: AreaMask | None = None, **changes: Any
+) -> AlignedSource:
+    """Open the two bands of the items as a source; `changes` are keys of its section `stac`."""
+    section = {"stac": {"url": str(path), "assets": ["red", "nir"]} | changes, "scale": scale, "crs": crs}
+    scene = SceneSection.model_validate({"name": "a", "grid": {"like": "optical"}, "sources": {"optical": section}})
+    return open_source(sources(scene)["optical"], grid, area=area)
+
+
+def observed(path: Path, *, dilate: int) -> tuple[np.ndarray, np.ndarray]:
+    """What rasterio reads: values (D, B, y, x) of each day on the grid, and where (D, y, x) they are clear."""
+    by_day: dict[str, list[dict[str, Any]]] = {}
+    for feature in json.loads(path.read_text())["features"]:
+        by_day.setdefault(feature["properties"]["datetime"][:10], []).append(feature)
+    values = np.zeros((len(by_day), 2, ROWS, COLUMNS), np.float32)
+    clear = np.zeros((len(by_day), ROWS, COLUMNS), bool)
+    for position, day in enumerate(sorted(by_day)):
+        for feature in by_day[day]:
+            for name in ("red", "nir", "scl"):
+                with rasterio.open(path.parent / feature["assets"][name]["href"]) as dataset:
+                    own, left = dataset.read(1), round((dataset.transform.c - GRID.affine.c) / 10)
+                where = np.s_[:, left : left + own.shape[1]]
+                if name == "scl":
+                    cloudy = own == CLOUD
+                    clear[position][where] = distance_transform_edt(~cloudy) > dilate if cloudy.any() else True
+                else:
+                    values[position, ("red", "nir").index(name)][where] = own
+    return values, clear

@@ -22,38 +22,9 @@ from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.scenes import source as source_module
 from pipeline.scenes.geometries import AreaMask
-from pipeline.scenes.source import AlignedSource, open_source
+from pipeline.scenes.source import open_source
 from tests.support.scenes import SmallScene, write_raster
-from tests.support.stac_items import CLEAR, CLOUD, COLUMNS, DAYS, GRID, MASK, ROWS, write_items
-
-
-def opened(
-    path: Path, *, grid: GeoBox = GRID, scale: int = 1, crs: str | None = None, area: AreaMask | None = None, **changes: Any
-) -> AlignedSource:
-    section = {"stac": {"url": str(path), "assets": ["red", "nir"]} | changes, "scale": scale, "crs": crs}
-    scene = SceneSection.model_validate({"name": "a", "grid": {"like": "optical"}, "sources": {"optical": section}})
-    return open_source(sources(scene)["optical"], grid, area=area)
-
-
-def observed(path: Path, *, dilate: int) -> tuple[np.ndarray, np.ndarray]:
-    """What rasterio reads: values (D, B, y, x) of each day on the grid, and where (D, y, x) they are clear."""
-    by_day: dict[str, list[dict[str, Any]]] = {}
-    for feature in json.loads(path.read_text())["features"]:
-        by_day.setdefault(feature["properties"]["datetime"][:10], []).append(feature)
-    values = np.zeros((len(by_day), 2, ROWS, COLUMNS), np.float32)
-    clear = np.zeros((len(by_day), ROWS, COLUMNS), bool)
-    for position, day in enumerate(sorted(by_day)):
-        for feature in by_day[day]:
-            for name in ("red", "nir", "scl"):
-                with rasterio.open(path.parent / feature["assets"][name]["href"]) as dataset:
-                    own, left = dataset.read(1), round((dataset.transform.c - GRID.affine.c) / 10)
-                where = np.s_[:, left : left + own.shape[1]]
-                if name == "scl":
-                    cloudy = own == CLOUD
-                    clear[position][where] = distance_transform_edt(~cloudy) > dilate if cloudy.any() else True
-                else:
-                    values[position, ("red", "nir").index(name)][where] = own
-    return values, clear
+from tests.support.stac_items import CLEAR, CLOUD, COLUMNS, DAYS, GRID, MASK, ROWS, observed, opened, write_items
 
 
 @pytest.mark.parametrize("kind", ["median", "mean", "min", "max", {"percentile": 20}])
@@ -149,6 +120,20 @@ def test_clouds_beyond_the_grid_reach_into_it(tmp_path: Path) -> None:
     part = opened(path, grid=GRID[:, 21:], mask=mask).read(Window(0, 0, ROWS, COLUMNS - 21))[1]
     assert (~part).any()
     assert (part == whole[:, 21:]).all()
+
+
+def test_probability_of_clouds_has_a_limit(tmp_path: Path) -> None:
+    path = write_items(tmp_path, DAYS[:1])
+    probability = np.random.default_rng(8).integers(0, 101, (1, ROWS, COLUMNS)).astype(np.uint8)
+    probability[0, 20:30] = 40
+    probability[0, 25, 25], probability[0, 0, 0] = 41, 255
+    write_raster(tmp_path / "0_scl.tif", probability, transform=GRID.affine, crs="EPSG:32612", nodata=255)
+    whole = Window(0, 0, ROWS, COLUMNS)
+    assert (opened(path, mask={"asset": "scl", "above": 40}).read(whole)[1] == (probability[0] <= 40)).all()
+    near = opened(path, mask={"asset": "scl", "above": 40, "dilate": 2}).read(whole)[1]
+    assert (near == (distance_transform_edt(probability[0] <= 40) > 2)).all()
+    both = opened(path, mask={"asset": "scl", "above": 40, "invalid": [40]}).read(whole)[1]
+    assert (both == (probability[0] < 40)).all()
 
 
 def test_dilation_counts_pixels_of_the_reference_grid(tmp_path: Path) -> None:

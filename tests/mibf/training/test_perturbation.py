@@ -52,6 +52,21 @@ def test_jitter_leaves_a_missing_source_as_mapping_shows_it_and_clips_the_rest()
         assert x.max() == 1
 
 
+def test_jitter_leaves_a_missing_period_as_mapping_shows_it() -> None:
+    given = patches()
+    given[0][1, :2] = FILLED[0][:2, None, None]
+    found = Perturbation(FILLED, jitter=0.5, periods=((0, 0, 1), ())).patches(given)
+    assert torch.equal(found[0][1, :2], given[0][1, :2])
+    assert not torch.equal(found[0][1, 2], given[0][1, 2])
+    assert torch.equal(found[0][0], given[0][0])
+    torch.manual_seed(5)
+    plain = Perturbation(FILLED, jitter=0.5).patches(given)
+    torch.manual_seed(5)
+    again = Perturbation(FILLED, jitter=0.5, periods=((0, 0, 1), ())).patches(given)
+    assert torch.equal(plain[0][2:], again[0][2:])
+    assert torch.equal(plain[1], again[1])
+
+
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_band_dropout_fills_whole_bands_and_keeps_one_of_each_source(share: float) -> None:
     given = patches()
@@ -64,6 +79,24 @@ def test_band_dropout_fills_whole_bands_and_keeps_one_of_each_source(share: floa
     assert not shown[:, 0].equal(shown[:, 1])
     expected = share - share**3 / 3  # one of three stays where all three would be dropped
     assert shown.float().mean() == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_period_dropout_fills_all_bands_of_a_period_and_keeps_one_of_each_source(share: float) -> None:
+    torch.manual_seed(1)
+    filled = (torch.linspace(0.1, 0.9, 6), torch.tensor([0.4, 0.5]))
+    given = [0.2 + 0.6 * torch.rand(2000, 6, 5, 5), 0.2 + 0.6 * torch.rand(2000, 2, 5, 5)]
+    periods = ((0, 0, 1, 1, 2, 2), ())
+    found = Perturbation(filled, period_dropout=share, periods=periods).patches(given)
+    assert torch.equal(found[1], given[1]), "a source without periods stays"
+    shown = (found[0] == filled[0][:, None, None]).flatten(2).all(dim=2)  # (B, C)
+    kept = (found[0] == given[0]).flatten(2).all(dim=2)
+    assert (shown ^ kept).all(), "a band is dropped as a whole or not at all"
+    assert torch.equal(shown[:, ::2], shown[:, 1::2]), "bands of a period are dropped together"
+    assert kept.any(dim=1).all()
+    assert shown[:, ::2].float().mean() == pytest.approx(share - share**3 / 3, abs=0.03)
+    one = Perturbation(filled, period_dropout=share, periods=((0,) * 6, (0, 0))).patches(given)
+    assert all(torch.equal(x, y) for x, y in zip(one, given, strict=True)), "the only period stays"
 
 
 def test_mixup_mixes_patches_and_labels_by_the_same_share() -> None:

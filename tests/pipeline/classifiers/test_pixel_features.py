@@ -45,7 +45,7 @@ class HoledStore:
         assert min(window.y, window.x) >= 0
         s = next(source.scale for source in SOURCES if source.name == name)
         y, x = (slice(part.start * s, part.stop * s) for part in window.slices)
-        return self.values[name][:, y, x], self.valid[name][y, x]
+        return self.values[name][:, y, x], self.valid[name][..., y, x]
 
 
 def features(store: HoledStore, window: Window) -> NDArray[np.float32]:
@@ -60,8 +60,9 @@ def expected(store: HoledStore) -> NDArray[np.float64]:
     for y in range(rows):
         for x in range(columns):
             cell = np.s_[2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
-            if store.valid["radar"][cell].any():
-                radar[0, y, x] = store.values["radar"][0][cell][store.valid["radar"][cell]].astype(float).mean()
+            there = store.valid["radar"].reshape(2 * rows, 2 * columns)[cell]
+            if there.any():
+                radar[0, y, x] = store.values["radar"][0][cell][there].astype(float).mean()
     bands = np.concatenate([optical, radar])
 
     def around(band: NDArray[np.float64], function: Any) -> NDArray[np.float64]:
@@ -74,11 +75,18 @@ def expected(store: HoledStore) -> NDArray[np.float64]:
     return np.concatenate([bands, [around(b, np.mean) for b in bands], [around(b, np.std) for b in bands]])
 
 
-def test_features_equal_those_of_scipy() -> None:
+@pytest.mark.parametrize("by_band", [False, True])
+def test_features_equal_those_of_scipy(by_band: bool) -> None:
+    """Each band has data of its own where periods without observations are filled."""
     store = HoledStore.make()
+    if by_band:
+        other = np.random.default_rng(6).random(SHAPE) < 0.6
+        store.valid["optical"] = np.stack([store.valid["optical"], other])
+        store.valid["radar"] = store.valid["radar"][None]
     found, wanted = features(store, Window(0, 0, *SHAPE)), expected(store)
     assert found.dtype == np.float32
     assert np.isnan(wanted[3, :6, :6]).all(), "the corner has no neighbors with data"
+    assert np.isnan(wanted[4, :6, :6]).all() != by_band
     assert (np.isnan(found) == np.isnan(wanted)).all()
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
     assert np.isnan(found[2]).any(), "some reference pixels have no valid radar pixel"

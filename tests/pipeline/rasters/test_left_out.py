@@ -20,8 +20,9 @@ from pipeline.rasters.header import RasterFile
 from pipeline.rasters.raster import header, open_raster
 from pipeline.rasters.variables import Variable, list_variables
 from pipeline.scenes.labels import NoLabels, RasterLabels
-from pipeline.scenes.source import Mask, Source, open_source
+from pipeline.scenes.source import Source, open_source
 from pipeline.scenes.split import NoSplit, open_split_raster
+from pipeline.stac.masks import Mask
 from pipeline.store.build import PreparedScene
 from tests.support.http_server import served
 from tests.support.scenes import CRS, TRANSFORM, write_raster

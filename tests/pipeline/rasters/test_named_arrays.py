@@ -22,7 +22,8 @@ from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.rasters.header import Header, RasterFile
 from pipeline.rasters.raster import header, open_raster
-from pipeline.scenes.source import Mask, Source, open_source
+from pipeline.scenes.source import Source, open_source
+from pipeline.stac.masks import Mask
 from tests.support.scenes import CRS, TRANSFORM, write_raster
 
 BANDS, ROWS, COLUMNS = 3, 5, 7

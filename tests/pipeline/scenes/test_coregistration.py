@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.grid import Window
+from pipeline.parallel.executor import ThreadExecutor
+from pipeline.rasters.header import RasterFile
 from pipeline.scenes.coregistration import Shift, measure_shift, measure_shifts, most_varied_plane, sample_windows
+from pipeline.scenes.reference_grid import reference_grid
+from pipeline.scenes.source import Source, open_source
+from pipeline.stac.composite import Composite
+from pipeline.stac.periods import Gaps, intervals
+from tests.support.scenes import write_raster
 
 SIDE = 96
 Pair = tuple[np.ndarray, np.ndarray]
@@ -235,3 +242,27 @@ def test_single_source_is_not_read_as_there_is_no_other_to_compare() -> None:
             raise AssertionError("windows were read")
 
     assert measure_shifts(Reader(), [object()], (100, 100)) == {}  # type: ignore[arg-type,list-item]  # never used
+
+
+@pytest.mark.parametrize("gaps", ["fill", "interpolate"])
+def test_clouds_that_two_sources_share_do_not_hide_the_shift_of_the_ground(gaps: Gaps, tmp_path: Path) -> None:
+    terrain = 3000 + 300 * field(3, margin=24)
+    clouds = np.kron(np.random.default_rng(1).random((60, 60)) < 0.4, np.ones((4, 4), bool))
+    opened = []
+    for name, ground in (("first", np.roll(terrain, (2, -3), (0, 1))), ("second", terrain)):
+        days = {"2024-06-05": np.where(clouds, 0, ground / 3), "2024-07-05": ground}
+        written = [write_raster(tmp_path / f"{name}_{d}.tif", v[None].astype(np.uint16), nodata=0) for d, v in days.items()]
+        files = tuple(RasterFile(str(path)) for path in written)
+        source = Source(
+            name,
+            (files,),
+            band_names=("red",),
+            composite=Composite("median"),
+            dates=tuple(days),
+            periods=intervals(["2024-06-01/2024-06-30", "2024-07-01/2024-07-31"]),
+            gaps=gaps,
+        )
+        opened.append(open_source(source, reference_grid(source)))
+    found = measure_shifts(ThreadExecutor(1), opened, terrain.shape)["second"]
+    assert found.credible
+    assert (found.dy, found.dx) == pytest.approx((-2, 3), abs=0.3)

@@ -15,7 +15,8 @@ from pipeline.grid import Window, windows
 from pipeline.parallel.executor import ThreadExecutor
 from pipeline.rasters.header import RasterFile
 from pipeline.scenes.coverage import bands_without_data
-from pipeline.scenes.source import Mask, Source, open_source
+from pipeline.scenes.source import Source, open_source
+from pipeline.stac.masks import Mask
 from tests.support.scenes import CRS, TRANSFORM, write_raster
 
 SHAPE = (24, 20)

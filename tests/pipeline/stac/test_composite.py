@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.stac.composite import Composite, Kind, dilated, medoid, percentile
+from pipeline.stac.composite import Composite, Kind, medoid, percentile
+from pipeline.stac.masks import dilated
 
 
 def observations(seed: int, dates: int, bands: int, dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
