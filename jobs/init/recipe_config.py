@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any, cast, get_args
 
@@ -24,6 +25,9 @@ from pipeline.areas.area_grid import covering, zone
 from pipeline.io import storage
 from pipeline.parallel.executor import make_executor
 from pipeline.scenes.acquisition_time import days
+
+#: Length of the dates up to which months become bands; with longer ones, seasons do.
+LONGEST_BY_MONTH = timedelta(days=366)
 
 
 @dataclass(frozen=True)
@@ -165,19 +169,27 @@ def _scene(draft: Draft, recipe: Recipe, area: str, dates: str) -> list[str]:
         "    # Items are searched once, by prepare, and kept in the workspace; `mibf prepare --refresh` searches again.",
         "    sources:",
     ]
+    start, end = days(dates)
+    period = "month" if end - start <= LONGEST_BY_MONTH else "season"
     for source in recipe.sources:
-        lines += _source(source, recipe.url, source.dates or dates)
+        lines += _source(source, recipe.url, source.dates or dates, period)
     return [*lines, *(label_section(draft.labels) if draft.labels is not None else [LABELS_HINT])]
 
 
-def _source(source: RecipeSource, url: str, dates: str) -> list[str]:
+def _source(source: RecipeSource, url: str, dates: str, period: str) -> list[str]:
     search: dict[str, Any] = {"url": url}
     search |= {"collections": list(source.collections)} if source.collections else {}
-    lines = [f"      # {source.comment}", f"      {source.name}:", "        stac:", "          search:"]
+    lines = [
+        f"      # {source.comment.format(period=period)}",
+        f"      {source.name}:",
+        "        stac:",
+        "          search:",
+    ]
     lines += _keys(search | {"dates": dates}, indent=12)
     if source.cloudy:
         lines.append("            # filter: eo:cloud_cover < 60  # reads less, where the API can filter")
-    lines += _keys({"assets": list(source.assets), **source.stac}, indent=10)
+    periods = {"periods": period} if source.has_periods else {}
+    lines += _keys({"assets": list(source.assets), **source.stac, **periods}, indent=10)
     names = {"band_names": list(source.band_names)} if source.band_names else {}
     return [*lines, *_keys({**names, **source.keys}, indent=8)]
 

@@ -27,7 +27,7 @@ class RecipeSource:
     """A source that is searched: collection, assets and how their values are read."""
 
     name: str
-    comment: str
+    comment: str  #: the name of its period replaces `{period}`
     collections: tuple[str, ...]
     assets: tuple[str, ...]
     band_names: tuple[str, ...] = ()
@@ -35,6 +35,11 @@ class RecipeSource:
     keys: Mapping[str, Any] = field(default_factory=dict)  #: further keys of the source
     cloudy: bool = False  #: whether its items state a share of clouds
     dates: str | None = None  #: if they are not those that are asked for
+
+    @property
+    def has_periods(self) -> bool:
+        """Whether each month or season becomes bands of its own."""
+        return "composite" in self.stac
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Recipe:
 CLEAR = [4, 5, 6, 7, 11]
 #: Pixels by which clouds are extended.
 DILATE = 3
+#: A month without a clear date is interpolated between its neighbors.
+MEDIANS: Mapping[str, Any] = {"composite": "median", "gaps": "interpolate"}
 S2_BANDS = ("blue", "green", "red", "rededge1", "rededge2", "rededge3", "nir", "nir08", "swir16", "swir22")
 SIX_BANDS = ("blue", "green", "red", "nir08", "swir16", "swir22")
 
@@ -59,11 +66,11 @@ SIX_BANDS = ("blue", "green", "red", "nir08", "swir16", "swir22")
 def _s2(collection: str, assets: tuple[str, ...], scl: str) -> RecipeSource:
     return RecipeSource(
         "s2",
-        "Sentinel-2 L2A: reflectance, median of the dates on which a pixel is clear.",
+        "Sentinel-2 L2A: reflectance, median of the clear dates of each {period}.",
         (collection,),
         assets,
         () if assets == S2_BANDS else S2_BANDS,
-        {"mask": {"asset": scl, "valid": CLEAR, "dilate": DILATE}, "composite": "median"},
+        {"mask": {"asset": scl, "valid": CLEAR, "dilate": DILATE}} | MEDIANS,
         {"unscale": True},
         cloudy=True,
     )
@@ -80,10 +87,10 @@ DEM = RecipeSource(
 )
 S1 = RecipeSource(
     "s1",
-    "Sentinel-1 RTC: gamma nought in decibels, median of all dates and orbits.",
+    "Sentinel-1 RTC: gamma nought in decibels, median of all dates and orbits of each {period}.",
     ("sentinel-1-rtc",),
     ("vv", "vh"),
-    stac={"composite": "median"},
+    stac=MEDIANS,
     keys={"decode": "db"},
 )
 #: Slope needs a pixel's neighbors, which expressions of `derive` do not have.
@@ -93,12 +100,12 @@ NO_SLOPE = "slope is not derived from the DEM: `derive` has expressions of one p
 def _hls(name: str, of: str, collection: str, assets: tuple[str, ...]) -> RecipeSource:
     return RecipeSource(
         name,
-        f"HLS of {of}: reflectance, median of the dates on which a pixel is clear.",
+        f"HLS of {of}: reflectance, median of the clear dates of each {{period}}.",
         (collection,),
         assets,
         SIX_BANDS,
         # Cloud, adjacent to cloud or shadow, cloud shadow (user guide of HLS v2.0, table 9).
-        {"mask": {"asset": "Fmask", "bits": [1, 2, 3]}, "composite": "median"},
+        {"mask": {"asset": "Fmask", "bits": [1, 2, 3]}} | MEDIANS,
         # By hand, for some files lack their scale.
         {"gain": 0.0001, "nodata": -9999},
         cloudy=True,
@@ -108,11 +115,11 @@ def _hls(name: str, of: str, collection: str, assets: tuple[str, ...]) -> Recipe
 def _landsat(**stac: Any) -> RecipeSource:
     return RecipeSource(
         "landsat",
-        "Landsat Collection 2 Level 2: reflectance, median of the dates on which a pixel is clear.",
+        "Landsat Collection 2 Level 2: reflectance, median of the clear dates of each {period}.",
         ("landsat-c2-l2",),
         SIX_BANDS,
         # Fill, dilated cloud, cirrus, cloud, cloud shadow.
-        stac=stac | {"mask": {"asset": "qa_pixel", "bits": [0, 1, 2, 3, 4]}, "composite": "median"},
+        stac=stac | {"mask": {"asset": "qa_pixel", "bits": [0, 1, 2, 3, 4]}} | MEDIANS,
         keys={"unscale": True},
         cloudy=True,
     )

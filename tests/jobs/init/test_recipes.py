@@ -6,6 +6,7 @@ Rasters are constant, so that expected values are computed from what each format
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,9 @@ def init(area: Path, recipe: str, *options: str, dates: str = "2024-06-01/2024-0
     return CliRunner().invoke(app, ["init", *arguments, *options])
 
 
-def read(area: Path, catalogue: Catalogue, recipe: str, api: str | None) -> Values:
+def read(area: Path, catalogue: Catalogue, recipe: str, api: str | None, **dates: str) -> Values:
     """Write the configuration, search in the items instead of the API, and read all pixels of every source."""
-    done = init(area, recipe, *([] if api is None else ["--api", api]))
+    done = init(area, recipe, *([] if api is None else ["--api", api]), **dates)
     assert done.exit_code == 0, done.output
     path, saved = str(area.parent / "mibf.yaml"), catalogue.save()
     names = load(path).scenes[0].sources
@@ -113,10 +114,14 @@ def read(area: Path, catalogue: Catalogue, recipe: str, api: str | None) -> Valu
         assert np.array_equal(valid, inside), f"{name} is valid everywhere in the area"
         found[name] = (
             values[:, inside][:, 0],
-            np.array(opened.declared.band_names or list(scene.sources[name].stac.assets)),
+            np.array(opened.declared.kept or list(scene.sources[name].stac.assets)),
         )
         assert np.allclose(values[:, inside], found[name][0][:, None])
     return found
+
+
+def in_june(names: Sequence[str]) -> list[str]:
+    return [f"{name}@2024-06" for name in names]
 
 
 def s2_values(day: int) -> np.ndarray:
@@ -127,8 +132,8 @@ def s2_values(day: int) -> np.ndarray:
 S2_EXPECTED = 0.0001 * np.median([s2_values(0), s2_values(2)], axis=0) - 0.1
 
 
-def add_s2(catalogue: Catalogue, api: str) -> None:
-    for day, when in enumerate(DAYS):
+def add_s2(catalogue: Catalogue, api: str, days: Sequence[str] = DAYS) -> None:
+    for day, when in enumerate(days):
         assets: dict[str, Any] = {}
         for code, name, value in zip(S2_CODES, S2_NAMES, s2_values(day), strict=True):
             pixel = 10 if code in ("B02", "B03", "B04", "B08") else 20
@@ -168,9 +173,9 @@ def test_sentinel_2_and_1_and_dem_of_the_planetary_computer(area: Path, catalogu
         catalogue.add("sentinel-1-rtc", when, assets, start_datetime=when, end_datetime=when)
     found = read(area, catalogue, "s2-s1-dem", "planetary-computer")
     assert list(found) == ["s2", "s1", "dem"]
-    assert found["s2"][1].tolist() == list(S2_NAMES)
+    assert found["s2"][1].tolist() == in_june(S2_NAMES)
     assert found["s2"][0] == pytest.approx(S2_EXPECTED, abs=1e-6)
-    assert found["s1"][1].tolist() == ["vv", "vh"]
+    assert found["s1"][1].tolist() == in_june(["vv", "vh"])
     assert found["s1"][0] == pytest.approx([-20, -30], abs=1e-4)
     assert found["dem"][0] == pytest.approx([1234.5])
 
@@ -180,13 +185,31 @@ def test_sentinel_2_and_dem_of_earth_search_without_sentinel_1(area: Path, catal
     add_dem(catalogue)
     found = read(area, catalogue, "s2-s1-dem", "earth-search")
     assert list(found) == ["s2", "dem"]
-    assert found["s2"][1].tolist() == list(S2_NAMES)
+    assert found["s2"][1].tolist() == in_june(S2_NAMES)
     assert found["s2"][0] == pytest.approx(S2_EXPECTED, abs=1e-6)
     (area.parent / "mibf.yaml").unlink()
     assert (
         "Earth Search has no Sentinel-1 that is corrected for terrain"
         in init(area, "s2-s1-dem", "--api", "earth-search").stdout
     )
+
+
+def test_months_become_bands_and_a_cloudy_one_is_interpolated(area: Path, catalogue: Catalogue) -> None:
+    add_s2(catalogue, "earth-search", ["2024-05-16T18:00:00Z", "2024-06-16T18:00:00Z", "2024-07-16T18:00:00Z"])
+    add_dem(catalogue)
+    values, names = read(area, catalogue, "s2-s1-dem", "earth-search", dates="2024-05-01/2024-07-31")["s2"]
+    assert names.tolist() == [f"{name}@2024-{month}" for month in ("05", "06", "07") for name in S2_NAMES]
+    may, june, july = values.reshape(3, 10)
+    assert may == pytest.approx(0.0001 * s2_values(0) - 0.1, abs=1e-6)
+    assert july == pytest.approx(0.0001 * s2_values(2) - 0.1, abs=1e-6)
+    assert june == pytest.approx(may + (july - may) * 30.5 / 61, abs=1e-6)  # between the middles of the months
+
+
+def test_seasons_become_bands_of_more_than_a_year(area: Path) -> None:
+    assert init(area, "landsat", dates="2022-03-01/2024-11-30").exit_code == 0
+    text = (area.parent / "mibf.yaml").read_text()
+    assert "periods: season" in text
+    assert "of each season" in text
 
 
 def test_hls_of_both_satellites(area: Path, catalogue: Catalogue) -> None:
@@ -211,7 +234,7 @@ def test_hls_of_both_satellites(area: Path, catalogue: Catalogue) -> None:
     found = read(area, catalogue, "hls", None)
     assert list(found) == ["hls_s30", "hls_l30"]
     for name, start in (("hls_s30", 1000), ("hls_l30", 2000)):
-        assert found[name][1].tolist() == list(SIX)
+        assert found[name][1].tolist() == in_june(SIX)
         assert found[name][0] == pytest.approx(0.0001 * (start + 100 * np.arange(6) + 10), abs=1e-6)
 
 
@@ -232,7 +255,7 @@ def test_landsat(api: str, area: Path, catalogue: Catalogue) -> None:
                 asset["href"] = "https://landsatlook.usgs.gov/none.TIF"
         catalogue.add("landsat-c2-l2", when, assets, **{"eo:cloud_cover": 20.0})
     found = read(area, catalogue, "landsat", api)
-    assert found["landsat"][1].tolist() == list(SIX)
+    assert found["landsat"][1].tolist() == in_june(SIX)
     assert found["landsat"][0] == pytest.approx(2.75e-05 * (8100 + 500 * np.arange(6)) - 0.2, abs=1e-6)
 
 

@@ -109,6 +109,22 @@ def test_store_whose_bands_have_other_names_than_those_of_training_is_refused(
                 check_sources(store, trained)
 
 
+def test_periods_may_be_of_another_year_but_not_of_another_season(
+    store: PatchStore, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_bands(*names: str) -> None:
+        monkeypatch.setattr(
+            store, "sources", tuple(replace(s, band_names=names) if s.name == "optical" else s for s in store.sources)
+        )
+
+    trained = replace(bundle, provenance={"band_names": {"optical": ["red@2024-06", "red@2024-07", "nir@2024-JJA"]}})
+    with_bands("red@2025-06", "red@2025-07", "nir@2025-JJA")
+    check_sources(store, trained)
+    with_bands("red@2025-05", "red@2025-06", "nir@2025-JJA")
+    with pytest.raises(InputError, match=r"has the bands red@2025-05, .*; the model was trained on red@2024-06, "):
+        check_sources(store, trained)
+
+
 def test_reading_tiles_loads_no_network_on_any_device(
     quartered: PatchStore, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
