@@ -12,8 +12,9 @@ demo: $(VENV)/.installed
 	$(BIN)/mibf demo
 
 # All checks and tests except fault injection, the end-to-end operations test and the checks on a GPU. `lint` has run the prose checks.
+# Three workers, for two cores: tests that start commands wait for them.
 test: lint typecheck
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not faults and not rehearsal and not gpu and not prose' -q
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not faults and not rehearsal and not gpu and not prose' -q
 
 # Check the rules of ruff, the formatting, and the wording of texts.
 lint: $(VENV)/.installed-test

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,14 +20,35 @@ if TYPE_CHECKING:
 
 @command("Run")
 def demo(
-    workspace: Annotated[str, typer.Option(help="Folder or URL for the results.")] = "mibf-demo",
+    workspace: Annotated[
+        str | None, typer.Option(help="Folder or URL for the results; default mibf-demo, with --search mibf-demo-search.")
+    ] = None,
+    search: Annotated[
+        bool,
+        typer.Option(
+            "--search",
+            help="Search a STAC catalogue that is made of the sample, with three cloudy days, and combine them, instead of "
+            "reading the sample's files. The catalogue is written to WORKSPACE-catalogue.",
+        ),
+    ] = False,
     set_: Overrides = None,
 ) -> Result:
     """Run all stages on the real Sentinel-2 sample bundled with mibf."""
-    from jobs.sample import demo_config
+    if search:
+        from jobs.sample.catalogue import search_config
+        from mibf.errors import InputError
 
+        workspace = workspace or "mibf-demo-search"
+        if "://" in workspace:
+            raise InputError(f"--workspace {workspace}: must be a folder with --search, for the catalogue is next to it.")
+        config = search_config(Path(f"{workspace.rstrip('/')}-catalogue"))
+    else:
+        from jobs.sample import demo_config
+
+        workspace = workspace or "mibf-demo"
+        config = demo_config()
     overrides = [f"workspace={json.dumps(workspace)}", *(set_ or [])]
-    return _stages(demo_config(), overrides, ALL_STAGES, keep_current=True, map={"replace": True})
+    return _stages(config, overrides, ALL_STAGES, keep_current=True, map={"replace": True})
 
 
 @command("Run")

@@ -70,7 +70,7 @@ def _s2(collection: str, assets: tuple[str, ...], scl: str) -> RecipeSource:
         (collection,),
         assets,
         () if assets == S2_BANDS else S2_BANDS,
-        {"mask": {"asset": scl, "valid": CLEAR, "dilate": DILATE}} | MEDIANS,
+        {"mask": {"asset": scl, "valid": CLEAR, "dilate": DILATE}, **MEDIANS},
         {"unscale": True},
         cloudy=True,
     )
@@ -105,7 +105,7 @@ def _hls(name: str, of: str, collection: str, assets: tuple[str, ...]) -> Recipe
         assets,
         SIX_BANDS,
         # Cloud, adjacent to cloud or shadow, cloud shadow (user guide of HLS v2.0, table 9).
-        {"mask": {"asset": "Fmask", "bits": [1, 2, 3]}} | MEDIANS,
+        {"mask": {"asset": "Fmask", "bits": [1, 2, 3]}, **MEDIANS},
         # By hand, for some files lack their scale.
         {"gain": 0.0001, "nodata": -9999},
         cloudy=True,
@@ -119,7 +119,7 @@ def _landsat(**stac: Any) -> RecipeSource:
         ("landsat-c2-l2",),
         SIX_BANDS,
         # Fill, dilated cloud, cirrus, cloud, cloud shadow.
-        stac=stac | {"mask": {"asset": "qa_pixel", "bits": [0, 1, 2, 3, 4]}} | MEDIANS,
+        stac={**stac, "mask": {"asset": "qa_pixel", "bits": [0, 1, 2, 3, 4]}, **MEDIANS},
         keys={"unscale": True},
         cloudy=True,
     )
