@@ -188,7 +188,8 @@ def _source(source: RecipeSource, url: str, dates: str, period: str) -> list[str
     lines += _keys(search | {"dates": dates}, indent=12)
     if source.cloudy:
         lines.append("            # filter: eo:cloud_cover < 60  # reads less, where the API can filter")
-    periods = {"periods": period} if source.has_periods else {}
+    # A month without a clear date is interpolated between its neighbors.
+    periods = {"periods": period, "gaps": "interpolate"} if source.has_periods else {}
     lines += _keys({"assets": list(source.assets), **source.stac, **periods}, indent=10)
     names = {"band_names": list(source.band_names)} if source.band_names else {}
     return [*lines, *_keys({**names, **source.keys}, indent=8)]

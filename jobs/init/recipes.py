@@ -57,8 +57,7 @@ class Recipe:
 CLEAR = [4, 5, 6, 7, 11]
 #: Pixels by which clouds are extended.
 DILATE = 3
-#: A month without a clear date is interpolated between its neighbors.
-MEDIANS: Mapping[str, Any] = {"composite": "median", "gaps": "interpolate"}
+MEDIANS: Mapping[str, Any] = {"composite": "median"}
 S2_BANDS = ("blue", "green", "red", "rededge1", "rededge2", "rededge3", "nir", "nir08", "swir16", "swir22")
 SIX_BANDS = ("blue", "green", "red", "nir08", "swir16", "swir22")
 
@@ -83,6 +82,7 @@ DEM = RecipeSource(
     ("cop-dem-glo-30",),
     ("data",),
     ("height",),
+    keys={"resampling": "bilinear"},
     dates="2000-01-01/2049-12-31",
 )
 S1 = RecipeSource(
