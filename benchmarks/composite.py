@@ -40,7 +40,7 @@ def write_items(folder: Path) -> None:
     profile = {
         "driver": "GTiff", "count": 1, "height": SIDE, "width": SIDE, "crs": "EPSG:32612", "transform": GRID.affine,
         "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate", "nodata": 0,
-    }  # fmt: skip
+    }  # fmt: skip  # values in rows that belong together
     footprint = GRID.geographic_extent
     for dates in DATES:
         features = []
@@ -62,7 +62,7 @@ def write_items(folder: Path) -> None:
                     "geometry": footprint.json, "bbox": list(footprint.boundingbox),
                     "properties": {"datetime": f"{2024 + number // 28}-06-{1 + number % 28:02}T18:00:00Z"},
                 }
-            )  # fmt: skip
+            )  # fmt: skip  # values in rows that belong together
         (folder / f"{dates}.json").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
 
 

@@ -97,7 +97,7 @@ class SceneMap:
 
     @cached_property
     def empty(self) -> frozenset[Window]:
-        """The tiles without data, as outside the scene's area. Nothing is computed for them: they are no tasks."""
+        """The tiles without data, as outside the scene's area. Nothing is computed for them, so they are not tasks."""
         return tiles_without_data(list(self.planned), self._shards, sources=self._sources, side=self.store.shard)
 
     @cached_property

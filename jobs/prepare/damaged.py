@@ -1,4 +1,4 @@
-"""Leave out of a composite the items whose files are damaged: one of hundreds of dates is no reason to do without all."""
+"""Leave items with damaged files out of a composite, so that one of hundreds of dates does not stop the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ATTEMPTS, PAUSE = 3, 1.0
 
 
 def without_damaged(source: Source, section: SourceSection) -> Source:
-    """Leave out items of dates whose files are no rasters, if some remain, and add a note on all that are left out.
+    """Leave out items whose files are not rasters, if others remain, and add a note on all skipped items.
 
     Whether a file is one depends on its content, which is part of the fingerprint; a file that cannot be reached is
     refused. What is damaged beyond a file's header is found when it is read, and refused, too.

@@ -27,7 +27,7 @@ def make_perturbation(
 ) -> Perturbation | None:
     """Build the random changes of batches whose sources are those of `scaling`, in its order; None if all are off.
 
-    The names of the bands of `sources`, which include them, tell their periods.
+    Periods follow from the band names of `sources`, which include them.
     """
     if not (section.jitter or section.band_dropout or section.mixup or section.period_dropout):
         return None

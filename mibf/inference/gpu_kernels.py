@@ -77,7 +77,7 @@ def nine_maps(
                 windows, taps, bias, spectral, spectral_bias, pixels, side, size, start, top, left, down, across,
                 int(i == 0), 1 + int(i < 2), int(j == 0), 1 + int(j < 2),
                 channels=channels, inner=inner, outer=outer, block=block, step=CHANNELS, num_warps=warps, num_stages=stages,
-            )  # fmt: skip
+            )  # fmt: skip  # arguments in groups that belong together
             start += down * across
     return pixels
 
@@ -99,7 +99,7 @@ def channel_weights(pixels: Tensor, places: Tensor, squeeze: Tensor, excite: Ten
     _channel_weights[(cells * of_cell // block,)](
         pixels, places, squeeze, excite, weights, size, of_cell,
         outer=outer, squeezed=squeeze.shape[0], count=count, area=patch**2, block=block, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+    )  # fmt: skip  # arguments in groups that belong together
     return weights
 
 
@@ -126,7 +126,7 @@ def pooled_features(
     _pooled_features[(q * q, cells * patches // block)](
         pixels, places, weights, convolution, bias, features, size, first, patches, of_cell,
         outer=outer, features=FEATURES, q=q, width=width, block=block, unroll=unroll, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+    )  # fmt: skip  # arguments in groups that belong together
     return features
 
 
@@ -138,7 +138,7 @@ def gated_products(left: Tensor, right: Tensor, left_gate: Tensor, right_gate: T
     _gated_products[(q * q, triton.cdiv(count, block))](
         left, right, left_gate, right_gate, products, count, left_gate.stride(2), right_gate.stride(2),
         features=FEATURES, q=q, block=block, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
+    )  # fmt: skip  # arguments in groups that belong together
     return products
 
 
@@ -149,7 +149,7 @@ if triton is not None:
         windows, taps, bias, spectral, spectral_bias, pixels, side, size, start, top, left, down, across,
         above, below, before, after,
         channels: tl.constexpr, inner: tl.constexpr, outer: tl.constexpr, block: tl.constexpr, step: tl.constexpr,
-    ):  # fmt: skip
+    ):  # fmt: skip  # arguments in groups that belong together
         """Compute some pixels of one map, with the taps of rows `above` to `below` and columns `before` to `after`."""
         cell = tl.program_id(1)
         pixel = tl.program_id(0) * block + tl.arange(0, block)
@@ -184,7 +184,7 @@ if triton is not None:
     def _channel_weights(
         pixels, places, squeeze, excite, weights, size, of_cell,
         outer: tl.constexpr, squeezed: tl.constexpr, count: tl.constexpr, area: tl.constexpr, block: tl.constexpr,
-    ):  # fmt: skip
+    ):  # fmt: skip  # arguments in groups that belong together
         """Compute the channel weights of some patches."""
         patch = tl.program_id(0) * block + tl.arange(0, block)
         cell, within = patch // of_cell, patch % of_cell
@@ -206,7 +206,7 @@ if triton is not None:
         pixels, places, weights, convolution, bias, out, size, first, patches, of_cell,
         outer: tl.constexpr, features: tl.constexpr, q: tl.constexpr, width: tl.constexpr, block: tl.constexpr,
         unroll: tl.constexpr,
-    ):  # fmt: skip
+    ):  # fmt: skip  # arguments in groups that belong together
         """Compute one of the q x q pooled outputs of some patches, each the maximum of four outputs of the convolution."""
         pool, number = tl.program_id(0), tl.program_id(1) * block
         line = tl.arange(0, 4 * block)
@@ -231,7 +231,7 @@ if triton is not None:
     def _gated_products(
         left, right, left_gate, right_gate, products, count, left_stride, right_stride,
         features: tl.constexpr, q: tl.constexpr, block: tl.constexpr,
-    ):  # fmt: skip
+    ):  # fmt: skip  # arguments in groups that belong together
         """Compute one of the q x q values of the products of some patches."""
         row, column = tl.program_id(0) // q, tl.program_id(0) % q
         patch = tl.program_id(1) * block + tl.arange(0, block)

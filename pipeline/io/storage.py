@@ -53,7 +53,7 @@ def open_url(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 def encoded(url: str) -> str:
-    """A URL as it is requested: signed, and in those of the web, blanks and `#` are encoded: a file is no part of a page."""
+    """Return the URL to request: signed, and over HTTP with blanks and `#` encoded, since a file has no fragment."""
     return signed(url.replace(" ", "%20").replace("#", "%23")) if url.startswith(("http://", "https://")) else url
 
 

@@ -113,7 +113,7 @@ class GdalBands:
 
 
 class DamagedError(InputError):
-    """A file is there, but is no raster, or not all of one."""
+    """A file exists, but is not a raster, or is incomplete."""
 
 
 class UnreadableError(InputError):

@@ -157,7 +157,7 @@ def build_store(
 
 
 def in_order(attributes: Mapping[str, Any], names: Sequence[str]) -> bool:
-    """Whether the store with these attributes has its sources in this order, which fingerprints do not tell."""
+    """Whether the store with these attributes has its sources in this order, which fingerprints do not contain."""
     return [source["name"] for source in attributes["mibf:sources"]] == list(names)
 
 

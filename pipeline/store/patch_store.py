@@ -142,12 +142,12 @@ class PatchStore:
         """Read the number of clear dates (period, height * scale, width * scale) of a window of a source.
 
         Raises:
-            LookupError: the source is no composite of dates.
+            LookupError: the source is not a composite of dates.
             InputError: a chunk fails its checksum; the store is damaged.
         """
         source = self.source(name)
         if not source.periods:
-            raise LookupError(f"{self.url}: source {name!r} is no composite of dates, so it has no counts of them")
+            raise LookupError(f"{self.url}: source {name!r} is not a composite of dates, so it has no counts of them")
         rows, columns = (slice(part.start * source.scale, part.stop * source.scale) for part in window.slices)
         return self._read(f"counts/{name}", (slice(None), rows, columns))
 

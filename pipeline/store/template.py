@@ -40,7 +40,7 @@ class StoredSource:
     missing: Missing
     scale: int = 1
     band_names: tuple[str, ...] = ()  #: empty if the bands have no names
-    periods: int = 0  #: each with a plane of counts of clear dates; 0: it is no composite of dates
+    periods: int = 0  #: each with a plane of counts of clear dates; 0: it is not a composite of dates
     gaps: Gaps = "exclude"  #: what becomes of a pixel without an observation in a period
 
     def to_json(self) -> dict[str, Any]:

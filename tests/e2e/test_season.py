@@ -1,4 +1,4 @@
-"""Crops that only the season tells: each is bare or green in spring and in summer, so that one period tells half."""
+"""Crops that differ over the season: each is bare or green in spring and in summer, so one period separates half of them."""
 
 from __future__ import annotations
 

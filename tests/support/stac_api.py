@@ -11,6 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+#: Faults of the API, and what the search says of each, with a limit of five items.
+FAULTS = {
+    "html": "does not answer as STAC",
+    "error": "the API answers with an error (status 500",
+    "slow": "cannot be reached",
+    "endless": "there are more than 5 items; limit the search",
+}
 CONFORMANCE = [
     "https://api.stacspec.org/v1.0.0/core",
     "https://api.stacspec.org/v1.0.0/item-search",
@@ -56,7 +63,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 "type": "Catalog", "id": "api", "stac_version": "1.0.0", "description": "a", "conformsTo": CONFORMANCE,
                 "links": links,
             }
-        )  # fmt: skip
+        )  # fmt: skip  # values in rows that belong together
 
     def do_POST(self) -> None:
         self._search(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))

@@ -44,7 +44,7 @@ def write_items(folder: Path, days: list[str], *, seed: int = 0, dtype: str = "u
                 "type": "Feature", "stac_version": "1.0.0", "id": f"item{number}", "geometry": None, "links": [],
                 "properties": {"datetime": day}, "assets": assets,
             }
-        )  # fmt: skip
+        )  # fmt: skip  # values in rows that belong together
     path = folder / "items.json"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return path

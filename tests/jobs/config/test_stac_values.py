@@ -41,7 +41,7 @@ def write_items(folder: Path, items: list[dict[str, Any]], *, offsets: list[int]
                 "collection": fields.get("collection", "sentinel-2-l2a"), "properties": properties,
                 "assets": {"B04": {"href": f"tile{position}.tif"} | fields.get("asset", {})},
             }
-        )  # fmt: skip
+        )  # fmt: skip  # values in rows that belong together
     path = folder / "items.json"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return path
@@ -212,7 +212,7 @@ def test_value_that_is_not_a_number_is_refused_only_where_it_is_used(tmp_path: P
 def test_item_that_states_a_scale_beside_one_that_states_none_is_refused(composite: dict[str, str], tmp_path: Path) -> None:
     """Their values may mean the same or not; the configuration can say so."""
     path = write_items(tmp_path, [{"collection": "a", "asset": {"raster:bands": [{"scale": 0.5}]}}, {"collection": "a"}],
-                       offsets=[0, 0])  # fmt: skip
+                       offsets=[0, 0])  # fmt: skip  # values in rows that belong together
     stac = {"stac": {"url": str(path), "assets": ["B04"]} | composite}
     message = r"asset 'B04' has scale 0.5 and offset 0 in item 'tile0', but item 'tile1' states none, .* set `unscale: true`"
     with pytest.raises(InputError, match=message):

@@ -60,7 +60,7 @@ class Catalogue:
             "type": "Feature", "stac_version": "1.0.0", "id": f"item{len(self.items)}", "bbox": list(FOOTPRINT.bounds),
             "geometry": shapely.geometry.mapping(FOOTPRINT), "links": [], "assets": assets,
             "properties": {"datetime": day, "proj:epsg": 32612, **properties},
-        }  # fmt: skip
+        }  # fmt: skip  # values in rows that belong together
         self.items.append(item | ({} if collection is None else {"collection": collection}))
 
     def save(self) -> str:
@@ -169,7 +169,7 @@ def test_sentinel_2_and_1_and_dem_of_the_planetary_computer(area: Path, catalogu
                 "roles": ["data"], "raster:bands": [stated],
             }
             for name, factor in (("vh", 0.1), ("vv", 1.0))
-        }  # fmt: skip
+        }  # fmt: skip  # values in rows that belong together
         catalogue.add("sentinel-1-rtc", when, assets, start_datetime=when, end_datetime=when)
     found = read(area, catalogue, "s2-s1-dem", "planetary-computer")
     assert list(found) == ["s2", "s1", "dem"]

@@ -46,7 +46,7 @@ def with_dates(scene: SmallScene, days: tuple[str, ...] = DAYS, **stac: Any) -> 
                 "properties": {"datetime": f"{day}T10:00:00Z"},
                 "assets": {name: {"href": f"{number}_{name}.tif"} for name in ("red", "nir")},
             }
-        )  # fmt: skip
+        )  # fmt: skip  # values in rows that belong together
     path = scene.folder / "items.json"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     first = scene.config()["scenes"][0]
@@ -77,7 +77,7 @@ def test_store_has_the_bands_of_all_periods_and_counts(scene: SmallScene) -> Non
     part = Window(7, 9, 30, 20)
     assert (store.read_counts("optical", part) == counts[:, *part.slices]).all()
     assert store.array("counts/optical").chunks == (4, *store.array("sources/optical").chunks[1:])
-    with pytest.raises(LookupError, match="'radar' is no composite of dates"):
+    with pytest.raises(LookupError, match="'radar' is not a composite of dates"):
         store.read_counts("radar", EVERYTHING)
     assert (store.array("valid/optical")[:] == (counts > 0).any(axis=0)).all()
     reported = summary["stages"][0]["figures"]["stores"]["small"]["observations"]["optical"]

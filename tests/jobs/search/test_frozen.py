@@ -29,7 +29,7 @@ from pipeline.stac import search as search_module
 from pipeline.stac.assets import read_items
 from pipeline.stac.geoparquet import encode_table, read_kept, read_table, write_table
 from tests.support.scenes import write_raster
-from tests.support.stac_api import StacApi, stac_api
+from tests.support.stac_api import FAULTS, StacApi, stac_api
 from tests.support.stac_items import COLUMNS, DAYS, GRID, MASK, ROWS, write_found_items
 
 BOUNDS = [499_800, 4_000_000, 500_280, 4_000_400]
@@ -281,15 +281,7 @@ def test_locked_workspace_is_not_changed(case: Case) -> None:
 # --- bad input ---
 
 
-@pytest.mark.parametrize(
-    ("fault", "expected"),
-    [
-        ("html", "does not answer as STAC"),
-        ("error", "the API answers with an error (status 500"),
-        ("slow", "cannot be reached"),
-        ("endless", "there are more than 5 items; limit the search"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "expected"), FAULTS.items())
 def test_misbehaving_api_is_named_and_nothing_is_written(
     fault: str, expected: str, case: Case, api: StacApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from pipeline.stac.assets import read_items
 from pipeline.stac.geoparquet import read_table, write_table
 from pipeline.stac.search import boxes
 from tests.support.scenes import write_raster
-from tests.support.stac_api import stac_api
+from tests.support.stac_api import FAULTS, stac_api
 from tests.support.stac_items import COLUMNS, DAYS, GRID, MASK, ROWS, write_items
 
 
@@ -177,15 +177,7 @@ def test_filter_is_sent_to_an_api_and_refused_elsewhere(tmp_path: Path) -> None:
     assert "only an API can filter; leave the filter out" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    ("fault", "expected"),
-    [
-        ("html", "does not answer as STAC"),
-        ("error", "the API answers with an error (status 500"),
-        ("slow", "cannot be reached"),
-        ("endless", "there are more than 5 items; limit the search"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "expected"), FAULTS.items())
 def test_misbehaving_api_is_named_and_nothing_is_written(
     fault: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

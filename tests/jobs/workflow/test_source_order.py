@@ -1,4 +1,4 @@
-"""The order of `sources`, which fingerprints do not tell: it is that of the store, and so of the network's inputs."""
+"""The order of `sources`, which fingerprints do not contain: it is that of the store, and so of the network's inputs."""
 
 from __future__ import annotations
 

@@ -77,4 +77,4 @@ def test_any_text_is_an_expression_or_refused(text: str) -> None:
 def test_functions_and_words_of_python_cannot_be_names() -> None:
     assert [name for name in ("sqrt", "maximum", "lambda", "None", "red", "B8A", "ndvi") if reserved(name)] == [
         "sqrt", "maximum", "lambda", "None",
-    ]  # fmt: skip
+    ]  # fmt: skip  # values in rows that belong together
