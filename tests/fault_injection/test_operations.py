@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,13 +124,13 @@ def scraped() -> Iterator[tuple[list[Cluster], set[str]]]:
             for node in [node for each in list(watched) for node in [each.head, *each.nodes]]:
                 found.update(re.findall(r"^(ray_\w+)(?=[ {])", node.metrics(), re.MULTILINE))
 
-    thread = threading.Thread(target=scrape, daemon=True)
-    thread.start()
-    try:
-        yield watched, found
-    finally:
-        over.set()
-        thread.join()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        scraping = pool.submit(scrape)
+        try:
+            yield watched, found
+        finally:
+            over.set()
+        scraping.result()
 
 
 def node_of_driver(on: Cluster, command: str) -> Node:

@@ -5,6 +5,7 @@ Each node is a separate process group, so a test can kill it completely, as if i
 
 from __future__ import annotations
 
+import http.client
 import os
 import secrets
 import shutil
@@ -14,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -67,11 +67,11 @@ class Node:
         assert self.process.poll() is None, self.log.read_text()[-3000:]
 
     def metrics(self) -> str:
-        """Return the node's Prometheus metrics, or an empty string if it cannot be reached."""
+        """Return the node's Prometheus metrics, or an empty string if it cannot be reached or ends while it answers."""
         try:
             with urllib.request.urlopen(f"http://{self.address}:{self.metrics_port}/metrics", timeout=5) as answer:
                 return str(answer.read().decode())
-        except (OSError, urllib.error.URLError):
+        except (OSError, http.client.HTTPException):
             return ""
 
     def processes(self) -> list[psutil.Process]:
