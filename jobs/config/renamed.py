@@ -17,6 +17,7 @@ RENAMED_KEYS = {
     "train.patience": "train.early_stopping_patience",
     "train.optimiser": "train.optimizer",
     "sampling.rate": "sampling.epoch_fraction",
+    "prepare.scheduler": "prepare.engine",
     "map.tile": "map.tile_size",
     "map.draws": "map.mc_samples",
 }

@@ -368,15 +368,29 @@ class ClassSection(Section):
     color: str | None = Field(default=None, pattern="^#[0-9a-fA-F]{6}$")
 
 
+#: Values of `prepare.engine` besides addresses of Dask schedulers.
+THREADS, RAY = "threads", "ray"
+
+
 class PrepareSection(Section):
-    """How patch stores are written: Dask scheduler (None: threads of this process) and shard side in pixels.
+    """How patch stores are written: by what, and the shard side in pixels.
+
+    `engine`: `threads` of this process, `ray` tasks, or the workers of the Dask scheduler at an address; None: `ray` where
+    RAY_ADDRESS names a cluster, otherwise `threads`.
 
     Sources in `histogram_matching` are matched, scene by scene, to the distribution of the training scenes.
     """
 
-    scheduler: str | None = None
+    engine: str | None = None
     shard: int | None = None
     histogram_matching: tuple[str, ...] = ()
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, value: str | None) -> str | None:
+        if value is not None and value not in (THREADS, RAY) and "://" not in value:
+            raise ValueError(f"give `{THREADS}`, `{RAY}`, or the address of a Dask scheduler such as tcp://10.0.0.1:8786")
+        return value
 
     @field_validator("shard")
     @classmethod

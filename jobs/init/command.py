@@ -23,7 +23,7 @@ from jobs.inspection.plan import Plan, plan
 from mibf.errors import InputError
 from pipeline.codes import SUBSETS
 from pipeline.io import storage
-from pipeline.parallel.executor import Executor, make_executor
+from pipeline.parallel.executor import Executor, ThreadExecutor
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,9 @@ def draft_config(
     scene = scene_name(name, clean_name(folder, default="scene"))
     found, split = None, None
     if labels is not None:
-        with make_executor(None) as executor:
-            found = find_classes(parse_file(labels), attribute, placed[0].source.grid, executor)
-            found, split = choose_split(found, grid, executor, patch=patch)
+        executor = ThreadExecutor()
+        found = find_classes(parse_file(labels), attribute, placed[0].source.grid, executor)
+        found, split = choose_split(found, grid, executor, patch=patch)
     elif attribute is not None:
         raise InputError(f"--attribute {attribute}: names a column of the label file; give that with --labels.")
     draft = Draft(scene, workspace or f"./work/{scene}", output, placed, patch, found, split)

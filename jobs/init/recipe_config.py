@@ -23,7 +23,7 @@ from mibf.errors import InputError
 from pipeline.areas.area import Area, read_area
 from pipeline.areas.area_grid import covering, zone
 from pipeline.io import storage
-from pipeline.parallel.executor import make_executor
+from pipeline.parallel.executor import ThreadExecutor
 from pipeline.scenes.acquisition_time import days
 
 #: Length of the dates up to which months become bands; with longer ones, seasons do.
@@ -100,9 +100,9 @@ def init_recipe(
     patch = choose_patch(grid)
     found, split = None, None
     if labels is not None:
-        with make_executor(None) as executor:
-            found = find_classes(parse_file(labels), attribute, grid, executor)
-            found, split = choose_split(found, grid, executor, patch=patch)
+        executor = ThreadExecutor()
+        found = find_classes(parse_file(labels), attribute, grid, executor)
+        found, split = choose_split(found, grid, executor, patch=patch)
     elif attribute is not None:
         raise InputError(f"--attribute {attribute}: names a column of the label file; give that with --labels.")
     draft = Draft(scene, workspace or f"./work/{scene}", output, (), patch, found, split)

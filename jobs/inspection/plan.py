@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.config.config import Config
+from jobs.config.resolve import input_urls
 from jobs.inspection.plan_map import MapPlan, format_duration, plan_map
+from jobs.prepare.engine import make_executor
 from jobs.prepare.preflight import check_data, check_free_space, check_memory, file_remarks, name_bands
 from jobs.prepare.scenes import open_scenes
 from jobs.runtime.progress import pluralize, progress_bar
@@ -14,7 +16,7 @@ from jobs.search.frozen import with_found_items
 from jobs.workflow.workspace import Workspace
 from mibf.network.spec import ONE_SOURCE
 from pipeline.io import storage
-from pipeline.parallel.executor import make_executor
+from pipeline.parallel.executor import ThreadExecutor
 from pipeline.store.estimate import Estimate, estimate
 
 
@@ -83,9 +85,9 @@ def plan(config: Config, *, any_size: bool = False) -> Plan:
         InputError: the scenes cannot be prepared as configured, or they do not fit on the disk.
     """
     workspace = Workspace.of(config)
-    with with_found_items(config) as read, make_executor(config.prepare.scheduler) as workers:
+    with with_found_items(config) as read, make_executor(config.prepare, files=input_urls(read)) as workers:
         scenes = open_scenes(read, workers, any_size=any_size)
-        if config.prepare.scheduler is None:
+        if isinstance(workers, ThreadExecutor):
             check_memory(scenes, workers.workers)
         check_data(scenes, workers)
         found = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.config.config import Config
 from jobs.inspection.verify_map import CheckedMap, Sample, check_maps
+from jobs.prepare.engine import make_executor
 from jobs.runtime.progress import progress_bar
 from jobs.workflow.manifest import read_manifest
 from jobs.workflow.result import Result
@@ -18,7 +19,6 @@ from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.grid import windows
 from pipeline.io import storage
-from pipeline.parallel.executor import make_executor
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.records import StoreRecords
 from pipeline.store.verify import find_corrupt_objects
@@ -106,7 +106,7 @@ def _checked(scene: str, config: Config, workspace: Workspace) -> CheckedStore:
         return found
     title = f"{scene}: verify"
     with (
-        make_executor(config.prepare.scheduler) as workers,
+        make_executor(config.prepare, files=[workspace.records(scene)]) as workers,
         progress_bar(title, len(records.shards) + 1, unit="shards") as advance,
     ):
         found.broken.extend(find_corrupt_objects(workers, url, records, each=advance))

@@ -100,7 +100,7 @@ def check_memory(scenes: list[PreparedScene], workers: int) -> None:
         needed = memory(scene, min(workers, len(scene.shards_read)))
         if needed > available:
             side = scene.template.shard
-            remedy = "prepare.shard" if side > 128 else "the band count, or use more memory or a cluster (prepare.scheduler)"
+            remedy = "prepare.shard" if side > 128 else "the band count, or use more memory or a cluster (prepare.engine)"
             raise InputError(
                 f"scene {scene.name!r}: {workers} concurrent shards of {side} x {side} pixels need about "
                 f"{needed / 1e9:.1f} GB of memory, but only {available / 1e9:.1f} GB are free. Reduce {remedy}."

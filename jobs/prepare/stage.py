@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from jobs.config.config import Config
+from jobs.prepare.engine import files_needed, make_executor
 from jobs.prepare.preflight import MOST_LISTED, check_data, check_memory, check_room, file_remarks, name_bands
 from jobs.prepare.scenes import buffer_pixels, open_scenes, subset_counts
 from jobs.runtime.progress import pluralize, progress_bar, warn
@@ -29,7 +30,7 @@ from pipeline.io import checksums, storage
 from pipeline.io.lease import Lease
 from pipeline.io.sidecars import Listings
 from pipeline.maps.drift import describe_drift, list_bands, matching_advice, measure_drift, unmatched
-from pipeline.parallel.executor import ClusterLostError, Executor, make_executor
+from pipeline.parallel.executor import ClusterLostError, Executor, ThreadExecutor
 from pipeline.rasters.header import UnreadableError
 from pipeline.scenes.coregistration import TOO_FAR, Shift, describe_shift, measure_shifts
 from pipeline.store.build import PreparedScene, build_store, discard_partial, read_finished
@@ -64,9 +65,9 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
     Raises:
         InputError: as `open_scenes`, for areas of `any_size` or not; or there is no room, no memory or no data.
     """
-    with make_executor(config.prepare.scheduler) as executor:
+    with make_executor(config.prepare, files=files_needed(config, workspace)) as executor:
         scenes = open_scenes(config, executor, any_size=any_size)
-        if config.prepare.scheduler is None:
+        if isinstance(executor, ThreadExecutor):
             check_memory(scenes, executor.workers)
         reusable = sum(sum(checksums.object_sizes(_partial_store(workspace, scene)).values()) for scene in scenes)
         check_room(scenes, workspace.url, written=reusable)

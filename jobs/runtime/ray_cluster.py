@@ -7,13 +7,14 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import psutil
 import ray
+import ray._private.worker
 import torch
 from dask.system import CPU_COUNT
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -23,8 +24,10 @@ from jobs.runtime.progress import info, warn
 from jobs.runtime.signals import kill_children
 from jobs.runtime.version import library_versions, version_changes
 from jobs.runtime.worker_resources import WorkerResources
+from mibf import __version__
 from mibf.device import best_device
 from mibf.errors import InputError
+from pipeline.io import checksums, storage
 
 #: Environment variable that Ray sets in the drivers of submitted jobs.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -32,6 +35,8 @@ _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 OBJECT_STORE_BYTES = 128 << 20
 #: Seconds in which a node must report its versions.
 NODE_SECONDS = 60.0
+#: Most files that nodes are asked for.
+FILES_ASKED = 20
 #: Seconds until an actor that holds a GPU has started.
 HOLD_SECONDS = 60.0
 
@@ -82,6 +87,65 @@ def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
         ) from error
 
 
+def _ask_nodes(function: Callable[..., Any], *arguments: Any) -> tuple[dict[str, Any], list[str]]:
+    """Call a function on every node that may get workers; return the answers by address, and the addresses without one.
+
+    Raises:
+        InputError: mibf cannot be used on a node.
+    """
+    ask = ray.remote(num_cpus=0, max_retries=0)(function)
+    pending = {
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(*arguments): node
+        for node in ray.nodes()
+        if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
+    }
+    answered, silent = ray.wait(list(pending), num_returns=len(pending), timeout=NODE_SECONDS) if pending else ([], [])
+    found = {}
+    for each in answered:
+        address = pending[each]["NodeManagerAddress"]
+        try:
+            found[address] = ray.get(each)
+        except ray.exceptions.RayError as error:
+            raise InputError(
+                f"Ray node {address}: mibf cannot be used there ({str(error).strip().splitlines()[-1]}); install mibf "
+                f"{__version__} on it."
+            ) from error
+    return found, [pending[each]["NodeManagerAddress"] for each in silent]
+
+
+def check_shared(urls: Collection[str]) -> None:
+    """Check that every node of a cluster finds the same files as this process; of many, a few are checked.
+
+    Raises:
+        InputError: a node does not find one of them, or finds another file there.
+    """
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        return  # the only node is this machine
+    asked = sorted(urls)[:: max(1, len(urls) // FILES_ASKED)][:FILES_ASKED]
+    here = {}
+    for url in asked:
+        with suppress(InputError):  # whoever reads it says so
+            here[url] = checksums.input_fingerprint(url)
+    found, _ = _ask_nodes(_unlike, here)
+    for address, problem in found.items():
+        if problem is not None:
+            raise InputError(
+                f"Ray node {address}: {problem}. Put inputs and workspace where all nodes find them at the same address, "
+                "in an object store or on a shared disk, and give the nodes the credentials."
+            )
+
+
+def _unlike(files: Mapping[str, str]) -> str | None:
+    """What is wrong with the first of some files on this node, given their fingerprints; None if nothing is."""
+    for url, expected in files.items():
+        try:
+            if checksums.fingerprint(url) != expected:
+                return f"{storage.redact_url(url)} is another file there"
+        except Exception as error:  # each file system raises its own types
+            return f"{storage.redact_url(url)} cannot be read there ({type(error).__name__})"
+    return None
+
+
 def _check_nodes() -> None:
     """Ask every node that may get workers for its versions; say once which nodes compute with other libraries.
 
@@ -89,23 +153,9 @@ def _check_nodes() -> None:
         InputError: a node has another version of mibf, or none.
     """
     here = library_versions()
-    ask = ray.remote(num_cpus=0, max_retries=0)(library_versions)
-    pending = {
-        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
-        for node in ray.nodes()
-        if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
-    }
-    answered, silent = ray.wait(list(pending), num_returns=len(pending), timeout=NODE_SECONDS) if pending else ([], [])
-    others = [f"{pending[each]['NodeManagerAddress']} did not answer within {NODE_SECONDS:g} s" for each in silent]
-    for each in answered:
-        address = pending[each]["NodeManagerAddress"]
-        try:
-            versions = ray.get(each)
-        except ray.exceptions.RayError as error:
-            raise InputError(
-                f"Ray node {address}: mibf cannot be used there ({str(error).strip().splitlines()[-1]}); install mibf "
-                f"{here['mibf']} on it."
-            ) from error
+    found, silent = _ask_nodes(library_versions)
+    others = [f"{address} did not answer within {NODE_SECONDS:g} s" for address in silent]
+    for address, versions in found.items():
         if versions["mibf"] != here["mibf"]:
             raise InputError(
                 f"Ray node {address} has mibf {versions['mibf']}, and this process has {here['mibf']}; install the same "
@@ -126,6 +176,8 @@ def _init(**options: Any) -> None:
     """Call `ray.init`; if it fails or is interrupted, kill the processes that it has started."""
     earlier = psutil.Process().children(recursive=True)
     try:
+        # Ray prints lost nodes to standard output, which belongs to the summary; what follows from them, mibf reports.
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
         with _suppressed_stderr() as report, ray_start.watched(report, limit=ray_start.LIMIT_SECONDS):
             ray.init(job_config=ray_start.JobConfig(), log_to_driver=False, **options)
     except BaseException:
@@ -264,6 +316,11 @@ def cpus_each(
         if room >= workers and sum(node.cpus for node in nodes) - each * workers >= reserved_cpus:
             return each
     return 1
+
+
+def driver_takes_cpu() -> bool:
+    """Whether this process is the driver of a submitted job and holds a CPU of the cluster."""
+    return bool(_nodes()[1])
 
 
 def _no_cpu_in_use() -> bool:

@@ -1,10 +1,13 @@
 """Run a function over many windows: on Dask threads of this process, or on the machines of a dask.distributed cluster.
 
-The choice does not affect the results: a task depends on its window alone, and writes whole shards.
+`jobs.runtime.ray_executor` does the same on a Ray cluster. The choice does not affect the results: a task depends on its
+window alone, and writes whole shards.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +29,13 @@ if TYPE_CHECKING:
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Part = TypeVar("Part")
 #: Seconds to wait for a scheduler.
 TIMEOUT = 10
 #: Items in one Dask graph: larger graphs cost time and memory.
 TASKS_IN_FLIGHT = 1000
+#: Parts that one task on a cluster merges.
+MERGED_AT_ONCE = 8
 
 
 class Executor(Protocol):
@@ -49,6 +55,26 @@ class Executor(Protocol):
         """Call `function(shared, item)` for every item, and `take` with each result, one at a time, in order of completion.
 
         When a call fails, no further call starts, and its exception is raised once those in progress have finished.
+        """
+
+    def reduce(
+        self,
+        function: Callable[[Shared, Item], tuple[Result, Part]],
+        shared: Shared,
+        items: Sequence[Item],
+        take: Callable[[Result], None],
+        merge: Callable[[Part, Part], Part],
+    ) -> Part | None:
+        """Like `each`, for calls that also return a part of a large total; return the merged parts, None without items.
+
+        Parts are merged where they were made: only the total reaches this process.
+
+        Args:
+            function: returns a result for `take`, and a part.
+            shared: passed to every call.
+            items: one call each.
+            take: is called with each result, one at a time.
+            merge: returns the sum of two parts, of which it may change the first; their order must not matter.
         """
 
 
@@ -80,6 +106,25 @@ class ThreadExecutor:
         if run.failure is not None:
             raise run.failure
 
+    def reduce(
+        self,
+        function: Callable[[Shared, Item], tuple[Result, Part]],
+        shared: Shared,
+        items: Sequence[Item],
+        take: Callable[[Result], None],
+        merge: Callable[[Part, Part], Part],
+    ) -> Part | None:
+        """See `Executor.reduce`."""
+        total: list[Part] = []
+
+        def add(found: tuple[Result, Part]) -> None:
+            result, part = found
+            total[:] = [merge(total[0], part)] if total else [part]
+            take(result)
+
+        self.each(function, shared, items, add)
+        return total[0] if total else None
+
 
 @dataclass
 class _Run:
@@ -110,6 +155,31 @@ class ClusterLostError(RuntimeError):
 
 
 @dataclass
+class MergeTree:
+    """Merges parts that are held by a cluster, in groups, level by level, as they become ready.
+
+    A tree, because a chain would carry the total from worker to worker for every part.
+    """
+
+    submit: Callable[[list[Any]], Any]  #: starts the merge of some parts, and returns a reference to the outcome
+    levels: list[list[Any]] = field(default_factory=list)  #: references of parts that are not merged yet
+
+    def add(self, part: Any, level: int = 0) -> None:
+        """Add a reference to a part; a full group is merged to one part of the next level."""
+        if level == len(self.levels):
+            self.levels.append([])
+        self.levels[level].append(part)
+        if len(self.levels[level]) == MERGED_AT_ONCE:
+            group, self.levels[level] = self.levels[level], []
+            self.add(self.submit(group), level + 1)
+
+    def total(self) -> Any:
+        """A reference to the sum of all parts; None without parts."""
+        rest = [part for level in self.levels for part in level]
+        return self.submit(rest) if len(rest) > 1 else (rest[0] if rest else None)
+
+
+@dataclass
 class DistributedExecutor:
     """The workers of a dask.distributed cluster. They see the same files and have the same mibf installed."""
 
@@ -128,28 +198,60 @@ class DistributedExecutor:
         take: Callable[[Result], None],
     ) -> None:
         """See `Executor.each`."""
-        from distributed import CancelledError, KilledWorker, as_completed, wait
-        from distributed.comm import CommClosedError
+        self._run(function, shared, items, take, lambda future: future)
+
+    def reduce(
+        self,
+        function: Callable[[Shared, Item], tuple[Result, Part]],
+        shared: Shared,
+        items: Sequence[Item],
+        take: Callable[[Result], None],
+        merge: Callable[[Part, Part], Part],
+    ) -> Part | None:
+        """See `Executor.reduce`."""
+        tree = MergeTree(lambda parts: self.client.submit(merge_parts, merge, parts, pure=False))
+
+        def result_of(pair: Any) -> Any:
+            """Leave the part where it is, and return the result alone."""
+            tree.add(self.client.submit(_second, pair, pure=False))
+            return self.client.submit(_first, pair, pure=False)
+
+        self._run(function, shared, items, take, result_of)
+        total = tree.total()
+        return None if total is None else self._result(total)
+
+    def _run(
+        self,
+        function: Callable[[Shared, Item], Any],
+        shared: Shared,
+        items: Sequence[Item],
+        take: Callable[[Any], None],
+        result_of: Callable[[Any], Any],
+    ) -> None:
+        """Call a function for every item; `result_of` turns the future of a call into that of the result to take."""
+        from distributed import as_completed, wait
 
         with self.client.as_current():
             sent = self.client.scatter(shared, hash=False)
             waiting = iter(items)
+
+            def submit(count: int) -> list[Any]:
+                calls = [
+                    self.client.submit(run_remotely, function, sent, item, pure=False, retries=1)
+                    for item in islice(waiting, count)
+                ]
+                return [result_of(call) for call in calls]
+
             # A few items per thread at a time: results are taken as they complete, and a failure stops those not started.
-            submitted = [self._submit(function, sent, item) for item in islice(waiting, 4 * self.workers)]
+            submitted = submit(4 * self.workers)
             completed = as_completed(submitted)
             try:
                 for future in completed:
-                    try:
-                        result = future.result()
-                    except (CancelledError, KilledWorker, CommClosedError) as error:
-                        raise ClusterLostError(f"the Dask cluster was lost ({type(error).__name__}: {error})") from error
-                    if isinstance(result, _TaskRefusal):
-                        raise result.kind(result.message)
-                    take(result)
+                    take(raise_refusal(self._result(future)))
                     submitted.remove(future)
-                    for item in islice(waiting, 1):
-                        submitted.append(self._submit(function, sent, item))
-                        completed.add(submitted[-1])
+                    for added in submit(1):
+                        submitted.append(added)
+                        completed.add(added)
             except ClusterLostError:
                 raise
             except Exception:
@@ -159,55 +261,88 @@ class DistributedExecutor:
                 self.client.cancel(submitted)
                 raise
 
-    def _submit(self, function: Callable[..., Any], shared: Any, item: Any) -> Any:
-        return self.client.submit(_run_remotely, function, shared, item, pure=False, retries=1)
+    def _result(self, future: Any) -> Any:
+        """Wait for a result.
+
+        Raises:
+            ClusterLostError: the cluster or its workers are gone.
+        """
+        from distributed import CancelledError, KilledWorker
+        from distributed.comm import CommClosedError
+
+        try:
+            return future.result()
+        except (CancelledError, KilledWorker, CommClosedError) as error:
+            raise ClusterLostError(f"the Dask cluster was lost ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True)
-class _TaskRefusal:
+class TaskRefusal:
     """A refused input in a form that can be sent: its cause, a GDAL error for example, may not be serializable."""
 
     message: str
     kind: type[InputError]
 
 
-def _run_remotely(function: Callable[[Any, Any], Any], shared: Any, item: Any) -> Any:
-    """Run a call on another machine; a refused input is returned, so that it is not retried."""
+def run_remotely(function: Callable[[Any, Any], Any], shared: Any, item: Any) -> Any:
+    """Run a call on another machine; a refused input is returned, as `TaskRefusal`, so that it is not retried."""
     try:
         return function(shared, item)
     except InputError as error:
-        return _TaskRefusal(str(error), type(error))
+        return TaskRefusal(str(error), type(error))
+
+
+def raise_refusal(found: Any) -> Any:
+    """Return what a call on another machine has returned.
+
+    Raises:
+        InputError: the call refused its input.
+    """
+    if isinstance(found, TaskRefusal):
+        raise found.kind(found.message)
+    return found
+
+
+def merge_parts(merge: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
+    """Merge parts on a worker; those of refused calls are None. The parts stay as they are: they may be needed again."""
+    first, *others = [part for part in parts if part is not None] or [None]
+    return functools.reduce(merge, others, copy.deepcopy(first))
+
+
+def _first(pair: Any) -> Any:
+    return pair if isinstance(pair, TaskRefusal) else pair[0]
+
+
+def _second(pair: Any) -> Any:
+    return None if isinstance(pair, TaskRefusal) else pair[1]
 
 
 @contextmanager
-def make_executor(scheduler: str | None) -> Iterator[Executor]:
-    """Yield the threads of this process, or the cluster whose scheduler is at an address such as tcp://10.0.0.1:8786.
+def connect_dask(address: str) -> Iterator[Executor]:
+    """Yield the cluster whose Dask scheduler is at an address such as tcp://10.0.0.1:8786.
 
     Raises:
         InputError: no scheduler responds there, or its workers are missing or have another version of mibf.
     """
-    if scheduler is None:
-        yield ThreadExecutor()
-        return
     from distributed import Client
 
     try:
-        client = Client(scheduler, timeout=TIMEOUT, set_as_default=False)
+        client = Client(address, timeout=TIMEOUT, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         raise InputError(
-            f"prepare.scheduler {scheduler}: no Dask scheduler responds there ({error}); start one with `dask scheduler` "
-            "and `dask worker`, fix the address, or remove the key to use this machine's threads."
+            f"prepare.engine {address}: no Dask scheduler responds there ({error}); start one with `dask scheduler` "
+            "and `dask worker`, fix the address, or set it to `threads` to use this machine's threads."
         ) from error
     with client:
         versions = client.run(_version)
         if not versions:
             raise InputError(
-                f"prepare.scheduler {scheduler}: the cluster has no workers; start some with `dask worker {scheduler}`."
+                f"prepare.engine {address}: the cluster has no workers; start some with `dask worker {address}`."
             )
         others = {f"{where} has {found}" for where, found in versions.items() if found != __version__}
         if others:
             raise InputError(
-                f"prepare.scheduler {scheduler}: this machine has mibf {__version__}, but {', '.join(sorted(others))}; "
+                f"prepare.engine {address}: this machine has mibf {__version__}, but {', '.join(sorted(others))}; "
                 "install the same version on all."
             )
         yield DistributedExecutor(client)

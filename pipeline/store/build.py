@@ -99,14 +99,6 @@ class PreparedScene:
 
 
 @dataclass(frozen=True)
-class BuiltShard:
-    """A newly written shard: its record, and the values at its training samples by source."""
-
-    record: ShardRecord
-    sketches: dict[str, QuantileSketch]
-
-
-@dataclass(frozen=True)
 class _Target:
     """The destination of a scene's store."""
 
@@ -145,14 +137,12 @@ def build_store(
 
     done = {record.window for record in records}
     missing = [window for window in scene.shards if window not in done]
-    sketches = _empty_sketches(scene)
 
-    def take(filled: BuiltShard) -> None:
-        records.append(filled.record)
-        merge(sketches, filled.sketches)
+    def take(record: ShardRecord) -> None:
+        records.append(record)
         each(1)
 
-    executor.each(fill_shard, target, missing, take)
+    sketches = executor.reduce(fill_shard, target, missing, take, merge) or _empty_sketches(scene)
     return StoreRecords(fingerprint, template, records, sketches, frozenset(missing))
 
 
@@ -214,8 +204,11 @@ def _empty_sketches(scene: PreparedScene) -> dict[str, QuantileSketch]:
     return {s.declared.name: QuantileSketch(s.bands, s.dtype) for s in scene.sources}
 
 
-def fill_shard(target: _Target, window: Window) -> BuiltShard:
-    """Write one shard of a scene's store and its record. Running it twice leaves the same bytes."""
+def fill_shard(target: _Target, window: Window) -> tuple[ShardRecord, dict[str, QuantileSketch]]:
+    """Write one shard of a scene's store and its record. Running it twice leaves the same bytes.
+
+    Return the record, and the values at the shard's training samples by source.
+    """
     started = time.monotonic()
     arrays, valid = shard_arrays(target.scene, window)
     between = time.monotonic()
@@ -223,7 +216,7 @@ def fill_shard(target: _Target, window: Window) -> BuiltShard:
     seconds = round(between - started, 3), round(time.monotonic() - between, 3)
     record = ShardRecord(window, objects, valid, *seconds, _observations(target.scene, arrays))
     storage.write_json(target.record(window), record.to_json())
-    return BuiltShard(record, _sketched(target.scene, arrays))
+    return record, _sketched(target.scene, arrays)
 
 
 def _sketched(scene: PreparedScene, arrays: dict[str, NDArray[Any]]) -> dict[str, QuantileSketch]:

@@ -152,13 +152,14 @@ class QuantileSketch:
         return BandScaling(low=low, high=high, fill=fill)
 
 
-def merge(total: dict[str, QuantileSketch], found: Mapping[str, QuantileSketch]) -> None:
-    """Add the counts of one scene or shard, by source, to a total."""
+def merge(total: dict[str, QuantileSketch], found: Mapping[str, QuantileSketch]) -> dict[str, QuantileSketch]:
+    """Add the counts of one scene or shard, by source, to a total, and return it."""
     for name, sketch in found.items():
         if name in total:
             total[name].merge(sketch)
         else:
             total[name] = sketch
+    return total
 
 
 def fit_scaling(sketches: Mapping[str, QuantileSketch]) -> Scaling:

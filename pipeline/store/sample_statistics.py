@@ -27,7 +27,7 @@ FEW_SAMPLES = 4
 
 @dataclass
 class StoreStatistics:
-    """Statistics of a store, or of one shard."""
+    """Statistics of a store, or of one shard, whose sketches are returned beside it."""
 
     samples: NDArray[np.int32]  #: number per subset, class and window: (subset, class, window y, window x)
     tests: int = 0  #: number of test samples
@@ -55,7 +55,6 @@ def collect_statistics(
     store = PatchStore(url)
     rows, columns = store.shape
     total = StoreStatistics(np.zeros((len(SUBSETS), len(store.classes), -(-rows // CHUNK), -(-columns // CHUNK)), np.int32))
-    total.sketches = _sketches(store)
 
     def take(part: tuple[Window, StoreStatistics]) -> None:
         window, found = part
@@ -64,11 +63,11 @@ def collect_statistics(
         total.samples[..., y : y + high, x : x + wide] = found.samples
         total.tests += found.tests
         total.overlapping += found.overlapping
-        merge(total.sketches, found.sketches)
         each(1)
 
     task = _Task(url, patch, frozenset(sketched))
-    executor.each(_shard_statistics, task, windows(store.shape, store.shard), take)
+    found = executor.reduce(_shard_statistics, task, windows(store.shape, store.shard), take, merge)
+    total.sketches = found or _sketches(store)
     return total
 
 
@@ -93,7 +92,7 @@ def _store(url: str, token: str) -> PatchStore:
     return PatchStore(url)
 
 
-def _shard_statistics(task: _Task, shard: Window) -> tuple[Window, StoreStatistics]:
+def _shard_statistics(task: _Task, shard: Window) -> tuple[tuple[Window, StoreStatistics], dict[str, QuantileSketch]]:
     store = _store(task.url, task.token)
     reach = task.patch - 1
     rows, columns = store.shape
@@ -101,7 +100,7 @@ def _shard_statistics(task: _Task, shard: Window) -> tuple[Window, StoreStatisti
     bottom, right = min(rows, shard.y + shard.height + reach), min(columns, shard.x + shard.width + reach)
     ids, codes = store.labelled(Window(y, x, bottom - y, right - x))
     own = np.s_[shard.y - y : shard.y - y + shard.height, shard.x - x : shard.x - x + shard.width]
-    found = StoreStatistics(_counts(store, ids[own], codes[own]), sketches=_sketches(store))
+    found, sketches = StoreStatistics(_counts(store, ids[own], codes[own])), _sketches(store)
     train = codes == CODES["train"]
     test = codes[own] == CODES["test"]
     found.tests = int(test.sum())
@@ -113,8 +112,8 @@ def _shard_statistics(task: _Task, shard: Window) -> tuple[Window, StoreStatisti
     for part in [] if shard in task.sketched else _worth_reading(shard, train):
         trained = train[part.y - shard.y :, part.x - shard.x :][: part.height, : part.width]
         for source in store.sources:
-            found.sketches[source.name].add_at(*store.read_source(source.name, part), trained)
-    return shard, found
+            sketches[source.name].add_at(*store.read_source(source.name, part), trained)
+    return (shard, found), sketches
 
 
 def _counts(store: PatchStore, ids: NDArray[np.uint8], codes: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -43,22 +43,17 @@ def sketch_scene(
 ) -> dict[str, QuantileSketch]:
     """Count all valid values of some sources of a store; `each` is called with 1 after every shard."""
     store = PatchStore(url)
-    total: dict[str, QuantileSketch] = {}
-
-    def take(found: dict[str, QuantileSketch]) -> None:
-        merge(total, found)
-        each(1)
-
-    executor.each(_sketch_shard, _Task(url, tuple(sources)), windows(store.shape, store.shard), take)
-    return total
+    task = _Task(url, tuple(sources))
+    return executor.reduce(_sketch_shard, task, windows(store.shape, store.shard), each, merge) or {}
 
 
-def _sketch_shard(task: _Task, shard: Window) -> dict[str, QuantileSketch]:
+def _sketch_shard(task: _Task, shard: Window) -> tuple[int, dict[str, QuantileSketch]]:
+    """Return one, the number of shards counted, and a shard's values by source."""
     store, found = PatchStore(task.url), {}
     for name in task.sources:
         found[name] = QuantileSketch(store.source(name).bands, store.array(f"sources/{name}").dtype)
         found[name].add(*store.read_source(name, shard))
-    return found
+    return 1, found
 
 
 def quantiles(sketches: Mapping[str, QuantileSketch]) -> Quantiles:

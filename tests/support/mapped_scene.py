@@ -33,13 +33,39 @@ TRAIN = {"epochs": 1, "batch_size": 64, "learning_rate": 3e-3, "workers": 0, "th
 MAP = {"tile_size": 64, "workers": 0, "attempts": 1, "backoff": 0}
 #: Tile corners.
 TILES = [f"y{y}_x{x}" for y in (0, 64, 128) for x in (0, 64, 128)]
-#: Before reading a tile, a process sleeps `MIBF_TESTS_SLEEP` seconds and kills itself if it is tile `MIBF_TESTS_FATAL`.
+#: Before reading a tile or a shard, a process sleeps `MIBF_TESTS_SLEEP` seconds; it kills itself at tile `MIBF_TESTS_FATAL`.
 _SITE = """
 import importlib.util, os, signal, sys, time
 
+def sleep():
+    time.sleep(float(os.environ.get("MIBF_TESTS_SLEEP", "0")))
+
+def disturb_tiles(module):
+    read = module.TilePredictor.read
+
+    def disturbed(predictor, store, tile):
+        sleep()
+        if tile.key == os.environ.get("MIBF_TESTS_FATAL"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(predictor, store, tile)
+
+    module.TilePredictor.read = disturbed
+
+def disturb_shards(module):
+    read = module.shard_arrays
+
+    def disturbed(scene, window):
+        sleep()
+        return read(scene, window)
+
+    module.shard_arrays = disturbed
+
 class Finder:
+    def __init__(self, name, disturb):
+        self.name, self.disturb = name, disturb
+
     def find_spec(self, name, path, target=None):
-        if name != "pipeline.maps.predictor":
+        if name != self.name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -47,25 +73,21 @@ class Finder:
 
         def exec_module(module):
             load(module)
-            read = module.TilePredictor.read
-
-            def disturbed(predictor, store, tile):
-                time.sleep(float(os.environ.get("MIBF_TESTS_SLEEP", "0")))
-                if tile.key == os.environ.get("MIBF_TESTS_FATAL"):
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return read(predictor, store, tile)
-
-            module.TilePredictor.read = disturbed
+            self.disturb(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
-sys.meta_path.insert(0, Finder())
+sys.meta_path.insert(0, Finder("pipeline.maps.predictor", disturb_tiles))
+sys.meta_path.insert(0, Finder("pipeline.store.build", disturb_shards))
 """
 
 
 def disturbed(folder: Path, *, sleep: float = 0, fatal: str = "") -> dict[str, str]:
-    """Return environment variables that slow all tiles or make one kill its process; write the hook to `folder`."""
+    """Return environment variables that slow all tiles and shards, or make a tile kill its process.
+
+    The hook is written to `folder`.
+    """
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(_SITE)
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])

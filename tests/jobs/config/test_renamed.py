@@ -15,7 +15,14 @@ from pipeline.maps.products import MAP_PRODUCTS
 from tests.support.scenes import SmallScene
 
 #: A value that each old key took.
-VALUES = {"train.clip": 1.0, "train.average": 0.05, "train.optimiser": "adam", "sampling.rate": 0.5, "map.tile": 64}
+VALUES = {
+    "train.clip": 1.0,
+    "train.average": 0.05,
+    "train.optimiser": "adam",
+    "sampling.rate": 0.5,
+    "map.tile": 64,
+    "prepare.scheduler": "tcp://10.0.0.1:8786",
+}
 
 
 def write(scene: SmallScene, old: str) -> Path:

@@ -42,7 +42,7 @@ def scheduler() -> Iterator[str]:
 @pytest.mark.slow
 def test_dask_cluster_writes_the_same_bytes_as_threads(large: SmallScene, scheduler: str) -> None:
     run(large, SHARDS)
-    address = f"prepare.scheduler={scheduler}"
+    address = f"prepare.engine={scheduler}"
     run(large, SHARDS, address, f"workspace={large.folder / 'other'}")
     assert objects(large) == objects(large, "other")
     for name in ("scaling.json", "split.json"):
@@ -55,7 +55,7 @@ def test_dask_cluster_writes_the_same_bytes_as_threads(large: SmallScene, schedu
 def test_file_unreadable_on_a_dask_worker_is_named_in_the_error(large: SmallScene, scheduler: str) -> None:
     path = large.folder / "optical.tif"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    message = run(large, SHARDS, f"prepare.scheduler={scheduler}", status=2).stderr
+    message = run(large, SHARDS, f"prepare.engine={scheduler}", status=2).stderr
     assert "optical.tif" in message
     assert "truncated" in message
     assert not (large.folder / "work").exists()
@@ -63,8 +63,8 @@ def test_file_unreadable_on_a_dask_worker_is_named_in_the_error(large: SmallScen
 
 def test_unreachable_dask_scheduler_exits_2(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.parallel.executor.TIMEOUT", 1)
-    message = run(scene, "prepare.scheduler=tcp://127.0.0.1:1", status=2).stderr
-    assert "prepare.scheduler tcp://127.0.0.1:1: no Dask scheduler responds there" in message
+    message = run(scene, "prepare.engine=tcp://127.0.0.1:1", status=2).stderr
+    assert "prepare.engine tcp://127.0.0.1:1: no Dask scheduler responds there" in message
     assert not (scene.folder / "work").exists()
 
 
@@ -89,7 +89,7 @@ def failing_after(monkeypatch: pytest.MonkeyPatch, shards: int, error: BaseExcep
         if len(done) >= shards:
             raise error
         filled = write(target, window)
-        done.append(filled.record)
+        done.append(filled[0])
         return filled
 
     monkeypatch.setattr(pipeline.store.build, "fill_shard", fill_shard_or_fail)
@@ -252,7 +252,7 @@ def test_living_dask_workers_read_the_current_version_of_files_on_the_web(scene:
             labels = np.where(scene.truth == 1, label, scene.truth)
             write_raster(scene.folder / "labels.tif", labels[None])
             os.utime(scene.folder / "labels.tif", (1577836800 + value,) * 2)
-            run(scene, f"prepare.scheduler={scheduler}", scenes=config, classes=CLASSES[1:] if label == 2 else CLASSES)
+            run(scene, f"prepare.engine={scheduler}", scenes=config, classes=CLASSES[1:] if label == 2 else CLASSES)
             store = PatchStore(str(scene.folder / "work/stores/small.zarr"))
             assert (store.array("sources/optical")[:] == value).all()
             assert (store.array("labels")[:] == labels).all()
