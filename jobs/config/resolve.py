@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.io import checksums, storage
 from pipeline.rasters.header import RasterFile
 from pipeline.scenes.labels import Labels
 from pipeline.scenes.source import Source
-from pipeline.stac.assets import AssetFile, asset_files, further_pages
+from pipeline.stac.assets import AssetFile, Skipped, further_pages, series_files
 from pipeline.stac.composite import Composite
 from pipeline.stac.masks import Mask
 from pipeline.stac.periods import Period, calendar_periods, intervals, select_days
@@ -62,23 +63,18 @@ def _source(name: str, section: SourceSection) -> Source:
     variables = section.variable if isinstance(section.variable, tuple) else (section.variable,)
 
     notes: tuple[str, ...] = ()
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
     dates: dict[str, Any] = {}
     if section.stac is not None:
-        stamp = checksums.input_fingerprint(section.stac.items)
-        # Encodings of embeddings have scales of their own.
-        checked = section.decode in (None, "db")
-        decided = bool({"unscale", "gain", "offset"} & section.model_fields_set)
-        assets, masks, notes = _assets(
-            section.stac, stamp, bands=section.bands, unscale=section.unscale, checked=checked, decided=decided
-        )
-        scales = _scale_assets(section, assets)
+        found = _items(section, section.stac)
+        assets, scales = found.assets, _scale_assets(section, found)
         # Calendar periods are those of all items: a missing file takes none away.
-        periods = _periods(section.stac, [each.date for each in assets[0]])
-        assets, masks, skipped = _without_missing(section.stac, assets, masks, scales)
+        periods = periods_of(section.stac, [*(each.date for each in assets[0]), *(each.date for each in found.skipped)])
+        found = _without_missing(section.stac, found, scales)
+        assets, notes, skipped = found.assets, found.notes, found.skipped
         _check_bands(name, section, assets)
         layers = [[file(each.url, v, each) for each in layer] for layer in assets for v in variables]
-        dates = _dates(section, section.stac, assets[0], masks) | {"periods": periods, "gaps": section.stac.gaps}
+        dates = _dates(section, section.stac, assets[0], found.masks) | {"periods": periods, "gaps": section.stac.gaps}
     else:
         layers = [[file(url, v) for url in layer] for layer in _layers(section) for v in variables]
     return Source(
@@ -131,7 +127,7 @@ def _dates(
     return found | {"composite": composite, "dates": tuple(each.date for each in files)}
 
 
-def _periods(stac: StacSection, days: Sequence[str]) -> tuple[Period, ...]:
+def periods_of(stac: StacSection, days: Sequence[str]) -> tuple[Period, ...]:
     """Return the periods of a composite, of which calendar periods depend on the days of the items; none if it has none."""
     if isinstance(stac.periods, str):
         return calendar_periods(stac.periods, days, where=storage.redact_url(stac.items))
@@ -169,13 +165,37 @@ def _scales(section: SourceSection) -> dict[str, RasterFile]:
     }
 
 
-def _scale_assets(section: SourceSection, assets: Sequence[Sequence[AssetFile]]) -> dict[str, RasterFile]:
+@dataclass(frozen=True)
+class _Items:
+    """The items that a source is read from, and those that are left out."""
+
+    assets: tuple[tuple[AssetFile, ...], ...]  #: files of each asset
+    masks: tuple[AssetFile, ...]  #: files of the mask, if there is one
+    scales: tuple[AssetFile, ...]  #: files of the scales, if values have some
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]  #: on what items state
+
+
+def _items(section: SourceSection, stac: StacSection) -> _Items:
+    """Return the items of a source that have all assets, of its periods."""
+    scales = section.decode.tessera.urls if isinstance(section.decode, DecodeSection) else ()
+    return _read_items(
+        stac,
+        checksums.input_fingerprint(stac.items),
+        scales=scales,
+        bands=section.bands,
+        unscale=section.unscale,
+        checked=section.decode in (None, "db"),  # encodings of embeddings have scales of their own
+        decided=bool({"unscale", "gain", "offset"} & section.model_fields_set),
+    )
+
+
+def _scale_assets(section: SourceSection, items: _Items) -> dict[str, RasterFile]:
     """Return the raster of scales of each file of the assets, which is an asset of the same item."""
     if section.stac is None or not isinstance(section.decode, DecodeSection):
         return {}
     declared = section.decode.tessera
-    (found,) = asset_files(section.stac.items, declared.urls, alternate=section.stac.alternate)
-    chosen = next((each for each in found if each.band is not None), None)
+    chosen = next((each for each in items.scales if each.band is not None), None)
     if chosen is not None:
         raise InputError(
             f"{storage.redact_url(section.stac.items)}: {declared.urls[0]!r} of `decode.tessera.scales` is one of several "
@@ -191,31 +211,32 @@ def _scale_assets(section: SourceSection, assets: Sequence[Sequence[AssetFile]])
             stated=own.stated,
             stated_crs=own.crs,
         )
-        for layer in assets
-        for each, own in zip(layer, found, strict=True)
+        for layer in items.assets
+        for each, own in zip(layer, items.scales, strict=True)
     }
 
 
-#: Files of each asset, those of the mask, and which items are left out, with the cause.
-_Assets = tuple[tuple[tuple[AssetFile, ...], ...], tuple[AssetFile, ...], tuple[str, ...]]
-
-
-def _without_missing(
-    stac: StacSection,
-    assets: tuple[tuple[AssetFile, ...], ...],
-    masks: tuple[AssetFile, ...],
-    scales: dict[str, RasterFile],
-) -> _Assets:
+def _without_missing(stac: StacSection, items: _Items, scales: dict[str, RasterFile]) -> _Items:
     """Leave out the items with missing files, if several dates are combined and some remain."""
-    items = assets[0]
-    if stac.composite is None or stac.on_error == "refuse" or len({item.date for item in items}) < 2:
-        return assets, masks, ()
-    layers = [[file.url for file in layer] for layer in (*assets, *([masks] if masks else []))]
-    layers += [[scales[file.url].url for file in layer] for layer in assets] if scales else []
-    kept, missing = split_missing(items, layers)
+    first = items.assets[0]
+    if not _may_skip(stac) or len({item.date for item in first}) < 2:
+        return items
+    layers = [[file.url for file in layer] for layer in (*items.assets, *([items.masks] if items.masks else []))]
+    layers += [[scales[file.url].url for file in layer] for layer in items.assets] if scales else []
+    kept, missing = split_missing(first, layers)
     if not kept or not missing:
-        return assets, masks, ()
-    return tuple(tuple(layer[at] for at in kept) for layer in assets), tuple(masks[at] for at in kept if masks), missing
+        return items
+    return replace(
+        items,
+        assets=tuple(tuple(layer[at] for at in kept) for layer in items.assets),
+        masks=tuple(items.masks[at] for at in kept if items.masks),
+        skipped=(*items.skipped, *missing),
+    )
+
+
+def _may_skip(stac: StacSection) -> bool:
+    """Whether unusable items of some dates are left out, rather than refused."""
+    return stac.composite is not None and stac.on_error == "skip"
 
 
 def _layers(section: SourceSection) -> tuple[tuple[str, ...], ...]:
@@ -234,24 +255,37 @@ def _check_bands(name: str, section: SourceSection, assets: Sequence[Sequence[As
 
 
 @cache
-def _assets(
-    stac: StacSection, stamp: str, *, bands: tuple[int, ...] | None, unscale: bool, checked: bool, decided: bool
-) -> tuple[tuple[tuple[AssetFile, ...], ...], tuple[AssetFile, ...], tuple[str, ...]]:
-    """Return the files of each asset and of the mask, and notes on what items state and leave out."""
+def _read_items(
+    stac: StacSection,
+    stamp: str,
+    *,
+    scales: tuple[str, ...],
+    bands: tuple[int, ...] | None,
+    unscale: bool,
+    checked: bool,
+    decided: bool,
+) -> _Items:
+    """Read the items of a file, and return those of the periods that have all assets; `scales` are assets, too."""
     del stamp  # cache key only: a changed item is read again
     masked = () if stac.mask is None else (stac.mask.asset,)
-    found = asset_files(stac.items, (*stac.assets, *masked), alternate=stac.alternate)
-    remarks: list[str] = []
+    names = (*stac.assets, *masked, *scales)
+    files, lacking = series_files(stac.items, names, alternate=stac.alternate, skip=_may_skip(stac))
+    notes: list[str] = []
     if stac.periods is not None:
-        days, where = [each.date for each in found[0]], storage.redact_url(stac.items)
-        taken, remarks = select_days(_periods(stac, days), days, gaps=stac.gaps, where=where)
-        found = tuple(tuple(layer[position] for position in taken) for layer in found)
-    assets, masks = found[: len(stac.assets)], found[len(stac.assets) :]
-    notes: tuple[str, ...] = ()
+        days = [*(each.date for each in files[0]), *(each.date for each in lacking)]
+        where = storage.redact_url(stac.items)
+        taken, notes = select_days(periods_of(stac, days), days, gaps=stac.gaps, where=where)
+        there = len(files[0])
+        files = tuple(tuple(layer[position] for position in taken if position < there) for layer in files)
+        lacking = tuple(lacking[position - there] for position in taken if position >= there)
+        if not files[0]:
+            raise InputError(f"{where}: no item of the periods has all assets: {lacking[0]}")
+    assets, others = files[: len(stac.assets)], files[len(stac.assets) :]
     if checked:
-        notes = check_values(stac.items, stac.assets, assets, bands=bands, unscale=unscale, decided=decided)
+        notes += check_values(stac.items, stac.assets, assets, bands=bands, unscale=unscale, decided=decided)
     left_out = further_pages(stac.items)
-    return assets, masks[0] if masks else (), (*remarks, *notes, *(() if left_out is None else (left_out,)))
+    notes += [] if left_out is None else [left_out]
+    return _Items(assets, others[0] if masked else (), others[-1] if scales else (), lacking, tuple(notes))
 
 
 def labels(scene: SceneSection) -> Labels | None:

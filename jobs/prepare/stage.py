@@ -174,7 +174,7 @@ def _write(
     scene: PreparedScene, workspace: Workspace, config: Config, executor: Executor, fingerprint: str, lease: Lease
 ) -> _Written:
     url, final = _partial_store(workspace, scene), workspace.store(scene.name)
-    skipped = [source.declared.skipped for source in scene.sources]
+    skipped = [list(map(str, source.declared.skipped)) for source in scene.sources]
     if any(skipped):  # shards that another run wrote are of the same items
         fingerprint = checksums.digest([fingerprint, skipped])
     records = None
@@ -303,7 +303,7 @@ def _summary(w: _Written, shifts: dict[str, Shift]) -> dict[str, object]:
     rows, columns = template.shape
     area = {} if w.scene.area is None else {"area_pixels": w.scene.pixels}
     observations = _observations(w)
-    skipped = {s.declared.name: list(s.declared.skipped) for s in w.scene.sources if s.declared.skipped}
+    skipped = {s.declared.name: list(map(str, s.declared.skipped)) for s in w.scene.sources if s.declared.skipped}
     return (
         area
         | ({"skipped": skipped} if skipped else {})

@@ -20,6 +20,7 @@ from pipeline.rasters.header import Header, RasterFile
 from pipeline.rasters.raster import header, open_raster, stamped
 from pipeline.rasters.resample import Alignment, align, overlaps, reaches, read_aligned
 from pipeline.scenes.geometries import AreaMask
+from pipeline.stac.assets import Skipped
 from pipeline.stac.composite import COUNTS, Composite, Observed, combine_in_strips, mosaic
 from pipeline.stac.gaps import close_gaps
 from pipeline.stac.masks import Mask, dilated
@@ -56,7 +57,7 @@ class Source:
     composite: Composite = FIRST
     dates: tuple[str, ...] = ()  #: of each file of a layer; files of one date are mosaicked; empty: all are of one
     masks: tuple[Mask, ...] = ()  #: of each file of a layer; empty: they have none
-    skipped: tuple[str, ...] = ()  #: items of dates that are left out because files are missing or damaged, with the cause
+    skipped: tuple[Skipped, ...] = ()  #: items of dates that are left out, as files are missing or damaged
     periods: tuple[Period, ...] = ()  #: that are composites of their own, whose bands follow each other; empty: there is one
     gaps: Gaps = "exclude"  #: what becomes of a pixel without an observation in a period
 

@@ -54,6 +54,21 @@ class AssetFile:
         return [None if b.gain is None or b.offset is None else (b.gain, b.offset) for b in read]
 
 
+class LackingError(InputError):
+    """An item has no such asset."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An item that is left out of a series."""
+
+    date: str  #: as in `AssetFile`
+    cause: str  #: with the item's name, if it is known
+
+    def __str__(self) -> str:
+        return self.cause
+
+
 def asset_files(url: str, assets: tuple[str, ...], *, alternate: str | None = None) -> tuple[tuple[AssetFile, ...], ...]:
     """Return the files of each asset, one per item at the URL, in the order of the items.
 
@@ -65,9 +80,33 @@ def asset_files(url: str, assets: tuple[str, ...], *, alternate: str | None = No
     Raises:
         InputError: the URL has no STAC item or item collection, or an item lacks an asset or states no usable values.
     """
+    return series_files(url, assets, alternate=alternate, skip=False)[0]
+
+
+def series_files(
+    url: str, assets: tuple[str, ...], *, alternate: str | None, skip: bool
+) -> tuple[tuple[tuple[AssetFile, ...], ...], tuple[Skipped, ...]]:
+    """Return as `asset_files`; with `skip` of the items that have all assets, if there are some, and the other items.
+
+    Raises:
+        InputError: as `asset_files`.
+    """
     items = read_items(url)
     longitude = next((found for found in map(center_longitude, items) if found is not None), 0.0)
-    return tuple(tuple(_asset_file(url, item, name, alternate, longitude) for item in items) for name in assets)
+    rows, lacking = list[tuple[AssetFile, ...]](), list[Skipped]()
+    first: LackingError | None = None
+    for item in items:
+        try:
+            rows.append(tuple(_asset_file(url, item, name, alternate, longitude) for name in assets))
+        except LackingError as error:
+            if not skip:
+                raise
+            first = first or error
+            day = solar_date(item, longitude)
+            lacking.append(Skipped(day, f"an item of {day}: {str(error).removeprefix(f'{url}: ')}"))
+    if first is not None and not rows:
+        raise first
+    return tuple(zip(*rows, strict=True)), tuple(lacking)
 
 
 def _asset_file(url: str, item: pystac.Item, name: str, alternate: str | None, longitude: float) -> AssetFile:
@@ -113,7 +152,8 @@ def find_asset(url: str, item: pystac.Item, name: str) -> tuple[str, int | None]
     the one with the fewest bands.
 
     Raises:
-        InputError: the item has no such asset, or several that do not differ in this.
+        LackingError: the item has no such asset.
+        InputError: it has several that do not differ in this.
     """
     if name in item.assets:
         return name, None
@@ -126,7 +166,7 @@ def find_asset(url: str, item: pystac.Item, name: str) -> tuple[str, int | None]
         if name in band.names
     ]
     if not found:
-        raise InputError(
+        raise LackingError(
             f"{url}: item {item.id!r} has no asset {name!r}, and no band of this name; it has {_list_assets(item)}."
         )
     found.sort(key=lambda each: each[:2])

@@ -110,19 +110,20 @@ def select_days(periods: Sequence[Period], days: Sequence[str], *, gaps: Gaps, w
     empty = [period.name for period in periods if not any(day in period for day in days)]
     if empty and (gaps == "exclude" or not taken):
         raise InputError(
-            f"{where}: has no items in {_listed(empty)}; its {len(days)} items are from {min(days)} to {max(days)}. Search "
+            f"{where}: has no items in {listed(empty)}; its {len(days)} items are from {min(days)} to {max(days)}. Search "
             "for more, choose other `periods`, or set `gaps` to `interpolate` or `fill`."
         )
     notes = []
     if empty:
         verb = "interpolated" if gaps == "interpolate" else "filled"
-        notes.append(f"{where} has no items in {_listed(empty)} of {len(periods)} periods; their values are {verb}")
+        notes.append(f"{where} has no items in {listed(empty)} of {len(periods)} periods; their values are {verb}")
     if len(taken) < len(days):
         notes.append(f"{len(days) - len(taken)} of {len(days)} items in {where} are in no period and are not read")
     return taken, notes
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """List periods by their names, at most twelve."""
     more = f" and {len(names) - 12} others" if len(names) > 12 else ""
     return f"{'period' if len(names) == 1 else 'periods'} {', '.join(names[:12])}{more}"
 

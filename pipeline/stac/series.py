@@ -1,4 +1,4 @@
-"""Check that the values of several items are comparable: that their scales and offsets agree or are applied."""
+"""The items of a series: that their values are comparable, and which of them are left out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from mibf.errors import InputError
 from pipeline.io import checksums, storage
 from pipeline.rasters.header import Header, RasterFile, stated_band
-from pipeline.stac.assets import AssetFile
+from pipeline.stac.assets import AssetFile, Skipped
+from pipeline.stac.periods import Gaps, Period, listed
 
 #: The scale and offset of a band.
 Scaling = tuple[float, float]
@@ -70,21 +71,51 @@ def check_values(
     return tuple(notes)
 
 
-def split_missing(items: Sequence[AssetFile], layers: Sequence[Sequence[str]]) -> tuple[list[int], tuple[str, ...]]:
-    """Return the positions of the items whose files exist, and for each other item what is missing.
+def split_missing(items: Sequence[AssetFile], layers: Sequence[Sequence[str]]) -> tuple[list[int], tuple[Skipped, ...]]:
+    """Return the positions of the items whose files exist, and the other items.
 
     Args:
         items: one file of each item.
         layers: URLs of files, each with one for every item.
     """
-    kept, missing = list[int](), list[str]()
+    kept, missing = list[int](), list[Skipped]()
     for position, item in enumerate(items):
         absent = next((layer[position] for layer in layers if checksums.is_missing(layer[position])), None)
         if absent is None:
             kept.append(position)
         else:
-            missing.append(f"item {item.item!r} of {item.date}: {storage.redact_url(absent)} does not exist")
+            cause = f"item {item.item!r} of {item.date}: {storage.redact_url(absent)} does not exist"
+            missing.append(Skipped(item.date, cause))
     return kept, tuple(missing)
+
+
+def emptied_periods(
+    source: str, periods: Sequence[Period], kept: Sequence[str], skipped: Sequence[Skipped], gaps: Gaps
+) -> tuple[str, ...]:
+    """Return a note on periods of which all items are left out; they are as periods without items.
+
+    Args:
+        source: its name.
+        periods: in order.
+        kept: days of the items that are left.
+        skipped: the other items.
+        gaps: what becomes of periods without items.
+
+    Raises:
+        InputError: gaps are excluded, so that no pixel would have data.
+    """
+    left = [period for period in periods if not any(day in period for day in kept)]
+    causes = {period.name: [item for item in skipped if item.date in period] for period in left}
+    names = [name for name, items in causes.items() if items]
+    if not names:
+        return ()
+    items = [item for name in names for item in causes[name]]
+    more = f"; and {len(items) - 1} more" if len(items) > 1 else ""
+    why = f"source {source!r}: no item is left of {listed(names)}: {str(items[0]).rstrip('.')}{more}"
+    if gaps == "exclude":
+        raise InputError(f"{why}. Restore the files, choose other `periods`, or set `gaps` to `interpolate` or `fill`.")
+    verb = "interpolated" if gaps == "interpolate" else "filled"
+    return (f"{why}; values of {len(names)} of {len(periods)} periods are {verb}",)
 
 
 def check_scaled(source: str, files: Sequence[tuple[RasterFile, Header]]) -> None:

@@ -220,10 +220,35 @@ def test_missing_file_of_one_date_costs_that_date(name: str, tmp_path: Path) -> 
     values, valid = found.read(Window(0, 0, ROWS, COLUMNS))
     np.testing.assert_array_equal(valid, there)
     assert values[:, valid] == pytest.approx(expected)
-    assert found.declared.skipped == (f"item 'item3' of 2024-06-21: {tmp_path}/3_{name}.tif does not exist",)
+    assert [str(item) for item in found.declared.skipped] == [
+        f"item 'item3' of 2024-06-21: {tmp_path}/3_{name}.tif does not exist"
+    ]
     assert {file.url for file in found.files} < {file.url for file in before.files}, "so that fingerprints differ"
     with pytest.raises(InputError, match=rf"3_{name}.tif: no such file"):
         opened(path, mask=CLOUDS, composite="median", on_error="refuse")
+
+
+@pytest.mark.parametrize("name", ["nir", "scl"])
+def test_item_that_lacks_an_asset_costs_its_date(name: str, tmp_path: Path) -> None:
+    path = write_items(tmp_path, DAYS)
+    expected, there = remaining(path, 4)
+    content = json.loads(path.read_text())
+    del content["features"][4]["assets"][name]
+    path.write_text(json.dumps(content))
+    found = opened(path, mask=CLOUDS, composite="median")
+    values, valid = found.read(Window(0, 0, ROWS, COLUMNS))
+    np.testing.assert_array_equal(valid, there)
+    assert values[:, valid] == pytest.approx(expected)
+    (cause,) = map(str, found.declared.skipped)
+    assert cause.startswith(f"an item of 2024-07-01: item 'item4' has no asset '{name}', and no band of this name; it has ")
+    for how in ({"composite": "median", "on_error": "refuse"}, {}):
+        with pytest.raises(InputError, match=f"item 'item4' has no asset '{name}'"):
+            opened(path, mask=CLOUDS, **how)
+    for feature in content["features"]:
+        feature["assets"].pop(name, None)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"item 'item0' has no asset '{name}'"):
+        opened(path, mask=CLOUDS, composite="median")
 
 
 def test_missing_file_of_a_single_date_is_refused(tmp_path: Path) -> None:
@@ -258,7 +283,7 @@ def test_damaged_file_of_one_date_costs_that_date(name: str, tmp_path: Path) -> 
     np.testing.assert_array_equal(valid, there)
     assert values[:, valid] == pytest.approx(expected)
     (cause,) = declared.skipped
-    assert cause.startswith(f"an item of 2024-06-01: {tmp_path}/0_{name}.tif: cannot be read as a raster")
+    assert str(cause).startswith(f"an item of 2024-06-01: {tmp_path}/0_{name}.tif: cannot be read as a raster")
     assert declared.notes[-1].startswith("source 'optical': 1 item of 5 left out of the composite: an item of 2024-06-01")
     section["stac"]["on_error"] = "refuse"
     scene = SceneSection.model_validate({"name": "a", "grid": {"like": "optical"}, "sources": {"optical": section}})

@@ -211,6 +211,45 @@ def test_source_that_is_never_clear_in_a_period_is_refused_by_its_name(scene: Sm
     assert "no pixel is clear in 2024-07" in message
 
 
+@pytest.mark.parametrize("how", ["missing", "damaged", "lacking"])
+@pytest.mark.parametrize("gaps", ["exclude", "fill", "interpolate"])
+def test_period_of_which_no_item_is_left_is_as_one_without_items(how: str, gaps: str, scene: SmallScene) -> None:
+    scenes, values = with_dates(scene, DAYS[:3], gaps=gaps)
+    file, items = scene.folder / "2_nir.tif", scene.folder / "items.json"
+    if how == "missing":
+        file.unlink()
+    elif how == "damaged":
+        file.write_bytes(b"<html>Service unavailable</html>")
+    else:
+        content = json.loads(items.read_text())
+        del content["features"][2]["assets"]["nir"]
+        items.write_text(json.dumps(content))
+    told = "source 'optical': no item is left of period 2024-07: "
+    if gaps == "exclude":
+        for command in ("plan", "prepare"):
+            message = " ".join(run(scene, command=command, scenes=scenes, status=2).stderr.split())
+            assert told in message
+            assert "Restore the files, choose other `periods`, or set `gaps`" in message
+        assert not (scene.folder / "work").exists()
+        return
+    summary = run(scene, scenes=scenes)["stages"][0]
+    (note,) = (line for line in summary["warnings"] if told in line)
+    verb = {"fill": "filled", "interpolate": "interpolated"}[gaps]
+    assert note.endswith(f"; values of 1 of 2 periods are {verb}")
+    june = values[:2].max(axis=0)
+    store = store_of(scene)
+    assert (store.read_counts("optical", EVERYTHING)[1] == 0).all()
+    assert (store.array("sources/optical")[:2] == june).all()
+    assert (store.array("sources/optical")[2:] == (june if gaps == "interpolate" else 0)).all()
+
+
+def test_one_date_that_is_left_of_two_is_told(scene: SmallScene) -> None:
+    scenes, _ = with_dates(scene, DAYS[:2], periods=None)
+    (scene.folder / "1_red.tif").unlink()
+    warnings = run(scene, scenes=scenes)["stages"][0]["warnings"]
+    assert any("1 item of 2 left out of the composite: item '2024-06-20' of 2024-06-20" in line for line in warnings)
+
+
 def test_records_of_shards_keep_observations_only_where_there_are_some() -> None:
     plain = ShardRecord(EVERYTHING, {"labels/c/0/0": (3, "ab")}, {"radar": 4})
     counted = replace(plain, observations={"optical": [[5, 2], []]})
