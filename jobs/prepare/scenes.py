@@ -30,7 +30,7 @@ from pipeline.scenes.label_counts import LabelGrid, count_labels, count_shared, 
 from pipeline.scenes.labels import NoLabels, OpenLabels, open_labels, refuse_unknown
 from pipeline.scenes.source import AlignedSource, open_source, stored_dtype
 from pipeline.scenes.split import Blocks, EntireScene, NoSplit, Split, assign_blocks, check_blocks, open_split_raster
-from pipeline.stac.periods import without_year
+from pipeline.stac.periods import without_years
 from pipeline.store.build import PreparedScene
 
 #: The remedy where scenes have different periods.
@@ -70,7 +70,11 @@ def open_scenes(config: Config, executor: Executor, *, any_size: bool = False) -
     for position, first in enumerate(opened[0].sources):
         bands = {scene.declared.name: scene.sources[position].bands for scene in opened}
         if len(set(bands.values())) > 1:
-            remedy = f" {SAME_PERIODS}" if first.declared.periods else ""
+            remedy = ""
+            if first.declared.periods:
+                periods = {scene.declared.name: scene.sources[position].declared.periods for scene in opened}
+                listed = "; ".join(f"{name}: {own[0].name} to {own[-1].name}" for name, own in periods.items() if own)
+                remedy = f" Their periods are {listed}. {SAME_PERIODS}"
             raise InputError(
                 f"source {first.declared.name!r} has different band counts in different scenes: {bands}.{remedy}"
             )
@@ -111,7 +115,7 @@ def _check_names(name: str, scenes: dict[str, AlignedSource]) -> None:
     Periods of scenes may be of different years.
     """
     named = {scene: source.declared.kept for scene, source in scenes.items() if source.declared.kept}
-    if len({tuple(map(without_year, names)) for names in named.values()}) > 1:
+    if len(set(map(without_years, named.values()))) > 1:
         listed = "; ".join(f"{scene}: {', '.join(names)}" for scene, names in named.items())
         remedy = "Read its bands in the same order, with `bands` or `keep`, and give them the same names."
         if any(source.declared.periods for source in scenes.values()):

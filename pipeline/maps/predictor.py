@@ -25,7 +25,7 @@ from pipeline.codes import UNLABELLED
 from pipeline.grid import Tile, Window
 from pipeline.maps.mixture import Mixture, needed_of_networks
 from pipeline.maps.products import Product, products_of_network
-from pipeline.stac.periods import without_year
+from pipeline.stac.periods import without_years
 from pipeline.store.patch_store import PatchStore, scaled_window, usable
 from pipeline.store.template import StoredSource
 
@@ -73,6 +73,19 @@ def check_sources(store: PatchStore, bundle: Bundle) -> None:
     Raises:
         InputError: names, order or numbers of bands differ; or the names of bands, where both have them.
     """
+    for source in store.sources:
+        names = bundle.band_names.get(source.name)
+        if (
+            source.name in bundle.scaling
+            and names
+            and source.band_names
+            and without_years(names) != without_years(source.band_names)
+        ):
+            raise InputError(
+                f"{store.url}: source {source.name!r} has the bands {_first_names(source.band_names)}; the model was "
+                f"trained on {_first_names(names or ())}. Read the same bands in the same order, with `bands`, `keep` or the "
+                "order of `stac.assets`, correct `band_names`, or train a new model."
+            )
     wanted = [(s.name, s.bands, s.scale) for s in bundle.spec.sources]
     found = [(s.name, s.bands, s.scale) for s in store.sources if s.name in bundle.scaling]
     if wanted != found:
@@ -81,19 +94,6 @@ def check_sources(store: PatchStore, bundle: Bundle) -> None:
             f"{store.url}: has the sources {listed[0]}; the model was trained on {listed[1]}. "
             "Provide the scene with the same sources and bands in the same order, or train a new model."
         )
-    for source in store.sources:
-        names = bundle.band_names.get(source.name)
-        if source.name in bundle.scaling and names and source.band_names and not _alike(names, source.band_names):
-            raise InputError(
-                f"{store.url}: source {source.name!r} has the bands {_first_names(source.band_names)}; the model was "
-                f"trained on {_first_names(names)}. Read the same bands in the same order, with `bands`, `keep` or the "
-                "order of `stac.assets`, correct `band_names`, or train a new model."
-            )
-
-
-def _alike(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether bands have the same names, but for the years of their periods."""
-    return [without_year(name) for name in names] == [without_year(name) for name in others]
 
 
 def _first_names(names: Sequence[str], most: int = 12) -> str:

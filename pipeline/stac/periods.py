@@ -128,9 +128,18 @@ def listed(names: Sequence[str]) -> str:
     return f"{'period' if len(names) == 1 else 'periods'} {', '.join(names[:12])}{more}"
 
 
-def without_year(band: str) -> str:
-    """A band's name without the years of its period, by which scenes of different years are compared."""
-    return re.sub(rf"([{OF_PERIOD}/])\d{{4}}", r"\1", band) if OF_PERIOD in band else band
+def without_years(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of bands with the years of their periods counted from the first year, to compare scenes of other years.
+
+    The last day of February is the same in all years.
+    """
+    dated = rf"([{OF_PERIOD}/])(\d{{4}})(-02-29(?![^/]))?"
+    years = [int(found[2]) for name in names if OF_PERIOD in name for found in re.finditer(dated, name)]
+
+    def counted(found: re.Match[str]) -> str:
+        return f"{found[1]}+{int(found[2]) - min(years)}{'-02-28' if found[3] else ''}"
+
+    return tuple(re.sub(dated, counted, name) if OF_PERIOD in name else name for name in names)
 
 
 def band_periods(names: Sequence[str]) -> tuple[str, ...]:

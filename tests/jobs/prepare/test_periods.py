@@ -199,7 +199,23 @@ def test_scenes_may_be_of_different_years(scene: SmallScene) -> None:
         else:
             message = " ".join(invoke("plan", config, status=2).output.split())
     assert "source 'optical' has different band counts in different scenes: {'small': 8, 'second': 10}." in message
-    assert "Set `stac.periods` to intervals that are the same in all scenes but for their years." in message
+    assert "Their periods are small: 2024-06 to 2024-09; second: 2024-05 to 2024-09. Set `stac.periods` to" in message
+
+
+@pytest.mark.parametrize("month", ["06", "05"])
+def test_months_of_scenes_of_different_years_are_compared(month: str, scene: SmallScene) -> None:
+    scenes, _ = with_dates(scene, (f"2024-{month}-03", "2024-07-10"), periods=[f"2024-{month}-01/2024-{month}-30"])
+    stac = scenes[0]["sources"]["optical"]["stac"] | {"periods": ["2023-06-01/2023-06-30"]}
+    content = (scene.folder / "items.json").read_text().replace(f"2024-{month}", "2023-06")
+    (scene.folder / "earlier.json").write_text(content)
+    optical = {"stac": stac | {"url": str(scene.folder / "earlier.json")}}
+    second = scenes[0] | {"name": "second", "sources": scenes[0]["sources"] | {"optical": optical}}
+    del second["labels"]
+    done = invoke("plan", str(scene.write_config(scenes=[*scenes, second])), status=0 if month == "06" else 2)
+    if month == "05":
+        message = " ".join(done.output.split())
+        assert "source 'optical' has different band names in different scenes (small: red@2024-05-01/2024-05-30, " in message
+        assert "; second: red@2023-06-01/2023-06-30, nir@2023-06-01/2023-06-30). Set `stac.periods`" in message
 
 
 def test_source_that_is_never_clear_in_a_period_is_refused_by_its_name(scene: SmallScene) -> None:

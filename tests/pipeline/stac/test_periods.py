@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mibf.errors import InputError
-from pipeline.stac.periods import Period, band_periods, calendar_periods, intervals, select_days, without_year
+from pipeline.stac.periods import Period, band_periods, calendar_periods, intervals, select_days, without_years
 
 DATES = st.dates(date(1970, 1, 1), date(2100, 1, 1))
 
@@ -98,6 +98,28 @@ def test_band_names_tell_their_periods() -> None:
         "2024-03-01/2024-05-31",
     )
     assert band_periods(("red", "nir")) == band_periods(()) == ()
-    assert without_year("red@2024-06") == without_year("red@2023-06") != without_year("red@2024-07")
-    assert without_year("red@2024-03-01/2024-05-31") == without_year("red@2023-03-01/2023-05-31")
-    assert without_year("B2024") == "B2024"
+
+
+MONTHS = ["red@2024-06", "red@2024-07"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (MONTHS, ["red@2023-06", "red@2023-07"], True),
+        (MONTHS, ["red@2024-07", "red@2024-08"], False),
+        (MONTHS, ["nir@2023-06", "nir@2023-07"], False),
+        (MONTHS, ["red@2023-06"], False),
+        (["red@2023-12", "red@2024-01"], ["red@2024-12", "red@2025-01"], True),
+        (["red@2023-06", "red@2024-06"], ["red@2021-06", "red@2024-06"], False),
+        (["red@2022", "red@2023"], ["red@2023", "red@2024"], True),
+        (["red@2024-DJF", "red@2024-MAM"], ["red@2023-DJF", "red@2023-MAM"], True),
+        (["red@2024-03-01/2024-05-31"], ["red@2023-03-01/2023-05-31"], True),
+        (["red@2024-03-01/2024-05-31"], ["red@2023-03-01/2024-05-31"], False),
+        (["red@2023-12-01/2024-02-29"], ["red@2022-12-01/2023-02-28"], True),
+        (["red@2024-01-01/2024-02-28"], ["red@2023-01-01/2023-02-27"], False),
+        (["B2024", "B2023"], ["B2024", "B2022"], False),
+    ],
+)
+def test_bands_of_scenes_of_different_years_are_the_same(one: list[str], other: list[str], same: bool) -> None:
+    assert (without_years(one) == without_years(other)) is same
