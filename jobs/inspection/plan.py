@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from jobs.prepare.engine import make_executor
 from jobs.prepare.preflight import check_data, check_free_space, check_memory, file_remarks, name_bands
 from jobs.prepare.scenes import open_scenes
 from jobs.runtime.progress import pluralize, progress_bar
+from jobs.search.coverage import tell_items
 from jobs.search.frozen import with_found_items
 from jobs.workflow.workspace import Workspace
 from mibf.network.spec import ONE_SOURCE
@@ -29,6 +31,7 @@ class ScenePlan:
     bands: dict[str, list[str]]  #: the names of each source's bands; none if they have none
     remarks: list[str]  #: about the scene's files
     map: MapPlan
+    items: dict[str, list[dict[str, Any]]]  #: of each source from STAC items, by period
 
     def lines(self, name: str, workers: int) -> list[str]:
         """Format the plan of the scene with this name as text lines."""
@@ -54,6 +57,7 @@ class ScenePlan:
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON values."""
         described = {"sources": self.sources, "bands": self.bands, "remarks": self.remarks, "map": asdict(self.map)}
+        described |= {"items": self.items} if self.items else {}
         return asdict(self.store) | described
 
 
@@ -85,7 +89,10 @@ def plan(config: Config, *, any_size: bool = False) -> Plan:
         InputError: the scenes cannot be prepared as configured, or they do not fit on the disk.
     """
     workspace = Workspace.of(config)
-    with with_found_items(config) as read, make_executor(config.prepare, files=input_urls(read)) as workers:
+    with ExitStack() as stack:
+        read = stack.enter_context(with_found_items(config))
+        items = tell_items(read)  # before any file is opened
+        workers = stack.enter_context(make_executor(config.prepare, files=input_urls(read)))
         scenes = open_scenes(read, workers, any_size=any_size)
         if isinstance(workers, ThreadExecutor):
             check_memory(scenes, workers.workers)
@@ -99,6 +106,7 @@ def plan(config: Config, *, any_size: bool = False) -> Plan:
                     {s.declared.name: list(s.declared.kept) for s in scene.sources},
                     file_remarks(scene),
                     plan_map(config, workspace, scene),
+                    items.get(scene.name, {}),
                 )
                 advance(1)
     free = storage.free_bytes(workspace.url)

@@ -18,7 +18,9 @@ from jobs.prepare.engine import files_needed, make_executor
 from jobs.prepare.preflight import MOST_LISTED, check_data, check_memory, check_room, file_remarks, name_bands
 from jobs.prepare.scenes import buffer_pixels, open_scenes, subset_counts
 from jobs.runtime.progress import pluralize, progress_bar, warn
+from jobs.search.coverage import tell_items
 from jobs.workflow.errors import StageError
+from jobs.workflow.found_items import found_items
 from jobs.workflow.manifest import StageResult, read_manifest
 from jobs.workflow.runner import invalidate
 from jobs.workflow.split_caveat import split_caveat
@@ -65,6 +67,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
     Raises:
         InputError: as `open_scenes`, for areas of `any_size` or not; or there is no room, no memory or no data.
     """
+    items = tell_items(found_items(config))  # before any file is opened
     with make_executor(config.prepare, files=files_needed(config, workspace)) as executor:
         scenes = open_scenes(config, executor, any_size=any_size)
         if isinstance(executor, ThreadExecutor):
@@ -116,9 +119,12 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
         _warn_about_drift(config, workspace, w, scaling)
     lines = [line for w in written for line in _store_lines(w, shifts[w.scene.name])]
     lines += _split_lines(config, figures) if config.labelled else ["no labels: no training samples and no normalization"]
-    stores = [workspace.store(scene.name) for scene in scenes]
-    stored = {w.scene.name: _summary(w, shifts[w.scene.name]) for w in written}
-    return StageResult(figures | {"stores": stored}, lines, [*stores, workspace.split, workspace.scaling])
+    figures["stores"] = {w.scene.name: _summary(w, shifts[w.scene.name]) for w in written}
+    return StageResult(figures | ({"items": items} if items else {}), lines, _outputs(workspace, scenes))
+
+
+def _outputs(workspace: Workspace, scenes: Sequence[PreparedScene]) -> list[str]:
+    return [*(workspace.store(scene.name) for scene in scenes), workspace.split, workspace.scaling]
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def _searches(config: Config) -> list[_Search]:
         own = {key: section for key, section in searches(config).items() if key[0] == scene.name}
         if not own:
             continue
-        ground = _ground(scene)
+        ground = ground_of(scene)
         polygons = in_degrees(ground)
         for key, section in own.items():
             url = storage.absolute(section.url)
@@ -136,7 +136,7 @@ def _searches(config: Config) -> list[_Search]:
     return found
 
 
-def _ground(scene: SceneSection) -> Area:
+def ground_of(scene: SceneSection) -> Area:
     """The area of a scene, or else that of its grid."""
     stated = area(scene)
     if stated is not None:

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import numpy as np
 import pystac
 import shapely
-from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from jobs.config.scene import check_bbox
 from jobs.runtime.progress import info, pluralize
 from mibf.errors import InputError
 from pipeline.areas.area import Area, box_area, read_area
+from pipeline.areas.footprints import covered, share
 from pipeline.io import storage
 from pipeline.scenes.acquisition_time import days
 from pipeline.stac.assets import read_items, solar_date
@@ -149,7 +148,7 @@ def summarize(
         output=output,
         items=len(items),
         days=tuple(sorted({solar_date(item, ((west + east) / 2 + 180) % 360 - 180) for item in items})),
-        coverage=coverage(polygons, found.footprints),
+        coverage=share(polygons, covered(polygons, found.footprints)),
         assets=tuple(key for key in items[0].assets if all(key in item.assets for item in items)),
         added=listed(now.keys() - before.keys()),
         removed=listed(before.keys() - now.keys()),
@@ -198,14 +197,3 @@ def parse_dates(text: str) -> tuple[datetime, datetime]:
 def in_degrees(ground: Area) -> BaseGeometry:
     """The polygons of an area in degrees, in one piece."""
     return shapely.make_valid(ground.transformed("EPSG:4326"))
-
-
-def coverage(area: BaseGeometry, footprints: Sequence[BaseGeometry]) -> float:
-    """Return the share of an area's surface that footprints cover, on a sphere."""
-
-    def equal_area(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
-        # Lambert's cylindrical projection, which keeps areas and any longitude.
-        return np.column_stack([np.radians(degrees[:, 0]), np.sin(np.radians(degrees[:, 1]))])
-
-    covered = shapely.transform(area.intersection(shapely.union_all(list(footprints))), equal_area).area
-    return float(min(1.0, covered / shapely.transform(area, equal_area).area))

@@ -83,8 +83,8 @@ def check_sources(store: PatchStore, bundle: Bundle) -> None:
         ):
             raise InputError(
                 f"{store.url}: source {source.name!r} has the bands {_first_names(source.band_names)}; the model was "
-                f"trained on {_first_names(names or ())}. Read the same bands in the same order, with `bands`, `keep` or the "
-                "order of `stac.assets`, correct `band_names`, or train a new model."
+                f"trained on {_first_names(names or ())}. Read the same bands in the same order, with `bands`, `keep` or "
+                "the order of `stac.assets`, correct `band_names`, or train a new model."
             )
     wanted = [(s.name, s.bands, s.scale) for s in bundle.spec.sources]
     found = [(s.name, s.bands, s.scale) for s in store.sources if s.name in bundle.scaling]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, timedelta
 from pathlib import Path
@@ -92,7 +93,7 @@ def series_files(
         InputError: as `asset_files`.
     """
     items = read_items(url)
-    longitude = next((found for found in map(center_longitude, items) if found is not None), 0.0)
+    longitude = _longitude(items)
     rows, lacking = list[tuple[AssetFile, ...]](), list[Skipped]()
     first: LackingError | None = None
     for item in items:
@@ -127,6 +128,24 @@ def center_longitude(item: pystac.Item) -> float | None:
     if not all(isinstance(value, int | float) and abs(value) <= 360 for value in (west, east)):
         return None
     return (west + (east - west if east >= west else east + 360 - west) / 2 + 180) % 360 - 180
+
+
+def _longitude(items: Sequence[pystac.Item]) -> float:
+    """The longitude by which the days of items are told: that of the first with a box."""
+    return next((found for found in map(center_longitude, items) if found is not None), 0.0)
+
+
+def solar_dates(url: str, items: Sequence[pystac.Item]) -> list[str]:
+    """Return the day of each item of a URL, as in `AssetFile`.
+
+    Raises:
+        InputError: an item has no usable time.
+    """
+    longitude = _longitude(items)
+    try:
+        return [solar_date(item, longitude) for item in items]
+    except InputError as error:
+        raise InputError(f"{url}: {error}") from None
 
 
 def solar_date(item: pystac.Item, longitude: float) -> str:

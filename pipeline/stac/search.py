@@ -6,11 +6,12 @@ An API is asked for the items in the area's box; whatever answers, an item count
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pystac
 import pystac.utils
 import pystac_client
@@ -19,6 +20,7 @@ import shapely
 import shapely.affinity
 import shapely.errors
 import shapely.geometry
+from numpy.typing import NDArray
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 from shapely.geometry.base import BaseGeometry
@@ -194,7 +196,7 @@ def _accepted(query: Query, item: dict[str, Any]) -> tuple[str, BaseGeometry] | 
         properties = item["properties"]
         texts = (properties.get(name) or properties["datetime"] for name in ("start_datetime", "end_datetime"))
         begin, end = (pystac.utils.str_to_datetime(text).astimezone(UTC) for text in texts)
-        footprint = shapely.make_valid(shapely.geometry.shape(item["geometry"]))
+        footprint = polygons_of(item["geometry"])
     except (ValueError, TypeError, KeyError, AttributeError, shapely.errors.ShapelyError) as error:
         raise InputError(
             f"{query.name}: item {item.get('id')!r} has no usable time or geometry ({_short(error)})."
@@ -206,6 +208,26 @@ def _accepted(query: Query, item: dict[str, Any]) -> tuple[str, BaseGeometry] | 
         if moved.intersects(query.area):
             return begin.isoformat(), moved
     return None
+
+
+def polygons_of(geometry: Mapping[str, Any]) -> BaseGeometry:
+    """Return a GeoJSON geometry, valid; a polygon that crosses the antimeridian uncut extends beyond 180 degrees.
+
+    One does if a side of it spans more than half of the Earth, but less than all of it.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError, ShapelyError: it is no geometry.
+    """
+    parts = []
+    for part in shapely.get_parts(shapely.geometry.shape(dict(geometry))):
+        steps = np.abs(np.diff(shapely.get_coordinates(part)[:, 0]))
+        is_across = part.geom_type == "Polygon" and bool(((steps > 180) & (steps < 360)).any())
+        parts.append(shapely.transform(part, _eastward) if is_across else part)
+    return shapely.make_valid(shapely.union_all(shapely.make_valid(np.array(parts))))
+
+
+def _eastward(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.column_stack([np.mod(points[:, 0], 360), points[:, 1]])
 
 
 def _short(error: Exception) -> str:

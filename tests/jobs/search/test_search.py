@@ -16,7 +16,7 @@ import yaml
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.search.search import coverage, parse_dates
+from jobs.search.search import parse_dates
 from mibf.errors import InputError
 from pipeline.stac import search as search_module
 from pipeline.stac.assets import read_items
@@ -127,13 +127,6 @@ def test_area_across_the_antimeridian_is_searched_on_both_sides(tmp_path: Path) 
 )
 def test_boxes_of_an_area(bounds: tuple[float, ...], expected: list[tuple[float, ...]]) -> None:
     assert boxes(shapely.box(*bounds)) == expected
-
-
-def test_coverage_is_of_the_surface_not_of_degrees() -> None:
-    world = shapely.box(-180, -90, 180, 90)
-    assert coverage(world, [shapely.box(-180, -90, 180, 0)]) == pytest.approx(0.5)
-    assert coverage(world, [shapely.box(-180, 30, 180, 90)]) == pytest.approx(0.25), "half of a hemisphere's surface"
-    assert coverage(shapely.box(0, 0, 1, 1), [shapely.box(2, 0, 3, 1)]) == 0
 
 
 def test_items_are_the_same_after_they_were_a_table(tmp_path: Path) -> None:
