@@ -20,7 +20,7 @@ from jobs.init.command import check_output, find_classes, label_summary, scene_n
 from jobs.init.recipes import APIS, NOT_SEARCHED, RECIPES, Api, Recipe, RecipeSource
 from jobs.init.write_config import LABELS_HINT, Draft, config_text, label_section, scalar
 from mibf.errors import InputError
-from pipeline.areas.area import Area, read_area
+from pipeline.areas.area import Area, area_of_option
 from pipeline.areas.area_grid import covering, zone
 from pipeline.io import storage
 from pipeline.parallel.executor import ThreadExecutor
@@ -94,7 +94,7 @@ def init_recipe(
             f"--area {storage.redact_url(area)}: has a query or a password; pass credentials by the environment."
         )
     check_output(output)
-    ground = read_area(storage.absolute(area))
+    ground = area_of_option(area)
     scene = scene_name(name, clean_name(PurePosixPath(area).stem, default="scene"))
     grid = _grid(ground, chosen.resolution)
     patch = choose_patch(grid)

@@ -14,7 +14,7 @@ from shapely.geometry.base import BaseGeometry
 from jobs.config.scene import check_bbox
 from jobs.runtime.progress import info, pluralize
 from mibf.errors import InputError
-from pipeline.areas.area import Area, box_area, read_area
+from pipeline.areas.area import Area, area_of_option, box_area
 from pipeline.areas.footprints import covered, share
 from pipeline.io import storage
 from pipeline.scenes.acquisition_time import days
@@ -101,7 +101,7 @@ def find_items(
         if not refresh:
             raise InputError(f"{output}: is there already; search again with --refresh, or give another name.")
         earlier = _saved(output)
-    ground = box_area(parse_box(bbox)) if bbox is not None else read_area(storage.absolute(area or ""))
+    ground = box_area(parse_box(bbox)) if bbox is not None else area_of_option(area or "")
     polygons = in_degrees(ground)
     start, end = parse_dates(dates)
     query = Query(url, polygons, start, end, tuple(collections), filter_text, max_items)

@@ -153,13 +153,30 @@ def box_area(bbox: tuple[float, float, float, float]) -> Area:
     return Area(name, shapely.box(west, south, east if west < east else east + 360, north), pyproj.CRS(_DEGREES))
 
 
-def read_area(url: str, layer: str | None = None) -> Area:
+def area_of_option(path: str) -> Area:
+    """Read the area that the option `--area` of a command names.
+
+    Raises:
+        InputError: as `read_area`; the message names the option.
+    """
+    try:
+        return read_area(storage.absolute(path), choose="ogr2ogr NEW.gpkg FILE LAYER")
+    except InputError as error:
+        raise InputError(f"--area: {error}") from error
+
+
+def read_area(url: str, layer: str | None = None, *, choose: str = "area.layer") -> Area:
     """Read the polygons of a vector file or of one of its layers as one area.
+
+    Args:
+        url: of the file.
+        layer: its name; None for the only one.
+        choose: how a user selects one of several layers, for messages.
 
     Raises:
         InputError: the file is missing or unreadable, has no CRS, no polygons, or a polygon that crosses itself.
     """
-    frame = read_vector(url, layer, lambda path, name, _: geopandas.read_file(path, layer=name), key="area.layer")
+    frame = read_vector(url, layer, lambda path, name, _: geopandas.read_file(path, layer=name), key=choose)
     name = storage.redact_url(url)
     if frame.crs is None or engineering_name(frame.crs.to_wkt()) is not None:
         raise InputError(

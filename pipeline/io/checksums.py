@@ -90,9 +90,7 @@ def input_fingerprint(url: str, listings: Listings | None = None) -> str:
         try:
             return fingerprint(url, listings)
         except FileNotFoundError as error:
-            raise InputError(
-                f"{redact_url(url)}: no such file, or it cannot be reached; check the path in the configuration."
-            ) from error
+            raise InputError(f"{redact_url(url)}: no such file, or it cannot be reached; check the path.") from error
 
 
 def is_missing(url: str) -> bool:

@@ -53,7 +53,7 @@ def open_gdal(file: RasterFile) -> Iterator[GdalRaster]:
         dataset = open_dataset(file.url, gdal_name(file))
     except RasterioIOError as error:
         if storage.is_local(file.url) and not storage.exists(file.url):
-            raise InputError(f"{file.url}: no such file; check the path in the configuration.") from error
+            raise InputError(f"{file.url}: no such file; check the path.") from error
         kind = DamagedError if storage.answers(file.url) else InputError
         raise kind(f"{file}: cannot be read as a raster ({storage.without_queries(str(error))}).") from error
     with dataset:

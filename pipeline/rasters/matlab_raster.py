@@ -84,7 +84,7 @@ def matlab_arrays(url: str, stamp: str) -> dict[str, Any]:
             return {name: value for key in file if key != "#refs#" for name, value in _hdf5_arrays(key, file[key])}
         handle.close()
     except FileNotFoundError as error:
-        raise InputError(f"{url}: no such file; check the path in the configuration.") from error
+        raise InputError(f"{url}: no such file; check the path.") from error
     except (OSError, ValueError, TypeError, zlib.error, MatReadError) as error:
         raise InputError(f"{url}: cannot be read as a MATLAB file ({error}); it is damaged or of another format.") from error
     return {name: value for key, item in found.items() if not key.startswith("__") for name, value in _arrays(key, item)}

@@ -291,7 +291,7 @@ def read_vector(
 
     gdal.configure_gdal()
     if storage.is_local(url) and not storage.exists(url):
-        raise InputError(f"{url}: no such file; check the path in the configuration.")
+        raise InputError(f"{url}: no such file; check the path.")
     path = gdal.gdal_path(url)
     gdal.drop_cached(path, "pyogrio")  # a long-lived process may have read an earlier version
     try:

@@ -256,7 +256,7 @@ def read_items(url: str) -> list[pystac.Item]:
     try:
         items = _items_of_table(url) if is_geoparquet(url) else _items_of_json(url)
     except FileNotFoundError as error:
-        raise InputError(f"{url}: no such file; check the URL in the configuration.") from error
+        raise InputError(f"{url}: no such file; check the URL.") from error
     except RecursionError as error:
         raise InputError(f"{url}: cannot be read as a STAC item (it is nested too deeply).") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pystac.STACError, pystac.STACTypeError) as error:

@@ -343,6 +343,7 @@ def test_wrong_arguments_are_refused_and_nothing_is_written(
         (["--recipe", "hls", "--dates", "2024-06-01"], "--recipe hls: also needs --area FILE and --dates START/END"),
         (["--area", "valley.geojson", "--dates", "2024-06-01"], "give either the rasters of a scene, or --area"),
         (["--area", "none.geojson", "--dates", "2024-06-01", "--recipe", "hls"], "none.geojson: no such file"),
+        (["--area", "none.geojson", "--dates", "2024-06-01", "--recipe", "hls"], "mibf: --area: "),
         (["--area", "https://h/a.gpkg?sig=SECRET", "--dates", "2024-06-01", "--recipe", "hls"], "has a query or a password"),
     ],
 )

@@ -15,7 +15,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.features import geometry_mask
 
 from mibf.errors import InputError
-from pipeline.areas.area import box_area, read_area
+from pipeline.areas.area import area_of_option, box_area, read_area
 from pipeline.grid import Window, windows
 from pipeline.rasters.longitude import Extent
 from pipeline.scenes.coregistration import sample_windows, windows_with_data
@@ -248,3 +248,16 @@ def test_meets_places_at_any_turn() -> None:
     assert area.meets([Extent(-179.5, 0, -170, 1)])
     assert area.meets(None)
     assert not area.meets([Extent(170, 0, 178, 1)])
+
+
+def test_area_of_an_option_names_it(tmp_path: Path) -> None:
+    missing = tmp_path / "none.geojson"
+    with pytest.raises(InputError, match=rf"^--area: {missing}: no such file; check the path\.$"):
+        area_of_option(str(missing))
+    layers = tmp_path / "layers.gpkg"
+    for layer in ("north", "south"):
+        geopandas.GeoDataFrame(geometry=[shapely.box(13, 52, 14, 53)], crs=4326).to_file(layers, layer=layer)
+    with pytest.raises(
+        InputError, match=r"^--area: .*layers; select one with `ogr2ogr NEW.gpkg FILE LAYER`: north"
+    ):
+        area_of_option(str(layers))
