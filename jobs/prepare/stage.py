@@ -16,6 +16,7 @@ import numpy as np
 from jobs.config.config import Config
 from jobs.prepare.engine import files_needed, make_executor
 from jobs.prepare.preflight import MOST_LISTED, check_data, check_memory, check_room, file_remarks, name_bands
+from jobs.prepare.reading_progress import reading_bar
 from jobs.prepare.scenes import buffer_pixels, open_scenes, subset_counts
 from jobs.runtime.progress import pluralize, progress_bar, warn
 from jobs.search.coverage import tell_items
@@ -28,6 +29,7 @@ from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from mibf.normalization import Scaling, scaling_to_json
 from pipeline.codes import SUBSETS, Subset
+from pipeline.grid import Window
 from pipeline.io import checksums, storage
 from pipeline.io.lease import Lease
 from pipeline.io.sidecars import Listings
@@ -38,6 +40,7 @@ from pipeline.scenes.coregistration import TOO_FAR, Shift, describe_shift, measu
 from pipeline.store.build import PreparedScene, build_store, discard_partial, read_finished
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.quantiles import QuantileSketch, fit_scaling, merge
+from pipeline.store.reading import Reading, reading
 from pipeline.store.records import StoreRecords
 from pipeline.store.sample_statistics import StoreStatistics, collect_statistics
 from pipeline.store.scene_quantiles import LEAST_PIXELS, Quantiles, quantiles, references, sketch_scene
@@ -190,11 +193,12 @@ def _write(
     if records is not None:
         url = final
     else:
-        with progress_bar(f"{scene.name}: write store", len(scene.shards), unit="shards") as advance:
+        reads = reading(scene)
+        with reading_bar(f"{scene.name}: write store", sum(reads.values(), Reading()), workers=executor.workers) as bar:
 
-            def each(shards: int) -> None:
+            def each(shards: Sequence[Window]) -> None:
                 lease.check()  # shards of a run that lost the lease must not reach the store of its successor
-                advance(shards)
+                bar.advance(sum((reads[shard] for shard in shards), Reading()))
 
             lease.check()
             records = build_store(executor, scene, url, fingerprint=fingerprint, each=each)

@@ -76,9 +76,7 @@ def info(line: str) -> None:
 class TrainingBar:
     """Training progress: samples, throughput, share of time waiting for data, time left, line of the last epoch."""
 
-    def __init__(
-        self, progress: _TrainingProgress | None, total: int, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, progress: LinesProgress | None, total: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Create through `training_bar`; without `progress`, print only one line per epoch."""
         self._progress = progress
         self._total = total
@@ -117,12 +115,12 @@ class TrainingBar:
             return ""
         rate = samples / seconds
         left = max(self._total - self._seen, 0) / rate
-        ending = f", about {_duration(left)} left" if left else ""
+        ending = f", about {format_left(left)} left" if left else ""
         return f"{rate:,.0f} samples/s, waiting {100 * self._waiting:.1f} %{ending}"
 
 
-class _TrainingProgress(Progress):
-    """A progress bar with a line for the throughput and a line for the last epoch below it."""
+class LinesProgress(Progress):
+    """A progress bar with a line for the throughput and, of training, a line for the last epoch below it."""
 
     pace = ""
     epoch = ""
@@ -148,13 +146,13 @@ def training_bar(title: str, total: int) -> Iterator[TrainingBar]:
         TextColumn("{task.completed:,.0f} of {task.total:,.0f} samples"),
         TimeElapsedColumn(),
     )
-    with _TrainingProgress(*columns, console=console) as progress:
+    with LinesProgress(*columns, console=console) as progress:
         progress.add_task(title, total=total)
         yield TrainingBar(progress, total)
 
 
-def _duration(seconds: float) -> str:
-    """Format an estimated duration, rounded to the precision of an estimate."""
+def format_left(seconds: float) -> str:
+    """Format an estimated duration in seconds, rounded to the precision of an estimate."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

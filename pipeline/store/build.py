@@ -111,11 +111,16 @@ class _Target:
 
 
 def build_store(
-    executor: Executor, scene: PreparedScene, url: str, *, fingerprint: str, each: Callable[[int], None] = lambda _: None
+    executor: Executor,
+    scene: PreparedScene,
+    url: str,
+    *,
+    fingerprint: str,
+    each: Callable[[Sequence[Window]], None] = lambda _: None,
 ) -> StoreRecords:
     """Build a scene's store, or the missing part of it if the existing part has the same `fingerprint`.
 
-    `each` is called with the number of shards completed since its last call.
+    `each` is called with the shards that are there already, and then with each one that is completed.
 
     Raises:
         InputError: a file cannot be read. Completed shards are kept, and the same call resumes from there.
@@ -133,14 +138,14 @@ def build_store(
         )
         template = recorder.written
         storage.write_json(storage.join(records_folder(url), "template.json"), template)
-    each(len(records))
+    each([record.window for record in records])
 
     done = {record.window for record in records}
     missing = [window for window in scene.shards if window not in done]
 
     def take(record: ShardRecord) -> None:
         records.append(record)
-        each(1)
+        each([record.window])
 
     sketches = executor.reduce(fill_shard, target, missing, take, merge) or _empty_sketches(scene)
     return StoreRecords(fingerprint, template, records, sketches, frozenset(missing))

@@ -257,7 +257,5 @@ def test_area_of_an_option_names_it(tmp_path: Path) -> None:
     layers = tmp_path / "layers.gpkg"
     for layer in ("north", "south"):
         geopandas.GeoDataFrame(geometry=[shapely.box(13, 52, 14, 53)], crs=4326).to_file(layers, layer=layer)
-    with pytest.raises(
-        InputError, match=r"^--area: .*layers; select one with `ogr2ogr NEW.gpkg FILE LAYER`: north"
-    ):
+    with pytest.raises(InputError, match=r"^--area: .*layers; select one with `ogr2ogr NEW.gpkg FILE LAYER`: north"):
         area_of_option(str(layers))
