@@ -70,8 +70,9 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
     Raises:
         InputError: as `open_scenes`, for areas of `any_size` or not; or there is no room, no memory or no data.
     """
-    items = tell_items(found_items(config))  # before any file is opened
-    with make_executor(config.prepare, files=files_needed(config, workspace)) as executor:
+    read = found_items(config)
+    items = tell_items(read)  # before any file is opened
+    with make_executor(config.prepare, files=files_needed(read, workspace)) as executor:
         scenes = open_scenes(config, executor, any_size=any_size)
         if isinstance(executor, ThreadExecutor):
             check_memory(scenes, executor.workers)
@@ -120,8 +121,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
     for w in written:
         _warn_about_shared_pixels(config, w)
         _warn_about_drift(config, workspace, w, scaling)
-    lines = [line for w in written for line in _store_lines(w, shifts[w.scene.name])]
-    lines += _split_lines(config, figures) if config.labelled else ["no labels: no training samples and no normalization"]
+    lines = [line for w in written for line in _store_lines(w, shifts[w.scene.name])] + _split_lines(config, figures)
     figures["stores"] = {w.scene.name: _summary(w, shifts[w.scene.name]) for w in written}
     return StageResult(figures | ({"items": items} if items else {}), lines, _outputs(workspace, scenes))
 
@@ -358,6 +358,8 @@ def _store_lines(w: _Written, shifts: dict[str, Shift]) -> list[str]:
 
 
 def _split_lines(config: Config, figures: Mapping[str, object]) -> list[str]:
+    if not config.labelled:
+        return ["no labels: no training samples and no normalization"]
     counts, overlap = figures["counts"], figures["overlap"]
     assert isinstance(counts, dict)
     assert isinstance(overlap, dict)

@@ -26,7 +26,7 @@ from pipeline.stac.periods import listed
 
 #: Share of the area that footprints of a period should cover; less is warned of.
 LEAST_COVERAGE = 0.95
-#: Periods of a source that are told one by one.
+#: Periods of a source that are listed one by one.
 LISTED = 24
 
 

@@ -131,7 +131,7 @@ def center_longitude(item: pystac.Item) -> float | None:
 
 
 def _longitude(items: Sequence[pystac.Item]) -> float:
-    """The longitude by which the days of items are told: that of the first with a box."""
+    """The longitude by which the days of items are determined: that of the first with a box."""
     return next((found for found in map(center_longitude, items) if found is not None), 0.0)
 
 

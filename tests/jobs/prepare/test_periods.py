@@ -240,16 +240,16 @@ def test_period_of_which_no_item_is_left_is_as_one_without_items(how: str, gaps:
         content = json.loads(items.read_text())
         del content["features"][2]["assets"]["nir"]
         items.write_text(json.dumps(content))
-    told = "source 'optical': no item is left of period 2024-07: "
+    cause = "source 'optical': no item is left of period 2024-07: "
     if gaps == "exclude":
         for command in ("plan", "prepare"):
             message = " ".join(run(scene, command=command, scenes=scenes, status=2).stderr.split())
-            assert told in message
+            assert cause in message
             assert "Restore the files, choose other `periods`, or set `gaps`" in message
         assert not (scene.folder / "work").exists()
         return
     summary = run(scene, scenes=scenes)["stages"][0]
-    (note,) = (line for line in summary["warnings"] if told in line)
+    (note,) = (line for line in summary["warnings"] if cause in line)
     verb = {"fill": "filled", "interpolate": "interpolated"}[gaps]
     assert note.endswith(f"; values of 1 of 2 periods are {verb}")
     june = values[:2].max(axis=0)
@@ -259,7 +259,7 @@ def test_period_of_which_no_item_is_left_is_as_one_without_items(how: str, gaps:
     assert (store.array("sources/optical")[2:] == (june if gaps == "interpolate" else 0)).all()
 
 
-def test_one_date_that_is_left_of_two_is_told(scene: SmallScene) -> None:
+def test_one_date_that_is_left_of_two_is_reported(scene: SmallScene) -> None:
     scenes, _ = with_dates(scene, DAYS[:2], periods=None)
     (scene.folder / "1_red.tif").unlink()
     warnings = run(scene, scenes=scenes)["stages"][0]["warnings"]

@@ -74,7 +74,7 @@ def test_no_time_is_estimated_before_every_worker_can_have_completed_a_shard() -
     assert bar.seconds_left() == pytest.approx(30 * 14 / 2)
 
 
-def test_what_an_interrupted_run_left_is_told(text: io.StringIO) -> None:
+def test_what_an_interrupted_run_left_is_reported(text: io.StringIO) -> None:
     with reading_bar("valley: write store", TOTAL, workers=1) as bar:
         bar.advance(Reading(12, 240, 3 * GB))
     assert text.getvalue().splitlines() == [

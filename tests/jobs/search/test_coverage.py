@@ -1,4 +1,4 @@
-"""What the items of each period cover is told before a file is opened: these items have no files."""
+"""What the items of each period cover is printed before a file is opened: these items have no files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def configuration(folder: Path, **stac: Any) -> str:
     return str(path)
 
 
-def told(folder: Path, capsys: pytest.CaptureFixture[str], **stac: Any) -> tuple[list[str], list[str], Any]:
+def printed(folder: Path, capsys: pytest.CaptureFixture[str], **stac: Any) -> tuple[list[str], list[str], Any]:
     """The lines that are printed, the warnings, and what is returned."""
     take_warnings()
     found = tell_items(load(configuration(folder, **stac)))
@@ -62,9 +62,9 @@ def told(folder: Path, capsys: pytest.CaptureFixture[str], **stac: Any) -> tuple
     return lines, warnings, found
 
 
-def test_each_period_is_told_with_its_coverage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_period_is_printed_with_its_coverage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_items(tmp_path, ITEMS)
-    lines, warnings, found = told(tmp_path, capsys, periods="month")
+    lines, warnings, found = printed(tmp_path, capsys, periods="month")
     assert lines == [
         "valley: s2 2024-06: 3 items, 2 dates, 100.0 % of the area",
         "valley: s2 2024-07: 1 item, 1 date, 62.0 % of the area",
@@ -83,12 +83,12 @@ def test_each_period_is_told_with_its_coverage(tmp_path: Path, capsys: pytest.Ca
 
 def test_what_becomes_of_the_rest_depends_on_gaps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_items(tmp_path, [*ITEMS[:3], ITEMS[4]])
-    lines, warnings, _ = told(tmp_path, capsys, periods="month", gaps="fill")
+    lines, warnings, _ = printed(tmp_path, capsys, periods="month", gaps="fill")
     assert lines[1] == "valley: s2 2024-07: no items"
     (warning,) = warnings
     assert warning.endswith("period 2024-08 cover only 62.0 % of the area; the values of these periods are filled elsewhere")
     write_items(tmp_path, ITEMS[3:4])
-    lines, warnings, _ = told(tmp_path, capsys)
+    lines, warnings, _ = printed(tmp_path, capsys)
     assert lines == ["valley: s2: 1 item, 1 date, 62.0 % of the area"]
     assert warnings == ["valley: s2: the items cover only 62.0 % of the area; elsewhere the source has no data"]
 
@@ -96,7 +96,7 @@ def test_what_becomes_of_the_rest_depends_on_gaps(tmp_path: Path, capsys: pytest
 def test_many_periods_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     days = [f"{year}-{month:02}-10" for year in (2021, 2022, 2023) for month in range(1, 13)]
     write_items(tmp_path, [(day, 13.0, 13.9 if day.startswith("2022") else 14.0) for day in days])
-    lines, warnings, found = told(tmp_path, capsys, periods="month")
+    lines, warnings, found = printed(tmp_path, capsys, periods="month")
     assert lines == ["valley: s2: 36 items in 36 periods, 2021-01 to 2023-12, 90.0 to 100.0 % of the area"]
     assert len(found["valley"]["s2"]) == 36
     assert len(warnings) == 1
@@ -105,7 +105,7 @@ def test_many_periods_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_items_without_footprints_are_said_to_have_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_items(tmp_path, ITEMS[:2], footprints=False)
-    assert told(tmp_path, capsys)[:2] == (["valley: s2: 2 items, 1 date, coverage unknown"], [])
+    assert printed(tmp_path, capsys)[:2] == (["valley: s2: 2 items, 1 date, coverage unknown"], [])
 
 
 @pytest.mark.parametrize("command", ["plan", "prepare", "run"])
