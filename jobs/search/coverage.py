@@ -51,7 +51,8 @@ class PeriodItems:
     @property
     def lacking(self) -> bool:
         """Whether it is known that its items cover too little of the area."""
-        return bool(self.items) and not self.without_footprint and (self.coverage or 0.0) < LEAST_COVERAGE
+        known = self.coverage is not None and not self.without_footprint
+        return known and bool(self.items) and (self.coverage or 0.0) < LEAST_COVERAGE
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,21 @@ def _read(stac: StacSection) -> _Items:
 
 
 def _ground(scene: SceneSection, read: dict[str, _Items]) -> Area | BaseGeometry | None:
-    """The area of a scene; else that of its grid, which is the footprints' where it is that of items; None if unknown."""
+    """The area of a scene; else that of its grid, which is the footprints' where it is that of items; None if unknown.
+
+    Raises:
+        InputError: the area cannot be used.
+    """
     like = scene.grid.like
-    if scene.area is None and scene.bbox is None and like in read:
+    if scene.area is not None or scene.bbox is not None:
+        return ground_of(scene)
+    if like in read:
         known = [each for each in read[like].footprints if each is not None]
         return shapely.union_all(known) if known else None
     try:
         ground = ground_of(scene)
         in_degrees(ground)
-    except InputError:  # has no place on the Earth, or cannot be read, which is found when it is
+    except InputError:  # it has no place on the Earth, or its file cannot be read, which is reported when it is
         return None
     return ground
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyproj
 import shapely
 from odc.geo.geobox import GeoBox
+from shapely.geometry.base import BaseGeometry
 
 from jobs.config.config import Config
 from jobs.config.resolve import area, sources
@@ -26,6 +27,7 @@ from mibf.errors import InputError
 from pipeline.areas.area import Area
 from pipeline.io import checksums, storage
 from pipeline.io.lease import acquire
+from pipeline.rasters.longitude import engineering_name
 from pipeline.scenes.acquisition_time import days
 from pipeline.scenes.reference_grid import reference_grid
 from pipeline.stac.geoparquet import MixedItemsError, decode_table, encode_table, read_kept
@@ -147,15 +149,23 @@ def ground_of(scene: SceneSection) -> Area:
         return _of_grid(name, reference_grid(sources(like)[grid.like]))
     assert grid.bounds is not None, "the configuration was checked"
     try:
-        return Area(name, shapely.box(*grid.bounds), pyproj.CRS.from_user_input(grid.crs))
+        crs = pyproj.CRS.from_user_input(grid.crs)
     except pyproj.exceptions.CRSError as error:
         raise InputError(f"scene {scene.name!r}: grid.crs {grid.crs!r} is not a known CRS ({error}).") from error
+    return _placed(name, shapely.box(*grid.bounds), crs.to_wkt())
 
 
 def _of_grid(name: str, grid: GeoBox) -> Area:
-    if grid.crs is None:
-        raise InputError(f"the area {name} has no CRS, so no items can be searched in it; give the scene an `area`.")
-    return Area(name, grid.extent.geom, pyproj.CRS.from_wkt(grid.crs.to_wkt()))
+    return _placed(name, grid.extent.geom, None if grid.crs is None else grid.crs.to_wkt())
+
+
+def _placed(name: str, polygon: BaseGeometry, wkt: str | None) -> Area:
+    if wkt is None or engineering_name(wkt) is not None:
+        raise InputError(
+            f"the area {name} has no CRS that refers to the Earth, so no items can be searched in it; give the scene an "
+            "`area`."
+        )
+    return Area(name, polygon, pyproj.CRS.from_wkt(wkt))
 
 
 def _to_search(wanted: list[_Search]) -> list[_Search]:

@@ -15,6 +15,7 @@ from jobs.cli import app
 from jobs.config.loader import load
 from jobs.runtime.progress import take_warnings
 from jobs.search.coverage import tell_items
+from mibf.errors import InputError
 
 #: Day, west and east of each item; the area is from 13 to 14 degrees.
 ITEMS = [
@@ -106,6 +107,32 @@ def test_many_periods_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_items_without_footprints_are_said_to_have_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_items(tmp_path, ITEMS[:2], footprints=False)
     assert printed(tmp_path, capsys)[:2] == (["valley: s2: 2 items, 1 date, coverage unknown"], [])
+
+
+def test_coverage_of_a_grid_without_a_place_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_items(tmp_path, ITEMS[:2])
+    grid = {"crs": 'LOCAL_CS["site"]', "resolution": 10, "bounds": [0, 0, 100, 100]}
+    path = configuration(tmp_path)
+    values = yaml.safe_load(Path(path).read_text())
+    values["scenes"][0] |= {"grid": grid}
+    del values["scenes"][0]["bbox"]
+    Path(path).write_text(yaml.safe_dump(values))
+    take_warnings()
+    tell_items(load(path))
+    assert capsys.readouterr().err == "valley: s2: 2 items, 1 date, coverage unknown\n"
+    assert take_warnings() == []
+
+
+def test_area_that_cannot_be_read_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_items(tmp_path, ITEMS)
+    path = configuration(tmp_path)
+    values = yaml.safe_load(Path(path).read_text())
+    del values["scenes"][0]["bbox"]
+    values["scenes"][0]["area"] = {"url": str(tmp_path / "none.geojson")}
+    Path(path).write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError, match=r"none\.geojson: no such file"):
+        tell_items(load(path))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("command", ["plan", "prepare", "run"])
