@@ -93,6 +93,11 @@ def finer(grid: GeoBox, scale: int) -> GeoBox:
     return GeoBox((grid.shape[0] * scale, grid.shape[1] * scale), grid.affine * Affine.scale(1 / scale), grid.crs)
 
 
+def padded(grid: GeoBox, margin: int) -> GeoBox:
+    """A grid with this many pixels more on every side."""
+    return grid if margin == 0 else grid.pad(margin)
+
+
 @dataclass(frozen=True, order=True)
 class Tile:
     """A tile's identity: equal across retries and machines."""

@@ -24,11 +24,12 @@ from mibf.errors import InputError
 from pipeline.codes import CODES, SUBSETS, Subset
 from pipeline.io import storage
 from pipeline.parallel.executor import Executor
+from pipeline.rasters.header import stored_dtype
 from pipeline.rasters.longitude import geographic_extents, may_overlap
 from pipeline.scenes.geometries import AreaMask
 from pipeline.scenes.label_counts import LabelGrid, count_labels, count_shared, count_subsets, random_splits
 from pipeline.scenes.labels import NoLabels, OpenLabels, open_labels, refuse_unknown
-from pipeline.scenes.source import AlignedSource, open_source, stored_dtype
+from pipeline.scenes.source import AlignedSource, open_source
 from pipeline.scenes.split import Blocks, EntireScene, NoSplit, Split, assign_blocks, check_blocks, open_split_raster
 from pipeline.stac.periods import without_years
 from pipeline.store.build import PreparedScene

@@ -13,8 +13,12 @@ import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
+#: Functions of a pixel's height and those of its neighbors, which are up to `HALO` pixels away.
+TERRAIN, HALO = ("slope", "northness", "eastness"), 1
+#: Functions of a pixel's values, with their numbers of arguments.
+PIXELWISE = {"sqrt": 1, "log": 1, "abs": 1, "minimum": 2, "maximum": 2}
 #: Allowed functions, with their numbers of arguments.
-FUNCTIONS = {"sqrt": 1, "log": 1, "abs": 1, "minimum": 2, "maximum": 2}
+FUNCTIONS = PIXELWISE | dict.fromkeys(TERRAIN, 1)
 OPERATORS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 #: Limits of an expression: its characters, and how deep operations are inside each other (a sum of 128 bands: 128).
 LONGEST, DEEPEST = 2000, 150
@@ -76,9 +80,19 @@ def used(node: Node) -> frozenset[str]:
     return frozenset((node,)) if isinstance(node, str) else frozenset()
 
 
+def halo(node: Node) -> int:
+    """How many pixels around a pixel an expression is computed from."""
+    if not isinstance(node, Operation):
+        return 0
+    return max((halo(operand) for operand in node.operands), default=0) + (HALO if node.symbol in TERRAIN else 0)
+
+
 def reserved(name: str) -> bool:
-    """Whether a name already has a meaning in expressions, so that it cannot be a band's."""
-    return name in FUNCTIONS or keyword.iskeyword(name)
+    """Whether a name already has a meaning in expressions, so that it cannot be a band's.
+
+    Bands may have the names of functions of terrain: `slope: slope(height)`.
+    """
+    return name in PIXELWISE or keyword.iskeyword(name)
 
 
 @dataclass(frozen=True)
@@ -131,7 +145,13 @@ class _Expression:
             raise ExpressionError(
                 f"`{_shortened(self.text)}`: `{name}` at character {tree.col_offset + 1} takes {takes}, not {len(tree.args)}"
             )
-        return Operation(name, tuple(self.node(value, depth + 1) for value in tree.args))
+        operation = Operation(name, tuple(self.node(value, depth + 1) for value in tree.args))
+        if name in TERRAIN and (halo(operation) > HALO or not used(operation)):
+            raise ExpressionError(
+                f"`{_shortened(self.text)}`: `{name}` at character {tree.col_offset + 1} takes heights: the name of a band, "
+                f"or arithmetic on bands without {', '.join(TERRAIN)}"
+            )
+        return operation
 
     def _number(self, tree: ast.Constant) -> float:
         try:

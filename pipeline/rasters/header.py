@@ -317,6 +317,14 @@ def warped_dtype(dtypes: Sequence[str]) -> str:
     return "float64" if np.result_type(*dtypes, np.float32) == np.float64 and "float64" not in dtypes else "float32"
 
 
+def stored_dtype(dtypes: Sequence[str]) -> np.dtype[Any]:
+    """The dtype that stores values of all these types: integers of up to 16 bits unchanged, anything else as float32."""
+    common = np.result_type(*dtypes)
+    if common.kind == "b":
+        return np.dtype(np.uint8)
+    return common if common.kind in "iu" and common.itemsize <= 2 else np.dtype(np.float32)
+
+
 @contextmanager
 def in_memory(raster: OpenRaster, window: Window) -> Iterator[GdalBands]:
     """Copy a window of a raster to an in-memory float dataset, NaN where there is no data."""

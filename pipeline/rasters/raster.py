@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
 from pipeline.decoding.encodings import ALPHAEARTH_NODATA, INT8_ENCODINGS, alphaearth, tessera
-from pipeline.grid import Window
+from pipeline.grid import Window, padded
 from pipeline.io import checksums
 from pipeline.io.sidecars import Listings
 from pipeline.rasters.gdal_raster import GdalRaster, open_gdal
@@ -27,7 +27,7 @@ from pipeline.rasters.header import GdalBands, Header, OpenRaster, RasterFile, i
 from pipeline.rasters.longitude import same_crs
 from pipeline.rasters.matlab_raster import open_matlab
 from pipeline.rasters.named_arrays import is_zarr, named_array_file, open_container, open_zarr_raster
-from pipeline.rasters.resample import CLOSE
+from pipeline.rasters.resample import CLOSE, Alignment, align, reaches, read_aligned
 
 
 @contextmanager
@@ -178,3 +178,42 @@ def header(file: RasterFile) -> Header:
         InputError: as `open_raster`.
     """
     return _read_header(stamped(file))
+
+
+@dataclass(frozen=True)
+class AlignedFile:
+    """One file of a source and its alignment with the grid."""
+
+    file: RasterFile
+    header: Header
+    alignment: Alignment
+    position: int = 0  #: in its layer as declared
+    mask: AlignedFile | None = None
+    margin: int = 0  #: pixels by which the alignment is known beyond the grid on every side
+
+    def read(self, grid: GeoBox, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read a window of the grid, which may begin or end beyond it by the margin, as `read_aligned`."""
+        with open_raster(self.file) as raster:
+            return read_aligned(raster, self.alignment, *self._placed(grid, window))
+
+    def reaches(self, grid: GeoBox, window: Window) -> bool:
+        """Whether the file has pixels in a window of the grid or close to it; if not, it need not be opened."""
+        return reaches(self.header, self.alignment, *self._placed(grid, window))
+
+    def _placed(self, grid: GeoBox, window: Window) -> tuple[GeoBox, Window]:
+        """The grid of the alignment, and the window in it."""
+        by = self.margin
+        return padded(grid, by), Window(window.y + by, window.x + by, window.height, window.width)
+
+
+def align_file(
+    file: RasterFile, grid: GeoBox, resampling: str | None, like: RasterFile | None, margin: int = 0
+) -> AlignedFile:
+    """Align a file with a grid, and by a margin beyond it, as `align`.
+
+    Raises:
+        InputError: the file cannot be used, or not on this grid.
+    """
+    head = header(file)
+    found = align(file, head, padded(grid, margin), resampling=resampling, like=like)
+    return AlignedFile(file, head, found, margin=margin)

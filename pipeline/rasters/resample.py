@@ -69,6 +69,15 @@ class Alignment:
         """Whether the output has values that the raster does not contain."""
         return self.kind == "resampled" and self.resampling not in ("nearest", "mode", "min", "max", "med")
 
+    @property
+    def repeats(self) -> bool:
+        """Whether neighbors may have the value of one raster pixel, which makes steps of slopes."""
+        if self.kind == "exact":
+            return self.coarser > 1
+        if self.resampling in ("bilinear", "cubic", "lanczos"):
+            return False
+        return self.resampling == "nearest" or max(self.reach) == 1
+
     def __str__(self) -> str:
         if self.kind == "resampled":
             return f"resampled, {self.resampling}"

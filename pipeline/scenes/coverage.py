@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from pipeline.grid import Window, windows
 from pipeline.parallel.executor import Executor
-from pipeline.rasters.raster import header
+from pipeline.rasters.raster import AlignedFile, header
 from pipeline.scenes.coregistration import windows_with_data
-from pipeline.scenes.source import AlignedFile, AlignedSource
+from pipeline.scenes.source import AlignedSource
 
 #: Side in reference pixels and number of the windows that are read first: nearly every source has data in one of them.
 SIDE, SAMPLES = 64, 9
@@ -64,7 +64,7 @@ def periods_without_data(executor: Executor, source: AlignedSource, shape_yx: tu
 def _single_band(part: AlignedFile, at: int) -> AlignedFile:
     """A file with one of the bands that are read, which may have another number in each file."""
     file = replace(part.file, bands=(at + 1 if part.file.bands is None else part.file.bands[at],))
-    return AlignedFile(file, header(file), part.alignment)
+    return replace(part, file=file, header=header(file), position=0, mask=None)
 
 
 def _have_data(executor: Executor, sources: list[AlignedSource], parts: list[Window]) -> NDArray[np.bool_]:

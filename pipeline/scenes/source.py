@@ -14,11 +14,13 @@ from mibf.errors import InputError
 from pipeline.codes import Missing
 from pipeline.decoding.derived import derived_bands
 from pipeline.decoding.encodings import decibels
-from pipeline.grid import Window, finer
+from pipeline.decoding.expression import halo, parse
+from pipeline.decoding.terrain import Terrain, check_ground
+from pipeline.grid import Window, finer, padded
 from pipeline.io.sidecars import Listings
-from pipeline.rasters.header import Header, RasterFile
-from pipeline.rasters.raster import header, open_raster, stamped
-from pipeline.rasters.resample import Alignment, align, overlaps, reaches, read_aligned
+from pipeline.rasters.header import RasterFile, stored_dtype
+from pipeline.rasters.raster import AlignedFile, align_file, header, stamped
+from pipeline.rasters.resample import overlaps
 from pipeline.scenes.geometries import AreaMask
 from pipeline.stac.assets import Skipped
 from pipeline.stac.composite import COUNTS, Composite, Observed, combine_in_strips, mosaic
@@ -79,21 +81,14 @@ class Source:
         return self.keep or (*self.band_names, *(name for name, _ in self.derive))
 
     @property
+    def halo(self) -> int:
+        """How many of its pixels around a pixel are read for its derived bands."""
+        return max((halo(parse(text, self.band_names)) for _, text in self.derive), default=0)
+
+    @property
     def planes(self) -> int:
         """Number of periods, each with a count of clear dates; 0 without a composite of dates."""
         return len(self.periods) or int(bool(self.dates))
-
-
-@dataclass(frozen=True)
-class AlignedFile:
-    """One file of a source and its alignment with the grid."""
-
-    file: RasterFile
-    header: Header
-    alignment: Alignment
-    position: int = 0  #: in its layer as declared
-    mask: AlignedFile | None = None
-    margin: int = 0  #: of an item's mask: pixels by which it is known beyond the grid on every side
 
 
 @dataclass(frozen=True)
@@ -216,30 +211,39 @@ class AlignedSource:
     def _observe_files(self, window: Window) -> Observed:
         """Read a window, as `observe`, wherever the area is."""
         own = Window(*(v * self.scale for v in (window.y, window.x, window.height, window.width)))
-        declared, dates = self.declared, self._dates_of(own)
+        declared, by = self.declared, self.declared.halo
+        around = Window(own.y - by, own.x - by, own.height + 2 * by, own.width + 2 * by)
+        dates, usable = self._dates_of(around), self._usable(around)
         if not declared.periods:
-            values, clear = self._read_dates(list(dates.values()), own)
+            values, clear = self._read_dates(list(dates.values()), around, usable)
             clear = clear[None]
         else:
             each = self.bands // len(declared.periods)
             values = np.empty((self.bands, own.height, own.width), self.dtype)
             clear = np.empty((declared.planes, own.height, own.width), COUNTS)
             for at, period in enumerate(declared.periods):
-                found = self._read_dates([items for day, items in dates.items() if day in period], own)
+                found = self._read_dates([items for day, items in dates.items() if day in period], around, usable)
                 values[at * each : (at + 1) * each], clear[at] = found
-        if self.mask is not None:
-            mask, there = _read_part(self.mask, self.grid, own)
-            assert declared.mask is not None
-            clear = clear * (there & declared.mask.passes(mask[0]))
         valid = close_gaps(values, clear, declared.periods, declared.gaps) if declared.periods else clear[0] > 0
         if not valid.all():
             values[:, ~valid] = 0
         return Observed(values, valid, clear.astype(COUNTS, copy=False) if declared.planes else None)
 
+    def _usable(self, window: Window) -> NDArray[np.bool_] | None:
+        """Where (y, x) the source's own mask, if it has one, accepts its pixels."""
+        if self.mask is None:
+            return None
+        mask, there = self.mask.read(self.grid, window)
+        assert self.declared.mask is not None
+        return there & self.declared.mask.passes(mask[0])
+
     def _read_dates(
-        self, dates: Sequence[Sequence[tuple[AlignedFile, ...]]], window: Window
+        self, dates: Sequence[Sequence[tuple[AlignedFile, ...]]], window: Window, usable: NDArray[np.bool_] | None
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The bands (band, y, x) that a period consists of, of dates combined, and the number of clear dates (y, x)."""
+        """The bands (band, y, x) that a period consists of, of dates combined, and the number of clear dates (y, x).
+
+        The window includes the halo of derived bands, and what is returned does not.
+        """
         values, counts = combine_in_strips(
             self.declared.composite,
             dates,
@@ -249,19 +253,19 @@ class AlignedSource:
             dtype=self.dtype,
             strip_bytes=DATES_BYTES,
         )
-        if not (self.declared.derive or self.declared.keep):
+        counts = counts if usable is None else counts * usable
+        declared, by = self.declared, self.declared.halo
+        if not (declared.derive or declared.keep):
             return values, counts
-        bands, there = derived_bands(self.declared.band_names, values, self.declared.derive)
-        return np.stack([bands[name] for name in self.declared.kept_of_period]), counts * there
+        terrain = Terrain(self.grid, window, counts > 0) if by else None
+        bands, there = derived_bands(declared.band_names, values, declared.derive, terrain)
+        inner = np.s_[by : window.height - by, by : window.width - by]
+        return np.stack([bands[name][inner] for name in declared.kept_of_period]), (counts * there)[inner]
 
     def _dates_of(self, window: Window) -> dict[str, list[tuple[AlignedFile, ...]]]:
         """The items that touch a window, each with a file for every layer, by date in the order of the dates."""
         # Opening a file takes longer than reading its part of a window, and a window touches few of many tiles.
-        items = [
-            parts
-            for parts in zip(*self.layers, strict=True)
-            if all(reaches(part.header, part.alignment, self.grid, window) for part in parts)
-        ]
+        items = [parts for parts in zip(*self.layers, strict=True) if all(part.reaches(self.grid, window) for part in parts)]
         by_date: dict[str, list[tuple[AlignedFile, ...]]] = {}
         for parts in items:
             by_date.setdefault(self.declared.dates[parts[0].position] if self.declared.dates else "", []).append(parts)
@@ -283,7 +287,7 @@ class AlignedSource:
         return values, valid
 
     def _read_file(self, part: AlignedFile, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        values, valid = _read_part(part, self.grid, window)
+        values, valid = part.read(self.grid, window)
         if part.file.decode == "db":
             # After resampling, because a coarser pixel would have measured the mean of powers, not of decibels. A kernel
             # with negative weights can give a power that is not above 0.
@@ -295,13 +299,12 @@ class AlignedSource:
         """Where (y, x) the mask of an item accepts its pixels."""
         # What is masked beyond the edge of the window, and of the grid, reaches into it.
         reach, margin = mask.dilate * self.scale, part.margin
-        rows, columns = (size + 2 * margin for size in self.grid.shape)
-        top, left = max(0, window.y + margin - reach), max(0, window.x + margin - reach)
-        bottom = min(window.y + margin + window.height + reach, rows)
-        right = min(window.x + margin + window.width + reach, columns)
-        values, there = _read_part(part, _padded(self.grid, margin), Window(top, left, bottom - top, right - left))
+        rows, columns = (size + margin for size in self.grid.shape)
+        top, left = max(-margin, window.y - reach), max(-margin, window.x - reach)
+        bottom, right = min(window.y + window.height + reach, rows), min(window.x + window.width + reach, columns)
+        values, there = part.read(self.grid, Window(top, left, bottom - top, right - left))
         clear = there & ~dilated(there & ~mask.passes(values[0]), reach)
-        y, x = window.y + margin - top, window.x + margin - left
+        y, x = window.y - top, window.x - left
         return clear[y : y + window.height, x : x + window.width]
 
     def _physical(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -315,11 +318,6 @@ class AlignedSource:
         return physical, valid & np.isfinite(physical).all(axis=0)
 
 
-def _read_part(part: AlignedFile, grid: GeoBox, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    with open_raster(part.file) as raster:
-        return read_aligned(raster, part.alignment, grid, window)
-
-
 def open_source(
     source: Source, grid: GeoBox, *, like: RasterFile | None = None, area: AreaMask | None = None
 ) -> AlignedSource:
@@ -330,18 +328,25 @@ def open_source(
     Raises:
         InputError: a file is missing, unreadable, outside the grid, or lacks a required CRS.
     """
-    own = finer(grid, source.scale)
+    own, by = finer(grid, source.scale), source.halo
+    if by:
+        check_ground(source.name, own)
     listings = Listings()
     files = [[*enumerate(stamped(file, listings) for file in layer)] for layer in source.layers]
     masks = [stamped(mask.file, listings) for mask in source.masks]
     if area is not None:
         # An item has data where all its files have.
         own_files = [[file for _, file in layer] for layer in files] + ([masks] if masks else [])
-        inside = {at for at, item in enumerate(zip(*own_files, strict=True)) if all(overlaps(header(f), own) for f in item)}
+        around = padded(own, by)
+        inside = {i for i, item in enumerate(zip(*own_files, strict=True)) if all(overlaps(header(f), around) for f in item)}
         files = [[(at, file) for at, file in layer if at in inside] or layer for layer in files]
-    aligned = {at: _mask_part(masks[at], source.masks[at], own, source.scale, like) for at, _ in files[0] if masks}
+    # What is masked beyond the grid reaches into it; without a CRS, files have the very grid.
+    reach = {at: source.masks[at].dilate * source.scale + by if own.crs else 0 for at, _ in files[0] if masks}
+    aligned = {at: align_file(masks[at], own, "nearest", like, margin) for at, margin in reach.items()}
+    # Repeated pixels would have no slope, and steps between them.
+    method = source.resampling or ("bilinear" if by else None)
     layers = tuple(
-        tuple(replace(_part(file, own, source.resampling, like), position=at, mask=aligned.get(at)) for at, file in layer)
+        tuple(replace(align_file(file, own, method, like, by), position=at, mask=aligned.get(at)) for at, file in layer)
         for layer in files
     )
     for layer in layers:
@@ -353,6 +358,12 @@ def open_source(
                 )
         check_scaled(source.name, [(part.file, part.header) for part in layer])
     parts = [part for layer in layers for part in layer]
+    stepped = next((part for part in parts if by and part.alignment.repeats), None)
+    if stepped is not None:
+        raise InputError(
+            f"source {source.name!r}: {stepped.file} is {stepped.alignment}, which repeats pixels and makes steps, so that "
+            "`derive` would have wrong slopes; set `resampling: bilinear`, and put bands of classes into another source."
+        )
     read = sum(layer[0].header.bands for layer in layers)
     if source.band_names and len(source.band_names) != read:
         raise InputError(
@@ -363,30 +374,7 @@ def open_source(
     decibel = any(part.file.decode == "db" for part in parts)
     changed = source.gain != 1 or source.offset != 0 or bool(source.derive) or decibel or not source.composite.keeps_dtype
     changed = changed or (bool(source.periods) and source.gaps == "interpolate")
-    mask = None if source.mask is None else _part(stamped(source.mask.file, listings), own, "nearest", like)
+    mask = None if source.mask is None else align_file(stamped(source.mask.file, listings), own, "nearest", like, by)
     interpolated = any(part.alignment.interpolates for part in parts)
     dtype = stored_dtype([dtype for part in parts for dtype in part.header.dtypes])
     return AlignedSource(source, own, layers, mask, np.dtype(np.float32) if changed or interpolated else dtype, area)
-
-
-def _padded(grid: GeoBox, margin: int) -> GeoBox:
-    return grid if margin == 0 else grid.pad(margin)
-
-
-def _mask_part(file: RasterFile, mask: Mask, grid: GeoBox, scale: int, like: RasterFile | None) -> AlignedFile:
-    """An item's mask on the grid, and as far beyond it as what is masked there reaches into it."""
-    margin = 0 if grid.crs is None else mask.dilate * scale  # without a CRS, files have the very grid
-    return replace(_part(file, _padded(grid, margin), "nearest", like), margin=margin)
-
-
-def _part(file: RasterFile, grid: GeoBox, resampling: str | None, like: RasterFile | None) -> AlignedFile:
-    head = header(file)
-    return AlignedFile(file, head, align(file, head, grid, resampling=resampling, like=like))
-
-
-def stored_dtype(dtypes: Sequence[str]) -> np.dtype[Any]:
-    """The dtype that stores values of all these types: integers of up to 16 bits unchanged, anything else as float32."""
-    common = np.result_type(*dtypes)
-    if common.kind == "b":
-        return np.dtype(np.uint8)
-    return common if common.kind in "iu" and common.itemsize <= 2 else np.dtype(np.float32)

@@ -11,7 +11,8 @@ from zarr.storage import MemoryStore
 
 from pipeline.decoding.encodings import INT8_ENCODINGS
 from pipeline.io import zarr_store
-from pipeline.scenes.source import AlignedFile, AlignedSource
+from pipeline.rasters.raster import AlignedFile
+from pipeline.scenes.source import AlignedSource
 from pipeline.store.build import PreparedScene, shard_arrays
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.template import create_store

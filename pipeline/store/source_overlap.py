@@ -21,7 +21,8 @@ from rasterio.warp import transform
 from pipeline.codes import CODES, Subset
 from pipeline.grid import Window, windows
 from pipeline.parallel.executor import Executor
-from pipeline.scenes.source import AlignedFile, AlignedSource
+from pipeline.rasters.raster import AlignedFile
+from pipeline.scenes.source import AlignedSource
 from pipeline.scenes.split import dilate
 from pipeline.store.patch_store import PatchStore
 
@@ -100,25 +101,29 @@ def footprints(source: AlignedSource, grid: GeoBox) -> tuple[Footprint, ...]:
     """
     found = {}
     for part in source.parts:
-        footprint = _footprint(part, source.scale, grid)
+        footprint = _footprint(part, source.scale, grid, halo=source.declared.halo)
         if footprint.reach:
             found[_lattice(footprint, part)] = footprint
     return tuple(found.values())
 
 
-def _footprint(part: AlignedFile, scale: int, grid: GeoBox) -> Footprint:
+def _footprint(part: AlignedFile, scale: int, grid: GeoBox, *, halo: int) -> Footprint:
     alignment, file = part.alignment, part.header.grid
     to_cells: Affine | None = None
     if alignment.kind == "exact":
-        to_cells = Affine.translation(alignment.column, alignment.row) * Affine.scale(scale / alignment.coarser)
+        first = Affine.translation(alignment.column, alignment.row)
+        margin = Affine.translation(part.margin, part.margin)
+        to_cells = first * Affine.scale(1 / alignment.coarser) * margin * Affine.scale(scale)
     elif file.crs == grid.crs:
         to_cells = ~file.affine * grid.affine
     steps = _steps(grid, file) if to_cells is None else np.array([[to_cells.a, to_cells.b], [to_cells.d, to_cells.e]])
     sizes = abs(steps).sum(axis=1)  # of a reference pixel in file pixels, along the file's x and y
     kernel = "nearest" if alignment.kind == "exact" else alignment.resampling
-    radius_x, radius_y = (_radius(kernel, size / scale) + size * (scale - 1) / (2 * scale) for size in sizes.tolist())
+    radius_x, radius_y = (
+        _radius(kernel, size / scale) + size * (scale - 1 + 2 * halo) / (2 * scale) for size in sizes.tolist()
+    )
     least = max(float(np.linalg.svd(steps, compute_uv=False)[-1]), float(np.finfo(np.float32).tiny))
-    if alignment.kind == "exact" and scale % alignment.coarser == 0:
+    if alignment.kind == "exact" and scale % alignment.coarser == 0 and not halo:
         reach = 0  # every file pixel lies within one reference pixel
     else:
         reach = max(0, math.ceil(2 * max(radius_x, radius_y) / least - CLOSE) - 1)

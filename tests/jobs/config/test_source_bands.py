@@ -34,6 +34,8 @@ def test_keys_reach_the_source(scene: SmallScene) -> None:
     assert found.derive == (("ndvi", "(nir - red) / (nir + red)"),)
     assert found.kept == ("ndvi", "red")
     assert optical(scene, NAMED, NDVI).kept == ("green", "red", "nir", "ndvi")
+    terrain = optical(scene, "band_names=[height, cover, nir]", "derive={slope: slope(height)}")
+    assert (terrain.kept, terrain.halo) == (("height", "cover", "nir", "slope"), 1)
     assert optical(scene).kept == ()
     assert optical(scene, "decode=db").layers[0][0].decode == "db"
     assert optical(scene, "decode=alphaearth").layers[0][0].scales is None
@@ -73,6 +75,11 @@ def test_assets_of_a_stac_item_are_names(scene: SmallScene) -> None:
         (
             [NAMED, "derive={ndvi: swir - red}"],
             "`swir` at character 1 is not allowed; allowed are + - * / ** ( ), numbers, ",
+        ),
+        ([NAMED, "derive={s: slope(slope(nir))}"], "`derive.s`: `slope(slope(nir))`: `slope` at character 1 takes heights"),
+        (
+            [NAMED, "derive={s: hillshade(nir)}"],
+            "the functions sqrt, log, abs, minimum, maximum, slope,",
         ),
         ([NAMED, "derive={red: nir - green}"], "`derive.red`: a band of the source has this name; choose another"),
         ([NAMED, "derive={sqrt: nir}"], "has a meaning in expressions, so a band cannot have this name"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.decoding.expression import DEEPEST, LONGEST, ExpressionError, Operation, parse, reserved, used
+from pipeline.decoding.expression import DEEPEST, LONGEST, ExpressionError, Operation, halo, parse, reserved, used
 
 BANDS = ("blue", "red", "nir", "B8A")
 
@@ -44,7 +44,8 @@ def test_operations_nest_as_in_arithmetic() -> None:
 def test_anything_else_is_refused_with_its_position_and_what_is_allowed(text: str, part: str, position: int) -> None:
     found = message(text)
     assert f"`{text}`: `{part}` at character {position} is not allowed; allowed are + - * / ** ( ), numbers, " in found
-    assert found.endswith("the functions sqrt, log, abs, minimum, maximum, and the bands blue, red, nir, B8A")
+    functions = "the functions sqrt, log, abs, minimum, maximum, slope, northness, eastness, "
+    assert found.endswith(f"{functions}and the bands blue, red, nir, B8A")
 
 
 @pytest.mark.parametrize(("text", "position"), [("nir -", 6), ("nir red", 5), ("(nir", 1), ("nir * ) red", 7), ("2nir", 1)])
@@ -75,6 +76,16 @@ def test_any_text_is_an_expression_or_refused(text: str) -> None:
 
 
 def test_functions_and_words_of_python_cannot_be_names() -> None:
-    assert [name for name in ("sqrt", "maximum", "lambda", "None", "red", "B8A", "ndvi") if reserved(name)] == [
-        "sqrt", "maximum", "lambda", "None",
-    ]  # fmt: skip  # values in rows that belong together
+    names = ("sqrt", "maximum", "lambda", "None", "red", "B8A", "ndvi", "slope", "northness")
+    assert [name for name in names if reserved(name)] == ["sqrt", "maximum", "lambda", "None"]
+
+
+def test_functions_of_terrain_may_have_the_name_of_a_band_and_take_arithmetic_but_not_each_other() -> None:
+    assert parse("slope + slope(nir * 2)", ("slope", "nir")) == Operation(
+        "+", ("slope", Operation("slope", (Operation("*", ("nir", 2.0)),)))
+    )
+    assert [halo(parse(text, BANDS)) for text in ("nir", "nir + 1", "2 * slope(nir)", "-eastness(abs(nir))")] == [0, 0, 1, 1]
+    for text, position in (("slope(northness(nir))", 1), ("nir + slope(2)", 7), ("slope(1 + slope(nir))", 1)):
+        name = f"`{text}`: `slope` at character {position} takes heights"
+        assert message(text) == f"{name}: the name of a band, or arithmetic on bands without slope, northness, eastness"
+    assert "`slope` at character 1 is not allowed" in message("slope")

@@ -11,8 +11,9 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from pipeline.rasters.header import Header, RasterFile
+from pipeline.rasters.raster import AlignedFile
 from pipeline.rasters.resample import Alignment
-from pipeline.scenes.source import AlignedFile, AlignedSource, Source, open_source
+from pipeline.scenes.source import AlignedSource, Source, open_source
 from pipeline.store.estimate import remarks
 from tests.support.scenes import CRS, TRANSFORM, write_raster
 
