@@ -35,7 +35,8 @@ def search(
         list[str] | None, typer.Option(metavar="ID", help="Collection to search; repeatable. By default all.")
     ] = None,
     filter_: Annotated[
-        str | None, typer.Option("--filter", metavar="CQL2", help="Filter of an API, as in 'eo:cloud_cover < 20'.")
+        str | None,
+        typer.Option("--filter", metavar="CQL2", help="Filter of an API, as in 'eo:cloud_cover < 20', or as CQL2 JSON."),
     ] = None,
     max_items: Annotated[int, typer.Option(min=1, metavar="N", help="Refuse a search that finds more.")] = 1000,
     refresh: Annotated[bool, typer.Option("--refresh", help="Replace an earlier result, and say what is new.")] = False,

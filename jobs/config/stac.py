@@ -86,10 +86,25 @@ def _check_dates(value: str) -> str:
     return value
 
 
+def check_filter(value: Any) -> Any:
+    """Check that a value has the form of CQL2, and return it.
+
+    Raises:
+        ValueError: it has not.
+    """
+    json_of_cql2 = isinstance(value, dict) and isinstance(value.get("op"), str) and isinstance(value.get("args"), list)
+    if value is None or json_of_cql2 or (isinstance(value, str) and value.strip()):
+        return value
+    raise ValueError(
+        "`filter` is CQL2: text such as eo:cloud_cover < 40, or JSON such as "
+        '{op: "<", args: [{property: "eo:cloud_cover"}, 40]}'
+    )
+
+
 class SearchSection(Section):
     """A search for the items of the scene's area in a STAC API, a static catalogue or a file of items.
 
-    `prepare` searches once and keeps what it finds in the workspace; `filter` is CQL2 text, for an API.
+    `prepare` searches once and keeps what it finds in the workspace; `filter` is CQL2, as text or JSON, for an API.
     """
 
     url: str = Field(min_length=1)
@@ -99,7 +114,7 @@ class SearchSection(Section):
         BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value),  # YAML parses dates itself
         AfterValidator(_check_dates),
     ]
-    filter: str | None = None
+    filter: Annotated[str | dict[str, Any] | None, BeforeValidator(check_filter)] = None
     max_items: int = Field(default=1000, ge=1)
 
 

@@ -17,7 +17,7 @@ from jobs.config.loader import load
 from jobs.init.arguments import clean_name, parse_file
 from jobs.init.choose_split import choose_patch, choose_split
 from jobs.init.command import check_output, find_classes, label_summary, scene_name, write_new
-from jobs.init.recipes import APIS, NOT_SEARCHED, RECIPES, Api, Recipe, RecipeSource
+from jobs.init.recipes import APIS, CLOUDS, MOST_CLOUDS, NOT_SEARCHED, RECIPES, Api, Recipe, RecipeSource
 from jobs.init.write_config import LABELS_HINT, Draft, config_text, label_section, scalar
 from mibf.errors import InputError
 from pipeline.areas.area import Area, area_of_option
@@ -186,11 +186,19 @@ def _source(source: RecipeSource, url: str, dates: str, period: str) -> list[str
         "          search:",
     ]
     lines += _keys(search | {"dates": dates}, indent=12)
+    if source.dates is not None:
+        lines[-1] += "  # there is one date, which they include"
     if source.cloudy:
-        lines.append("            # filter: eo:cloud_cover < 60  # reads less, where the API can filter")
-    # A month without a clear date is interpolated between its neighbors.
-    periods = {"periods": period, "gaps": "interpolate"} if source.has_periods else {}
-    lines += _keys({"assets": list(source.assets), **source.stac, **periods}, indent=10)
+        lines += [
+            f"            # Leaves out images that the catalogue calls {MOST_CLOUDS} % cloudy or more; without it, none.",
+            f"            filter: {scalar(CLOUDS)}",
+        ]
+    lines += _keys({"assets": list(source.assets)}, indent=10)
+    lines += [f"          # {source.mask}"] if source.mask else []
+    lines += _keys(dict(source.stac), indent=10)
+    if source.has_periods:
+        lines += _keys({"periods": period, "gaps": "interpolate"}, indent=10)
+        lines[-1] += f"  # a {period} without a clear date lies between its neighbors"
     names = {"band_names": list(source.band_names)} if source.band_names else {}
     return [*lines, *_keys({**names, **source.keys}, indent=8)]
 

@@ -33,6 +33,7 @@ class RecipeSource:
     band_names: tuple[str, ...] = ()
     stac: Mapping[str, Any] = field(default_factory=dict)  #: further keys of `stac`
     keys: Mapping[str, Any] = field(default_factory=dict)  #: further keys of the source
+    mask: str = ""  #: what the mask takes for clear, as a comment
     cloudy: bool = False  #: whether its items state a share of clouds
     dates: str | None = None  #: if they are not those that are asked for
 
@@ -53,8 +54,12 @@ class Recipe:
     yearly: bool = False  #: whether there is one item for a place and a year
 
 
-#: Scene classification of Sentinel-2: vegetation, bare soil, water, unclassified, snow.
+#: Classes of Sentinel-2's scene classification.
 CLEAR = [4, 5, 6, 7, 11]
+#: Percent of clouds from which on an item is left out: it costs as much to read as others, and what its mask lets pass is
+#: little and often haze. CQL2 as JSON, which both APIs take; Earth Search takes no text.
+MOST_CLOUDS = 80
+CLOUDS = {"op": "<", "args": [{"property": "eo:cloud_cover"}, MOST_CLOUDS]}
 #: Pixels by which clouds are extended.
 DILATE = 3
 MEDIANS: Mapping[str, Any] = {"composite": "median"}
@@ -70,7 +75,9 @@ def _s2(collection: str, assets: tuple[str, ...], scl: str) -> RecipeSource:
         assets,
         () if assets == S2_BANDS else S2_BANDS,
         {"mask": {"asset": scl, "valid": CLEAR, "dilate": DILATE}, **MEDIANS},
-        {"unscale": True},
+        # Bands of 20 m are interpolated; those of 10 m stay as they are, and so do the classes of the mask.
+        {"unscale": True, "resampling": "bilinear"},
+        f"Clear: vegetation, bare soil, water, unclassified, snow. What is not is extended by {DILATE} pixels.",
         cloudy=True,
     )
 
@@ -78,11 +85,11 @@ def _s2(collection: str, assets: tuple[str, ...], scl: str) -> RecipeSource:
 #: It has one date, whatever is searched for.
 DEM = RecipeSource(
     "dem",
-    "Copernicus DEM GLO-30: height in meters.",
+    "Copernicus DEM GLO-30: height in meters, and its slope in degrees.",
     ("cop-dem-glo-30",),
     ("data",),
     ("height",),
-    keys={"resampling": "bilinear"},
+    keys={"resampling": "bilinear", "derive": {"slope": "slope(height)"}},
     dates="2000-01-01/2049-12-31",
 )
 S1 = RecipeSource(
@@ -93,8 +100,6 @@ S1 = RecipeSource(
     stac=MEDIANS,
     keys={"decode": "db"},
 )
-#: Slope needs a pixel's neighbors, which expressions of `derive` do not have.
-NO_SLOPE = "slope is not derived from the DEM: `derive` has expressions of one pixel; add a raster of it as another source"
 
 
 def _hls(name: str, of: str, collection: str, assets: tuple[str, ...]) -> RecipeSource:
@@ -104,10 +109,11 @@ def _hls(name: str, of: str, collection: str, assets: tuple[str, ...]) -> Recipe
         (collection,),
         assets,
         SIX_BANDS,
-        # Cloud, adjacent to cloud or shadow, cloud shadow (user guide of HLS v2.0, table 9).
+        # User guide of HLS v2.0, table 9.
         {"mask": {"asset": "Fmask", "bits": [1, 2, 3]}, **MEDIANS},
         # By hand, for some files lack their scale.
         {"gain": 0.0001, "nodata": -9999},
+        "Not clear: cloud, adjacent to cloud or shadow, cloud shadow.",
         cloudy=True,
     )
 
@@ -118,9 +124,9 @@ def _landsat(**stac: Any) -> RecipeSource:
         "Landsat Collection 2 Level 2: reflectance, median of the clear dates of each {period}.",
         ("landsat-c2-l2",),
         SIX_BANDS,
-        # Fill, dilated cloud, cirrus, cloud, cloud shadow.
         stac={**stac, "mask": {"asset": "qa_pixel", "bits": [0, 1, 2, 3, 4]}, **MEDIANS},
         keys={"unscale": True},
+        mask="Not clear: fill, dilated cloud, cirrus, cloud, cloud shadow.",
         cloudy=True,
     )
 
@@ -145,7 +151,7 @@ RECIPES: dict[str, dict[Api | None, Recipe]] = {
                 S1,
                 DEM,
             ),
-            (NO_SLOPE, SIGNED),
+            (SIGNED,),
         ),
         "earth-search": Recipe(
             EARTH_SEARCH,
@@ -154,7 +160,6 @@ RECIPES: dict[str, dict[Api | None, Recipe]] = {
             (
                 "Earth Search has no Sentinel-1 that is corrected for terrain (sentinel-1-grd is not), so the configuration "
                 "has none; --api planetary-computer has it",
-                NO_SLOPE,
             ),
         ),
     },

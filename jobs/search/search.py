@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import pystac
 import shapely
 from shapely.geometry.base import BaseGeometry
 
 from jobs.config.scene import check_bbox
+from jobs.config.stac import check_filter
 from jobs.runtime.progress import info, pluralize
 from mibf.errors import InputError
 from pipeline.areas.area import Area, area_of_option, box_area
@@ -84,7 +86,7 @@ def find_items(
         bbox: west, south, east and north in degrees, with commas between them.
         dates: START/END, both included.
         collections: ids; empty: all.
-        filter_text: in CQL2 text.
+        filter_text: in CQL2, as text or JSON.
         max_items: more are refused.
         output: a file whose name ends in .parquet, .geoparquet or .json.
         refresh: replace an earlier result, and say what has changed.
@@ -104,7 +106,7 @@ def find_items(
     ground = box_area(parse_box(bbox)) if bbox is not None else area_of_option(area or "")
     polygons = in_degrees(ground)
     start, end = parse_dates(dates)
-    query = Query(url, polygons, start, end, tuple(collections), filter_text, max_items)
+    query = Query(url, polygons, start, end, tuple(collections), parse_filter(filter_text), max_items)
     found = search(query, report_progress)
     with storage.as_input_errors(output):
         write(output, found)
@@ -180,6 +182,21 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
     except ValueError as error:
         why = f": {error}" if "bbox" in str(error) else " is not four numbers; write W,S,E,N, as in 13.2,52.3,13.6,52.5"
         raise InputError(f"--bbox {text}{why}.") from None
+
+
+def parse_filter(text: str | None) -> str | dict[str, Any] | None:
+    """Parse a filter: JSON if it begins with a brace, else text.
+
+    Raises:
+        InputError: it is not CQL2.
+    """
+    try:
+        value = json.loads(text) if text is not None and text.lstrip().startswith("{") else text
+        return cast(str | dict[str, Any] | None, check_filter(value))
+    except json.JSONDecodeError as error:
+        raise InputError(f"--filter {text}: is not valid JSON ({error}).") from None
+    except ValueError as error:
+        raise InputError(f"--filter {text}: {error}.") from None
 
 
 def parse_dates(text: str) -> tuple[datetime, datetime]:

@@ -36,6 +36,11 @@ TIMEOUT, LIMIT = (10.0, 60.0), 900.0
 RETRIES = 4
 #: What is said where no server answers.
 UNREACHABLE = "cannot be reached ({}). Check the address and the connection, or try again later."
+#: What is said where an API may not take a filter as text.
+JSON_FILTER = (
+    'If it does not take filters as text, as Earth Search, write CQL2 JSON: {"op": "<", "args": [{"property": '
+    '"eo:cloud_cover"}, 40]}.'
+)
 #: Links of an item to where it is from; the client makes some of them of the URL that it was given.
 HIERARCHY = ("self", "root", "parent", "collection")
 #: Items of a page.
@@ -51,7 +56,7 @@ class Query:
     start: datetime
     end: datetime
     collections: tuple[str, ...] = ()
-    filter: str | None = None  #: in CQL2 text, for an API
+    filter: str | dict[str, Any] | None = None  #: in CQL2, as text or JSON, for an API
     max_items: int = 1000
 
     @property
@@ -134,7 +139,10 @@ def _candidates(query: Query) -> Iterator[dict[str, Any]]:
         status = getattr(error, "status_code", None)  # unknown if nothing answered
         if status is None:
             raise InputError(f"{query.name}: {UNREACHABLE.format(_short(error))}") from error
-        raise InputError(f"{query.name}: the API answers with an error (status {status}: {_short(error)}).") from error
+        remedy = f" {JSON_FILTER}" if status == 400 and isinstance(query.filter, str) else ""
+        raise InputError(
+            f"{query.name}: the API answers with an error (status {status}: {_short(error)}).{remedy}"
+        ) from error
     except requests.exceptions.RequestException as error:
         raise InputError(f"{query.name}: {UNREACHABLE.format(_short(error))}") from error
     except FileNotFoundError as error:
@@ -165,15 +173,17 @@ def _client(url: str) -> pystac_client.Client:
 
 
 def _of_api(client: pystac_client.Client, query: Query, box: tuple[float, float, float, float]) -> Iterator[dict[str, Any]]:
+    # Text goes with GET and JSON with POST, which all APIs must take, where they take either.
+    text = isinstance(query.filter, str)
     found = client.search(
-        method="POST" if query.filter is None else "GET",
+        method="GET" if text else "POST",
         max_items=query.max_items + 1,
         limit=PAGE,
         collections=list(query.collections) or None,
         bbox=box,
         datetime=(query.start, query.end),
         filter=query.filter,
-        filter_lang=None if query.filter is None else "cql2-text",
+        filter_lang=None if query.filter is None else "cql2-text" if text else "cql2-json",
     )
     yield from map(_to_dict, found.items())
 

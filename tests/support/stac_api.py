@@ -82,6 +82,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             and item["bbox"][2] >= west
             and item["bbox"][1] <= north
             and item["bbox"][3] >= south
+            and _passes(values.get("filter"), item)
         ]
         first = int(values.get("token", 0))
         part, links = found[first : first + self.server.page], []
@@ -99,6 +100,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             content, kind = b"<!DOCTYPE html><html><body>Down for maintenance</body></html>", "text/html"
         elif self.server.fault == "error":
             content, status = b'{"description": "the database is away"}', 500
+        elif self.server.fault == "text" and "features" in value:
+            content, status = b'{"description": "filter-lang must be \\"cql2-json\\""}', 400
         elif self.server.fault == "slow":
             time.sleep(2)
         try:
@@ -111,9 +114,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             pass  # the client does not wait any longer
 
 
+def _passes(wanted: Any, item: dict[str, Any]) -> bool:
+    """Whether an item is below the limit of a property, as CQL2 JSON states it; a filter as text is not evaluated."""
+    if not isinstance(wanted, dict):
+        return True
+    assert wanted["op"] == "<"
+    (name, limit) = wanted["args"]
+    value = item["properties"].get(name["property"])
+    return value is not None and value < limit
+
+
 @contextmanager
 def stac_api(items: Sequence[dict[str, Any]], *, page: int = 2, fault: str | None = None) -> Iterator[StacApi]:
-    """Serve items; a fault is html, error, slow or endless."""
+    """Serve items; a fault is html, error, slow or endless, or `text`: filters as text are not taken."""
     server = StacApi(items, page=page, fault=fault)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

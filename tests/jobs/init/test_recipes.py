@@ -5,16 +5,19 @@ Rasters are constant, so that expected values are computed from what each format
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import geopandas
 import numpy as np
+import pyproj
 import pytest
+import rasterio
 import shapely
 from affine import Affine
+from rasterio.warp import Resampling, reproject
+from scipy.ndimage import distance_transform_edt
 from typer.testing import CliRunner
 
 from jobs.cli import app
@@ -25,15 +28,18 @@ from jobs.prepare.ground import scene_ground
 from jobs.search.frozen import freeze
 from jobs.workflow.found_items import found_items
 from pipeline.grid import Window
-from pipeline.scenes.source import open_source
+from pipeline.scenes.source import AlignedSource, open_source
 from pipeline.stac.geoparquet import write_table
 from tests.support.scenes import write_raster
+from tests.support.stac_api import stac_api
 
 CRS = "EPSG:32612"
 #: A square around the area in UTM, and the area in degrees.
 LEFT, TOP, SIDE = 499_800.0, 4_000_800.0, 1200.0
 AREA = shapely.box(-111.0, 36.1455, -110.9945, 36.1495)
 FOOTPRINT = shapely.box(-111.05, 36.1, -110.95, 36.2)
+#: An image without clouds to its mask that the catalogue calls 95 % cloudy.
+CLOUDY = "2024-06-26T18:00:00Z"
 DAYS = ("2024-06-01T18:00:00Z", "2024-06-11T18:00:00Z", "2024-06-21T18:00:00Z")
 S2_CODES = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")
 S2_NAMES = ("blue", "green", "red", "rededge1", "rededge2", "rededge3", "nir", "nir08", "swir16", "swir22")
@@ -64,13 +70,10 @@ class Catalogue:
         self.items.append(item | ({} if collection is None else {"collection": collection}))
 
     def save(self) -> str:
-        path = self.folder / "items.parquet"
-        if all("collection" in item for item in self.items):
-            path = path.with_suffix(".json")
-            path.write_text(json.dumps({"type": "FeatureCollection", "features": self.items}))
-        else:
-            write_table(str(path), self.items)
-        return str(path)
+        """Save the items as an index in a file."""
+        path = str(self.folder / "items.parquet")
+        write_table(path, self.items)
+        return path
 
 
 @pytest.fixture
@@ -91,31 +94,35 @@ def init(area: Path, recipe: str, *options: str, dates: str = "2024-06-01/2024-0
     return CliRunner().invoke(app, ["init", *arguments, *options])
 
 
-def read(area: Path, catalogue: Catalogue, recipe: str, api: str | None, **dates: str) -> Values:
-    """Write the configuration, search in the items instead of the API, and read all pixels of every source."""
+def opened(
+    area: Path, catalogue: Catalogue, recipe: str, api: str | None, **dates: str
+) -> tuple[dict[str, AlignedSource], np.ndarray]:
+    """Write the configuration, search in the items instead of the API, and open all sources; also say where the area is."""
     done = init(area, recipe, *([] if api is None else ["--api", api]), **dates)
     assert done.exit_code == 0, done.output
-    path, saved = str(area.parent / "mibf.yaml"), catalogue.save()
-    names = load(path).scenes[0].sources
-    changes = [f"scenes.0.sources.{name}.stac.search.url={saved}" for name in names]
-    config = load(path, overrides=[*changes, f"workspace={area.parent / 'work'}"])
-    freeze(config, refresh=False)
+    path = str(area.parent / "mibf.yaml")
+    with stac_api(catalogue.items, page=9) as server:
+        url = catalogue.save() if recipe == "alphaearth" else server.url
+        changes = [f"scenes.0.sources.{name}.stac.search.url={url}" for name in load(path).scenes[0].sources]
+        config = load(path, overrides=[*changes, f"workspace={area.parent / 'work'}"])
+        freeze(config, refresh=False)
     scene = found_items(config).scenes[0]
     declared = sources(scene)
     ground = scene_ground(scene, declared, smallest=3)
     assert ground.area is not None
-    window = Window(0, 0, *ground.grid.shape)
-    inside = ground.area.inside(window)
     assert str(ground.grid.crs) == CRS
-    found = {}
-    for name, source in declared.items():
-        opened = open_source(source, ground.grid, area=ground.area)
-        values, valid = opened.read(window)
+    found = {name: open_source(source, ground.grid, area=ground.area) for name, source in declared.items()}
+    return found, ground.area.inside(Window(0, 0, *ground.grid.shape))
+
+
+def read(area: Path, catalogue: Catalogue, recipe: str, api: str | None, **dates: str) -> Values:
+    """Read all pixels of every source of a recipe, which are the same everywhere in the area; and the bands' names."""
+    found: Values = {}
+    aligned, inside = opened(area, catalogue, recipe, api, **dates)
+    for name, source in aligned.items():
+        values, valid = source.read(Window(0, 0, *inside.shape))
         assert np.array_equal(valid, inside), f"{name} is valid everywhere in the area"
-        found[name] = (
-            values[:, inside][:, 0],
-            np.array(opened.declared.kept or list(scene.sources[name].stac.assets)),
-        )
+        found[name] = values[:, inside][:, 0], np.array(source.declared.kept)
         assert np.allclose(values[:, inside], found[name][0][:, None])
     return found
 
@@ -132,8 +139,12 @@ def s2_values(day: int) -> np.ndarray:
 S2_EXPECTED = 0.0001 * np.median([s2_values(0), s2_values(2)], axis=0) - 0.1
 
 
+def cover(when: str) -> dict[str, float]:
+    return {"eo:cloud_cover": 95.0 if when == CLOUDY else 20.0}
+
+
 def add_s2(catalogue: Catalogue, api: str, days: Sequence[str] = DAYS) -> None:
-    for day, when in enumerate(days):
+    for day, when in enumerate([*days, CLOUDY]):
         assets: dict[str, Any] = {}
         for code, name, value in zip(S2_CODES, S2_NAMES, s2_values(day), strict=True):
             pixel = 10 if code in ("B02", "B03", "B04", "B08") else 20
@@ -147,7 +158,7 @@ def add_s2(catalogue: Catalogue, api: str, days: Sequence[str] = DAYS) -> None:
         scl = catalogue.raster(9 if day == 1 else 4, "uint8", pixel=20, nodata=0)
         assets["scl" if api == "earth-search" else "SCL"] = {"href": scl, "roles": ["data"], "gsd": 20}
         collection = "sentinel-2-c1-l2a" if api == "earth-search" else "sentinel-2-l2a"
-        catalogue.add(collection, when, assets, **{"s2:processing_baseline": "05.10", "eo:cloud_cover": 20.0})
+        catalogue.add(collection, when, assets, **{"s2:processing_baseline": "05.10"}, **cover(when))
 
 
 def add_dem(catalogue: Catalogue) -> None:
@@ -177,7 +188,8 @@ def test_sentinel_2_and_1_and_dem_of_the_planetary_computer(area: Path, catalogu
     assert found["s2"][0] == pytest.approx(S2_EXPECTED, abs=1e-6)
     assert found["s1"][1].tolist() == in_june(["vv", "vh"])
     assert found["s1"][0] == pytest.approx([-20, -30], abs=1e-4)
-    assert found["dem"][0] == pytest.approx([1234.5])
+    assert found["dem"][1].tolist() == ["height", "slope"]
+    assert found["dem"][0] == pytest.approx([1234.5, 0])
 
 
 def test_sentinel_2_and_dem_of_earth_search_without_sentinel_1(area: Path, catalogue: Catalogue) -> None:
@@ -192,6 +204,57 @@ def test_sentinel_2_and_dem_of_earth_search_without_sentinel_1(area: Path, catal
         "Earth Search has no Sentinel-1 that is corrected for terrain"
         in init(area, "s2-s1-dem", "--api", "earth-search").stdout
     )
+
+
+def test_20_m_bands_of_sentinel_2_are_interpolated_but_not_its_classes(area: Path, catalogue: Catalogue) -> None:
+    add_s2(catalogue, "earth-search", DAYS[:1])
+    add_dem(catalogue)
+    drawn, place = np.random.default_rng(0), Affine(20, 0, LEFT, 0, -20, TOP)
+    assets = catalogue.items[0]["assets"]
+    bands = {"swir16": drawn.integers(1000, 9000, (60, 60)).astype(np.uint16), "scl": np.full((60, 60), 4, np.uint8)}
+    x, y = pyproj.Transformer.from_crs("EPSG:4326", CRS, always_xy=True).transform(*AREA.centroid.coords[0])
+    bands["scl"][int((TOP - y) // 20), int((x - LEFT) // 20)] = 9
+    bands["red"] = drawn.integers(1000, 9000, (120, 120)).astype(np.uint16)
+    for name, own in bands.items():
+        at = place * Affine.scale(60 / len(own))
+        write_raster(Path(assets[name]["href"]), own[None], transform=at, crs=CRS, nodata=0)
+    found, inside = opened(area, catalogue, "s2-s1-dem", "earth-search")
+    values, valid = found["s2"].read(Window(0, 0, *inside.shape))
+    grid = found["s2"].grid
+    wanted = {}
+    for name, method in (("swir16", Resampling.bilinear), ("red", Resampling.nearest), ("scl", Resampling.nearest)):
+        wanted[name] = np.zeros(grid.shape, np.float32)
+        with rasterio.open(assets[name]["href"]) as dataset:
+            band = rasterio.band(dataset, 1)
+            reproject(band, wanted[name], dst_transform=grid.affine, dst_crs=CRS, resampling=method)
+    cloudy = wanted["scl"] == 9
+    assert (cloudy & inside).sum() == 4, "one pixel of 20 m"
+    assert (valid == inside & (distance_transform_edt(~cloudy) > 3)).all()
+    for name in ("swir16", "red"):
+        own = values[S2_NAMES.index(name)]
+        assert own[valid] == pytest.approx(0.0001 * wanted[name][valid] - 0.1, abs=1e-5)
+
+
+@pytest.mark.parametrize("api", ["planetary-computer", "earth-search"])
+def test_slope_of_the_dem_is_that_of_its_plane(api: str, area: Path, catalogue: Catalogue) -> None:
+    add_s2(catalogue, api, DAYS[:1])
+    catalogue.items += [each | {"collection": "sentinel-1-rtc"} for each in catalogue.items if api == "planetary-computer"]
+    for item in catalogue.items:
+        if item["collection"] == "sentinel-1-rtc":
+            item["assets"] = dict.fromkeys(("vv", "vh"), item["assets"]["B02"])
+    add_dem(catalogue)
+    rows, columns = np.mgrid[:360, :360]
+    place = {"transform": Affine(1 / 3600, 0, -111.05, 0, -1 / 3600, 36.2), "crs": "EPSG:4326"}
+    write_raster(catalogue.folder / "dem.tif", (3.0 * columns + 4.0 * rows).astype(np.float32)[None], **place)
+    found, inside = opened(area, catalogue, "s2-s1-dem", api)
+    values, valid = found["dem"].read(Window(0, 0, *inside.shape))
+    assert (valid == inside).all()
+    # Radii of curvature of WGS 84.
+    latitude, step = np.radians(AREA.centroid.y), np.radians(1 / 3600)
+    lost = 1 - 0.00669437999014 * np.sin(latitude) ** 2
+    east = 3 / (step * np.cos(latitude) * 6378137 / np.sqrt(lost))
+    south = 4 / (step * 6378137 * (1 - 0.00669437999014) / lost**1.5)
+    assert values[1][valid] == pytest.approx(np.degrees(np.arctan(np.hypot(east, south))), abs=0.02)
 
 
 def test_months_become_bands_and_a_cloudy_one_is_interpolated(area: Path, catalogue: Catalogue) -> None:
@@ -219,7 +282,7 @@ def test_hls_of_both_satellites(area: Path, catalogue: Catalogue) -> None:
     }
     for collection, codes in bands.items():
         start = 1000 if collection == "hls2-s30" else 2000
-        for day, when in enumerate(DAYS):
+        for day, when in enumerate([*DAYS, CLOUDY]):
             assets = {
                 code: {
                     "href": catalogue.raster(
@@ -230,7 +293,7 @@ def test_hls_of_both_satellites(area: Path, catalogue: Catalogue) -> None:
             }
             # Cloud and high aerosol; clear, water and moderate aerosol.
             fmask = catalogue.raster(0b1100_0010 if day == 1 else 0b1010_0000, "uint8", pixel=30, nodata=255)
-            catalogue.add(collection, when, assets | {"Fmask": {"href": fmask}})
+            catalogue.add(collection, when, assets | {"Fmask": {"href": fmask}}, **cover(when))
     found = read(area, catalogue, "hls", None)
     assert list(found) == ["hls_s30", "hls_l30"]
     for name, start in (("hls_s30", 1000), ("hls_l30", 2000)):
@@ -240,7 +303,7 @@ def test_hls_of_both_satellites(area: Path, catalogue: Catalogue) -> None:
 
 @pytest.mark.parametrize("api", ["planetary-computer", "earth-search"])
 def test_landsat(api: str, area: Path, catalogue: Catalogue) -> None:
-    for day, when in enumerate(DAYS):
+    for day, when in enumerate([*DAYS, CLOUDY]):
         assets: dict[str, Any] = {}
         for i, name in enumerate(SIX):
             href = catalogue.raster(60_000 if day == 1 else 8000 + 500 * i + 100 * day, "uint16", pixel=30, nodata=0)
@@ -253,7 +316,7 @@ def test_landsat(api: str, area: Path, catalogue: Catalogue) -> None:
             for asset in assets.values():
                 asset["alternate"] = {"s3": {"storage:platform": "AWS", "href": asset["href"]}}
                 asset["href"] = "https://landsatlook.usgs.gov/none.TIF"
-        catalogue.add("landsat-c2-l2", when, assets, **{"eo:cloud_cover": 20.0})
+        catalogue.add("landsat-c2-l2", when, assets, **cover(when))
     found = read(area, catalogue, "landsat", api)
     assert found["landsat"][1].tolist() == in_june(SIX)
     assert found["landsat"][0] == pytest.approx(2.75e-05 * (8100 + 500 * np.arange(6)) - 0.2, abs=1e-6)

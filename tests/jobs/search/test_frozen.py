@@ -166,11 +166,14 @@ def test_fingerprint_is_of_the_content_of_what_was_found(case: Case) -> None:
     [
         ({"dates": "2024-06-11/2024-07-02"}, ["item1", "item2", "item3", "item4"]),
         ({"filter": "eo:cloud_cover < 20"}, ["item0", "item1", "item2", "item3"]),
+        ({"filter": {"op": "<", "args": [{"property": "eo:cloud_cover"}, 20]}}, ["item0", "item1", "item2", "item3"]),
         ({"collections": []}, ["item0", "item1", "item2", "item3"]),
     ],
 )
 def test_changed_search_is_done_again(change: dict[str, Any], expected: list[str], case: Case, api: StacApi) -> None:
     api.page = 9
+    for item in api.items:
+        item["properties"]["eo:cloud_cover"] = 10
     freeze(case.load(), refresh=False)
     asked = len(api.searches)
     case.search |= change
@@ -360,6 +363,12 @@ def test_refresh_without_a_search_is_refused(case: Case) -> None:
         ({"dates": "2024-07-31/2024-06-01"}, {}, "search.dates: the end is before the start; write the earlier date first"),
         ({"dates": "summer"}, {}, "search.dates: 'summer' is not a date; write START/END"),
         ({"max_items": 0}, {}, "search.max_items"),
+        (
+            {"filter": ["eo:cloud_cover < 20"]},
+            {},
+            "search.filter: `filter` is CQL2: text such as eo:cloud_cover < 40, or JSON such as",
+        ),
+        ({"filter": {"eo:cloud_cover": {"lt": 20}}}, {}, "search.filter: `filter` is CQL2"),
         ({"datetime": "2024"}, {}, "search.datetime: unknown key; did you mean 'dates'?"),
         ({}, {"url": "items.parquet"}, "give either `url`, an item or a file of items, or `search`"),
     ],

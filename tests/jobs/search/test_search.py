@@ -170,6 +170,38 @@ def test_filter_is_sent_to_an_api_and_refused_elsewhere(tmp_path: Path) -> None:
     assert "only an API can filter; leave the filter out" in refused.stderr
 
 
+def test_filter_as_json_is_posted(tmp_path: Path) -> None:
+    """Earth Search takes no text: https://github.com/stac-utils/stac-server."""
+    items = [each | {"properties": each["properties"] | {"eo:cloud_cover": 10 * at}} for at, each in enumerate(ITEMS)]
+    wanted = {"op": "<", "args": [{"property": "eo:cloud_cover"}, 10]}
+    with stac_api(items, page=9) as api:
+        done = run(api.url, *WANTED, "--filter", json.dumps(wanted), "--output", str(tmp_path / "items.json"))
+        assert done.exit_code == 0, done.output
+        assert (api.searches[0]["filter"], api.searches[0]["filter-lang"]) == (wanted, "cql2-json")
+    assert ids(tmp_path / "items.json") == [items[0]["id"]]
+
+
+@pytest.mark.parametrize("text", ["", '{"eo:cloud_cover": {"lt": 20}}', '{"op": "<", "args": 20}'])
+def test_filter_in_another_form_is_refused(text: str, tmp_path: Path) -> None:
+    done = run("http://127.0.0.1:1", *WANTED, "--filter", text, "--output", str(tmp_path / "items.json"))
+    assert done.exit_code == 2
+    assert f"--filter {text}: `filter` is CQL2: text such as eo:cloud_cover < 40, or JSON such as {{op:" in done.stderr
+
+
+def test_filter_of_invalid_json_is_refused(tmp_path: Path) -> None:
+    done = run("http://127.0.0.1:1", *WANTED, "--filter", "{op: lt}", "--output", str(tmp_path / "items.json"))
+    assert done.exit_code == 2
+    assert "--filter {op: lt}: is not valid JSON (Expecting property name" in done.stderr
+
+
+def test_refusal_of_a_filter_as_text_names_the_remedy(tmp_path: Path) -> None:
+    with stac_api(ITEMS, fault="text") as api:
+        done = run(api.url, *WANTED, "--filter", "eo:cloud_cover < 20", "--output", str(tmp_path / "items.json"))
+    assert done.exit_code == 2
+    assert "status 400: " in done.stderr
+    assert 'write CQL2 JSON: {"op": "<", "args": [{"property": "eo:cloud_cover"}, 40]}' in done.stderr
+
+
 @pytest.mark.parametrize(("fault", "expected"), FAULTS.items())
 def test_misbehaving_api_is_named_and_nothing_is_written(
     fault: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
