@@ -1,9 +1,11 @@
 """Write a stand-in for AlphaEarth's embeddings, to try `decode: alphaearth` without a download.
 
 It has their form (64 bands of int8, unit length, -128 for no data, the first row in the south) but not their content: its
-values are random projections of the 12 bands of one Sentinel-2 image and of their means over 5 x 5 pixels.
+values are random projections of the bands of one Sentinel-2 image and of their means over 5 x 5 pixels. Of a large image,
+it covers the middle.
 
-    python examples/stand_in_embeddings.py data/terramind_282D_485L_3_3 work/embeddings/stand_in.tif
+    python examples/stand_in_embeddings.py jobs/sample/B0[2348].jp2 work/sample_embeddings/stand_in.tif
+    python examples/stand_in_embeddings.py data/terramind_282D_485L_3_3/s2_l2a.tif work/embeddings/stand_in.tif
 """
 
 from __future__ import annotations
@@ -14,15 +16,25 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from affine import Affine
+from rasterio.windows import Window
 from scipy.ndimage import uniform_filter
 
 BANDS, SEED = 64, 0
+#: Side in pixels of the part of a large image that is covered.
+LARGEST = 288
 
 
-def main(scene: str, target: str) -> None:
-    """Read `s2_l2a.tif` of a TerraMesh scene and write the stand-in on its grid."""
-    with rasterio.open(Path(scene) / "s2_l2a.tif") as dataset:
-        image, transform, crs = dataset.read().astype(np.float64), dataset.transform, dataset.crs
+def main(*files: str) -> None:
+    """Read the bands of rasters on one grid, and write the stand-in on it to the last of the files."""
+    *images, target = files
+    bands = []
+    for name in images:
+        with rasterio.open(name) as dataset:
+            rows, columns = (min(size, LARGEST) for size in dataset.shape)
+            window = Window((dataset.width - columns) // 2, (dataset.height - rows) // 2, columns, rows)
+            bands.append(dataset.read(window=window).astype(np.float64))
+            transform, crs = dataset.window_transform(window), dataset.crs
+    image = np.concatenate(bands)
     image = (image - image.mean(axis=(1, 2), keepdims=True)) / image.std(axis=(1, 2), keepdims=True)
     features = np.concatenate([image, uniform_filter(image, size=(1, 5, 5))])
     weights = np.random.default_rng(SEED).normal(size=(BANDS, len(features))) / np.sqrt(len(features))

@@ -12,6 +12,7 @@ import pytest
 import rasterio
 import yaml
 
+from pipeline.store.patch_store import PatchStore
 from tests.support.commands import invoke
 from tests.support.scenes import CLASSES, write_raster
 
@@ -123,3 +124,30 @@ def test_twelve_sources_of_400_bands_are_prepared_trained_evaluated_mapped_and_r
     assert item["assets"]["sources"]["data_type"] == "uint16"
     offsets = [bit["offset"] for bit in item["assets"]["sources"]["classification:bitfields"]]
     assert offsets == list(range(12))
+
+
+def test_embeddings_of_64_and_128_bands_are_prepared_trained_and_mapped_together(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0)
+    alphaearth = drawn.integers(-127, 128, (64, SIDE, SIDE)).astype(np.int8)
+    alphaearth[:, :8, :8] = -128
+    tessera, scales = drawn.integers(-127, 128, (128, SIDE, SIDE)).astype(np.int8), drawn.random((1, SIDE, SIDE))
+    files = {"alphaearth": alphaearth, "tessera": tessera, "scales": scales.astype(np.float32)}
+    urls = {name: str(write_raster(tmp_path / f"{name}.tif", values)) for name, values in files.items()}
+    sources = {
+        "alphaearth": {"url": urls["alphaearth"], "decode": "alphaearth"},
+        "tessera": {"url": urls["tessera"], "decode": {"tessera": {"scales": urls["scales"]}}},
+    }
+    scene = {"name": "both", "grid": {"like": "alphaearth"}, "sources": sources, "labels": {"url": write_labels(tmp_path)}}
+    values = {"name": "both", "workspace": str(tmp_path / "work"), "scenes": [scene], "classes": CLASSES}
+    config = tmp_path / "both.yaml"
+    config.write_text(yaml.safe_dump(values, sort_keys=False))
+    invoke("run", str(config), *overrides())
+    store = PatchStore(str(tmp_path / "work/stores/both.zarr"))
+    valid = alphaearth[0] > -128
+    for name, wanted in (
+        ("alphaearth", np.sign(alphaearth) * (alphaearth / 127.5) ** 2),
+        ("tessera", tessera * files["scales"]),
+    ):
+        np.testing.assert_allclose(store.array(f"sources/{name}")[:][:, valid], wanted[:, valid], rtol=1e-6)
+    with rasterio.open(tmp_path / "work/maps/both/main/class.tif") as classes:
+        np.testing.assert_array_equal(classes.read_masks(1) > 0, valid)
