@@ -12,8 +12,8 @@ from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
 from pipeline.grid import Window, windows
+from pipeline.rasters import raster as raster_module
 from pipeline.rasters.header import RasterFile
-from pipeline.scenes import source as source_module
 from pipeline.scenes.reference_grid import reference_grid
 from pipeline.scenes.source import AlignedSource, Source, open_source
 from tests.support.scenes import CRS, TRANSFORM, write_raster
@@ -161,13 +161,13 @@ def test_window_opens_only_the_tiles_that_it_touches(
     opened = open_source(Source("s", (tuple(tiles),), resampling="nearest"), grid)
     expected = values_of(whole, grid=grid, resampling="nearest")
     opens: list[str] = []
-    real = source_module.open_raster
+    real = raster_module.open_raster
 
     def counted(file: RasterFile) -> Any:
         opens.append(file.url)
         return real(file)
 
-    monkeypatch.setattr(source_module, "open_raster", counted)
+    monkeypatch.setattr(raster_module, "open_raster", counted)
     np.testing.assert_array_equal(read(opened, side=16), expected)
     most = 0
     for window in windows((60, 90), 16):
