@@ -175,7 +175,7 @@ def test_identical_scene_without_labels_gets_the_same_map(tmp_path: Path) -> Non
     (tmp_path / "near").mkdir()
     (tmp_path / "far").mkdir()
     near, far = make_scene(tmp_path / "near"), make_scene(tmp_path / "far")
-    train = {"epochs": 2, "batch_size": 64, "learning_rate": 3e-3, "workers": 0}
+    train = {"epochs": 1, "batch_size": 64, "learning_rate": 3e-3, "workers": 0}
     config = near.config(train=train, map=WITHOUT_RAY)
     second = {**far.config()["scenes"][0], "name": "far"}
     del second["labels"]
@@ -233,7 +233,7 @@ def test_run_with_three_sources_without_crs(tmp_path: Path) -> None:
     write_raster(tmp_path / "labels.tif", scene.truth[None], **identity)
     config = scene.config()
     config["scenes"][0]["sources"]["height"] = {"url": str(tmp_path / "height.tif")}
-    config |= {"train": config["train"] | {"workers": 0}, "map": WITHOUT_RAY}
+    config |= {"train": config["train"] | {"epochs": 1, "workers": 0}, "map": WITHOUT_RAY}
     result = mibf("run", str(scene.write_config(**config)), "--json")
     assert result.status == 0, result.stderr
     assert json.loads(result.stdout)["stages"][2]["figures"]["overall_accuracy"] > 0.6
@@ -241,16 +241,20 @@ def test_run_with_three_sources_without_crs(tmp_path: Path) -> None:
 
 def test_finer_source_is_fused_at_its_native_resolution(tmp_path: Path) -> None:
     """A synthetic scene with two sources, one at 4 times the grid resolution; each alone classifies half of the pixels."""
-    made = mibf("synth", str(tmp_path / "toy"), "--size", "192", "--bands", "4+1@4", "--blob", "12", "--labelled", "0.4")
+    made = mibf("synth", str(tmp_path / "toy"), "--size", "128", "--bands", "4+1@4", "--blob", "12", "--labelled", "0.4")
     assert made.status == 0, made.stderr
     result = mibf(
         "run",
         str(tmp_path / "toy/synth.yaml"),
         "--json",
         "--set",
+        "model.patch=5",
+        "--set",
         "train.recipe=standard",
         "--set",
-        "train.epochs=4",
+        "train.batch_size=64",
+        "--set",
+        "train.epochs=2",
         "--set",
         "train.workers=0",
         "--set",

@@ -31,20 +31,27 @@ def test_map_of_all_products_is_identical_for_every_tile_size(trained: Mapped, t
 
 
 def test_map_of_larger_scene_is_identical_for_every_tile_size(tmp_path: Path) -> None:
-    """A synthetic scene of 272 x 528 pixels as 6 tiles, 2 tiles, and 1 tile larger than the scene; edges cut tiles."""
+    """A scene of 144 x 272 pixels, 2 x 3 shards, as 6 tiles, 2 tiles, and 1 tile larger than the scene; edges cut tiles."""
 
     def mibf(*arguments: str) -> None:
         result = CliRunner().invoke(app, list(arguments))
         assert result.exit_code == 0, result.output
 
     folder = tmp_path / "toy"
-    mibf("synth", str(folder), "--size", "272x528", "--bands", "3+1", "--nodata", "0.1", "--labelled", "0.03")
-    own = ("model.patch=5", "train.recipe=standard", "train.epochs=1", "train.workers=0", "map.workers=0")
+    mibf("synth", str(folder), "--size", "144x272", "--bands", "3+1", "--nodata", "0.1", "--labelled", "0.1")
+    own = (
+        "prepare.shard=128",
+        "model.patch=5",
+        "train.recipe=standard",
+        "train.epochs=1",
+        "train.workers=0",
+        "map.workers=0",
+    )
     settings = [p for s in own for p in ("--set", s)]
     for stage in ("prepare", "train"):
         mibf(stage, str(folder / "synth.yaml"), *settings)
     found = []
-    for side in (256, 512, 1024):
+    for side in (128, 256, 512):
         mibf("map", str(folder / "synth.yaml"), *settings, "--set", f"map.tile_size={side}")
         found.append({path.name: path.read_bytes() for path in (folder / "work/maps/synth/main").glob("*.tif")})
     assert set(found[0]) == {"class.tif", "confidence.tif"}

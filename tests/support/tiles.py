@@ -14,6 +14,8 @@ from tests.support.scenes import CLASSES, TRANSFORM, write_raster
 
 #: Rows and columns of a tile.
 SIDE = 64
+#: Training that takes seconds in this process.
+QUICK = {"recipe": "standard", "epochs": 2, "batch_size": 32, "learning_rate": 3e-3, "workers": 0, "threads": 1}
 
 
 def write_tile(folder: Path, name: str, *, place: int, gain: float = 1.0, offset: float = 0.0) -> dict[str, Any]:
@@ -55,14 +57,7 @@ def write_tiles_config(folder: Path, name: str, scenes: list[dict[str, Any]], **
         "classes": CLASSES,
         "split": {"block": 16},
         "model": {"patch": 5},
-        "train": {
-            "recipe": "standard",
-            "epochs": 2,
-            "batch_size": 32,
-            "learning_rate": 3e-3,
-            "workers": 0,
-            "threads": 1,
-        },
+        "train": QUICK,
         "map": {"tile_size": 64, "workers": 0, "attempts": 1, "backoff": 0},
     }
     path = folder / f"{name}.yaml"

@@ -15,7 +15,7 @@ from jobs.workflow.fingerprint import fingerprint
 from mibf.errors import InputError
 from pipeline.store.patch_store import PatchStore
 from tests.support.commands import invoke as mibf
-from tests.support.tiles import write_tile, write_tiles_config
+from tests.support.tiles import QUICK, write_tile, write_tiles_config
 
 GAIN, OFFSET = 2.0, 4000.0
 
@@ -27,7 +27,8 @@ def configured(folder: Path, matched: list[str]) -> Path:
         write_tile(folder, "c", place=2, gain=GAIN, offset=OFFSET),
     ]
     split = {"method": "scenes", "test": ["c"], "validation": ["b"]}
-    return write_tiles_config(folder, "drift", scenes, split=split, prepare={"histogram_matching": matched})
+    changes = {"split": split, "prepare": {"histogram_matching": matched}, "train": QUICK | {"epochs": 1}}
+    return write_tiles_config(folder, "drift", scenes, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_baselines_see_the_matched_values(results: dict[str, Any]) -> None:
     """Else a forest, too, would fail on the drifted scene, and the comparison would flatter the model."""
     found = {}
     for name, (folder, _) in results.items():
-        mibf("baseline", str(folder / "drift.yaml"), "--test", "--seconds", "10", "--samples", "1000")
+        mibf("baseline", str(folder / "drift.yaml"), "--test", "--seconds", "10", "--samples", "300")
         (table,) = [
             t
             for t in json.loads((folder / "work-drift/runs/main/baseline.json").read_text())["subsets"]

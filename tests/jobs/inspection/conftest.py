@@ -7,9 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import run
 from tests.support.models import write_model
-from tests.support.scenes import make_scene
+from tests.support.scenes import SmallScene, make_large_scene, make_scene
+from tests.support.stores import SHARDS
 from tests.support.verified_map import Project, configure
+
+
+@pytest.fixture(scope="session")
+def prepared_large(tmp_path_factory: pytest.TempPathFactory) -> SmallScene:
+    """A prepared scene of 5 x 4 shards. Shared by the session: tests work on copies of its workspace."""
+    scene = make_large_scene(tmp_path_factory.mktemp("prepared-large"))
+    run(scene, SHARDS)
+    return scene
 
 
 @pytest.fixture(scope="session")

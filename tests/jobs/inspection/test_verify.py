@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,12 @@ from tests.support.stores import SHARDS
 from tests.support.verified_map import Project
 
 
+def copied_workspace(scene: SmallScene, folder: Path) -> str:
+    """Copy a scene's workspace to `folder/work`; return the override of the configuration that names the copy."""
+    shutil.copytree(scene.folder / "work", folder / "work")
+    return f"workspace={folder / 'work'}"
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -26,11 +33,11 @@ from tests.support.verified_map import Project
 )
 @pytest.mark.parametrize("key", ["sources/optical/c/0/1/2", "valid/radar/c/0/0", "labels/zarr.json", "zarr.json"])
 def test_verify_names_corrupt_objects_and_prepare_rewrites_them(
-    large: SmallScene, key: str, harm: Any, message: str
+    prepared_large: SmallScene, tmp_path: Path, key: str, harm: Any, message: str
 ) -> None:
-    run(large, SHARDS)
-    harm(large.folder / "work/stores/small.zarr" / key)
-    result = CliRunner().invoke(app, ["verify", str(large.write_config())])
+    place = copied_workspace(prepared_large, tmp_path)
+    harm(tmp_path / "work/stores/small.zarr" / key)
+    result = CliRunner().invoke(app, ["verify", str(prepared_large.write_config()), "--set", place])
     assert result.exit_code == 3
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("  ")]
     assert line.startswith(f"  {key}")
@@ -38,20 +45,20 @@ def test_verify_names_corrupt_objects_and_prepare_rewrites_them(
     if key == "sources/optical/c/0/1/2":
         assert "(rows 128 to 255, columns 256 to 383)" in line
     assert "run `mibf prepare` to rewrite it" in result.stderr
-    run(large, SHARDS)
-    assert run(large, command="verify")["stores"][0]["intact"]
+    run(prepared_large, SHARDS, place)
+    assert run(prepared_large, place, command="verify")["stores"][0]["intact"]
 
 
 def test_verify_before_prepare_exits_2(scene: SmallScene) -> None:
     assert "`prepare` is not finished" in run(scene, command="verify", status=2).stderr
 
 
-def test_verify_continues_after_an_unreadable_object(large: SmallScene) -> None:
-    run(large, SHARDS)
-    path = large.folder / "work/stores/small.zarr/labels/c/0/0"
+def test_verify_continues_after_an_unreadable_object(prepared_large: SmallScene, tmp_path: Path) -> None:
+    place = copied_workspace(prepared_large, tmp_path)
+    path = tmp_path / "work/stores/small.zarr/labels/c/0/0"
     path.unlink()
     path.mkdir()
-    result = CliRunner().invoke(app, ["verify", str(large.write_config())])
+    result = CliRunner().invoke(app, ["verify", str(prepared_large.write_config()), "--set", place])
     assert result.exit_code == 3
     assert "labels/c/0/0" in result.stdout
 

@@ -43,7 +43,14 @@ def shown(scene: SmallScene) -> str:
 def blend(tmp_path_factory: pytest.TempPathFactory) -> SmallScene:
     """A scene that was mapped and reported on with a blend of two networks and boosted trees."""
     scene = make_scene(tmp_path_factory.mktemp("blend"))
-    train = QUICK | {"steps": 30, "batch_norm_samples": 512, "blend": True, "seeds": [0, 1], "ensemble": True}
+    train = QUICK | {
+        "steps": 30,
+        "validate_steps": 15,
+        "batch_norm_samples": 512,
+        "blend": True,
+        "seeds": [0, 1],
+        "ensemble": True,
+    }
     run(scene, command="run", train=train, map=MAP)
     return scene
 
