@@ -6,14 +6,18 @@ TOOLS := .venv-tools
 DOCS := .venv-docs
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint prose typecheck format docs metrics faults rehearsal gpu sbom audit clean
+.PHONY: demo test tests lint prose typecheck format docs metrics faults rehearsal gpu sbom audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mibf demo
 
-# All checks and tests except fault injection, the end-to-end operations test and the checks on a GPU. `lint` has run the prose checks.
-# Three workers, for two cores: tests that start commands wait for them.
+# All checks and tests except fault injection, the end-to-end operations test and the checks on a GPU.
 test: lint typecheck
+	$(MAKE) --no-print-directory tests
+
+# The tests of `make test`, without the prose checks, which `lint` runs.
+# Three workers, for two cores: tests that start commands wait for them.
+tests: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not faults and not rehearsal and not gpu and not prose' -q
 
 # Check the rules of ruff, the formatting, and the wording of texts.
@@ -43,11 +47,12 @@ docs: $(DOCS)/.installed
 metrics:
 	$(PYTHON) .ci/metrics.py
 
-# Fault injection: run complete commands while their workers, nodes and drivers are killed.
+# Fault injection: run complete commands while their workers, nodes and drivers are killed, with the operations test
+# beside them. Three workers, for two cores: the tests mostly wait for nodes that start, are missed or are killed.
 faults: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m faults -q
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'faults or rehearsal' -q tests/fault_injection
 
-# End-to-end operations test: a real S3 server, a Ray cluster whose nodes are killed, the scheduled rerun.
+# The end-to-end operations test alone: a real S3 server, a Ray cluster whose nodes are killed, the scheduled rerun.
 rehearsal: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m rehearsal -q tests/fault_injection/test_operations.py
 
