@@ -18,7 +18,7 @@ from tests.support.mapped_scene import TILES, Mapped, alive, disturbed, workers_
 from tests.support.simulated_cluster import cluster_of
 from tests.support.waiting import await_
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1200)]
 ON_RAY = ("map.workers=2",)
 
 
@@ -50,7 +50,7 @@ def test_killed_map_worker_is_replaced_automatically(mapped: Mapped, reference: 
         workers = workers_below(process.pid)
         assert len(workers) == 2
         workers[0].kill()
-        assert process.wait(timeout=200) == 0, mapped.errors()
+        assert process.wait(timeout=600) == 0, mapped.errors()
     assert mapped.count("done") == dict.fromkeys(TILES, 1)
     assert not mapped.count("failed")
     assert mapped.published() == reference.published()
@@ -66,7 +66,7 @@ def test_node_failure_loses_no_tiles(mapped: Mapped, reference: Mapped, monkeypa
         with mapped.running("map", *ON_RAY, "map.attempts=3", environment={}) as process:
             await_tiles(mapped, process)
             cluster.remove_node(nodes[1], allow_graceful=False)
-            assert process.wait(timeout=300) == 0, mapped.errors()
+            assert process.wait(timeout=600) == 0, mapped.errors()
     assert "with a GPU each" in mapped.errors()
     assert mapped.count("done") == dict.fromkeys(TILES, 1)
     assert mapped.published() == reference.published()
@@ -90,7 +90,7 @@ def test_killed_map_resumes_with_the_missing_tiles(mapped: Mapped, reference: Ma
     assert mapped.events("done")[: len(before)] == before
     assert mapped.count("done") == dict.fromkeys(TILES, 1), "tiles recorded as done were not mapped again"
     assert mapped.published() == reference.published()
-    await_(lambda: not any(alive(worker) for worker in workers), 60)
+    await_(lambda: not any(alive(worker) for worker in workers))
 
 
 def test_tile_that_kills_its_worker_fails_and_all_others_are_mapped(mapped: Mapped, reference: Mapped) -> None:

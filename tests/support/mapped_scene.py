@@ -169,7 +169,7 @@ class Mapped:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=600,
             env=os.environ | dict(environment or {}),
         )
         return Result(done.returncode, done.stdout, done.stderr)

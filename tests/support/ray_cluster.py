@@ -56,15 +56,35 @@ class Node:
         self, arguments: list[str], *, log: Path, environment: Mapping[str, str], address: str, metrics: int
     ) -> None:
         self.address, self.metrics_port, self.log = address, metrics, log
-        with log.open("ab") as to:
-            self.process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=to, stderr=to, env=environment, start_new_session=True
-            )
+        self._arguments, self._environment = arguments, environment
+        self.process = self._launched()
 
     def await_start(self) -> None:
-        """Wait until the node has started; fail at once if its process exits."""
-        await_(lambda: self.process.poll() is not None or "started." in self.log.read_text(), seconds=90, what="a node")
+        """Wait until the node has started; fail at once if its process exits.
+
+        Ray gives a node 30 s, which a loaded machine may exceed; the node is then started once more.
+        """
+        if self._ended_at_start() and "timed out during startup" in self.log.read_text():
+            self.kill()
+            self.process = self._launched()
+            self._ended_at_start()
         assert self.process.poll() is None, self.log.read_text()[-3000:]
+
+    def _ended_at_start(self) -> bool:
+        """Wait until the node's process has ended or reports that the node has started; return whether it has ended."""
+        await_(lambda: self.process.poll() is not None or "started." in self.log.read_text(), seconds=240, what="a node")
+        return self.process.poll() is not None
+
+    def _launched(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as to:
+            return subprocess.Popen(
+                self._arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=to,
+                stderr=to,
+                env=self._environment,
+                start_new_session=True,
+            )
 
     def metrics(self) -> str:
         """Return the node's Prometheus metrics, or an empty string if it cannot be reached or ends while it answers."""
@@ -129,7 +149,7 @@ class Cluster:
     def await_head(self) -> None:
         """Wait until the job server responds."""
         self.head.await_start()
-        await_(lambda: bool(self.asked("/api/version")), seconds=90, what="the cluster's dashboard")
+        await_(lambda: bool(self.asked("/api/version")), seconds=240, what="the cluster's dashboard")
 
     @property
     def address(self) -> str:
