@@ -62,12 +62,14 @@ class Node:
     def await_start(self) -> None:
         """Wait until the node has started; fail at once if its process exits.
 
-        Ray gives a node 30 s, which a loaded machine may exceed; the node is then started once more.
+        Ray gives a node 30 s, which a loaded machine may exceed; the node is then started again, twice at most.
         """
-        if self._ended_at_start() and "timed out during startup" in self.log.read_text():
+        for _ in range(2):
+            if not self._ended_at_start() or "timed out during startup" not in self.log.read_text():
+                break
             self.kill()
             self.process = self._launched()
-            self._ended_at_start()
+        self._ended_at_start()
         assert self.process.poll() is None, self.log.read_text()[-3000:]
 
     def _ended_at_start(self) -> bool:
