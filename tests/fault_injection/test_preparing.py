@@ -17,7 +17,7 @@ from tests.support.simulated_cluster import cluster_of
 from tests.support.stores import SHARDS, objects
 from tests.support.waiting import await_
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1200)]
 
 
 def test_store_from_two_nodes_of_which_one_dies_is_that_of_threads(
