@@ -22,11 +22,11 @@ import shapely.errors
 import shapely.geometry
 from numpy.typing import NDArray
 from pystac_client.exceptions import APIError
-from pystac_client.stac_api_io import StacApiIO
 from shapely.geometry.base import BaseGeometry
 
 from mibf.errors import InputError
 from pipeline.io import storage
+from pipeline.stac.api_access import ApiAccess
 from pipeline.stac.assets import read_items
 from pipeline.stac.geoparquet import is_geoparquet
 
@@ -169,7 +169,7 @@ def _of_catalogue(query: Query, found: pystac.STACObject) -> Iterable[pystac.Ite
 
 def _client(url: str) -> pystac_client.Client:
     """A client of an API, or of a static catalogue, which is no API."""
-    return pystac_client.Client.open(url, stac_io=StacApiIO(max_retries=RETRIES), timeout=TIMEOUT)
+    return pystac_client.Client.open(url, stac_io=ApiAccess(url, retries=RETRIES), timeout=TIMEOUT)
 
 
 def _of_api(client: pystac_client.Client, query: Query, box: tuple[float, float, float, float]) -> Iterator[dict[str, Any]]:

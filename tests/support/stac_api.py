@@ -32,6 +32,10 @@ class StacApi(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.items, self.page, self.fault = list(items), page, fault
         self.searches: list[dict[str, Any]] = []
+        self.message = "the database is away"  #: of the fault "error"
+        self.token: str | None = None  #: the only bearer token that it accepts
+        self.elsewhere: str | None = None  #: URL of a server that searches are redirected to
+        self.authorizations: list[str | None] = []  #: of all requests
 
     @property
     def url(self) -> str:
@@ -46,6 +50,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self._turned_away():
+            return
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
         if path == "/search":
             values: dict[str, Any] = {name: each[0] for name, each in query.items()}
@@ -66,7 +72,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         )  # fmt: skip  # values in rows that belong together
 
     def do_POST(self) -> None:
+        if self._turned_away():
+            return
         self._search(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+    def _turned_away(self) -> bool:
+        """Answer those without the token, and searches that belong elsewhere."""
+        given = self.headers.get("Authorization")
+        self.server.authorizations.append(given)
+        allowed = self.server.token is None or given == f"Bearer {self.server.token}"
+        elsewhere = self.server.elsewhere if self.path.startswith("/search") else None
+        if allowed and elsewhere is None:
+            return False
+        content = f"not allowed: {given}".encode()
+        self.send_response(307 if allowed else 401)
+        if allowed:
+            self.send_header("Location", f"{elsewhere}{self.path}")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+        return True
 
     def _search(self, values: dict[str, Any]) -> None:
         self.server.searches.append(values)
@@ -99,9 +124,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.server.fault == "html":
             content, kind = b"<!DOCTYPE html><html><body>Down for maintenance</body></html>", "text/html"
         elif self.server.fault == "error":
-            content, status = b'{"description": "the database is away"}', 500
+            content, status = json.dumps({"description": self.server.message}).encode(), 500
         elif self.server.fault == "text" and "features" in value:
-            content, status = b'{"description": "filter-lang must be \\"cql2-json\\""}', 400
+            content, status = b'{"description": "filter-lang must be \"cql2-json\""}', 400
         elif self.server.fault == "slow":
             time.sleep(2)
         try:

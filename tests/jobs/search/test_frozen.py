@@ -26,55 +26,13 @@ from jobs.workflow.saved_config import as_run, relative_paths
 from mibf.errors import InputError
 from pipeline.io.lease import acquire
 from pipeline.stac import search as search_module
+from pipeline.stac.api_access import variable
 from pipeline.stac.assets import read_items
 from pipeline.stac.geoparquet import encode_table, read_kept, read_table, write_table
 from tests.support.scenes import write_raster
+from tests.support.searched_source import BOUNDS, Case
 from tests.support.stac_api import FAULTS, StacApi, stac_api
-from tests.support.stac_items import COLUMNS, DAYS, GRID, MASK, ROWS, write_found_items
-
-BOUNDS = [499_800, 4_000_000, 500_280, 4_000_400]
-
-
-class Case:
-    """A configuration with a searched source, and what its files hold."""
-
-    def __init__(self, folder: Path, url: str) -> None:
-        self.folder, self.path, self.workspace = folder, folder / "mibf.yaml", folder / "work"
-        labels = np.ones((1, ROWS, COLUMNS), np.uint8)
-        labels[:, :, COLUMNS // 2 :] = 2
-        write_raster(folder / "labels.tif", labels, transform=GRID.affine, crs="EPSG:32612")
-        self.search: dict[str, Any] = {"url": url, "collections": ["s2"], "dates": "2024-06-01/2024-06-30"}
-        self.stac: dict[str, Any] = {"assets": ["red", "nir"], "mask": MASK, "composite": "median"}
-        self.scene: dict[str, Any] = {
-            "name": "a",
-            "grid": {"crs": "EPSG:32612", "resolution": 10, "bounds": BOUNDS},
-            "sources": {"optical": {"stac": self.stac}},
-            "labels": {"url": str(folder / "labels.tif")},
-        }
-
-    @property
-    def kept(self) -> Path:
-        return self.workspace / "stores" / "a.items" / "optical.parquet"
-
-    @property
-    def values(self) -> dict[str, Any]:
-        self.stac["search"] = self.search
-        return {
-            "name": "summer",
-            "workspace": str(self.workspace),
-            "scenes": [self.scene],
-            "classes": [{"id": 1, "name": "left"}, {"id": 2, "name": "right"}],
-            "split": {"method": "random"},
-        }
-
-    def load(self) -> Any:
-        self.path.write_text(yaml.safe_dump(self.values))
-        return load(str(self.path))
-
-    def mibf(self, *arguments: str) -> Any:
-        self.path.write_text(yaml.safe_dump(self.values))
-        command, *options = arguments
-        return CliRunner().invoke(app, [command, str(self.path), *options])
+from tests.support.stac_items import DAYS, GRID, write_found_items
 
 
 @pytest.fixture
@@ -272,6 +230,29 @@ def test_token_of_the_address_is_not_kept(case: Case) -> None:
     items, stated = read_kept(str(case.kept))
     assert len(items) == 4
     assert "SECRET" not in json.dumps(stated)
+
+
+def test_bearer_token_is_nowhere_in_workspace_output_and_job(
+    case: Case, api: StacApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.token = "planted-token"
+    done = case.mibf("prepare")
+    assert done.exit_code == 2
+    assert f"{api.url} demands credentials (status 401); set {variable(api.url)} to a bearer token" in done.stderr
+    assert not case.workspace.exists()
+    monkeypatch.setenv(variable(api.url), api.token)
+    done = case.mibf("prepare")
+    assert done.exit_code == 0, done.output
+    job = submit_module._job(submit_module.SubmitOptions("prepare", str(case.path), again=True), str(case.path), case.folder)
+    assert api.token not in done.output + repr(job)
+    files = [path for path in case.workspace.rglob("*") if path.is_file()]
+    assert case.kept in files
+    assert not [path for path in files if b"planted" in path.read_bytes()]
+    assert api.token not in json.dumps(read_kept(str(case.kept)))
+    config = case.load()
+    before = fingerprint(config, "prepare")
+    monkeypatch.delenv(variable(api.url))
+    assert fingerprint(config, "prepare") == before
 
 
 def test_locked_workspace_is_not_changed(case: Case) -> None:
