@@ -80,7 +80,7 @@ def search(query: Query, report: Callable[[int], None] = lambda count: None) -> 
         InputError: nothing answers at the URL, or no STAC; there is no item, or there are more than `max_items`.
     """
     started, found = time.monotonic(), dict[str, tuple[str, dict[str, Any], BaseGeometry]]()
-    placeless = 0
+    placeless, repeated = 0, 0
     for item in _candidates(query):
         placeless += not item.get("geometry")
         if time.monotonic() - started > LIMIT:
@@ -91,7 +91,11 @@ def search(query: Query, report: Callable[[int], None] = lambda count: None) -> 
         taken = _accepted(query, item)
         if taken is None:
             continue
-        found[f"{item.get('collection')}/{item.get('id')}"] = (*taken[:1], item, taken[1])
+        key = f"{item.get('collection')}/{item.get('id')}"
+        repeated += key in found
+        if repeated > query.max_items:  # more than those in both boxes of an area across the antimeridian
+            raise InputError(f"{query.name}: the search does not end: its pages repeat the same items. Limit it by dates.")
+        found[key] = (*taken[:1], item, taken[1])
         report(len(found))
         if len(found) > query.max_items:
             raise InputError(
@@ -177,7 +181,6 @@ def _of_api(client: pystac_client.Client, query: Query, box: tuple[float, float,
     text = isinstance(query.filter, str)
     found = client.search(
         method="GET" if text else "POST",
-        max_items=query.max_items + 1,
         limit=PAGE,
         collections=list(query.collections) or None,
         bbox=box,

@@ -111,8 +111,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         ]
         first = int(values.get("token", 0))
         part, links = found[first : first + self.server.page], []
-        if first + self.server.page < len(found) or self.server.fault == "endless":
-            token = 0 if self.server.fault == "endless" else first + self.server.page
+        if first + self.server.page < len(found) or self.server.fault in ("endless", "repeating"):
+            token = 0 if self.server.fault in ("endless", "repeating") else first + self.server.page
             body = {**values, "token": token}
             links = [{"rel": "next", "href": f"{self.server.url}/search", "method": "POST", "body": body}]
         if self.server.fault == "endless":
@@ -126,7 +126,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif self.server.fault == "error":
             content, status = json.dumps({"description": self.server.message}).encode(), 500
         elif self.server.fault == "text" and "features" in value:
-            content, status = b'{"description": "filter-lang must be \"cql2-json\""}', 400
+            content, status = b'{"description": "filter-lang must be \\"cql2-json\\""}', 400
         elif self.server.fault == "slow":
             time.sleep(2)
         try:
@@ -151,7 +151,7 @@ def _passes(wanted: Any, item: dict[str, Any]) -> bool:
 
 @contextmanager
 def stac_api(items: Sequence[dict[str, Any]], *, page: int = 2, fault: str | None = None) -> Iterator[StacApi]:
-    """Serve items; a fault is html, error, slow or endless, or `text`: filters as text are not taken."""
+    """Serve items; a fault is html, error, slow, endless or repeating, or `text`: filters as text are not taken."""
     server = StacApi(items, page=page, fault=fault)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -51,6 +51,8 @@ ITEMS = [
     item("far", 20.0, "2024-07-01"),
     item("other", 10.0, "2024-07-01", collection="others"),
 ]
+#: A place in the box of an area, and outside of its polygon.
+CORNER = shapely.geometry.mapping(shapely.box(11.1, 40.1, 11.3, 40.3))
 WANTED = ["--bbox", "10.2,40.2,10.8,40.8", "--dates", "2024-06-01/2024-07-31", "--collection", "scenes"]
 
 
@@ -103,6 +105,29 @@ def test_only_footprints_that_touch_the_area_count(tmp_path: Path) -> None:
         geopandas.GeoDataFrame(geometry=[narrow], crs="EPSG:4326").to_file(tmp_path / "area.geojson")
         assert run(api.url, *wanted, "--output", str(output), "--refresh").exit_code == 0
         assert ids(output) == ["a", "b"]
+
+
+def test_maximum_is_of_items_that_touch_the_area(tmp_path: Path) -> None:
+    """An API answers by box: it has any number of items there that are outside the polygon, in any order."""
+    area = shapely.Polygon([(11.2, 40.9), (11.9, 40.9), (11.9, 40.1)])
+    geopandas.GeoDataFrame(geometry=[area], crs="EPSG:4326").to_file(tmp_path / "area.geojson")
+    outside = [item(f"far{n}", 11.1, "2024-07-01") | {"geometry": CORNER} for n in range(9)]
+    wanted = ["--area", str(tmp_path / "area.geojson"), "--dates", "2024-06-01/2024-07-31", "--max-items", "2"]
+    with stac_api([*outside, *ITEMS[:3]]) as api:
+        assert run(api.url, *wanted, "--output", str(tmp_path / "items.json")).exit_code == 0
+        assert ids(tmp_path / "items.json") == ["a", "b"]
+        api.items += [item("one more", 11.0, "2024-07-20")]
+        refused = run(api.url, *wanted, "--output", str(tmp_path / "items.json"), "--refresh")
+    assert refused.exit_code == 2
+    assert "there are more than 2 items" in refused.stderr
+
+
+def test_api_that_repeats_a_page_for_ever_is_refused(tmp_path: Path) -> None:
+    with stac_api(ITEMS, fault="repeating") as api:
+        refused = run(api.url, *WANTED, "--max-items", "5", "--output", str(tmp_path / "items.json"))
+    assert refused.exit_code == 2
+    assert f"{api.url}: the search does not end: its pages repeat the same items" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_area_across_the_antimeridian_is_searched_on_both_sides(tmp_path: Path) -> None:
