@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,8 @@ def _candidates(query: Query) -> Iterator[dict[str, Any]]:
             return
         if query.filter is not None:
             raise InputError(f"{query.name}: only an API can filter; leave the filter out.")
-        yield from map(_to_dict, found if isinstance(found, list) else _of_catalogue(query, found))
+        items = found if isinstance(found, list) else _of_catalogue(query, found)
+        yield from map(partial(_to_dict, query), items)
     except InputError:
         raise
     except APIError as error:
@@ -188,12 +190,27 @@ def _of_api(client: pystac_client.Client, query: Query, box: tuple[float, float,
         filter=query.filter,
         filter_lang=None if query.filter is None else "cql2-text" if text else "cql2-json",
     )
-    yield from map(_to_dict, found.items())
+    yield from map(partial(_to_dict, query), found.items())
 
 
-def _to_dict(item: pystac.Item) -> dict[str, Any]:
-    """An item that can be saved elsewhere: names of files are absolute, and where it is from has no token."""
+def _to_dict(query: Query, item: pystac.Item) -> dict[str, Any]:
+    """An item that can be saved elsewhere: names of files are absolute, and where it is from has no token.
+
+    Raises:
+        InputError: an item from elsewhere names files of this machine, which the saved one could have read.
+    """
+    if item.get_self_href() is None:  # of an API that gives none; names are relative to its address
+        item.set_self_href(query.url)
     item.make_asset_hrefs_absolute()
+    for key, asset in item.assets.items() if not storage.is_local(query.url) else ():
+        others = asset.extra_fields.get("alternate")
+        others = [each.get("href") for each in others.values() if isinstance(each, dict)] if isinstance(others, dict) else []
+        local = [href for href in (asset.href, *others) if str(href).lower().startswith("file:")]
+        if local:
+            raise InputError(
+                f"{query.name}: asset {key!r} of item {item.id!r} is at {local[0]}, a local file, which a remote item "
+                "may not reference. If this is intended, save the items next to their files and give that file."
+            )
     found = item.to_dict(transform_hrefs=False)
     for link in found["links"]:
         if link["rel"] in HIERARCHY:

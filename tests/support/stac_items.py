@@ -60,14 +60,17 @@ DAYS = [
 MASK = {"asset": "scl", "invalid": [CLOUD], "dilate": 2}
 
 
-def write_found_items(folder: Path, days: list[str]) -> list[dict[str, Any]]:
-    """Write items as `write_items`, and return them as an API does: with a collection, a footprint and absolute names."""
+def write_found_items(folder: Path, days: list[str], base: str | None = None) -> list[dict[str, Any]]:
+    """Write items as `write_items`, and return them as an API does: with a collection, a footprint and absolute names.
+
+    `base` is the address at which the folder is served; by default names are paths.
+    """
     features: list[dict[str, Any]] = json.loads(write_items(folder, days).read_text())["features"]
     footprint = GRID.geographic_extent.geom
     for feature in features:
         feature |= {"collection": "s2", "bbox": list(footprint.bounds), "geometry": shapely.geometry.mapping(footprint)}
         for asset in feature["assets"].values():
-            asset["href"] = str(folder / asset["href"])
+            asset["href"] = f"{base or folder}/{asset['href']}"
     return features
 
 

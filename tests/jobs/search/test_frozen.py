@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,24 @@ from pipeline.stac import search as search_module
 from pipeline.stac.api_access import variable
 from pipeline.stac.assets import read_items
 from pipeline.stac.geoparquet import encode_table, read_kept, read_table, write_table
+from tests.support.http_server import served
 from tests.support.scenes import write_raster
 from tests.support.searched_source import BOUNDS, Case
 from tests.support.stac_api import FAULTS, StacApi, stac_api
 from tests.support.stac_items import DAYS, GRID, write_found_items
 
 
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+    """Items whose files are served over HTTP."""
+    folder = tmp_path_factory.mktemp("files")
+    with served(folder) as address:
+        yield write_found_items(folder, DAYS, address)
+
+
 @pytest.fixture
-def api(tmp_path: Path) -> Any:
-    (tmp_path / "files").mkdir()
-    with stac_api(write_found_items(tmp_path / "files", DAYS), page=2) as server:
+def api(items: list[dict[str, Any]]) -> Iterator[StacApi]:
+    with stac_api(copy.deepcopy(items), page=2) as server:
         yield server
 
 

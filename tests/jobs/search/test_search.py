@@ -130,6 +130,29 @@ def test_api_that_repeats_a_page_for_ever_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("alternate", [False, True])
+def test_item_of_an_api_must_not_name_files_of_this_machine(alternate: bool, tmp_path: Path) -> None:
+    """Saved on this machine, the item could have read them."""
+    asset = {"href": "https://host/red.tif", "alternate": {"disk": {"href": "file:///etc/secret.tif"}}}
+    harmful = ITEMS[0] | {"assets": {"red": asset if alternate else {"href": "file:///etc/secret.tif"}}}
+    with stac_api([ITEMS[1], harmful]) as api:
+        refused = run(api.url, *WANTED, "--output", str(tmp_path / "items.parquet"))
+    assert refused.exit_code == 2
+    assert "asset 'red' of item 'c' is at file:///etc/secret.tif, a local file, which a remote item may" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_relative_names_of_an_api_are_of_its_server(tmp_path: Path) -> None:
+    """Without a link of the item to itself, they were paths of this machine."""
+    relative = ITEMS[0] | {"assets": {"red": {"href": "/etc/secret.tif"}, "nir": {"href": "c/nir.tif"}}}
+    with stac_api([relative]) as api:
+        done = run(api.url, *WANTED, "--output", str(tmp_path / "items.parquet"))
+    assert done.exit_code == 0, done.output
+    found = read_items(str(tmp_path / "items.parquet"))[0]
+    assert found.assets["red"].get_absolute_href() == f"{api.url}/etc/secret.tif"
+    assert found.assets["nir"].get_absolute_href() == f"{api.url}/c/nir.tif"
+
+
 def test_area_across_the_antimeridian_is_searched_on_both_sides(tmp_path: Path) -> None:
     there = [item("west", 179.0, "2024-07-01"), item("east", -180.0, "2024-07-02"), item("far", 0.0, "2024-07-01")]
     output = tmp_path / "items.parquet"
