@@ -61,13 +61,27 @@ def bench_prepare(
     ] = "4+2",
     rounds: Annotated[int, typer.Option(min=1, help="Number of timing rounds; medians are reported.")] = 3,
     codecs: Annotated[bool, typer.Option("--codecs", help="Compare compressors and shard sizes instead.")] = False,
+    dates: Annotated[
+        int | None,
+        typer.Option(min=2, help="Compare a median of so many synthetic dates with odc-stac's instead; without CONFIG."),
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Measure peak memory by number of dates and scene size instead; without CONFIG.")
+    ] = False,
     set_: Overrides = None,
 ) -> Result:
     """Benchmark prepare against a plain Dask copy of the same pixels: speed, memory, stored bytes."""
     import tempfile
 
-    from jobs.bench import prepare
+    from jobs.bench import composites, prepare
+    from mibf.errors import InputError
 
+    if config is not None and (memory or dates is not None):
+        raise InputError("--dates and --memory measure synthetic files; leave out CONFIG.")
+    if memory:
+        return composites.bench_memory()
+    if dates is not None:
+        return composites.bench_composites(dates, rounds=rounds)
     loaded = _load(config, set_)
     sizes = size or ["4096"]
     if not codecs:

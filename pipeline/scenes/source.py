@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from pipeline.rasters.raster import AlignedFile, align_file, header, stamped
 from pipeline.rasters.resample import overlaps
 from pipeline.scenes.geometries import AreaMask
 from pipeline.stac.assets import Skipped
-from pipeline.stac.composite import COUNTS, Composite, Observed, combine_in_strips, mosaic
+from pipeline.stac.composite import COUNTS, WORKING_BYTES, Composite, Observed, combine_in_parts, mosaic
 from pipeline.stac.gaps import close_gaps
 from pipeline.stac.masks import Mask, dilated
 from pipeline.stac.periods import OF_PERIOD, Gaps, Period
@@ -31,8 +32,6 @@ from pipeline.stac.series import check_scaled
 
 #: Of several files or dates, the first one with data.
 FIRST = Composite("first")
-#: Bytes of the values of all dates of a window that are in memory at once, and how many times that combining them takes.
-DATES_BYTES, DATES_COPIES = 32 * 1024 * 1024, 4
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,16 @@ class AlignedSource:
     @property
     def dates_bytes(self) -> int:
         """Bytes, besides those of its pixels, for combining dates while a window is read."""
-        return DATES_COPIES * DATES_BYTES if len(set(self.declared.dates)) > 1 else 0
+        return WORKING_BYTES if len(set(self.declared.dates)) > 1 else 0
+
+    @cached_property
+    def observed_dtype(self) -> np.dtype[Any]:
+        """The dtype that holds the values of a date: where they are those of the files, theirs, which can be smaller."""
+        changed = self.declared.gain != 1 or self.declared.offset != 0
+        if changed or any(part.alignment.interpolates or part.file.decode == "db" for part in self.parts):
+            return self.dtype
+        own = stored_dtype([dtype for part in self.parts for dtype in part.header.dtypes])
+        return own if own.kind in "iu" else self.dtype
 
     def read(self, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read the values and validity of a window of the reference grid.
@@ -244,14 +252,14 @@ class AlignedSource:
 
         The window includes the halo of derived bands, and what is returned does not.
         """
-        values, counts = combine_in_strips(
+        values, counts = combine_in_parts(
             self.declared.composite,
             dates,
             self._read_items,
             window,
             bands=self.bands_read,
+            observed=self.observed_dtype,
             dtype=self.dtype,
-            strip_bytes=DATES_BYTES,
         )
         counts = counts if usable is None else counts * usable
         declared, by = self.declared, self.declared.halo
@@ -308,11 +316,12 @@ class AlignedSource:
         return clear[y : y + window.height, x : x + window.width]
 
     def _physical(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        if values.dtype == self.dtype and self.declared.gain == 1 and self.declared.offset == 0:
+        dtype = self.observed_dtype
+        if values.dtype == dtype and self.declared.gain == 1 and self.declared.offset == 0:
             return values, valid
         values = np.where(valid, values, 0)
-        if self.dtype.kind in "iu":  # integers, although a warped GDAL view returns floats
-            return np.rint(values).astype(self.dtype), valid
+        if dtype.kind in "iu":  # integers, although a warped GDAL view returns floats
+            return np.rint(values).astype(dtype), valid
         with np.errstate(over="ignore"):
             physical = (values * np.float64(self.declared.gain) + self.declared.offset).astype(np.float32)
         return physical, valid & np.isfinite(physical).all(axis=0)

@@ -7,8 +7,8 @@ Legend for shapes: D dates, B bands, and y, x of a window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,6 +18,11 @@ from pipeline.grid import Window
 
 #: Dtype of the number of clear dates of a pixel.
 COUNTS = np.dtype(np.uint16)
+#: Maximum bytes of all dates of a part of a window, which are in memory at once; and of a few of its rows, which are
+#: combined at once, for which copies of at most so many times as many bytes are made, some of them of 64-bit numbers.
+DATES_BYTES, COMBINED_BYTES, COMBINED_COPIES = 32 << 20, 1 << 20, 24
+#: Maximum bytes for combining dates, besides the result.
+WORKING_BYTES = DATES_BYTES + COMBINED_COPIES * COMBINED_BYTES
 #: What a date, and an item of it, is read from.
 Date = TypeVar("Date")
 Item = TypeVar("Item")
@@ -90,17 +95,17 @@ def mosaic(
     return values, valid
 
 
-def combine_in_strips(
+def combine_in_parts(
     composite: Composite,
     dates: Sequence[Date],
     read: Callable[[Date, Window], tuple[NDArray[Any], NDArray[np.bool_]]],
     window: Window,
     *,
     bands: int,
+    observed: np.dtype[Any],
     dtype: np.dtype[Any],
-    strip_bytes: int,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Combine the dates of a window in strips, which are lower the more dates there are.
+    """Combine the dates of a window in parts, which are smaller the more dates there are.
 
     Args:
         composite: how.
@@ -108,8 +113,8 @@ def combine_in_strips(
         read: returns values (B, y, x) and validity (y, x) of a date.
         window: to read.
         bands: B.
+        observed: dtype that holds the values of a date.
         dtype: of the result.
-        strip_bytes: of the values of all dates of a strip, which are in memory at once.
 
     Returns:
         Values (B, y, x), without meaning where no date is valid; and the number of valid dates (y, x).
@@ -118,20 +123,55 @@ def combine_in_strips(
         shape = (window.height, window.width)
         return np.zeros((bands, *shape), dtype), np.zeros(shape, bool)
     if len(dates) == 1:
-        return read(dates[0], window)
+        only, there = read(dates[0], window)
+        return only.astype(dtype, copy=False), there
     values = np.empty((bands, window.height, window.width), dtype)
     counts = np.empty((window.height, window.width), COUNTS)
-    height = max(1, strip_bytes // (len(dates) * bands * window.width * dtype.itemsize))
-    for top in range(0, window.height, height):
-        rows = min(height, window.height - top)
-        strip = Window(window.y + top, window.x, rows, window.width)
-        observed = np.empty((len(dates), bands, rows, window.width), dtype)
-        clear = np.empty((len(dates), rows, window.width), bool)
+    pixel = pixel_bytes(len(dates), bands, observed)
+    for part in parts(window, pixel):
+        of_dates = np.empty((len(dates), bands, part.height, part.width), observed)
+        clear = np.empty((len(dates), part.height, part.width), bool)
         for at, date in enumerate(dates):
-            observed[at], clear[at] = read(date, strip)
-        values[:, top : top + rows], _ = composite.combine(observed, clear)
-        counts[top : top + rows] = clear.sum(axis=0)
+            of_dates[at], clear[at] = read(date, part)
+        top, left = part.y - window.y, part.x - window.x
+        for rows in _runs(part.height, COMBINED_BYTES // (pixel * part.width)):
+            combined, _ = composite.combine(of_dates[:, :, rows], clear[:, rows])
+            values[:, top + rows.start : top + rows.stop, left : left + part.width] = combined
+        counts[top : top + part.height, left : left + part.width] = clear.sum(axis=0)
     return values, counts
+
+
+def pixel_bytes(dates: int, bands: int, dtype: np.dtype[Any]) -> int:
+    """Bytes of the values and the validity of all dates of a pixel."""
+    return dates * (bands * dtype.itemsize + 1)
+
+
+def parts(window: Window, pixel: int) -> Iterator[Window]:
+    """Halve a window along its longer side until no part has more than `DATES_BYTES`, of so many a pixel.
+
+    Halves of a square shard are blocks of its files or nest in them. Strips of all columns would cut more blocks, each of
+    which is decoded for every part that it is in.
+    """
+    if window.height * window.width * pixel <= DATES_BYTES or window.height == window.width == 1:
+        yield window
+        return
+    if window.height > window.width:
+        half = -(-window.height // 2)
+        first = replace(window, height=half)
+        second = replace(window, y=window.y + half, height=window.height - half)
+    else:
+        half = -(-window.width // 2)
+        first = replace(window, width=half)
+        second = replace(window, x=window.x + half, width=window.width - half)
+    yield from parts(first, pixel)
+    yield from parts(second, pixel)
+
+
+def _runs(height: int, rows: int) -> Iterator[slice]:
+    """Slices of so many rows, at least one, that cover a height."""
+    rows = max(1, rows)
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))
 
 
 def percentile(values: NDArray[Any], valid: NDArray[np.bool_], q: float) -> NDArray[np.float32]:

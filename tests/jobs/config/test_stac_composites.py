@@ -19,9 +19,9 @@ from jobs.config.scene import SceneSection
 from jobs.prepare.damaged import without_damaged
 from mibf.errors import InputError
 from pipeline.grid import Window
-from pipeline.scenes import source as source_module
 from pipeline.scenes.geometries import AreaMask
 from pipeline.scenes.source import open_source
+from pipeline.stac import composite as composite_module
 from tests.support.refusals import load_error
 from tests.support.scenes import SmallScene, write_raster
 from tests.support.stac_items import CLEAR, CLOUD, COLUMNS, DAYS, GRID, MASK, ROWS, observed, opened, write_items
@@ -60,11 +60,17 @@ def test_masked_mosaic_shows_the_first_clear_item(tmp_path: Path) -> None:
     assert (found == first)[:, valid].all()
 
 
-@pytest.mark.parametrize("kind", ["median", "medoid", "first"])
-def test_each_window_alone_is_what_the_whole_is(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = opened(write_items(tmp_path, DAYS), mask=MASK, composite=kind)
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("median", "uint16"), ("median", "float32"), ("medoid", "uint16"), ("first", "uint16")]
+)
+def test_each_window_alone_is_what_the_whole_is(
+    kind: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = opened(write_items(tmp_path, DAYS, dtype=dtype), mask=MASK, composite=kind)
+    assert source.observed_dtype == dtype
     values, valid = source.read(Window(0, 0, ROWS, COLUMNS))
-    monkeypatch.setattr(source_module, "DATES_BYTES", 4 * 2 * 4 * 16 * 3)  # strips of few rows
+    monkeypatch.setattr(composite_module, "DATES_BYTES", 4 * 5 * 260)  # parts of few pixels
+    monkeypatch.setattr(composite_module, "COMBINED_BYTES", 4 * 5 * 80)  # which are combined by few rows
     for y, x, height, width in ((0, 0, ROWS, COLUMNS), (3, 5, 11, 16), (ROWS - 1, COLUMNS - 1, 1, 1), (0, 20, 40, 8)):
         own, there = source.read(Window(y, x, height, width))
         assert (own == values[:, y : y + height, x : x + width]).all()

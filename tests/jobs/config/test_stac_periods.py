@@ -14,9 +14,9 @@ from jobs.config.resolve import sources
 from jobs.config.scene import SceneSection
 from mibf.errors import InputError
 from pipeline.grid import Window
-from pipeline.scenes import source as source_module
 from pipeline.scenes.geometries import AreaMask
 from pipeline.scenes.source import AlignedSource, open_source
+from pipeline.stac import composite as composite_module
 from pipeline.stac.periods import Gaps
 from tests.support.refusals import load_error
 from tests.support.scenes import SmallScene, write_raster
@@ -106,7 +106,7 @@ def test_each_window_alone_is_what_the_whole_is(
         assert not entire.valid[~area.inside(WHOLE)].any()
         assert not entire.counts[:, ~area.inside(WHOLE)].any()
         assert entire.counts.any()
-    monkeypatch.setattr(source_module, "DATES_BYTES", 3 * 2 * 4 * 16 * 3)  # strips of few rows
+    monkeypatch.setattr(composite_module, "DATES_BYTES", 3 * 5 * 130)  # parts of few pixels
     for y, x, height, width in ((3, 5, 11, 16), (ROWS - 1, COLUMNS - 1, 1, 1), (0, 20, 40, 8)):
         for own, expected in zip(source.observe(Window(y, x, height, width)), entire, strict=True):
             assert own is not None

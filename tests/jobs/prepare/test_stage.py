@@ -16,17 +16,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from affine import Affine
 
 import pipeline.store.build
 from jobs.prepare import stage
 from mibf.normalization import BandScaling
 from pipeline.io import storage
 from pipeline.rasters.header import UnreadableError
+from pipeline.stac import composite
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.records import ShardRecord, StoreRecords
 from tests.support.commands import run
 from tests.support.http_server import served
-from tests.support.scenes import CLASSES, SmallScene, write_raster
+from tests.support.scenes import CLASSES, TRANSFORM, SmallScene, write_raster
 from tests.support.stores import SHARDS, objects
 
 
@@ -49,6 +51,50 @@ def test_dask_cluster_writes_the_same_bytes_as_threads(large: SmallScene, schedu
         assert (large.folder / "work" / name).read_bytes() == (large.folder / "other" / name).read_bytes()
     (checked,) = run(large, address, f"workspace={large.folder / 'other'}", command="verify")["stores"]
     assert checked["intact"]
+
+
+def with_season(scene: SmallScene) -> list[Any]:
+    """Replace the optical source of the large scene by items of two months, with clouds in pixels of twice the size."""
+    drawn, features = np.random.default_rng(1), []
+    for day in ("2024-06-03", "2024-06-13", "2024-06-23", "2024-07-03", "2024-07-13"):
+        values = {name: drawn.integers(1, 9999, (1, 600, 500)).astype(np.uint16) for name in ("red", "nir")}
+        values["scl"] = np.where(drawn.random((1, 300, 250)) < 0.02, 9, 4).astype(np.uint8)
+        for name, own in values.items():
+            place = TRANSFORM * Affine.scale(600 / own.shape[1])
+            write_raster(scene.folder / f"{day}_{name}.tif", own, transform=place, nodata=0)
+        features.append(
+            {
+                "type": "Feature", "stac_version": "1.0.0", "id": day, "geometry": None, "links": [],
+                "properties": {"datetime": f"{day}T10:00:00Z"},
+                "assets": {name: {"href": f"{day}_{name}.tif"} for name in values},
+            }
+        )  # fmt: skip  # values in rows that belong together
+    path = scene.folder / "items.json"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    mask = {"asset": "scl", "invalid": [9], "dilate": 3}
+    stac = {"url": str(path), "assets": ["red", "nir"], "composite": "median", "periods": "month", "mask": mask}
+    (first,) = scene.config()["scenes"]
+    optical = {"stac": stac | {"gaps": "interpolate"}}
+    return [first | {"sources": first["sources"] | {"optical": optical}}]
+
+
+@pytest.mark.slow
+def test_dask_workers_and_any_shards_give_the_same_composites(
+    large: SmallScene, scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = with_season(large)
+    run(large, SHARDS, scenes=scenes)
+    run(large, SHARDS, f"prepare.scheduler={scheduler}", f"workspace={large.folder / 'other'}", scenes=scenes)
+    assert objects(large) == objects(large, "other")
+    for name in ("scaling.json", "split.json"):
+        assert (large.folder / "work" / name).read_bytes() == (large.folder / "other" / name).read_bytes()
+    monkeypatch.setattr(composite, "DATES_BYTES", 20_000)  # parts of a few rows
+    run(large, "prepare.shard=384", f"workspace={large.folder / 'wide'}", scenes=scenes)
+    stores = [PatchStore(str(large.folder / workspace / "stores/small.zarr")) for workspace in ("work", "wide")]
+    counts = stores[0].array("counts/optical")[:]
+    assert {0, 1, 2, 3} <= set(np.unique(counts).tolist()), "there are gaps, and dates to combine"
+    for name in ("sources/optical", "valid/optical", "counts/optical", "labels", "split"):
+        assert np.array_equal(stores[0].array(name)[:], stores[1].array(name)[:])
 
 
 @pytest.mark.slow

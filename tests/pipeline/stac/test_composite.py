@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.stac.composite import Composite, Kind, medoid, percentile
+from pipeline.grid import Window
+from pipeline.stac import composite as composite_module
+from pipeline.stac.composite import DATES_BYTES, Composite, Kind, combine_in_parts, medoid, parts, percentile, pixel_bytes
 from pipeline.stac.masks import dilated
 
 
@@ -84,6 +87,52 @@ def test_medoid_is_an_observation_of_one_date_for_all_bands() -> None:
     chosen = medoid(values, valid)
     for y, x in zip(*np.nonzero(valid.any(axis=0)), strict=True):
         assert valid[chosen[y, x], y, x]
+
+
+@pytest.mark.parametrize("dates", [10, 100, 400])
+@pytest.mark.parametrize("bands", [1, 12])
+@pytest.mark.parametrize("shape", [(512, 512), (1024, 1024), (1000, 37), (1, 900)])
+def test_parts_cover_a_window_once_within_the_planned_bytes(dates: int, bands: int, shape: tuple[int, int]) -> None:
+    pixel = pixel_bytes(dates, bands, np.dtype(np.uint16))
+    seen = np.zeros(shape, int)
+    for part in parts(Window(0, 0, *shape), pixel):
+        assert part.height * part.width * pixel <= DATES_BYTES
+        seen[part.slices] += 1
+    assert (seen == 1).all()
+
+
+def test_parts_of_a_shard_are_squares_and_no_smaller_than_needed() -> None:
+    pixel = pixel_bytes(100, 2, np.dtype(np.uint16))
+    assert {(part.height, part.width) for part in parts(Window(512, 0, 512, 512), pixel)} == {(256, 256)}
+    assert list(parts(Window(3, 4, 512, 512), pixel_bytes(20, 2, np.dtype(np.uint16)))) == [Window(3, 4, 512, 512)]
+
+
+@pytest.mark.parametrize("kind", [*ORACLES, "percentile"])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_memory_of_combining_is_as_planned_for_any_number_of_dates(
+    kind: Kind, dtype: str, bands: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side, part, rows = 64, 128 << 10, 16 << 10
+    monkeypatch.setattr(composite_module, "DATES_BYTES", part)
+    monkeypatch.setattr(composite_module, "COMBINED_BYTES", rows)
+    composite, observed = Composite(kind, 20 if kind == "percentile" else None), np.dtype(dtype)
+    stored = observed if composite.keeps_dtype else np.dtype(np.float32)
+
+    def read(date: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        shape = (window.height, window.width)
+        return np.full((bands, *shape), date, observed), np.ones(shape, bool)
+
+    for dates in (2, 12 if kind == "medoid" else 100):
+        window = Window(0, 0, side, side)
+        planned = part + composite_module.COMBINED_COPIES * rows
+        tracemalloc.start()
+        values, counts = combine_in_parts(
+            composite, range(dates), read, window, bands=bands, observed=observed, dtype=stored
+        )
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most - values.nbytes - counts.nbytes < planned
 
 
 @pytest.mark.parametrize("pixels", [0, 1, 2, 5])
