@@ -84,7 +84,7 @@ def test_dask_workers_and_any_shards_give_the_same_composites(
 ) -> None:
     scenes = with_season(large)
     run(large, SHARDS, scenes=scenes)
-    run(large, SHARDS, f"prepare.scheduler={scheduler}", f"workspace={large.folder / 'other'}", scenes=scenes)
+    run(large, SHARDS, f"prepare.engine={scheduler}", f"workspace={large.folder / 'other'}", scenes=scenes)
     assert objects(large) == objects(large, "other")
     for name in ("scaling.json", "split.json"):
         assert (large.folder / "work" / name).read_bytes() == (large.folder / "other" / name).read_bytes()
