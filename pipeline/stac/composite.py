@@ -147,7 +147,7 @@ def pixel_bytes(dates: int, bands: int, dtype: np.dtype[Any]) -> int:
 
 
 def parts(window: Window, pixel: int) -> Iterator[Window]:
-    """Halve a window along its longer side until no part has more than `DATES_BYTES`, of so many a pixel.
+    """Halve a window along its longer side until no part has more than `DATES_BYTES`; `pixel`: bytes of one pixel.
 
     Halves of a square shard are blocks of its files or nest in them. Strips of all columns would cut more blocks, each of
     which is decoded for every part that it is in.
