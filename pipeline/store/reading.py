@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from pipeline.grid import Window
-from pipeline.scenes.source import AlignedFile
+from pipeline.rasters.raster import AlignedFile
 from pipeline.store.build import PreparedScene
 
 
