@@ -6,7 +6,7 @@ TOOLS := .venv-tools
 DOCS := .venv-docs
 BIN := $(VENV)/bin
 
-.PHONY: demo test tests lint prose typecheck format docs metrics faults rehearsal gpu sbom audit clean
+.PHONY: demo test tests lint prose typecheck format docs metrics faults soak rehearsal gpu sbom audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mibf demo
@@ -51,6 +51,11 @@ metrics:
 # beside them. Three workers, for two cores: the tests mostly wait for nodes that start, are missed or are killed.
 faults: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'faults or rehearsal' -q tests/fault_injection
+
+# Long random sequences of work and faults on one workspace; SEED=1 repeats those of an earlier run.
+soak: SEED ?= $(shell date +%s)
+soak: $(VENV)/.installed-test
+	MIBF_SOAK=1 $(BIN)/python -m pytest -m faults -q -s --hypothesis-seed=$(SEED) tests/fault_injection/test_reruns.py
 
 # The end-to-end operations test alone: a real S3 server, a Ray cluster whose nodes are killed, the scheduled rerun.
 rehearsal: $(VENV)/.installed-test
