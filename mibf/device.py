@@ -52,17 +52,22 @@ def to_device(network: Module, device: torch.device) -> Module:
     return placed
 
 
-def check_precision(device: torch.device, precision: Precision) -> None:
+def check_precision(device: torch.device, precision: Precision, *, key: str = "train.precision") -> None:
     """Check that a device supports a precision.
+
+    Args:
+        device: the device.
+        precision: the precision.
+        key: the key of the configuration that asks for it.
 
     Raises:
         InputError: it does not; the message names one that it supports.
     """
     if precision == "fp16" and device.type != "cuda":
-        raise InputError("train.precision is fp16, which needs a GPU, and none was found; use bf16 or float32.")
+        raise InputError(f"{key} is fp16, which needs a GPU, and none was found; use bf16 or float32.")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        name = torch.cuda.get_device_name(device)
-        raise InputError(f"train.precision is bf16, which {name} does not support; use fp16 or float32.")
+        name, others = torch.cuda.get_device_name(device), "fp16 or float32" if key == "train.precision" else "float32"
+        raise InputError(f"{key} is bf16, which {name} does not support; use {others}.")
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

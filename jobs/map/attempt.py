@@ -171,6 +171,8 @@ def _executor(
         memory = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
         ray_cluster.ensure(workers=section.workers + readers, object_store=memory)
         resources = ray_cluster.share_cluster(section.workers, reserved_cpus=readers)
+        if resources.gpus:
+            ray_cluster.check_gpu(section.precision, key="map.precision")
 
         def on_ray(tiles: Sequence[Tile], take: Callable[[TileOutcome], None]) -> None:
             map_on_ray(job, tiles, resources, each=take, isolated=isolated, readers=section.readers)

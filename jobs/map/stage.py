@@ -26,6 +26,7 @@ from jobs.workflow.manifest import StageResult
 from jobs.workflow.runner import invalidate
 from jobs.workflow.saved_config import save_map_config
 from jobs.workflow.workspace import Workspace
+from mibf.device import best_device, check_precision
 from mibf.errors import InputError
 from pipeline.grid import Tile, Window
 from pipeline.io.lease import Lease
@@ -89,6 +90,9 @@ def map_scenes(
 
 def _check(maps: Mapping[str, SceneMap], request: TileRequest) -> dict[str, list[Window]] | None:
     """Refuse what cannot be mapped before anything is written; return the requested tiles by scene, None for all."""
+    section = next(iter(maps.values())).spec.config.map
+    if section.workers == 0:
+        check_precision(best_device(), section.precision, key="map.precision")
     for scene in maps.values():
         scene.check_replaced(request)
         _check_drift(scene)

@@ -25,7 +25,7 @@ from jobs.runtime.signals import kill_children
 from jobs.runtime.version import library_versions, version_changes
 from jobs.runtime.worker_resources import WorkerResources
 from mibf import __version__
-from mibf.device import best_device
+from mibf.device import Precision, best_device, check_precision
 from mibf.errors import InputError
 from pipeline.io import checksums, storage
 
@@ -237,6 +237,26 @@ def assigned_device() -> AssignedDevice:
     seen = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
     position = seen.index(str(gpus[0])) if str(gpus[0]) in seen else 0 if seen else int(gpus[0])
     return AssignedDevice(node, name, torch.device("cuda", position))
+
+
+def check_gpu(precision: Precision, *, key: str) -> None:
+    """Check on the first free GPU of the cluster that it supports the precision of a key of the configuration.
+
+    Raises:
+        InputError: it does not.
+    """
+    ask = ray.remote(num_cpus=0, num_gpus=1)(_precision_problem)
+    problem = ray.get(ask.remote(precision, key))
+    if problem is not None:
+        raise InputError(problem)
+
+
+def _precision_problem(precision: Precision, key: str) -> str | None:
+    try:
+        check_precision(best_device(), precision, key=key)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 class _Holder:

@@ -91,9 +91,7 @@ def share_resources(config: Config) -> WorkerResources:
     ray_cluster.ensure(workers=config.train.workers)
     share = ray_cluster.share_cluster(config.train.most_workers, fewest=config.train.workers)
     if share.gpus:
-        from jobs.train.ray_trainer import check_gpu
-
-        check_gpu(config.train.precision)
+        ray_cluster.check_gpu(config.train.precision, key="train.precision")
     else:
         check_precision(torch.device("cpu"), config.train.precision)
     return share

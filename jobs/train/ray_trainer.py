@@ -22,7 +22,6 @@ from jobs.runtime.worker_resources import WorkerResources
 from jobs.train.settings import ProgressCallback, Settings, WorkerContext
 from jobs.train.worker_loop import run
 from jobs.workflow.errors import StageError
-from mibf.device import Precision, best_device, check_precision
 from mibf.errors import InputError
 from mibf.training.epoch import NonFiniteError
 from pipeline.io.lease import LeaseLostError
@@ -75,26 +74,6 @@ def train_on_ray(settings: Settings, share: WorkerResources, callback: ProgressC
                 f"({section.max_failures}); "
                 "run the same command again to resume from the newest checkpoint."
             ) from failure
-
-
-def check_gpu(precision: Precision) -> None:
-    """Check on the first free GPU of the cluster that it supports a precision.
-
-    Raises:
-        InputError: it does not.
-    """
-    ask = ray.remote(num_cpus=0, num_gpus=1)(_refusal)
-    refusal = ray.get(ask.remote(precision))
-    if refusal is not None:
-        raise InputError(refusal)
-
-
-def _refusal(precision: Precision) -> str | None:
-    try:
-        check_precision(best_device(), precision)
-    except InputError as error:
-        return str(error)
-    return None
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -431,7 +431,7 @@ class Reruns(RuleBasedStateMachine):
         self.faulty.planned.clear()
 
     @invariant()
-    def published_map_is_whole(self) -> None:
+    def published_map_is_complete(self) -> None:
         """A published map has all files of one map, and pixels of the inputs whose fingerprints its item names."""
         objects: Mapping[str, tuple[bytes, float]] = self.bucket.objects
         if f"{MAP}/item.json" not in objects:

@@ -132,6 +132,17 @@ def test_mismatched_input_is_rejected_and_nothing_is_written(
     assert mapped.files() == before
 
 
+def test_precision_that_the_gpu_lacks_is_refused(mapped: Mapped, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "Tesla P4")
+    before = {path: path.stat().st_mtime_ns for path in mapped.folder.rglob("*") if path.is_file()}
+    refused = mapped.mibf("map", "map.precision=bf16")
+    assert refused.status == 2
+    assert "map.precision is bf16, which Tesla P4 does not support; use float32." in refused.stderr
+    assert {path: path.stat().st_mtime_ns for path in mapped.folder.rglob("*") if path.is_file()} == before
+
+
 def test_drifted_scene_is_mapped_with_warning_when_drift_is_warn(mapped: Mapped) -> None:
     brighten_optical(mapped)
     warned = mapped.does("map", "map.drift=warn")
