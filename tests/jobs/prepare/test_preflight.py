@@ -17,7 +17,7 @@ from pipeline.parallel.executor import ThreadExecutor
 from pipeline.rasters.header import RasterFile
 from pipeline.scenes.coverage import bands_without_data, sources_without_data
 from pipeline.scenes.source import AlignedSource, Source, open_source
-from pipeline.store.estimate import COPIES, memory
+from pipeline.store.estimate import COPIES, FILE_BYTES, memory
 from tests.support.commands import run
 from tests.support.scenes import CRS, TRANSFORM, SmallScene, write_raster
 
@@ -76,7 +76,7 @@ def prepared_scene(side: int, *, shards: int = 8) -> Any:
     template = SimpleNamespace(shape=(side, side), shard=min(side, 1024), bytes_per_pixel=10)
     size = 10 * side * side
     return SimpleNamespace(
-        name="valley", template=template, shards_read=[None] * shards, uncompressed_bytes=size, sources=[]
+        name="valley", template=template, shards_read=[None] * shards, uncompressed_bytes=size, sources=[], files=[]
     )
 
 
@@ -95,6 +95,8 @@ def test_memory_estimate_counts_bands_that_are_read_but_not_kept() -> None:
     before = memory(scene, 2)
     scene.sources.append(SimpleNamespace(bytes_per_pixel=scene.template.bytes_per_pixel + 40, dates_bytes=1000))
     assert memory(scene, 2) - before == 2 * COPIES * 1024 * 1024 * 40 + 2 * 1000, "and the dates that are combined"
+    scene.files += [None] * 600
+    assert memory(scene, 2) - before == 2 * COPIES * 1024 * 1024 * 40 + 2 * 1000 + 600 * FILE_BYTES
 
 
 def test_free_space_is_checked_where_it_is_known() -> None:
