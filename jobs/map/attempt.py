@@ -18,6 +18,7 @@ from jobs.runtime.progress import info, pluralize, progress_bar
 from jobs.runtime.prometheus import MapMetrics, map_metrics
 from jobs.workflow.errors import StageError
 from pipeline.grid import Tile
+from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.ledger import LedgerEvent
 from pipeline.maps.outcome import DeviceFailedError, TileOutcome
@@ -170,6 +171,7 @@ def _executor(
         readers = reading_cpus(section.readers)
         memory = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
         ray_cluster.ensure(workers=section.workers + readers, object_store=memory)
+        ray_cluster.check_shared([storage.join(scene.store.url, "zarr.json") for scene in maps.values()])
         resources = ray_cluster.share_cluster(section.workers, reserved_cpus=readers)
         if resources.gpus:
             ray_cluster.check_gpu(section.precision, key="map.precision")

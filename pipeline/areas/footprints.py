@@ -21,6 +21,18 @@ from mibf.errors import InputError
 from pipeline.areas.area import Area, box_area
 from pipeline.stac.search import polygons_of
 
+#: What statements of an item raise that are not a polygon, or whose CRS is unknown.
+_UNUSABLE = (
+    InputError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    shapely.errors.ShapelyError,
+    pyproj.exceptions.ProjError,
+)
+
 
 def footprint(item: pystac.Item) -> BaseGeometry | None:
     """Return where an item has data, in degrees, at any turn; None if it states no usable polygon.
@@ -31,10 +43,7 @@ def footprint(item: pystac.Item) -> BaseGeometry | None:
     for attempt in (_of_projection, _of_geometry, _of_projected_box, _of_shape, _of_box):
         try:
             found = attempt(item)
-        except (InputError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            del error  # what cannot be used is as if it were not stated
-            continue
-        except (shapely.errors.ShapelyError, pyproj.exceptions.ProjError):
+        except _UNUSABLE:  # as if it were not stated
             continue
         if found is not None and found.area > 0:
             return found
