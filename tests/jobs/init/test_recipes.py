@@ -5,7 +5,8 @@ Rasters are constant, so that expected values are computed from what each format
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from jobs.workflow.found_items import found_items
 from pipeline.grid import Window
 from pipeline.scenes.source import AlignedSource, open_source
 from pipeline.stac.geoparquet import write_table
+from tests.support.http_server import served
 from tests.support.scenes import write_raster
 from tests.support.stac_api import stac_api
 
@@ -48,10 +50,10 @@ Values = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 class Catalogue:
-    """Items and their files."""
+    """Items and their files, which are served at an address: an API must not name files of this machine."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.items = folder, list[dict[str, Any]]()
+    def __init__(self, folder: Path, address: str) -> None:
+        self.folder, self.address, self.items = folder, address, list[dict[str, Any]]()
 
     def raster(self, value: float, dtype: str, *, pixel: float = 10, **options: Any) -> str:
         path = self.folder / f"{len(list(self.folder.iterdir()))}.tif"
@@ -59,7 +61,7 @@ class Catalogue:
         place = {"transform": Affine(pixel, 0, LEFT, 0, -pixel, TOP), "crs": CRS} | options
         bands = place.pop("bands", 1)
         write_raster(path, np.full((bands, side, side), value, dtype), **place)
-        return str(path)
+        return f"{self.address}/{path.name}"
 
     def add(self, collection: str | None, day: str, assets: dict[str, Any], **properties: Any) -> None:
         item = {
@@ -76,10 +78,20 @@ class Catalogue:
         return path
 
 
+@pytest.fixture(scope="module")
+def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address at which it is served."""
+    folder = tmp_path_factory.mktemp("served")
+    with served(folder) as address:
+        yield folder, address
+
+
 @pytest.fixture
-def catalogue(tmp_path: Path) -> Catalogue:
-    (tmp_path / "files").mkdir()
-    return Catalogue(tmp_path / "files")
+def catalogue(served_folder: tuple[Path, str], request: pytest.FixtureRequest) -> Catalogue:
+    folder, address = served_folder
+    name = re.sub(r"\W+", "-", request.node.name)
+    (folder / name).mkdir()
+    return Catalogue(folder / name, f"{address}/{name}")
 
 
 @pytest.fixture
@@ -164,9 +176,9 @@ def add_s2(catalogue: Catalogue, api: str, days: Sequence[str] = DAYS) -> None:
 def add_dem(catalogue: Catalogue) -> None:
     """Degrees, and a date long before those that are searched."""
     place = {"transform": Affine(1 / 3600, 0, -111.05, 0, -1 / 3600, 36.2), "crs": "EPSG:4326"}
-    path = catalogue.folder / "dem.tif"
-    write_raster(path, np.full((1, 360, 360), 1234.5, np.float32), **place)
-    catalogue.add("cop-dem-glo-30", "2021-04-22T00:00:00Z", {"data": {"href": str(path), "roles": ["data"]}})
+    write_raster(catalogue.folder / "dem.tif", np.full((1, 360, 360), 1234.5, np.float32), **place)
+    asset = {"href": f"{catalogue.address}/dem.tif", "roles": ["data"]}
+    catalogue.add("cop-dem-glo-30", "2021-04-22T00:00:00Z", {"data": asset})
 
 
 def test_sentinel_2_and_1_and_dem_of_the_planetary_computer(area: Path, catalogue: Catalogue) -> None:
@@ -217,7 +229,7 @@ def test_20_m_bands_of_sentinel_2_are_interpolated_but_not_its_classes(area: Pat
     bands["red"] = drawn.integers(1000, 9000, (120, 120)).astype(np.uint16)
     for name, own in bands.items():
         at = place * Affine.scale(60 / len(own))
-        write_raster(Path(assets[name]["href"]), own[None], transform=at, crs=CRS, nodata=0)
+        write_raster(catalogue.folder / Path(assets[name]["href"]).name, own[None], transform=at, crs=CRS, nodata=0)
     found, inside = opened(area, catalogue, "s2-s1-dem", "earth-search")
     values, valid = found["s2"].read(Window(0, 0, *inside.shape))
     grid = found["s2"].grid

@@ -17,7 +17,6 @@ from odc.geo.geobox import GeoBox
 from rasterio.features import geometry_mask
 
 import jobs.prepare.ground
-import pipeline.scenes.source
 from jobs.config.loader import load
 from jobs.config.resolve import sources
 from jobs.prepare.ground import scene_ground
@@ -32,6 +31,7 @@ from pipeline.grid import Window
 from pipeline.maps.predictor import mappable_pixels
 from pipeline.parallel.executor import ThreadExecutor
 from pipeline.scenes.labels import Labels, open_labels
+from pipeline.scenes.source import AlignedSource
 from pipeline.store.build import PreparedScene, shard_arrays
 from pipeline.store.patch_store import PatchStore
 from tests.support.commands import invoke, run
@@ -106,13 +106,13 @@ def test_nothing_outside_the_area_is_read(large: SmallScene, monkeypatch: pytest
     )
     assert scene.template.shape == (600, 500)
     read: list[Window] = []
-    original = pipeline.scenes.source._read_part
+    original = AlignedSource._read_file
 
-    def recorded(part: Any, grid: Any, window: Window) -> Any:
+    def recorded(source: AlignedSource, part: Any, window: Window) -> Any:
         read.append(window)
-        return original(part, grid, window)
+        return original(source, part, window)
 
-    monkeypatch.setattr(pipeline.scenes.source, "_read_part", recorded)
+    monkeypatch.setattr(AlignedSource, "_read_file", recorded)
     scene = PreparedScene(scene.name, scene.grid, scene.sources, scene.labels, scene.split, scene.classes, 128, scene.area)
     for window in scene.shards:
         arrays, valid = shard_arrays(scene, window)
