@@ -47,17 +47,16 @@ docs: $(DOCS)/.installed
 metrics:
 	$(PYTHON) .ci/metrics.py
 
-# Fault injection: run complete commands while their workers, nodes and drivers are killed, with the operations test
-# beside them. Three workers, for two cores: the tests mostly wait for nodes that start, are missed or are killed.
+# Fault injection: run complete commands while their workers, nodes and drivers are killed.
 faults: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'faults or rehearsal' -q tests/fault_injection
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m faults -q tests/fault_injection
 
 # Long random sequences of work and faults on one workspace; SEED=1 repeats those of an earlier run.
 soak: SEED ?= $(shell date +%s)
 soak: $(VENV)/.installed-test
 	MIBF_SOAK=1 $(BIN)/python -m pytest -m faults -q -s --hypothesis-seed=$(SEED) tests/fault_injection/test_reruns.py
 
-# The end-to-end operations test alone: a real S3 server, a Ray cluster whose nodes are killed, the scheduled rerun.
+# End-to-end operations test: a real S3 server, a Ray cluster whose nodes are killed, the scheduled rerun.
 rehearsal: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m rehearsal -q tests/fault_injection/test_operations.py
 
