@@ -101,7 +101,7 @@ def _with_variables(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _needs_alternative(schema: dict[str, Any]) -> bool:
     """Whether a value is neither plain text nor a section, list or mapping, so that a variable would be refused."""
-    if "const" in schema:  # which tells the kinds of a section apart
+    if "const" in schema:  # by which the kinds of a section are distinguished
         return False
     return schema.get("type") in ("integer", "number", "boolean") or "enum" in schema or "pattern" in schema
 

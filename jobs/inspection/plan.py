@@ -13,7 +13,7 @@ from jobs.prepare.engine import make_executor
 from jobs.prepare.preflight import check_data, check_free_space, check_memory, file_remarks, name_bands
 from jobs.prepare.scenes import open_scenes
 from jobs.runtime.progress import pluralize, progress_bar
-from jobs.search.coverage import tell_items
+from jobs.search.coverage import report_items
 from jobs.search.frozen import with_found_items
 from jobs.workflow.workspace import Workspace
 from mibf.network.spec import ONE_SOURCE
@@ -91,7 +91,7 @@ def plan(config: Config, *, any_size: bool = False) -> Plan:
     workspace = Workspace.of(config)
     with ExitStack() as stack:
         read = stack.enter_context(with_found_items(config))
-        items = tell_items(read)  # before any file is opened
+        items = report_items(read)  # before any file is opened
         workers = stack.enter_context(make_executor(config.prepare, files=input_urls(read)))
         scenes = open_scenes(read, workers, any_size=any_size)
         if isinstance(workers, ThreadExecutor):

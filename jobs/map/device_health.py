@@ -1,4 +1,4 @@
-"""Tell failed devices from tiles that no device can map. Pure functions of what was reported; does not import Ray."""
+"""Distinguish failed devices from tiles that no device can map. Pure functions of what was reported; does not import Ray."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class ReadingBar:
         self._reported = 0.0
 
     def advance(self, done: Reading) -> None:
-        """Add what is done; the first call tells what an interrupted run has left, which does not count for the rate."""
+        """Add what is done; the first call has what an interrupted run left, which does not count for the rate."""
         self._done += done
         now = self._clock()
         if self._start is None:

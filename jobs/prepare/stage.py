@@ -19,7 +19,7 @@ from jobs.prepare.preflight import MOST_LISTED, check_data, check_memory, check_
 from jobs.prepare.reading_progress import reading_bar
 from jobs.prepare.scenes import buffer_pixels, open_scenes, subset_counts
 from jobs.runtime.progress import pluralize, progress_bar, warn
-from jobs.search.coverage import tell_items
+from jobs.search.coverage import report_items
 from jobs.workflow.errors import StageError
 from jobs.workflow.found_items import found_items
 from jobs.workflow.manifest import StageResult, read_manifest
@@ -71,7 +71,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
         InputError: as `open_scenes`, for areas of `any_size` or not; or there is no room, no memory or no data.
     """
     read = found_items(config)
-    items = tell_items(read)  # before any file is opened
+    items = report_items(read)  # before any file is opened
     with make_executor(config.prepare, files=files_needed(read, workspace)) as executor:
         scenes = open_scenes(config, executor, any_size=any_size)
         if isinstance(executor, ThreadExecutor):

@@ -124,7 +124,7 @@ def check_shared(urls: Collection[str]) -> None:
     asked = sorted(urls)[:: max(1, len(urls) // FILES_ASKED)][:FILES_ASKED]
     here = {}
     for url in asked:
-        with suppress(InputError):  # whoever reads it says so
+        with suppress(InputError):  # its reader reports it
             here[url] = checksums.input_fingerprint(url)
     found, _ = _ask_nodes(_unlike, here)
     for address, problem in found.items():

@@ -1,4 +1,4 @@
-"""Tell, before anything is read, how many items each period of a source has, and how much of the area they cover."""
+"""Report, before anything is read, the items of each period of a source, and how much of the area they cover."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class _Items:
     footprints: list[BaseGeometry | None]
 
 
-def tell_items(config: Config) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def report_items(config: Config) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Print what the items of each source and period cover, warn of what they lack, and return it by scene and source.
 
     Args:
@@ -86,7 +86,7 @@ def tell_items(config: Config) -> dict[str, dict[str, list[dict[str, Any]]]]:
             periods, joint = _by_period(items, area)
             if isinstance(ground, Area):
                 _check_overlap(scene.name, name, items, periods, ground)
-            _tell(f"{scene.name}: {name}", items.stac, periods, joint)
+            _report(f"{scene.name}: {name}", items.stac, periods, joint)
             found[scene.name][name] = [asdict(period) for period in periods]
     return found
 
@@ -151,7 +151,7 @@ def _by_period(items: _Items, area: BaseGeometry | None) -> tuple[list[PeriodIte
     return found, None if area is None or joint is None else share(area, joint)
 
 
-def _tell(name: str, stac: StacSection, periods: Sequence[PeriodItems], joint: float | None) -> None:
+def _report(name: str, stac: StacSection, periods: Sequence[PeriodItems], joint: float | None) -> None:
     """Print a line for each period, or one for many, and warn of those that cover too little."""
     lacking = [period for period in periods if period.lacking]
     if len(periods) <= LISTED:

@@ -1,4 +1,4 @@
-"""Slope and exposition of a surface of heights, from the eight neighbors of each pixel.
+"""Slope and aspect of a surface of heights, from the eight neighbors of each pixel.
 
 Horn, "Hill shading and the reflectance map", Proceedings of the IEEE 69, 1981: the rise along columns and rows is that of
 the plane that fits the neighbors best, where those beside, above and below count twice. Pixel sizes and directions are those

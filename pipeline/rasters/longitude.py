@@ -208,7 +208,7 @@ def centered(wkt: str, longitude: float) -> str | None:
         return None
     if not crs.startswith("GEOGCS["):
         return None
-    # GDAL caches transformations by code, or by WKT 2, which has no such extension: the name must tell CRSs apart.
+    # GDAL caches transformations by code, or by WKT 2, which has no such extension: CRSs must differ in name.
     unnamed = re.sub(r'^GEOGCS\["[^"]*"', "", re.sub(r',AUTHORITY\["[^"]*","[^"]*"\]\]$', "]", crs))
     return f'GEOGCS["centered at {longitude:.9f}"{unnamed[:-1]},EXTENSION["CENTER_LONG","{longitude:.9f}"]]'
 

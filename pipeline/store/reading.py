@@ -1,4 +1,4 @@
-"""What writing a store reads, by shard: items and bytes, from headers alone, to tell the progress of long reads.
+"""What writing a store reads, by shard: items and bytes, from headers alone, for the progress of long reads.
 
 Bytes are those of the files' pixels as decoded, by the boxes around the files on the grid. Of items of one day that overlap,
 fewer may be read: those that come later are read only where the first ones have no data.

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.prose
 #: Patterns of retired words, and what to write instead. Case is ignored.
 RETIRED = {
     r"(?<!\w)told\b": "reported, printed, says",
-    r"\btells? of\b": "reports, describes",
+    r"\btells?\b": "reports, prints, says, distinguishes",
+    r"\bfor ever\b": "endlessly",
     r"\bmend(s|ed|ing)?\b": "fix, repair",
     r"\banew\b": "again, from scratch",
     r"\b(goes|gone|went) on\b": "continues, resumes",

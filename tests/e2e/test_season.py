@@ -87,7 +87,7 @@ def accuracy(folder: Path, name: str) -> float:
     return found
 
 
-def test_all_periods_tell_what_each_alone_does_not(tmp_path: Path) -> None:
+def test_all_periods_distinguish_what_each_alone_does_not(tmp_path: Path) -> None:
     values, clouds = write_season(tmp_path)
     for name, interval in (("spring", SPRING), ("summer", SUMMER)):
         config = write_config(tmp_path, name, [interval], steps=60)

@@ -107,9 +107,9 @@ def spec_with(bands: Sequence[int], *, classes: int = 4, without: tuple[NetworkP
 
 
 def learnable_tile(spec: NetworkSpec, side: int, *, row: int = 0) -> tuple[list[NDArray[np.float32]], NDArray[np.int64]]:
-    """Return a tile with its halo, normalized, and the class positions of its pixels; only all sources tell the classes.
+    """Return a tile with its halo, normalized, and the class positions of its pixels.
 
-    All tiles belong to one scene; `row` is the first one of the tile.
+    Only all sources together distinguish the classes. All tiles belong to one scene; `row` is the first one of the tile.
     """
     reach = side + 2 * spec.halo
     scene = synthetic_scene(*(s.bands for s in spec.sources), shape=(row + reach, reach))

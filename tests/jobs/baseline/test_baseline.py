@@ -154,7 +154,7 @@ def test_class_with_one_sample_is_no_error() -> None:
 
 
 def test_rounds_of_boosting_are_found_on_held_back_blocks() -> None:
-    """Labels that nothing tells are learned in 50 rounds, but not with blocks that show that they cannot be."""
+    """Labels that depend on nothing are learned in 50 rounds, but not with blocks that show that they cannot be."""
     generator = np.random.default_rng(2)
     features, labels = generator.random((400, 3), np.float32), generator.integers(0, 2, 400)
     boosting = Variant("gradient boosting", "values", "natural")

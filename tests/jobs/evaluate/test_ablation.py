@@ -149,8 +149,8 @@ def test_fusion_beats_each_single_source(scene: SmallScene) -> None:
 
 
 @pytest.mark.slow
-def test_ablation_tells_what_an_embedding_is_worth(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight bands of int8 that tell all classes, beside an image that tells only one; each alone, and both."""
+def test_ablation_reports_what_an_embedding_is_worth(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight bands of int8 that distinguish all classes, an image that distinguishes one; each alone, and both."""
     monkeypatch.setattr("jobs.evaluate.ablation.PARTS", ())
     code = {1: -60, 2: 10, 5: 90}
     level = np.vectorize(code.get)(scene.truth)

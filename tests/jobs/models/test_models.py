@@ -255,7 +255,7 @@ def chosen(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 @pytest.mark.usefixtures("quick")
-def test_auto_tells_what_it_tried_and_trains_what_it_chose(chosen: tuple[Config, Any, Workspace]) -> None:
+def test_auto_reports_what_it_tried_and_trains_what_it_chose(chosen: tuple[Config, Any, Workspace]) -> None:
     config, manifest, workspace = chosen
     record = storage.read_json(workspace.trials)
     names = {row["name"] for row in record["trials"]["rows"]}

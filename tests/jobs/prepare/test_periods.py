@@ -88,7 +88,7 @@ def test_store_has_the_bands_of_all_periods_and_counts(scene: SmallScene) -> Non
     assert checked["intact"]
 
 
-def test_summary_tells_clear_dates_of_each_period(scene: SmallScene) -> None:
+def test_summary_reports_clear_dates_of_each_period(scene: SmallScene) -> None:
     scenes, values = with_dates(scene, gaps="interpolate")
     config = str(scene.write_config(scenes=scenes))
     planned = " ".join(invoke("plan", config).output.split())

@@ -1,4 +1,4 @@
-"""What shards read is known from headers, so that an interrupted `prepare` tells how much is left; numpy is the oracle."""
+"""What shards read is known from headers, so that an interrupted `prepare` reports how much is left; numpy is the oracle."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_reading_of_each_shard_is_that_of_its_pixels(scene: SmallScene) -> None:
         assert own.bytes == pytest.approx(size[window.slices].sum(), abs=2)
 
 
-def test_interrupted_prepare_tells_what_is_there(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_prepare_reports_what_is_there(scene: SmallScene, monkeypatch: pytest.MonkeyPatch) -> None:
     sources, _, _ = files(scene.folder)
     config = write_config(scene, sources)
     build, calls = stage_module.build_store, list[list[Window]]()

@@ -6,33 +6,18 @@ import io
 import json
 
 import pytest
-from rich.console import Console
 
 from jobs.prepare.reading_progress import ReadingBar, reading_bar
-from jobs.runtime import progress
 from pipeline.store.reading import Reading
+from tests.support.console import Clock, captured
 
 GB = 10**9
 TOTAL = Reading(64, 1240, 16 * GB)
 
 
-class Clock:
-    now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def text(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    return console(monkeypatch, terminal=False)
-
-
-def console(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> io.StringIO:
-    text = io.StringIO()
-    made = Console(file=text, force_terminal=terminal, width=120, _environ={"TERM": "xterm"})
-    monkeypatch.setattr(progress, "console", made)
-    return text
+    return captured(monkeypatch, terminal=False)
 
 
 def test_a_line_is_printed_every_half_minute(text: io.StringIO) -> None:
@@ -101,7 +86,7 @@ def test_lines_in_json_have_numbers(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_terminal_has_a_bar_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = console(monkeypatch, terminal=True)
+    text = captured(monkeypatch, terminal=True)
     with reading_bar("valley: write store", Reading(4, 8, 40 * 10**6), workers=1) as bar:
         bar.advance(Reading(1, 2, 10**7))
         bar.advance(Reading(1, 2, 10**7))

@@ -5,29 +5,15 @@ from __future__ import annotations
 import io
 
 import pytest
-from rich.console import Console
 
 from jobs.runtime import progress
 from jobs.runtime.progress import TrainingBar, training_bar
+from tests.support.console import Clock, captured
 
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    return _console(monkeypatch, terminal=False)
-
-
-def _console(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> io.StringIO:
-    text = io.StringIO()
-    made = Console(file=text, force_terminal=terminal, width=100, _environ={"TERM": "xterm"})
-    monkeypatch.setattr(progress, "console", made)
-    return text
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+    return captured(monkeypatch, terminal=False)
 
 
 def test_epoch_without_terminal_prints_one_line(plain: io.StringIO) -> None:
@@ -74,7 +60,7 @@ def test_bar_without_terminal_prints_only_the_start_line(plain: io.StringIO) -> 
 
 
 def test_bar_on_terminal_shows_throughput_and_epoch_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = _console(monkeypatch, terminal=True)
+    text = captured(monkeypatch, terminal=True)
     with training_bar("train", 5000) as bar:
         bar.seen(0, waiting=0.0)
         bar.seen(2500, waiting=0.02)

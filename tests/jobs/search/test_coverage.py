@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from jobs.config.loader import load
 from jobs.runtime.progress import take_warnings
-from jobs.search.coverage import tell_items
+from jobs.search.coverage import report_items
 from mibf.errors import InputError
 
 #: Day, west and east of each item; the area is from 13 to 14 degrees.
@@ -57,7 +57,7 @@ def configuration(folder: Path, **stac: Any) -> str:
 def printed(folder: Path, capsys: pytest.CaptureFixture[str], **stac: Any) -> tuple[list[str], list[str], Any]:
     """The lines that are printed, the warnings, and what is returned."""
     take_warnings()
-    found = tell_items(load(configuration(folder, **stac)))
+    found = report_items(load(configuration(folder, **stac)))
     warnings = take_warnings()
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning")]
     return lines, warnings, found
@@ -118,7 +118,7 @@ def test_coverage_of_a_grid_without_a_place_is_unknown(tmp_path: Path, capsys: p
     del values["scenes"][0]["bbox"]
     Path(path).write_text(yaml.safe_dump(values))
     take_warnings()
-    tell_items(load(path))
+    report_items(load(path))
     assert capsys.readouterr().err == "valley: s2: 2 items, 1 date, coverage unknown\n"
     assert take_warnings() == []
 
@@ -131,7 +131,7 @@ def test_area_that_cannot_be_read_is_refused_at_once(tmp_path: Path, capsys: pyt
     values["scenes"][0]["area"] = {"url": str(tmp_path / "none.geojson")}
     Path(path).write_text(yaml.safe_dump(values))
     with pytest.raises(InputError, match=r"none\.geojson: no such file"):
-        tell_items(load(path))
+        report_items(load(path))
     assert capsys.readouterr().err == ""
 
 

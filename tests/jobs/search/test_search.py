@@ -122,7 +122,7 @@ def test_maximum_is_of_items_that_touch_the_area(tmp_path: Path) -> None:
     assert "there are more than 2 items" in refused.stderr
 
 
-def test_api_that_repeats_a_page_for_ever_is_refused(tmp_path: Path) -> None:
+def test_api_that_repeats_a_page_endlessly_is_refused(tmp_path: Path) -> None:
     with stac_api(ITEMS, fault="repeating") as api:
         refused = run(api.url, *WANTED, "--max-items", "5", "--output", str(tmp_path / "items.json"))
     assert refused.exit_code == 2

@@ -17,7 +17,7 @@ CLASSES, FEATURES = 3, 4
 
 
 def drawn(samples: int, *, seed: int = 0, missing: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Features of different scales, of which the first ones tell the class with errors, and the classes."""
+    """Features of different scales, of which the first ones depend on the class with errors, and the classes."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, CLASSES, samples)
     features = generator.normal(size=(samples, FEATURES)) + (labels[:, None] == np.arange(FEATURES))

@@ -24,7 +24,7 @@ from pipeline.classifiers.trees import LabelledFeatures, Trees, fit_trees
 def drawn(
     samples: int, *, features: int = 5, classes: int = 3, seed: int = 0, missing: float = 0.05
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Features of which the first ones tell the class, some missing, with their classes."""
+    """Features of which the first ones depend on the class, some missing, with their classes."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, classes, samples)
     found = generator.normal(size=(samples, features)).astype(np.float32)

@@ -91,7 +91,7 @@ def test_period_without_items_is_refused_or_reported() -> None:
         select_days(intervals(["2023-01-01/2023-12-31"]), days, gaps="fill", where="items.json")
 
 
-def test_band_names_tell_their_periods() -> None:
+def test_band_names_include_their_periods() -> None:
     assert band_periods(("red@2024-06", "nir@2024-06", "red@2024-03-01/2024-05-31")) == (
         "2024-06",
         "2024-06",
