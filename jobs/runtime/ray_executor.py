@@ -19,11 +19,8 @@ from mibf import __version__
 from mibf.errors import InputError
 from pipeline.parallel.executor import (
     ClusterLostError,
-    Item,
+    Executor,
     MergeTree,
-    Part,
-    Result,
-    Shared,
     TaskRefusal,
     merge_parts,
     raise_refusal,
@@ -38,7 +35,7 @@ RETRIES = 3
 SIGNAL_SECONDS = 1.0
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """The CPUs of a Ray cluster, one call on each, and those that a submitted job's driver holds."""
 
     @property
@@ -46,25 +43,17 @@ class RayExecutor:
         """Number of CPUs of the cluster's live nodes."""
         return max(1, int(ray.cluster_resources().get("CPU", 0)))
 
-    def each(
+    def _run(
         self,
-        function: Callable[[Shared, Item], Result],
-        shared: Shared,
-        items: Sequence[Item],
-        take: Callable[[Result], None],
-    ) -> None:
-        """See `Executor.each`."""
-        _Run(function, shared, items, take).finish()
-
-    def reduce(
-        self,
-        function: Callable[[Shared, Item], tuple[Result, Part]],
-        shared: Shared,
-        items: Sequence[Item],
-        take: Callable[[Result], None],
-        merge: Callable[[Part, Part], Part],
-    ) -> Part | None:
-        """See `Executor.reduce`."""
+        function: Callable[[Any, Any], Any],
+        shared: Any,
+        items: Sequence[Any],
+        take: Callable[[Any], None],
+        merge: Callable[[Any, Any], Any] | None,
+    ) -> Any:
+        if merge is None:
+            _Run(function, shared, items, take).finish()
+            return None
         sum_up = ray.remote(num_cpus=0, max_retries=RETRIES)(_merge)
         tree = MergeTree(lambda parts: sum_up.remote(merge, *parts))
         _Run(function, shared, items, take, tree).finish()
@@ -106,7 +95,7 @@ class _Run:
                 done, _ = ray.wait(list(self.running), num_returns=1, timeout=SIGNAL_SECONDS)
                 for reference in done:
                     part = self.running.pop(reference)
-                    self.own = None if reference is self.own else self.own
+                    self.own = None if reference == self.own else self.own
                     self.take(raise_refusal(_result(reference)))
                     if self.tree is not None:
                         self.tree.add(part)

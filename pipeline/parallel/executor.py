@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 import functools
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask
 from dask.delayed import delayed
@@ -38,10 +39,11 @@ TASKS_IN_FLIGHT = 1000
 MERGED_AT_ONCE = 8
 
 
-class Executor(Protocol):
+class Executor(ABC):
     """Runs a function over many items."""
 
     @property
+    @abstractmethod
     def workers(self) -> int:
         """Number of items in progress at once."""
 
@@ -56,6 +58,7 @@ class Executor(Protocol):
 
         When a call fails, no further call starts, and its exception is raised once those in progress have finished.
         """
+        self._run(function, shared, items, take, None)
 
     def reduce(
         self,
@@ -76,23 +79,48 @@ class Executor(Protocol):
             take: is called with each result, one at a time.
             merge: returns the sum of two parts, of which it may change the first; their order must not matter.
         """
+        total: Part | None = self._run(function, shared, items, take, merge)
+        return total
+
+    @abstractmethod
+    def _run(
+        self,
+        function: Callable[[Any, Any], Any],
+        shared: Any,
+        items: Sequence[Any],
+        take: Callable[[Any], None],
+        merge: Callable[[Any, Any], Any] | None,
+    ) -> Any:
+        """Run all calls. With `merge` they return pairs of a result and a part, and the total of the parts is returned."""
 
 
-@dataclass
-class ThreadExecutor:
+class ThreadExecutor(Executor):
     """Dask threads of this process."""
 
-    workers: int = CPU_COUNT
+    def __init__(self, workers: int = CPU_COUNT) -> None:
+        self._workers = workers
 
-    def each(
+    @property
+    def workers(self) -> int:
+        """Number of threads."""
+        return self._workers
+
+    def _run(
         self,
-        function: Callable[[Shared, Item], Result],
-        shared: Shared,
-        items: Sequence[Item],
-        take: Callable[[Result], None],
-    ) -> None:
-        """See `Executor.each`."""
-        run = _Run(function, shared, take)
+        function: Callable[[Any, Any], Any],
+        shared: Any,
+        items: Sequence[Any],
+        take: Callable[[Any], None],
+        merge: Callable[[Any, Any], Any] | None,
+    ) -> Any:
+        total: list[Any] = []
+
+        def add(pair: tuple[Any, Any]) -> None:
+            assert merge is not None
+            total[:] = [merge(total[0], pair[1])] if total else [pair[1]]
+            take(pair[0])
+
+        run = _Run(function, shared, take if merge is None else add)
         # Dask starts with the last of these names; and neighbours share blocks of files, so they are best read together.
         try:
             for begin in range(0, len(items), TASKS_IN_FLIGHT):
@@ -105,30 +133,12 @@ class ThreadExecutor:
             raise
         if run.failure is not None:
             raise run.failure
-
-    def reduce(
-        self,
-        function: Callable[[Shared, Item], tuple[Result, Part]],
-        shared: Shared,
-        items: Sequence[Item],
-        take: Callable[[Result], None],
-        merge: Callable[[Part, Part], Part],
-    ) -> Part | None:
-        """See `Executor.reduce`."""
-        total: list[Part] = []
-
-        def add(found: tuple[Result, Part]) -> None:
-            result, part = found
-            total[:] = [merge(total[0], part)] if total else [part]
-            take(result)
-
-        self.each(function, shared, items, add)
         return total[0] if total else None
 
 
 @dataclass
 class _Run:
-    """One call of `ThreadExecutor.each`. Dask would raise at once, while other threads are still writing."""
+    """One call of `each` or `reduce` on threads. Dask would raise at once, while other threads are still writing."""
 
     function: Callable[[Any, Any], Any]
     shared: Any
@@ -179,68 +189,42 @@ class MergeTree:
         return self.submit(rest) if len(rest) > 1 else (rest[0] if rest else None)
 
 
-@dataclass
-class DistributedExecutor:
+class DistributedExecutor(Executor):
     """The workers of a dask.distributed cluster. They see the same files and have the same mibf installed."""
 
-    client: Client
+    def __init__(self, client: Client) -> None:
+        self.client = client
 
     @property
     def workers(self) -> int:
         """Threads of all its workers."""
         return sum(self.client.nthreads().values())
 
-    def each(
-        self,
-        function: Callable[[Shared, Item], Result],
-        shared: Shared,
-        items: Sequence[Item],
-        take: Callable[[Result], None],
-    ) -> None:
-        """See `Executor.each`."""
-        self._run(function, shared, items, take, lambda future: future)
-
-    def reduce(
-        self,
-        function: Callable[[Shared, Item], tuple[Result, Part]],
-        shared: Shared,
-        items: Sequence[Item],
-        take: Callable[[Result], None],
-        merge: Callable[[Part, Part], Part],
-    ) -> Part | None:
-        """See `Executor.reduce`."""
-        tree = MergeTree(lambda parts: self.client.submit(merge_parts, merge, parts, pure=False))
-
-        def result_of(pair: Any) -> Any:
-            """Leave the part where it is, and return the result alone."""
-            tree.add(self.client.submit(_second, pair, pure=False))
-            return self.client.submit(_first, pair, pure=False)
-
-        self._run(function, shared, items, take, result_of)
-        total = tree.total()
-        return None if total is None else self._result(total)
-
     def _run(
         self,
-        function: Callable[[Shared, Item], Any],
-        shared: Shared,
-        items: Sequence[Item],
+        function: Callable[[Any, Any], Any],
+        shared: Any,
+        items: Sequence[Any],
         take: Callable[[Any], None],
-        result_of: Callable[[Any], Any],
-    ) -> None:
-        """Call a function for every item; `result_of` turns the future of a call into that of the result to take."""
+        merge: Callable[[Any, Any], Any] | None,
+    ) -> Any:
         from distributed import as_completed, wait
 
+        tree = MergeTree(lambda parts: self.client.submit(merge_parts, merge, parts, pure=False))
         with self.client.as_current():
             sent = self.client.scatter(shared, hash=False)
             waiting = iter(items)
 
             def submit(count: int) -> list[Any]:
-                calls = [
+                found = [
                     self.client.submit(run_remotely, function, sent, item, pure=False, retries=1)
                     for item in islice(waiting, count)
                 ]
-                return [result_of(call) for call in calls]
+                if merge is None:
+                    return found
+                for pair in found:  # the parts stay where they are
+                    tree.add(self.client.submit(_second, pair, pure=False))
+                return [self.client.submit(_first, pair, pure=False) for pair in found]
 
             # A few items per thread at a time: results are taken as they complete, and a failure stops those not started.
             submitted = submit(4 * self.workers)
@@ -260,6 +244,8 @@ class DistributedExecutor:
             except BaseException:
                 self.client.cancel(submitted)
                 raise
+        total = tree.total()
+        return None if total is None else self._result(total)
 
     def _result(self, future: Any) -> Any:
         """Wait for a result.
