@@ -171,10 +171,11 @@ def _executor(
         readers = reading_cpus(section.readers)
         memory = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
         ray_cluster.ensure(workers=section.workers + readers, object_store=memory)
-        ray_cluster.check_shared([storage.join(scene.store.url, "zarr.json") for scene in maps.values()])
         resources = ray_cluster.share_cluster(section.workers, reserved_cpus=readers)
-        if resources.gpus:
-            ray_cluster.check_gpu(section.precision, key="map.precision")
+        if not isolated:  # before a retry it was checked already
+            ray_cluster.check_shared([storage.join(scene.store.url, "zarr.json") for scene in maps.values()])
+            if resources.gpus:
+                ray_cluster.check_gpu(section.precision, key="map.precision")
 
         def on_ray(tiles: Sequence[Tile], take: Callable[[TileOutcome], None]) -> None:
             map_on_ray(job, tiles, resources, each=take, isolated=isolated, readers=section.readers)

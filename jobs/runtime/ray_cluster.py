@@ -87,6 +87,10 @@ def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
         ) from error
 
 
+#: What a call on a node that has ended raises.
+_NODE_LOST = (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError)
+
+
 def _ask_nodes(function: Callable[..., Any], *arguments: Any) -> tuple[dict[str, Any], list[str]]:
     """Call a function on every node that may get workers; return the answers by address, and the addresses without one.
 
@@ -99,18 +103,20 @@ def _ask_nodes(function: Callable[..., Any], *arguments: Any) -> tuple[dict[str,
         for node in ray.nodes()
         if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
     }
-    answered, silent = ray.wait(list(pending), num_returns=len(pending), timeout=NODE_SECONDS) if pending else ([], [])
-    found = {}
+    answered, waiting = ray.wait(list(pending), num_returns=len(pending), timeout=NODE_SECONDS) if pending else ([], [])
+    found, silent = {}, [pending[each]["NodeManagerAddress"] for each in waiting]
     for each in answered:
         address = pending[each]["NodeManagerAddress"]
         try:
             found[address] = ray.get(each)
+        except _NODE_LOST:  # Ray lists a node for some seconds after its end
+            silent.append(address)
         except ray.exceptions.RayError as error:
             raise InputError(
                 f"Ray node {address}: mibf cannot be used there ({str(error).strip().splitlines()[-1]}); install mibf "
                 f"{__version__} on it."
             ) from error
-    return found, [pending[each]["NodeManagerAddress"] for each in silent]
+    return found, silent
 
 
 def check_shared(urls: Collection[str]) -> None:

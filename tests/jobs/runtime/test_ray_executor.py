@@ -122,3 +122,15 @@ def test_node_without_an_input_is_named_before_work_starts(
     monkeypatch.setattr(checksums, "input_fingerprint", look_and_change)
     with pytest.raises(InputError, match=rf"Ray node .*sentinel\.tif {problem}.*Put inputs and workspace where all nodes"):
         ray_cluster.check_shared([str(file)])
+
+
+@pytest.mark.usefixtures("on_ray")
+def test_node_that_has_just_ended_is_not_a_node_without_mibf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray lists a node for some seconds after its end; what is asked of it cannot be scheduled."""
+    (tmp_path / "sentinel.tif").touch()
+    ended = {"NodeID": "0a" * 28, "NodeManagerAddress": "192.0.2.9", "Alive": True, "Resources": {"CPU": 1.0}}
+    nodes = ray.nodes
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes(), ended])
+    ray_cluster.check_shared([str(tmp_path / "sentinel.tif")])
+    assert ray_cluster._ask_nodes(lambda: None)[1] == ["192.0.2.9"]
