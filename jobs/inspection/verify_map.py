@@ -26,7 +26,7 @@ from pipeline.maps.ledger import Ledger, TileVersion
 from pipeline.maps.map_store import count_coverage_errors, result_digest
 from pipeline.maps.predictor import TileResult, mappable_pixels
 from pipeline.maps.products import Product
-from pipeline.publishing.publish import ITEM, PublishedMap
+from pipeline.publishing.published_map import ITEM, PublishedMap
 from pipeline.publishing.stac_item import InvalidItemError, check_item, matches_grid
 from pipeline.publishing.stac_item_reader import ItemFile, PublishedItem, read_item
 

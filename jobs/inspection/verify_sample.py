@@ -23,7 +23,7 @@ from pipeline.maps.ledger import TileVersion
 from pipeline.maps.map_store import result_digest
 from pipeline.maps.predictor import TileResult
 from pipeline.maps.products import CLASS_PRODUCTS
-from pipeline.publishing.publish import PublishedMap
+from pipeline.publishing.published_map import PublishedMap
 
 #: Share of a tile's pixels whose class may differ on another machine or device or with another number of rows at a time:
 #: the last bits decide only where two classes are nearly equally probable.

@@ -10,56 +10,107 @@ from typing import Any
 
 from jobs.config.config import Config
 from jobs.config.resolve import scene_urls
-from jobs.map.scene_map import VERSIONS, SceneMap
+from jobs.map.scene_map import LEDGER_EVENTS, TILES_DIGEST, VERSIONS, SceneMap
 from jobs.runtime.progress import progress_bar
 from jobs.workflow.found_items import found_items
 from mibf import __version__
 from mibf.bundle.bundle import MODEL
 from mibf.errors import InputError
+from pipeline.geotiff import cog
 from pipeline.io import checksums, model_bundle, storage
 from pipeline.io.lease import Lease
 from pipeline.io.sidecars import Listings
 from pipeline.maps.map_store import MapStore
-from pipeline.publishing import cog
-from pipeline.publishing.publish_map import file_count, publish_map
-from pipeline.publishing.stac_item import Asset, ModelLink, map_item
+from pipeline.maps.tile_checksums import event_count
+from pipeline.parallel.executor import Executor, ThreadExecutor
+from pipeline.publishing.map_file import FileContent, MapFiles
+from pipeline.publishing.map_part import MapSource
+from pipeline.publishing.publish_map import Publication, publish_map
+from pipeline.publishing.stac_item import Asset, InvalidItemError, ModelLink, map_item
+from pipeline.publishing.stac_item_reader import PublishedItem
 
 
-def publish_scene(scene: SceneMap, work: MapStore, run: str, fingerprint: str, lease: Lease) -> None:
-    """Publish a scene's map, its item last; then remove the map store.
+def publish_scene(scene: SceneMap, work: MapStore, run: str, fingerprint: str, lease: Lease) -> bool:
+    """Publish a scene's map, its item last, then remove the map store; return whether it was published.
+
+    It is not if pixels of tiles are damaged: they are marked as pending.
 
     Raises:
         Exception: as for `pipeline.publishing.publish_map`.
     """
-    config, spec = scene.spec.config, scene.spec
-    block = cog.block_side(config.map.block, scene.tile_size)
-    tags = {"mibf_version": __version__, "mibf_run": config.run, "mibf_model": spec.digest}
-    files = file_count(spec.products, scene.store.shape, block)
-    with progress_bar(f"{scene.name}: publish", files, unit="files") as advance:
-        publish_map(
-            work,
-            store=scene.store,
-            products=spec.products,
-            folder=scene.folder,
-            classes=spec.bundle.classes,
-            tags=tags | {"mibf_priors": config.prediction.priors},
-            tile_size=scene.tile_size,
-            block=block,
-            missing=config.map.missing,
-            describe=lambda assets: _item(scene, work, assets, run, fingerprint),
-            run=run,
-            lease=lease,
-            each=lambda _: advance(1),
-        )
+    publication = _publication(scene, work)
+    damaged = publish_map(
+        publication,
+        _executor(scene),
+        describe=lambda assets: _item(scene, work, assets, run, fingerprint),
+        run=run,
+        lease=lease,
+        progress=lambda steps: progress_bar(f"{scene.name}: publish", steps, unit="steps"),
+    )
+    if damaged:
+        scene.requeue_damaged(damaged, run)
+        return False
     scene.remove_work(lease)
+    return True
+
+
+def _publication(scene: SceneMap, work: MapStore) -> Publication:
+    config, spec = scene.spec.config, scene.spec
+    tags = {"mibf_version": __version__, "mibf_run": config.run, "mibf_model": spec.digest}
+    source = MapSource(
+        store=scene.store.url,
+        work=scene.work_url,
+        published=scene.folder,
+        staging="",
+        products=spec.products,
+        tile_size=scene.tile_size,
+        missing=config.map.missing,
+    )
+    files = MapFiles(
+        folder=scene.folder,
+        staging="",
+        grid=scene.store.grid,
+        products=spec.products,
+        names=tuple(tuple(work.band_names(product)) for product in spec.products),
+        classes=tuple(spec.bundle.classes),
+        sources=tuple(work.sources),
+        tags=tags | {"mibf_priors": config.prediction.priors},
+    )
+    block = cog.block_side(config.map.block, scene.tile_size)
+    return Publication(source, files, block, scene.source_tiles(), _published_files(scene))
+
+
+def _published_files(scene: SceneMap) -> dict[str, FileContent]:
+    """The files of the published map; none if its tiles are not known."""
+    if not scene.published_checksums:
+        return {}
+    try:
+        item = PublishedItem.of(scene.item() or {})
+    except InvalidItemError:
+        return {}
+    return {file.name: FileContent(file.bytes, file.sha256) for file in item.files}
+
+
+def _executor(scene: SceneMap) -> Executor:
+    """Build on the workers that have mapped, or on threads."""
+    section = scene.spec.config.map
+    if section.workers == 0:
+        return ThreadExecutor()
+    from jobs.runtime import ray_cluster  # import Ray only where it is used
+    from jobs.runtime.ray_executor import RayExecutor
+
+    ray_cluster.ensure(workers=section.workers)
+    return RayExecutor()
 
 
 def _item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str, fingerprint: str) -> dict[str, Any]:
-    """The STAC item of a scene's map."""
+    """The STAC item of a scene's map. `work` has the versions of the libraries that made it."""
     spec = scene.spec
     config, model = spec.config, model_bundle.bundle_folder(spec.model)
     facts = {
         "content": scene.published_content(),
+        TILES_DIGEST.removeprefix("mibf:"): scene.content(),
+        LEDGER_EVENTS.removeprefix("mibf:"): event_count(scene.ledger),
         "tiles": len(scene.planned),
         "tile": scene.tile_size,
         "pixels": scene.pixels(),

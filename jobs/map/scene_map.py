@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, cast
@@ -28,14 +28,17 @@ from pipeline.maps.fingerprints import difference, fingerprints, tiles_without_d
 from pipeline.maps.ledger import Ledger, LedgerEvent, State, TileState
 from pipeline.maps.map_store import MapStore, result_digest
 from pipeline.maps.predictor import TileResult, check_sources
-from pipeline.maps.products import Product
+from pipeline.maps.tile_checksums import tile_checksums
 from pipeline.maps.tile_selection import TileSelection, classify, select_tiles
-from pipeline.publishing.publish import ITEM, PublishedMap
+from pipeline.publishing.map_part import SourceTile
+from pipeline.publishing.publish import finish_interrupted
+from pipeline.publishing.published_map import ITEM
 from pipeline.store.patch_store import PatchStore, check_matching
 from pipeline.store.records import StoreRecords
 
-#: Attributes of a map store: digest of its layout; and that the tiles of an earlier map have all been restored.
-LAYOUT, RESTORED = "mibf:layout", "mibf:restored"
+LAYOUT = "mibf:layout"  #: attribute of a map store: digest of its layout
+#: Properties of an item: the ledger's number of events when the map was published, and the digest of its tiles.
+LEDGER_EVENTS, TILES_DIGEST = "mibf:ledger_events", "mibf:tiles_digest"
 #: Attribute of a map store and property of an item: the versions of the libraries that made its tiles, oldest first.
 VERSIONS = "mibf:versions"
 
@@ -167,10 +170,35 @@ class SceneMap:
 
     def content(self) -> str:
         """Digest of the map that the finished tiles form; while tiles are missing it matches no map."""
-        last = self.ledger.last()
-        return checksums.digest(
-            [[asdict(window), last[window].checksum if window in last else None] for window in self.planned]
-        )
+        return self._content({window: state.checksum for window, state in self.ledger.last().items()})
+
+    def _content(self, found: Mapping[Window, str]) -> str:
+        """Digest of a map whose tiles have these checksums."""
+        return checksums.digest([[asdict(window), found.get(window)] for window in self.planned])
+
+    @cached_property
+    def published_checksums(self) -> Mapping[Window, str]:
+        """The checksums of the published map's tiles; empty if none is published, or has other tiles or lacks files.
+
+        They are in the ledger, of which the item says how many events preceded the map.
+        """
+        item = self.item()
+        if item is None or not self._has_files(item):
+            return {}
+        properties = item["properties"]
+        found = tile_checksums(self.ledger, properties.get(LEDGER_EVENTS))
+        content = self._content(found)
+        # Items of earlier versions have only the digest that includes the configuration.
+        known = [properties.get(TILES_DIGEST), properties.get("mibf:content")]
+        return found if content == known[0] or self._published_content(content) == known[1] else {}
+
+    def source_tiles(self) -> list[SourceTile]:
+        """All tiles of the finished map: the pixels of those that have not changed are in the published map."""
+        last, published = self.ledger.last(), self.published_checksums
+        return [
+            SourceTile(window, last[window].checksum, published.get(window) == last[window].checksum)
+            for window in self.planned
+        ]
 
     def item(self) -> dict[str, Any] | None:
         """The item of the published map; None if no map is published."""
@@ -185,12 +213,19 @@ class SceneMap:
         item = self.item()
         if item is None or item.get("properties", {}).get("mibf:content") != self.published_content():
             return False
+        return self._has_files(item)
+
+    def _has_files(self, item: Mapping[str, Any]) -> bool:
+        """Whether all files of a published map exist."""
         hrefs = [str(asset["href"]) for asset in item.get("assets", {}).values() if "file:size" in asset]
         return all(storage.exists(storage.join(self.folder, href.removeprefix("./"))) for href in hrefs)
 
     def published_content(self) -> str:
         """Digest of the map to publish: its tiles, block size and acquisition time."""
-        return checksums.digest([self.content(), self.spec.config.map.block, self.scene.datetime])
+        return self._published_content(self.content())
+
+    def _published_content(self, content: str) -> str:
+        return checksums.digest([content, self.spec.config.map.block, self.scene.datetime])
 
     def pixels(self) -> int:
         """Number of mapped pixels."""
@@ -266,14 +301,12 @@ class SceneMap:
             LeaseLostError: the workspace lease was lost.
         """
         lease.check()
-        unrestored: list[Window] = []
-        work, kept = self.work(unrestored=unrestored.append)
-        if kept:
-            info(f"{self.name}: {pluralize(kept, 'tiles')} restored from the published map")
+        lost: list[Window] = []
+        work = self.work(lost=lost.append)
         for window in self._emptied:  # an earlier run may have written there
             work.write(Tile(self.name, window), self._without_values(window))
-        for window in unrestored:
-            self._record(window, "pending", run, cause="pixels could not be restored from the published map")
+        for window in lost:
+            self._record(window, "pending", run, cause="its pixels are neither in the map store nor in the published map")
         self._record_versions(work)
         return work
 
@@ -289,12 +322,19 @@ class SceneMap:
             )
         work.group.attrs[VERSIONS] = [*(versions for versions in before if versions != now), now]
 
-    def requeue_corrupt(self, work: MapStore, run: str) -> list[Window]:
+    def requeue_damaged(self, tiles: Sequence[Window], run: str) -> None:
         """Mark tiles as pending whose stored pixels differ from those written, for example after a disk error."""
-        corrupt = self.corrupt_tiles(work)
-        for window in corrupt:
+        for window in tiles:
             self._record(window, "pending", run, cause="stored pixels differ from those written")
-        return corrupt
+
+    def finish_publication(self, lease: Lease) -> None:
+        """Complete the replacement of a published map that was interrupted.
+
+        Raises:
+            LeaseLostError: the workspace lease was lost.
+        """
+        if storage.exists(self.folder) and finish_interrupted(self.folder, lease):
+            info(f"{self.name}: completed a publication that was interrupted")
 
     def _record(self, window: Window, state: State, run: str, *, cause: str, checksum: str = "") -> None:
         """Append an event without an attempt to the ledger."""
@@ -309,19 +349,19 @@ class SceneMap:
         )
         self.ledger.append([event])
 
-    def work(self, *, unrestored: Callable[[Window], None]) -> tuple[MapStore, int]:
-        """Open the map store that an interrupted run left, or create one with the finished tiles of the published map.
+    def work(self, *, lost: Callable[[Window], None]) -> MapStore:
+        """Open the map store that an interrupted run left, or create an empty one.
+
+        It has the tiles that were mapped since the map was published. The others stay in the published map, and are read
+        there when the next map is published.
 
         Args:
-            unrestored: called with each finished tile whose pixels cannot be restored; it must be mapped again.
-
-        Returns:
-            The map store, and the number of tiles restored from the published map.
+            lost: called with each finished tile whose pixels are in neither; it must be mapped again.
         """
         layout = checksums.digest([asdict(p) for p in self.spec.products] + [self.tile_size, grid_to_json(self.store.grid)])
         reusable = self._reusable_store(layout)
         if reusable is not None:
-            return reusable, 0
+            return reusable
         work = MapStore.create(
             self.work_url,
             store=self.store,
@@ -329,31 +369,14 @@ class SceneMap:
             tile=self.tile_size,
             sources=self.spec.sources,
         )
-        last = self.ledger.last()
-        finished = [window for window, state in self.states().items() if state == "done"]
+        last, published = self.ledger.last(), self.published_checksums
+        for window, state in self.states().items():
+            if state == "done" and published.get(window) != last[window].checksum:
+                lost(window)
         item = self.item()
-        published = None if item is None else PublishedMap(self.folder)
-        kept = 0
-        for window in finished:
-            try:
-                if published is None:
-                    raise InputError(f"{self.folder}: no map is published")
-                result: TileResult = {p.name: published.read(p, window) for p in self.spec.products}
-                if result_digest(result) != last[window].checksum:
-                    raise InputError(f"{self.folder}: the published map does not match the ledger")
-                work.write(Tile(self.name, window), result)
-            except Exception:  # GDAL and the storage libraries have their own; in any case the tile is mapped again
-                unrestored(window)
-            else:
-                kept += 1
         versions = [] if item is None else item["properties"].get(VERSIONS, [])
-        work.group.attrs.update({VERSIONS: versions, LAYOUT: layout, RESTORED: True})
-        return work, kept
-
-    def corrupt_tiles(self, work: MapStore) -> list[Window]:
-        """The finished tiles whose pixels in the map store do not match the ledger's checksums or cannot be read."""
-        last = self.ledger.last()
-        return [window for window in self.planned if _digest_in(work, self.spec.products, window) != last[window].checksum]
+        work.group.attrs.update({VERSIONS: versions, LAYOUT: layout})
+        return work
 
     def remove_work(self, lease: Lease) -> None:
         """Remove the map store if it exists. If interrupted, the rest is no longer recognised as a map store.
@@ -374,11 +397,4 @@ class SceneMap:
             attributes = dict(work.group.attrs)
         except Exception:  # an interrupted run may have left anything
             return None
-        return work if attributes.get(LAYOUT) == layout and attributes.get(RESTORED) else None
-
-
-def _digest_in(work: MapStore, products: Sequence[Product], window: Window) -> str | None:
-    try:
-        return result_digest({p.name: np.asarray(work.array(p)[:, *window.slices]) for p in products})
-    except (ValueError, RuntimeError, OSError):  # a truncated shard
-        return None
+        return work if attributes.get(LAYOUT) == layout else None

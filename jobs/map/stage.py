@@ -66,6 +66,7 @@ def map_scenes(
     with ExitStack() as ledgers:
         for scene in maps.values():
             ledgers.enter_context(scene.ledger.writing(lease))
+            scene.finish_publication(lease)
             scene.record_pending(run, restart=request.restart)
             scene.record_empty(run)
         if any(not scene.is_published() or scene.select(request, only).tiles for scene in maps.values()):
@@ -78,13 +79,12 @@ def map_scenes(
         for name, scene in maps.items():
             scene.ledger.flush()
             work = map_stores.get(name)
-            if not _is_complete(scene, work, run):
+            if any(state != "done" for state in scene.states().values()):
                 continue
             clock = time.monotonic()
-            if work is not None:
-                publish_scene(scene, work, run, fingerprint, lease)
+            if work is None or publish_scene(scene, work, run, fingerprint, lease):
+                complete.append(scene)
             timings.publish += time.monotonic() - clock
-            complete.append(scene)
     return _result(config, maps, complete, request, timings, published=len(map_stores))
 
 
@@ -124,13 +124,6 @@ def _map_with_retries(attempt: Attempt, maps: Mapping[str, SceneMap], tiles: Seq
             time.sleep(pause)
         attempt.run(tiles, isolated=retry > 0)
         tiles = [Tile(name, window) for name, scene in maps.items() for window in scene.retry_selection(tiles).tiles]
-
-
-def _is_complete(scene: SceneMap, work: MapStore | None, run: str) -> bool:
-    """Whether all tiles are done and, in a map store, hold the pixels that were written."""
-    if any(state != "done" for state in scene.states().values()):
-        return False
-    return work is None or not scene.requeue_corrupt(work, run)
 
 
 def _result(

@@ -39,7 +39,7 @@ from pipeline.grid import Window
 from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.products import CLASS_PRODUCTS, Product, product
-from pipeline.publishing.publish import PublishedMap
+from pipeline.publishing.published_map import PublishedMap
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.template import CHUNK
 

@@ -235,16 +235,16 @@ class Ledger:
         """The current state of every tile with at least one event, written or buffered."""
         return dict(self._last)
 
-    def table(self) -> pa.Table:
+    def table(self, columns: Sequence[str] = tuple(_SCHEMA.names)) -> pa.Table:
         """All events in the order in which they were appended, including those written by other processes since `open`.
 
-        The columns are `scene, y, x, height, width` of the tile, then the fields of `LedgerEvent`.
+        The columns are `scene, y, x, height, width` of the tile, then the fields of `LedgerEvent`; or some of them.
 
         Raises:
             InputError: a segment is damaged.
             StorageUnavailableError: the object store does not respond.
         """
-        return pa.concat_tables([*self._segments(self._numbers(), _SCHEMA.names), _to_table(self._buffer)])
+        return pa.concat_tables([*self._segments(self._numbers(), columns), _to_table(self._buffer).select(columns)])
 
     def versions(self) -> dict[Window, list[TileVersion]]:
         """The successful results of each tile, oldest first, from the same events as `table`.

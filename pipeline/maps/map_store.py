@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from mibf.inference.cell import CELL
-from pipeline.grid import Tile, windows
+from pipeline.grid import Tile, Window
 from pipeline.io import storage, zarr_store
 from pipeline.maps.predictor import MissingDataPolicy, TileResult, mappable_pixels
 from pipeline.maps.products import Product
@@ -114,29 +114,30 @@ def result_digest(result: TileResult) -> str:
 
 
 def check_coverage(
-    work: MapStore, store: PatchStore, products: Sequence[Product], *, tile: int, missing: MissingDataPolicy = "declared"
+    result: TileResult,
+    store: PatchStore,
+    window: Window,
+    products: Sequence[Product],
+    *,
+    sources: Sequence[str],
+    missing: MissingDataPolicy = "declared",
 ) -> int:
-    """Check that every product covers exactly the pixels to be mapped, and return their number.
+    """Check that every product covers exactly the pixels of a tile that are to be mapped, and return their number.
 
-    `sources` is checked against the pixels where any of the model's sources has data, mapped or not.
+    `sources` are the model's. Their product is checked against the pixels where any of them has data, mapped or not.
 
     Raises:
-        IncompleteMapError: names the first tile with missing or unexpected pixels.
+        IncompleteMapError: pixels are missing or unexpected.
     """
-    mapped = 0
-    for window in windows(store.shape, tile):
-        wanted, mask = mappable_pixels(store, window, sources=work.sources, missing=missing)
-        for product in products:
-            wrong = count_coverage_errors(
-                product, np.asarray(work.array(product)[:, *window.slices]), wanted=wanted, mask=mask
+    wanted, mask = mappable_pixels(store, window, sources=sources, missing=missing)
+    for product in products:
+        wrong = count_coverage_errors(product, result[product.name], wanted=wanted, mask=mask)
+        if wrong:
+            raise IncompleteMapError(
+                f"{wrong} pixels of {product.name} in the tile at y {window.y}, x {window.x} are missing or "
+                "unexpected; the map was not published. Run `mibf map --restart` to map every tile again."
             )
-            if wrong:
-                raise IncompleteMapError(
-                    f"{wrong} pixels of {product.name} in the tile at y {window.y}, x {window.x} are missing or "
-                    "unexpected; the map was not published. Run `mibf map --restart` to map every tile again."
-                )
-        mapped += int(wanted.sum())
-    return mapped
+    return int(wanted.sum())
 
 
 def count_coverage_errors(product: Product, codes: NDArray[Any], *, wanted: NDArray[np.bool_], mask: NDArray[Any]) -> int:

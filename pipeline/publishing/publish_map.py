@@ -1,131 +1,304 @@
-"""Publish a finished map: its rasters, then the quicklook, then the STAC item that makes it a published map."""
+"""Publish a finished map: build its files in parts, on as many machines as there are, then replace the earlier map.
+
+Each tile of the map is read once: its checksum and coverage are checked, and its pixels encoded for all files. Of a file
+whose description has not changed, only the tiles that have changed, and the overviews above them, are built; the others are
+copied as they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
-from mibf.bundle.classes import ClassName
-from pipeline.io import checksums, storage
+from pipeline.geotiff import cog
+from pipeline.geotiff.encoded_tiles import EncodedPart
+from pipeline.geotiff.tile_codec import TILE
+from pipeline.geotiff.tile_pyramid import TileKey, TileTree
+from pipeline.grid import Window
+from pipeline.io import gdal, storage
 from pipeline.io.lease import Lease
-from pipeline.maps.map_store import MapStore, check_coverage
-from pipeline.maps.predictor import MissingDataPolicy
-from pipeline.maps.products import CLASS_PRODUCTS, Product
-from pipeline.publishing import cog
-from pipeline.publishing.publish import ITEM, PublishedFile, publish
+from pipeline.io.retry import call_with_retry
+from pipeline.maps.products import CLASS_PRODUCTS
+from pipeline.parallel.executor import Executor
+from pipeline.publishing.map_file import (
+    DamagedFileError,
+    FileContent,
+    FileTask,
+    MapFiles,
+    PublishedFile,
+    build_file,
+    file_content,
+)
+from pipeline.publishing.map_part import MapSource, Part, SourceTile, encode_part, part_level
+from pipeline.publishing.publish import replace_published, staging_folder
+from pipeline.publishing.published_map import QUICKLOOK
 from pipeline.publishing.quicklook import quicklook
-from pipeline.publishing.stac_item import Asset, check_item
-from pipeline.store.patch_store import PatchStore
+from pipeline.publishing.stac_item import SOURCES_LAYER, Asset, check_item
 
-#: File name of the quicklook, next to the map.
-QUICKLOOK = "quicklook.png"
+#: What shows progress: called with the number of steps, and the context gives a function that is called with those done.
+Progress = Callable[[int], AbstractContextManager[Callable[[int], object]]]
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A map to publish."""
+
+    source: MapSource
+    files: MapFiles
+    block: int  #: maximum side of a file in pixels (see `cog.block_side`); a larger grid is divided into blocks
+    tiles: Sequence[SourceTile]  #: all tiles of the map
+    published: Mapping[str, FileContent]  #: files of the published map by name; those of another map are not used
+
+    @property
+    def blocks(self) -> list[tuple[str, Window]]:
+        """What the files of each product add to its name, with the part of the grid that they cover."""
+        found = cog.pieces("", self.files.grid.shape, block=self.block)
+        return [(name.removesuffix(".tif"), window) for name, window in found]
 
 
 def publish_map(
-    work: MapStore,
+    publication: Publication,
+    executor: Executor,
     *,
-    store: PatchStore,
-    products: Sequence[Product],
-    folder: str,
-    classes: Sequence[ClassName],
-    tags: dict[str, str],
-    tile_size: int,
-    block: int,
-    missing: MissingDataPolicy,
     describe: Callable[[Sequence[Asset]], dict[str, Any]],
     run: str,
     lease: Lease,
-    each: Callable[[str], object],
-) -> None:
-    """Publish the map in a map store, its item last.
+    progress: Progress,
+) -> list[Window]:
+    """Publish a map; return the tiles that are damaged, in which case nothing was published.
 
     Args:
-        work: the map store, with all tiles done.
-        store: the scene's patch store.
-        products: the products to publish.
-        folder: URL of the map's folder.
-        classes: names and colors of the classes.
-        tags: written into every raster. They must not depend on tiles or workers, so that files are the same bytes
-            however they were made; the item records the rest.
-        tile_size: side of the tiles in pixels.
-        block: side of a file in pixels (see `cog.block_side`).
-        missing: which pixels were to be mapped.
+        publication: what to publish.
+        executor: builds parts and files.
         describe: makes the STAC item from the map's assets.
-        run: id of the run.
+        run: id of the run, which names its staging folder.
         lease: checked before each step that cannot be undone.
-        each: called with the name of each file that was built.
+        progress: shows progress.
 
     Raises:
         IncompleteMapError: pixels are missing.
         InvalidItemError: the item is not valid STAC.
-        LeaseLostError: the workspace lease was lost.
-        PublishError, CogError: as for `publish`.
+        LeaseLostError: the workspace lease was lost; nothing is removed or replaced from then on.
+        PublishError: the disk is full.
+        CogError: a file is not valid, or its pixels differ from those written.
     """
-    check_coverage(work, store, products, tile=tile_size, missing=missing)
-    published = publish(
-        partial(_reader, work),
-        products,
-        folder,
-        grid=store.grid,
-        classes=classes,
-        band_names=work.band_names,
-        tags=tags,
-        block=block,
-        run=run,
-        lease=lease,
-        each=each,
-    )
-    item = describe([*(_asset(file, work) for file in published), *_draw_quicklook(folder, published, classes, lease)])
-    check_item(item)
-    lease.check()
-    storage.write_json(storage.join(folder, ITEM), item)
+    gdal.configure_gdal()  # limits GDAL's cache, which by default grows to a fraction of the machine's memory
+    files = publication.files
+    with staging_folder(files.folder, run, lease) as staging:
+        publication = replace(
+            publication, source=replace(publication.source, staging=staging), files=replace(files, staging=staging)
+        )
+        plan = plan_publication(publication)
+        try:
+            built, damaged = _build(publication, plan, executor, progress)
+        except DamagedFileError:  # its tiles may be intact, and are checked one by one
+            plan = plan_publication(replace(publication, published={}))
+            built, damaged = _build(publication, plan, executor, progress)
+        if damaged:
+            return damaged
+        rasters = sorted([*plan.kept, *built], key=lambda file: (file.number, file.window))
+        mosaics = _write_mosaics(publication, rasters)
+        ordered = sorted([*rasters, *mosaics], key=lambda file: file.number)
+        kept = {name for file in plan.kept for name in (file.name, *file.sidecars)}
+        pictures = _draw_quicklook(publication, rasters, {file.name for file in plan.kept})
+        item = describe([*(_asset(files, file) for file in ordered), *pictures])
+        check_item(item)
+        names = [name for file in ordered for name in (file.name, *file.sidecars)] + [asset.name for asset in pictures]
+        new = [name for name in names if name not in kept]
+        replace_published(files.folder, staging, item, new=new, kept=sorted(kept), lease=lease)
+        return []
 
 
-def file_count(products: Sequence[Product], shape_yx: tuple[int, int], block: int) -> int:
-    """Number of files that `publish_map` builds: one per block of each product, and a VRT if there are several blocks."""
-    blocks = len(cog.pieces("", shape_yx, block=block))
-    return len(products) * (blocks + (blocks > 1))
+@dataclass(frozen=True)
+class PublicationPlan:
+    """What must be built for a publication."""
+
+    parts: list[Part] = field(default_factory=list)
+    reused: set[str] = field(default_factory=set)  #: blocks of which the unchanged tiles are copied from published files
+    kept: list[PublishedFile] = field(default_factory=list)  #: published files that stay as they are
 
 
-def _reader(work: MapStore, product: Product) -> cog.TileReader:
-    """Read a product's codes from the map store."""
-    array = work.array(product)
-    return lambda window: np.asarray(array[:, *window.slices])
+def plan_publication(publication: Publication) -> PublicationPlan:
+    """Plan what to build: parts with changed tiles, and all parts of a block whose published files differ otherwise."""
+    plan = PublicationPlan()
+    bands = [len(names) for names in publication.files.names]
+    level = part_level(publication.source.products, bands, publication.source.tile_size)
+    tiles = _by_block(publication)
+    for suffix, window in publication.blocks:
+        contents = _reusable(publication, suffix, window)
+        if contents is not None:
+            plan.reused.add(suffix)
+        parts = _parts(suffix, window, tiles[window], level, reuse=contents is not None)
+        plan.parts.extend(parts)
+        if contents is not None and not parts:
+            for number, product in enumerate(publication.source.products):
+                name = f"{product.name}{suffix}.tif"
+                plan.kept.append(PublishedFile(number, name, window, contents[number], (f"{name}.aux.xml",)))
+    return plan
 
 
-def _asset(file: PublishedFile, work: MapStore) -> Asset:
-    product = file.product
-    names = work.sources if product.name == "sources" else work.band_names(product)
+def _by_block(publication: Publication) -> dict[Window, list[SourceTile]]:
+    """The tiles of each block. Blocks are whole numbers of tiles."""
+    blocks = {(window.y, window.x): window for _, window in publication.blocks}
+    found: dict[Window, list[SourceTile]] = {window: [] for window in blocks.values()}
+    side = max(publication.block, 1) if len(blocks) > 1 else max(publication.files.grid.shape)
+    for tile in publication.tiles:
+        found[blocks[tile.window.y // side * side, tile.window.x // side * side]].append(tile)
+    return found
+
+
+def _reusable(publication: Publication, suffix: str, window: Window) -> list[FileContent] | None:
+    """The published files of a block, if the new ones differ from them in nothing but pixels; None otherwise."""
+    found = []
+    for number, product in enumerate(publication.source.products):
+        name = f"{product.name}{suffix}.tif"
+        content = publication.published.get(name)
+        if content is None or not _is_described(publication, number, name, window):
+            return None
+        found.append(content)
+    return found
+
+
+def _is_described(publication: Publication, number: int, name: str, window: Window) -> bool:
+    url = storage.join(publication.files.folder, name)
+
+    def read() -> bool:
+        filesystem, path = storage.open_url(url)
+        with filesystem.open(path, "rb") as file:
+            return publication.files.raster(number, window).is_described_by(file)
+
+    try:
+        return call_with_retry(url, read)
+    except FileNotFoundError:
+        return False
+
+
+def _parts(suffix: str, window: Window, tiles: Sequence[SourceTile], level: int, *, reuse: bool) -> list[Part]:
+    """The parts of a block to build, row by row."""
+    tree = TileTree((window.height, window.width))
+    level = min(level, len(tree.shapes) - 1)
+    overlapped = {tile: _keys(window, tile.window) for tile in tiles}
+    changed = {key for tile, keys in overlapped.items() if not (reuse and tile.published) for key in keys}
+    keys: dict[TileKey, set[TileKey]] = {}
+    sources: dict[TileKey, list[SourceTile]] = {}
+    for key in changed:
+        keys.setdefault(key.ancestor(level), set()).add(key)
+    for tile, its_keys in overlapped.items():
+        for root in {key.ancestor(level) for key in its_keys if key in changed}:
+            sources.setdefault(root, []).append(tile)
+    return [Part(window, suffix, root, frozenset(keys[root]), tuple(sources[root])) for root in sorted(keys)]
+
+
+def _keys(block: Window, window: Window) -> list[TileKey]:
+    """The tiles of the finest level of a block that a window of the grid overlaps."""
+    y, x = window.y - block.y, window.x - block.x
+    rows = range(y // TILE, -(-(y + window.height) // TILE))
+    columns = range(x // TILE, -(-(x + window.width) // TILE))
+    return [TileKey(0, row, column) for row in rows for column in columns]
+
+
+def _build(
+    publication: Publication, plan: PublicationPlan, executor: Executor, progress: Progress
+) -> tuple[list[PublishedFile], list[Window]]:
+    """Build the parts and then the files of a plan; return the files, or the damaged tiles."""
+    products = publication.source.products
+    suffixes = list(dict.fromkeys(part.suffix for part in plan.parts))
+    encoded: dict[str, list[EncodedPart]] = {suffix: [] for suffix in suffixes}
+    damaged: list[Window] = []
+    files: list[PublishedFile] = []
+    with progress(len(plan.parts) + len(suffixes) * len(products)) as advance:
+
+        def take_part(found: tuple[str, EncodedPart | tuple[Window, ...]]) -> None:
+            suffix, result = found
+            if isinstance(result, EncodedPart):
+                encoded[suffix].append(result)
+            else:
+                damaged.extend(result)
+            advance(1)
+
+        def take_file(file: PublishedFile) -> None:
+            files.append(file)
+            advance(1)
+
+        executor.each(_encode, publication.source, plan.parts, take_part)
+        if damaged:
+            return [], sorted(set(damaged))
+        windows = dict(publication.blocks)
+        tasks = [
+            FileTask(
+                number,
+                name := f"{product.name}{suffix}.tif",
+                windows[suffix],
+                tuple(sorted(encoded[suffix], key=lambda part: part.root)),
+                publication.published[name] if suffix in plan.reused else None,
+            )
+            for suffix in suffixes
+            for number, product in enumerate(products)
+        ]
+        executor.each(build_file, publication.files, tasks, take_file)
+    return files, []
+
+
+def _encode(source: MapSource, part: Part) -> tuple[str, EncodedPart | tuple[Window, ...]]:
+    return part.suffix, encode_part(source, part)
+
+
+def _write_mosaics(publication: Publication, rasters: Sequence[PublishedFile]) -> list[PublishedFile]:
+    """Write the VRTs of a map of several blocks to the staging folder."""
+    files, found = publication.files, list[PublishedFile]()
+    if len(publication.blocks) == 1:
+        return []
+    rows, columns = files.grid.shape
+    for number, product in enumerate(files.products):
+        parts = [(file.name, file.window) for file in rasters if file.number == number]
+        text = cog.vrt(
+            parts, product, grid=files.grid, names=files.names[number], classes=files.classes, tags=files.tags
+        ).encode()
+        name = f"{product.name}.vrt"
+        with TemporaryDirectory(prefix="mibf-") as temporary:
+            path = Path(temporary, name)
+            path.write_bytes(text)
+            cog.check_crs(path, files.grid)
+            content = file_content(path)
+        url = storage.join(files.staging, name)
+        call_with_retry(url, lambda url=url, text=text: storage.write_bytes(url, text))  # type: ignore[misc]  # bound now
+        found.append(PublishedFile(number, name, Window(0, 0, rows, columns), content))
+    return found
+
+
+def _asset(files: MapFiles, file: PublishedFile) -> Asset:
+    product = files.products[file.number]
     return Asset(
         product=product.name,
         name=file.name,
-        bytes=file.bytes,
-        sha256=file.sha256,
+        bytes=file.content.bytes,
+        sha256=file.content.sha256,
         dtype=product.dtype,
         nodata=product.nodata,
         scale=product.scale,
         unit=product.unit,
-        bands=tuple(names),
+        bands=files.sources if product.name == SOURCES_LAYER else files.names[file.number],
         window=file.window,
     )
 
 
-def _draw_quicklook(
-    folder: str, published: Sequence[PublishedFile], classes: Sequence[ClassName], lease: Lease
-) -> list[Asset]:
-    """Draw the quicklook next to the map; without a product of classes, remove that of an earlier map instead."""
-    url = storage.join(folder, QUICKLOOK)
-    class_files = [file for file in published if file.product.name in CLASS_PRODUCTS]
-    if not class_files:
-        lease.check()
-        storage.remove(url)
+def _draw_quicklook(publication: Publication, rasters: Sequence[PublishedFile], kept: Collection[str]) -> list[Asset]:
+    """Draw the quicklook of the first product of classes, if there is one, in the staging folder."""
+    files = publication.files
+    number = next((i for i, product in enumerate(files.products) if product.name in CLASS_PRODUCTS), None)
+    if number is None:
         return []
-    mosaic = [file for file in class_files if file.product.name == class_files[0].product.name][-1]
-    picture = quicklook(mosaic.url, classes)
-    lease.check()
-    storage.write_bytes(url, picture)
-    size, sha256 = checksums.sha256(url)
-    return [Asset("quicklook", QUICKLOOK, size, sha256, "uint8", None, 1.0, "", ())]
+    parts = [
+        (storage.join(files.folder if file.name in kept else files.staging, file.name), file.window)
+        for file in rasters
+        if file.number == number
+    ]
+    picture = quicklook(parts, files.grid.shape, files.classes)
+    url = storage.join(files.staging, QUICKLOOK)
+    call_with_retry(url, lambda: storage.write_bytes(url, picture))
+    return [Asset("quicklook", QUICKLOOK, len(picture), hashlib.sha256(picture).hexdigest(), "uint8", None, 1.0, "", ())]

@@ -18,7 +18,7 @@ from pipeline.io import storage
 from pipeline.io.retry import call_with_retry
 from pipeline.maps.predictor import MissingDataPolicy
 from pipeline.maps.products import MAP_PRODUCTS, MapDtype, MapProductName, Product, product
-from pipeline.publishing.publish import ITEM
+from pipeline.publishing.published_map import ITEM
 from pipeline.publishing.stac_item import CLASS_LAYERS, SHA256, SOURCES_LAYER, InvalidItemError
 
 #: What the name of a block adds to that of its product.

@@ -143,8 +143,10 @@ def _is_below(name: str) -> bool:
     return not (posixpath.isabs(name) or ".." in name.split("/") or ":" in name or "\\" in name)
 
 
-def open_published(url: str) -> DatasetReader:
+def open_published(url: str, *, overview_level: int | None = None) -> DatasetReader:
     """Open a raster of a published map: a GeoTIFF, or the virtual raster over its pieces in the same folder.
+
+    With `overview_level` the dataset is that overview, 0 for the finest.
 
     Raises:
         RasterioIOError: it cannot be opened.
@@ -161,7 +163,8 @@ def open_published(url: str) -> DatasetReader:
             )
     gdal.configure_gdal()
     gdal.drop_cached(gdal.gdal_path(url), "rasterio")  # a map is published again under the same names
-    dataset = rasterio.open(gdal.gdal_path(url), driver="VRT" if url.endswith(".vrt") else "GTiff")
+    options = {} if overview_level is None else {"overview_level": overview_level}
+    dataset = rasterio.open(gdal.gdal_path(url), driver="VRT" if url.endswith(".vrt") else "GTiff", **options)
     try:
         _check_overviews(url, dataset)
     except BaseException:

@@ -29,7 +29,7 @@ ORDER = {
     "pipeline": (
         "pipeline", "pipeline.parallel", "pipeline.io", "pipeline.decoding", "pipeline.rasters", "pipeline.stac",
         "pipeline.scenes", "pipeline.areas", "pipeline.store", "pipeline.classifiers", "pipeline.sampling", "pipeline.maps",
-        "pipeline.publishing",
+        "pipeline.geotiff", "pipeline.publishing",
     ),
     "jobs": (
         "jobs", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.search", "jobs.sample", "jobs.train.tracking",

@@ -119,7 +119,7 @@ def test_full_disk_during_publishing_leaves_no_partial_output(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.publishing.cog.build", full)
+        patch.setattr("pipeline.publishing.map_file.assemble", full)
         failed = mapped.does("map", status=1)
     assert "the disk is full" in failed.stderr
     assert not mapped.published()

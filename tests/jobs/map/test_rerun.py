@@ -313,7 +313,7 @@ def interrupt_removal(mapped: Mapped, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(storage, "remove", removed)
 
 
-@pytest.mark.parametrize("step", ["publish", "storage.write_json", "working map removal"])
+@pytest.mark.parametrize("step", ["encode_part", "replace_published", "working map removal"])
 def test_rerun_completes_interrupted_publishing_without_mapping(
     mapped: Mapped, reference: Mapped, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -329,6 +329,33 @@ def test_rerun_completes_interrupted_publishing_without_mapping(
     assert mapped.published() == reference.published()
     assert not (mapped.map / "map.zarr").exists()
     assert mapped.does("rerun").stdout == ""
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_replacement_interrupted_between_two_files_is_completed_and_keeps_all_tiles(
+    done: Mapped, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The tiles that have not changed are in the published files alone, which are being replaced."""
+    change_corner(done)
+    real, calls = storage.move_file, list[str]()
+
+    def moved(url: str, target: str) -> None:
+        calls.append(target)
+        if len(calls) == number:
+            raise HaltedError
+        real(url, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "move_file", moved)
+        with pytest.raises(HaltedError):
+            done.mibf("rerun")
+    assert not (done.map / "item.json").exists()
+    done.does("rerun")
+    assert done.count("done") == {tile: 2 if tile in AT_CORNER else 1 for tile in TILES}
+    kept = done.published()
+    done.does("map", "--restart")
+    assert done.published() == kept
+    assert not list(done.map.glob(".staging*"))
 
 
 def test_partly_removed_working_map_is_not_reused(done: Mapped, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +376,7 @@ def test_tile_missing_from_working_map_blocks_publishing_and_is_mapped_again(
     mapped: Mapped, reference: Mapped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.publishing.publish_map.publish", interrupt)
+        patch.setattr("pipeline.publishing.publish_map.encode_part", interrupt)
         with pytest.raises(HaltedError):
             mapped.mibf("map")
     (mapped.map / "map.zarr/class/c/0/1/1").unlink()

@@ -15,12 +15,12 @@ import zarr
 
 from jobs.report.stage import BACKGROUND, PICTURE, PICTURE_CHUNKS, _product_picture, read_bands, subsampling
 from jobs.workflow.workspace import Workspace
-from pipeline.io.lease import Lease
 from pipeline.maps.products import MAP_PRODUCTS, MapDtype, product
-from pipeline.publishing.publish import PublishedMap, publish
+from pipeline.publishing.published_map import PublishedMap
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.template import CHUNK
 from tests.support.commands import run
+from tests.support.raster_files import build_raster
 from tests.support.scenes import COLUMNS, ROWS, SmallScene, write_raster
 
 
@@ -57,18 +57,19 @@ def test_product_images_have_the_expected_pixels_and_captions(
             codes = shown.encode(np.full((2, ROWS, COLUMNS), 0.5))
         codes[:, :10] = shown.nodata
         layers[shown.name] = codes
-    publish(
-        lambda shown: lambda window: layers[shown.name][:, *window.slices],
-        products,
-        str(tmp_path / "map"),
-        grid=store.grid,
-        classes=store.classes,
-        band_names=lambda shown: [str(i) for i in range(len(layers[shown.name]))],
-        tags={},
-        block=512,
-        run="now",
-        lease=Lease(),
-    )
+    (tmp_path / "map").mkdir()
+    for shown in products:
+        names = [str(i) for i in range(len(layers[shown.name]))]
+        build_raster(
+            tmp_path / "map",
+            shown,
+            layers[shown.name],
+            block=512,
+            grid=store.grid,
+            names=names,
+            classes=store.classes,
+            tags={},
+        )
     captions = []
     for shown in products:
         caption, url = _product_picture(PublishedMap(str(tmp_path / "map")), shown, store, store.classes, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,10 @@ from mibf.network.mibfnet import MIBFNet
 from mibf.network.spec import NARROW, NetworkSpec, SourceSpec
 from mibf.normalization import BandScaling
 from pipeline.codes import UNLABELLED
-from pipeline.grid import Tile, Window
+from pipeline.grid import Tile, Window, windows
 from pipeline.maps.map_store import IncompleteMapError, MapStore, check_coverage, result_digest
 from pipeline.maps.predictor import MissingDataPolicy
-from pipeline.maps.products import product
+from pipeline.maps.products import Product, product
 from pipeline.store.patch_store import PatchStore
 from tests.support.maps import ALL_PRODUCTS, write_map
 from tests.support.scenes import COLUMNS, ROWS
@@ -25,16 +26,30 @@ from tests.support.scenes import COLUMNS, ROWS
 CLASS, CONFIDENCE = product("class"), product("confidence")
 
 
+def coverage(
+    work: MapStore,
+    store: PatchStore,
+    *,
+    missing: MissingDataPolicy = "declared",
+    products: Sequence[Product] = ALL_PRODUCTS,
+) -> int:
+    """Check all tiles of 64 of a map; return the number of mapped pixels."""
+    found = 0
+    for window in windows(store.shape, 64):
+        result = {p.name: np.asarray(work.array(p)[:, *window.slices]) for p in products}
+        found += check_coverage(result, store, window, products, sources=work.sources, missing=missing)
+    return found
+
+
 def test_coverage_check_requires_exactly_the_usable_pixels(store: PatchStore, bundle: Bundle, tmp_path: Path) -> None:
     work = write_map(store, bundle, tmp_path / "map.zarr", 64)
-    products = ALL_PRODUCTS
-    assert check_coverage(work, store, products, tile=64) == ROWS * COLUMNS - 24
+    assert coverage(work, store) == ROWS * COLUMNS - 24
     work.array(CONFIDENCE)[0, 70:72, 65] = CONFIDENCE.nodata
     with pytest.raises(IncompleteMapError, match="2 pixels of confidence in the tile at y 64, x 64"):
-        check_coverage(work, store, products, tile=64)
+        coverage(work, store)
     work.array(CLASS)[0, 0, 0] = 1  # a pixel without data
     with pytest.raises(IncompleteMapError, match="1 pixels of class in the tile at y 0, x 0"):
-        check_coverage(work, store, products, tile=64)
+        coverage(work, store)
 
 
 def test_write_that_is_not_a_full_shard_is_refused(store: PatchStore, tmp_path: Path) -> None:
@@ -76,13 +91,13 @@ def test_missing_data_policy_selects_the_mapped_pixels(
         MAPPED[missing], (optical & radar, optical & ~radar, ~optical & radar, ~optical & ~radar), strict=True
     ):
         assert (there[at] == case).all()
-    assert check_coverage(work, quartered, ALL_PRODUCTS, tile=64, missing=missing) == there.sum()
+    assert coverage(work, quartered, missing=missing) == there.sum()
     for other in MAPPED.keys() - {missing}:
         with pytest.raises(IncompleteMapError):
-            check_coverage(work, quartered, ALL_PRODUCTS, tile=64, missing=other)
+            coverage(work, quartered, missing=other)
     work.array(product("sources"))[0, 50, 50] = 1
     with pytest.raises(IncompleteMapError, match="1 pixels of sources in the tile at y 0, x 0"):
-        check_coverage(work, quartered, ALL_PRODUCTS, tile=64, missing=missing)
+        coverage(work, quartered, missing=missing)
 
 
 def test_tile_checksum_covers_names_dtypes_shapes_and_pixels() -> None:

@@ -11,10 +11,10 @@ from odc.geo.geobox import GeoBox
 
 from mibf.bundle.classes import ClassName
 from pipeline.codes import RENAMED_PRODUCTS
+from pipeline.geotiff.cog import pieces
 from pipeline.grid import Window
 from pipeline.io import storage
 from pipeline.maps.products import MAP_PRODUCTS, MapProductName, product
-from pipeline.publishing.cog import pieces
 from pipeline.publishing.stac_item import Asset, InvalidItemError, ModelLink, map_item
 from pipeline.publishing.stac_item_reader import PublishedItem, read_item
 from tests.support.scenes import CRS, TRANSFORM

@@ -22,7 +22,7 @@ from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.io import gdal
 from pipeline.maps.products import product
-from pipeline.publishing.publish import PublishedMap
+from pipeline.publishing.published_map import PublishedMap
 from pipeline.rasters import untrusted
 from pipeline.rasters.header import RasterFile
 from pipeline.rasters.raster import header, open_raster

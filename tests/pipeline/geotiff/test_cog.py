@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -20,10 +17,11 @@ from rasterio.warp import transform
 from rio_cogeo.cogeo import cog_validate
 
 from mibf.bundle.classes import ClassName
+from pipeline.geotiff import cog, raster_file, tiff_header
+from pipeline.geotiff.tile_codec import CogError
 from pipeline.grid import Window
 from pipeline.maps.products import MAP_PRODUCTS, Product, product
-from pipeline.publishing import cog
-from tests.support.paths import ROOT
+from tests.support.raster_files import build_raster
 from tests.support.scenes import CRS, TRANSFORM
 
 ROWS, COLUMNS, BLOCK = 1300, 1100, 1024
@@ -32,27 +30,6 @@ CLASSES = (ClassName(1, "water", "#0000ff"), ClassName(2, "forest & <more>", "#0
 SOURCES = ["optical", "radar"]
 TAGS = {"mibf_run": "x & y"}
 ALL = [product(name) for name in MAP_PRODUCTS]
-
-#: Build a product of 40 bands; print the bytes that the process read, as a multiple of those of the pixels.
-MANY_BANDS = """
-import sys
-from pathlib import Path
-import numpy as np, psutil
-from mibf.bundle.classes import ClassName
-from pipeline.grid import Window
-from pipeline.maps.products import product
-from pipeline.publishing import cog
-from tests.pipeline.publishing.test_cog import GRID
-classes = [ClassName(i + 1, f"c{i}", "#112233") for i in range(40)]
-codes = np.random.default_rng(0).integers(0, 10000, (40, 300, 520), np.uint16)
-grid = GRID[:300, :520]
-before = psutil.Process().io_counters().read_chars
-cog.build(
-    lambda window: codes[:, *window.slices], product("probabilities"), Window(0, 0, 300, 520), Path(sys.argv[1]),
-    grid=grid, names=[c.name for c in classes], classes=classes, tags={},
-)
-print((psutil.Process().io_counters().read_chars - before) / codes.nbytes)
-"""
 
 
 def codes_of(layer_product: Product) -> NDArray[Any]:
@@ -78,20 +55,10 @@ def build(
     *,
     block: int = BLOCK,
     grid: GeoBox = GRID,
-    name: str | None = None,
 ) -> Path:
     """Build all files of a product; return the file that covers the full grid."""
-    shape: Any = codes.shape[1:]
     names = layer_product.band_names(CLASSES, SOURCES)
-    named: dict[str, Any] = {"grid": grid, "names": names, "classes": CLASSES, "tags": TAGS}
-    parts = cog.pieces(name or layer_product.name, shape, block=block)
-    for file, window in parts:
-        cog.build(lambda w: codes[:, *w.slices], layer_product, window, folder / file, **named)
-    if len(parts) == 1:
-        return folder / parts[0][0]
-    path = folder / f"{name or layer_product.name}.vrt"
-    path.write_text(cog.vrt(parts, layer_product, **named), "utf-8")
-    return path
+    return build_raster(folder, layer_product, codes, block=block, grid=grid, names=names, classes=CLASSES, tags=TAGS)
 
 
 def test_pieces_are_one_file_or_one_per_block() -> None:
@@ -148,7 +115,6 @@ def test_single_file_and_blocks_with_vrt_are_the_same_raster(
     with rasterio.open(blocks[layer_product.name].parent / f"{layer_product.name}_y1024_x1024.tif") as dataset:
         assert dataset.transform == TRANSFORM * Affine.translation(1024, 1024)
         assert set(dataset.scales) == {layer_product.scale}
-    assert not list(single_file[layer_product.name].parent.glob("*plain*"))
 
 
 @pytest.mark.parametrize("name", ["class", "second_class"])
@@ -226,37 +192,22 @@ def test_mask_of_more_than_eight_sources_has_a_bit_for_each(tmp_path: Path, sour
         np.testing.assert_array_equal(dataset.read(), codes)
 
 
-def test_build_reads_at_most_one_square_at_a_time(tmp_path: Path) -> None:
-    requested: list[Window] = []
-
-    def read(window: Window) -> NDArray[Any]:
-        requested.append(window)
-        return np.ones((1, window.height, window.width), np.uint8)
-
-    named: dict[str, Any] = {"grid": GRID, "names": ["class"], "classes": CLASSES, "tags": {}}
-    cog.build(read, product("class"), Window(512, 0, 788, 1100), tmp_path / "a.tif", **named)
-    assert len(requested) == 6
-    assert all(max(w.height, w.width) <= cog.TILE for w in requested)
-    assert min(w.y for w in requested) == 512
-
-
 def test_invalid_cog_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cog, "cog_validate", lambda *_, **__: (False, ["it is not tiled"], []))
-    with pytest.raises(cog.CogError, match=r"class\.tif: not a valid cloud-optimised GeoTIFF: it is not tiled"):
+    monkeypatch.setattr(raster_file, "cog_validate", lambda *_, **__: (False, ["it is not tiled"], []))
+    with pytest.raises(CogError, match=r"class\.tif: not a valid cloud-optimised GeoTIFF: it is not tiled"):
         build(tmp_path, product("class"), np.ones((1, 20, 30), np.uint8), grid=GeoBox((20, 30), TRANSFORM, CRS))
 
 
-def test_cog_whose_pixels_differ_from_those_written_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = rasterio.shutil.copy
+def test_tiles_that_gdal_does_not_find_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tiff_header.make_header
 
-    def copy(plain: Path, path: Path, **options: Any) -> None:
-        with rasterio.open(plain, "r+") as dataset:
-            dataset.write(np.full((1, 1, 1), 2, np.uint8), window=rasterio.windows.Window(599, 519, 1, 1))
-        real(plain, path, **options)
+    def shifted(*arguments: Any) -> Any:
+        header, offsets = real(*arguments)
+        return header, [places + 8 for places in offsets]
 
-    monkeypatch.setattr(rasterio.shutil, "copy", copy)
-    with pytest.raises(cog.CogError, match=r"class\.tif: pixels read back differ from those written"):
-        build(tmp_path, product("class"), np.ones((1, 520, 600), np.uint8), grid=GeoBox((520, 600), TRANSFORM, CRS))
+    monkeypatch.setattr(tiff_header, "make_header", shifted)
+    with pytest.raises(CogError, match=r"class\.tif: GDAL does not find the tiles of level 0"):
+        build(tmp_path, product("class"), np.ones((1, 20, 30), np.uint8), grid=GeoBox((20, 30), TRANSFORM, CRS))
 
 
 ROTATED_POLE = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +to_meter=0.0174532925199433 +type=crs"
@@ -283,23 +234,7 @@ def test_published_raster_has_the_crs_of_the_grid(tmp_path: Path, crs: str, name
             there = transform(dataset.crs, "EPSG:4326", [x], [y])
             assert np.allclose(there, transform(crs, "EPSG:4326", [-3 + 0.075], [2 - 0.095]))
     np.testing.assert_array_equal(found, codes)
-    assert not list(tmp_path.glob("*.plain*"))
     if block == 1024 and name == "class":
         assert "forest &amp; &lt;more&gt;" in Path(f"{path}.aux.xml").read_text()
     if name == "confidence" and crs in ("EPSG:4326", "EPSG:3035", CRS):
         assert not list(tmp_path.glob("*.aux.xml")), "GeoTIFF holds it"
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="counts the bytes that a process reads, as Linux does")
-def test_bands_that_exceed_gdals_cache_are_not_decoded_again_for_each_band(tmp_path: Path) -> None:
-    """A tile of 40 bands takes 21 MB and the cache 8: a file interleaved by pixel is read 40 times or more."""
-    environment = os.environ | {"GDAL_CACHEMAX": "8", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", MANY_BANDS, str(tmp_path / "many.tif")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 15
