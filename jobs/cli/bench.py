@@ -195,6 +195,23 @@ def bench_map(
     return map_bench.bench_map(_load(config, set_), bands=parse_bands(bands), side=side, rounds=rounds, precision=precision)
 
 
+@command(name="publish", group=bench)
+def bench_publish(
+    size: Annotated[int, typer.Option(metavar="N", help="Side length of the map in pixels.")] = 8192,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of timing rounds; medians are reported.")] = 3,
+    folder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Folder for the published maps, such as one in a bucket. [default: a temporary one]"
+        ),
+    ] = None,
+) -> Result:
+    """Benchmark publishing a map on one and on more workers, and after a change of one tile, against a GDAL script."""
+    from jobs.bench import publishing
+
+    return publishing.bench_publishing(size, rounds=rounds, folder=folder)
+
+
 @command(name="submit", group=bench)
 def bench_submit(
     config: ConfigPath,

@@ -38,11 +38,11 @@ def publish_scene(scene: SceneMap, work: MapStore, run: str, fingerprint: str, l
     Raises:
         Exception: as for `pipeline.publishing.publish_map`.
     """
-    publication = _publication(scene, work)
+    publication = make_publication(scene, work)
     damaged = publish_map(
         publication,
         _executor(scene),
-        describe=lambda assets: _item(scene, work, assets, run, fingerprint),
+        describe=lambda assets: make_item(scene, work, assets, run, fingerprint),
         run=run,
         lease=lease,
         progress=lambda steps: progress_bar(f"{scene.name}: publish", steps, unit="steps"),
@@ -54,7 +54,8 @@ def publish_scene(scene: SceneMap, work: MapStore, run: str, fingerprint: str, l
     return True
 
 
-def _publication(scene: SceneMap, work: MapStore) -> Publication:
+def make_publication(scene: SceneMap, work: MapStore) -> Publication:
+    """Describe what to publish of a scene's finished map."""
     config, spec = scene.spec.config, scene.spec
     tags = {"mibf_version": __version__, "mibf_run": config.run, "mibf_model": spec.digest}
     source = MapSource(
@@ -103,7 +104,7 @@ def _executor(scene: SceneMap) -> Executor:
     return RayExecutor()
 
 
-def _item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str, fingerprint: str) -> dict[str, Any]:
+def make_item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str, fingerprint: str) -> dict[str, Any]:
     """The STAC item of a scene's map. `work` has the versions of the libraries that made it."""
     spec = scene.spec
     config, model = spec.config, model_bundle.bundle_folder(spec.model)
