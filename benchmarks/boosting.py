@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
@@ -21,6 +20,7 @@ from jobs.baseline.samples import read_samples
 from pipeline.classifiers.pixel_features import REACH, features_of, read_values
 from pipeline.classifiers.trees import LabelledFeatures, fit_trees
 from pipeline.grid import Window
+from pipeline.parallel.cpu_count import cpu_count
 from pipeline.store.patch_store import PatchStore
 
 BANDS, CLASSES, SIDE, REPEATS = (12, 2, 1), 4, 512, 3
@@ -70,7 +70,7 @@ def main() -> None:
     values, samples, classes = stored(sys.argv[1]) if len(sys.argv) > 1 else synthetic()
     features = features_of(values).reshape(samples.features.shape[1], -1).T
     pixels = len(features)
-    print(f"{features.shape[1]} features, {classes} classes, {pixels:,} pixels, {CPU_COUNT} cores")
+    print(f"{features.shape[1]} features, {classes} classes, {pixels:,} pixels, {cpu_count()} cores")
     print(f"features, one thread {rates(lambda: features_of(values), pixels)}")
     for rounds in ROUNDS:
         trees = fit_trees(samples.features, samples.labels, classes=classes, rounds=rounds)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import dask.system
 import pytest
 import torch
 from hypothesis import settings
@@ -16,12 +15,11 @@ from tests.support.s3_server import ObjectStore, object_store, weed
 from tests.support.scenes import SmallScene, make_large_scene, make_scene
 
 # Test workers share the machine's cores: with more threads than cores, torch's threads wait for each other most of the
-# time. A single thread per worker also makes float sums reproducible. Stages in the tests' process use CPU_COUNT threads.
-# On a machine with a GPU throughput is measured too, with all cores.
+# time. A single thread per worker also makes float sums reproducible. Stages take their number from OMP_NUM_THREADS. On a
+# machine with a GPU throughput is measured too, with all cores.
 torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not torch.cuda.is_available():
-    dask.system.CPU_COUNT = 1
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Read when Triton is first imported: without a GPU, its kernels are interpreted.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

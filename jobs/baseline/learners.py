@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 from scipy.special import softmax
 from sklearn.dummy import DummyClassifier
@@ -28,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 
 from pipeline.classifiers.trees import LabelledFeatures, Trees, fit_trees
+from pipeline.parallel.cpu_count import cpu_count
 
 LearnerName = Literal["majority class", "logistic regression", "random forest", "gradient boosting"]
 #: Returns a time in seconds.
@@ -127,7 +127,7 @@ class FittedLearner:
             return np.asarray(softmax(self._model.scores(features), axis=1))
         parts = np.split(features, range(PART, len(features), PART))
         if isinstance(self._model, RandomForestClassifier):
-            with ThreadPoolExecutor(CPU_COUNT) as pool:
+            with ThreadPoolExecutor(cpu_count()) as pool:
                 found = list(pool.map(self._model.predict_proba, parts))
         else:
             found = [self._model.predict_proba(part) for part in parts]
@@ -183,7 +183,7 @@ def _part(samples: LabelledFeatures, kept: NDArray[np.bool_]) -> LabelledFeature
 
 def _forest(samples: LabelledFeatures, *, seed: int, end: float, clock: Clock) -> tuple[RandomForestClassifier, bool]:
     """Grow a forest in parts; it is the one that would be grown at once."""
-    forest = RandomForestClassifier(warm_start=True, n_jobs=CPU_COUNT, random_state=seed)
+    forest = RandomForestClassifier(warm_start=True, n_jobs=cpu_count(), random_state=seed)
     for trees in range(TREES_PER_PART, TREES + 1, TREES_PER_PART):
         if trees > TREES_PER_PART and clock() >= end:
             break

@@ -13,7 +13,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from jobs.baseline.advice import Difference, ModelName
@@ -34,6 +33,7 @@ from mibf.normalization import scaling_from_json
 from pipeline.classifiers.pixel_features import value_features
 from pipeline.codes import Subset
 from pipeline.io import storage
+from pipeline.parallel.cpu_count import cpu_count
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.template import StoredSource
 
@@ -252,7 +252,7 @@ class _Model:
     def classify(self, stores: Sequence[PatchStore], drawn: dict[Subset, Samples], *, seconds: float, seed: int) -> None:
         """Classify the drawn samples of each subset, of more than there is time for a random part, which replaces them."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(CPU_COUNT)
+        torch.set_num_threads(cpu_count())
         try:
             for subset, samples in drawn.items():
                 if (number := len(samples.features)) > CLASSIFIED_LEAST:

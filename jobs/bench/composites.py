@@ -34,6 +34,7 @@ from jobs.config.scene import SceneSection
 from jobs.runtime.progress import progress_bar
 from mibf.bundle.classes import ClassName
 from pipeline.grid import Window
+from pipeline.parallel.cpu_count import cpu_count
 from pipeline.parallel.executor import ThreadExecutor
 from pipeline.scenes.labels import NoLabels
 from pipeline.scenes.source import open_source
@@ -227,7 +228,7 @@ def _write_cog(path: Path, values: NDArray[Any], left: int, times: int) -> None:
         with memory.open(**profile, crs="EPSG:32612", transform=place) as dataset:
             dataset.write(values, 1)
         rasterio.shutil.copy(
-            memory.name, path, driver="COG", compress="deflate", predictor=2, blocksize=512, num_threads="all_cpus"
+            memory.name, path, driver="COG", compress="deflate", predictor=2, blocksize=512, num_threads=cpu_count()
         )
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from jobs.config.config import Config
@@ -31,6 +30,7 @@ from pipeline.grid import Window
 from pipeline.io import storage
 from pipeline.io.lease import acquire
 from pipeline.maps.predictor import check_sources
+from pipeline.parallel.cpu_count import cpu_count
 from pipeline.sampling.predictions import predict
 from pipeline.sampling.sampler import Sampler
 from pipeline.scenes.label_counts import LabelGrid, count_shared
@@ -108,7 +108,7 @@ def evaluate_scenes(config: Config, names: Sequence[str]) -> SceneAccuracies:
     bundle.network(priors)
     check_trained_on(config, workspace)
     scenes = [_open(config, workspace, bundle, name) for name in dict.fromkeys(names)]
-    torch.set_num_threads(CPU_COUNT)
+    torch.set_num_threads(cpu_count())
     with acquire(workspace.url, what=f"mibf evaluate of {config.name}, run {config.run}") as lease:
         samplers = {
             scene.given: [Sampler([scene.store], bundle.scaling, bundle.spec.patch, subset) for subset in scene.subsets]

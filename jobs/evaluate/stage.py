@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from dask.system import CPU_COUNT
 
 from jobs.config.config import Config
 from jobs.evaluate.prior_effect import TRADED, changes_predictions, prior_notes
@@ -35,6 +34,7 @@ from mibf.metrics.confusion import ConfusionMatrix
 from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.predictor import check_sources
+from pipeline.parallel.cpu_count import cpu_count
 from pipeline.sampling.predictions import Predictions, predict
 from pipeline.sampling.sampler import Sampler
 from pipeline.store.patch_store import PatchStore, check_matching
@@ -57,7 +57,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
     check_trained_on(config, workspace)
     others = [workspace.read_bundle(seed) for seed in other_seeds(bundle)]
     invalidate(workspace, "evaluate", lease)
-    torch.set_num_threads(CPU_COUNT)
+    torch.set_num_threads(cpu_count())
     sampler = Sampler(stores, bundle.scaling, bundle.spec.patch, "test")
     held_out = replace(sampler, subset="validation") if changes_predictions(bundle, config.prediction.priors) else None
     total = sampler.samples() * (1 + len(others)) + (0 if held_out is None else held_out.samples())

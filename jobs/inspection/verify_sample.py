@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from dask.system import CPU_COUNT
 
 from jobs.map.attempt import make_job
 from jobs.map.scene_map import SceneMap
@@ -23,6 +22,7 @@ from pipeline.maps.ledger import TileVersion
 from pipeline.maps.map_store import result_digest
 from pipeline.maps.predictor import TileResult
 from pipeline.maps.products import CLASS_PRODUCTS
+from pipeline.parallel.cpu_count import cpu_count
 from pipeline.publishing.published_map import PublishedMap
 
 #: Share of a tile's pixels whose class may differ on another machine or device or with another number of rows at a time:
@@ -54,7 +54,7 @@ def recompute_tiles(scene: SceneMap, versions: Mapping[Window, TileVersion]) -> 
     Raises:
         InputError: the model has changed, or the store is damaged.
     """
-    torch.set_num_threads(CPU_COUNT)
+    torch.set_num_threads(cpu_count())
     predictor = make_job(scene.spec, {scene.name: scene}).make_predictor()
     published = PublishedMap(scene.folder)
     for window, before in versions.items():

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from dask.system import CPU_COUNT
 
 from jobs.map.scene_map import SceneMap
 from jobs.map.spec import MapSpec
@@ -23,6 +22,7 @@ from pipeline.io.lease import Lease
 from pipeline.maps.ledger import LedgerEvent
 from pipeline.maps.outcome import DeviceFailedError, TileOutcome
 from pipeline.maps.tile_mapper import MapJob, TileMapper
+from pipeline.parallel.cpu_count import cpu_count
 
 #: Cause recorded for a tile whose worker died.
 WORKER_DIED = "worker died (out of memory or killed) on every attempt"
@@ -155,7 +155,7 @@ def _executor(
 
         def in_process(tiles: Sequence[Tile], take: Callable[[TileOutcome], None]) -> None:
             try:
-                for outcome in TileMapper(job, threads=CPU_COUNT).map(tiles):
+                for outcome in TileMapper(job, threads=cpu_count()).map(tiles):
                     take(outcome)
             except DeviceFailedError as error:
                 raise StageError(
@@ -163,7 +163,7 @@ def _executor(
                     "and no tile counts as failed. Check the device, then run `mibf rerun` to map the remaining tiles."
                 ) from error
 
-        where, map_tiles = f"in this process on {pluralize(CPU_COUNT, 'cores')}", in_process
+        where, map_tiles = f"in this process on {pluralize(cpu_count(), 'cores')}", in_process
     else:
         from jobs.map.ray_workers import map_on_ray, object_store, reading_cpus
         from jobs.runtime import ray_cluster  # import Ray only where it is used

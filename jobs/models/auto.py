@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from dask.system import CPU_COUNT
 
 from jobs.config.config import Config
 from jobs.config.train import ModelSection, SamplingSection, TrainSection
@@ -34,6 +33,7 @@ from pipeline.classifiers.pixel_features import NEIGHBORHOOD
 from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.mixture import NEED_NETWORKS
+from pipeline.parallel.cpu_count import cpu_count
 from pipeline.store.patch_store import PatchStore
 
 #: Minutes for trials and training together by default: the least, for `SMALL` training samples, growing with the square
@@ -143,7 +143,7 @@ def _decide(
 ) -> dict[str, Any]:
     """Run the trials; return the changed values of the configuration, and what else follows from them."""
     begun = clock()
-    torch.set_num_threads(config.train.threads or CPU_COUNT)
+    torch.set_num_threads(config.train.threads or cpu_count())
     available = sum(int(n.sum()) for store in stores for _, n in store.windows_with_samples("train"))
     budget = budget_seconds(config, available)
     seed = config.train.every_seed[0]

@@ -16,7 +16,6 @@ import psutil
 import ray
 import ray._private.worker
 import torch
-from dask.system import CPU_COUNT
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.runtime import ray_start
@@ -28,6 +27,7 @@ from mibf import __version__
 from mibf.device import Precision, best_device, check_precision
 from mibf.errors import InputError
 from pipeline.io import checksums, storage
+from pipeline.parallel.cpu_count import cpu_count
 
 #: Environment variable that Ray sets in the drivers of submitted jobs.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -75,7 +75,7 @@ def ensure(*, workers: int, object_store: int = OBJECT_STORE_BYTES) -> None:
     try:
         _init(
             address="local",  # otherwise Ray would connect to any instance already running on this machine
-            num_cpus=max(workers, CPU_COUNT),  # Dask's count respects container limits and CPU affinity
+            num_cpus=max(workers, cpu_count()),
             include_dashboard=False,
             object_store_memory=max(object_store, OBJECT_STORE_BYTES),
             logging_level=logging.ERROR,

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from dask.system import CPU_COUNT
 
 from jobs.config.config import Config
 from jobs.config.train import Select
@@ -35,6 +34,7 @@ from mibf.training.epoch import NonFiniteError
 from pipeline.io import storage
 from pipeline.io.checkpoints import Checkpoints
 from pipeline.io.retry import StorageUnavailableError, call_with_retry
+from pipeline.parallel.cpu_count import cpu_count
 from pipeline.sampling.sampler import ReadError
 from pipeline.store.patch_store import PatchStore
 
@@ -85,7 +85,7 @@ def share_resources(config: Config) -> WorkerResources:
     if config.train.workers == 0:
         device = best_device()
         check_precision(device, config.train.precision)
-        return WorkerResources(0, config.train.threads or CPU_COUNT, int(device.type == "cuda"))
+        return WorkerResources(0, config.train.threads or cpu_count(), int(device.type == "cuda"))
     from jobs.runtime import ray_cluster  # import Ray only where it is used
 
     ray_cluster.ensure(workers=config.train.workers)

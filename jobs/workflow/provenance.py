@@ -26,6 +26,7 @@ from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.io import checksums, storage
 from pipeline.io.sidecars import Listings
+from pipeline.parallel.cpu_count import cpu_count
 
 #: The packages whose versions may affect a result; those that are installed are recorded.
 PACKAGES = (
@@ -127,7 +128,7 @@ def hardware() -> dict[str, Any]:
         "cores": {
             "physical": psutil.cpu_count(logical=False),
             "logical": psutil.cpu_count(),
-            "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(),
+            "usable": cpu_count(),
         },
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": _gpus(),

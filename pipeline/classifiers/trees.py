@@ -14,13 +14,13 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from mibf.errors import InputError
 from pipeline.classifiers.blocks import for_each_block
 from pipeline.classifiers.evaluation import evaluate
 from pipeline.classifiers.model_text import ModelTextError, read_model
+from pipeline.parallel.cpu_count import cpu_count
 
 #: Boosting rounds at most, and rounds without a lower loss of the validation samples after which training stops.
 ROUNDS, STOPPING_ROUNDS = 300, 25
@@ -166,7 +166,7 @@ def fit_trees(
         "learning_rate": learning_rate,
         "min_data_in_leaf": min(LEAF_SAMPLES, max(FEWEST_LEAF_SAMPLES, len(features) // LEAF_SHARE)),
         "seed": seed % 2**31,
-        "num_threads": threads or min(CPU_COUNT, 1 + features.size // VALUES_PER_THREAD),
+        "num_threads": threads or min(cpu_count(), 1 + features.size // VALUES_PER_THREAD),
     }
     samples = LabelledFeatures(features, labels, weights)
     monitored = None if validation is None else _of_classes(validation, labels)

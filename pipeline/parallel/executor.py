@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask
 from dask.delayed import delayed
-from dask.system import CPU_COUNT
 
 from mibf import __version__
 from mibf.errors import InputError
+from pipeline.parallel.cpu_count import cpu_count
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -97,8 +97,8 @@ class Executor(ABC):
 class ThreadExecutor(Executor):
     """Dask threads of this process."""
 
-    def __init__(self, workers: int = CPU_COUNT) -> None:
-        self._workers = workers
+    def __init__(self, workers: int | None = None) -> None:
+        self._workers = workers or cpu_count()
 
     @property
     def workers(self) -> int:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rio_cogeo.cogeo import cog_validate
 
 from pipeline.grid import Window, windows
+from pipeline.parallel.cpu_count import cpu_count
 from pipeline.scenes.synthetic import BLOCK, NODATA, SyntheticScene
 
 #: Side of the temporary file's tiles; small, because GDAL reads full tiles of all bands for each band of an overview.
@@ -197,7 +198,7 @@ def _write_cog(
         overviews="auto",
         overview_resampling=overviews,
         bigtiff="if_safer",
-        num_threads="all_cpus",
+        num_threads=cpu_count(),
     )
     plain.unlink()
     valid, errors, _ = cog_validate(path, strict=True, quiet=True)

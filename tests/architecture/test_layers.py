@@ -17,7 +17,7 @@ OURS = {"mibf", "pipeline", "jobs", "infra"}
 ALLOWED = {
     "mibf": {"torch", "numpy", "safetensors", "triton"},
     "pipeline": {
-        "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "lightgbm", "numcodecs", "numpy", "odc",
+        "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "joblib", "lightgbm", "numcodecs", "numpy", "odc",
         "planetary_computer", "pyarrow", "pyogrio", "pyproj", "pystac", "pystac_client", "rasterio", "requests", "rio_cogeo",
         "rioxarray", "scipy", "shapely", "skimage", "sklearn", "stac_geoparquet", "torch", "xarray", "zarr",
     },

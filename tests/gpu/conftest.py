@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from dask.system import CPU_COUNT
 
 from jobs.bench.harness.random_workspace import random_model, random_workspace
 from jobs.config.config import Config
+from pipeline.parallel.cpu_count import cpu_count
 from tests.support.gpu import BANDS, FIGURES, ON_GPU, Figures
 
 _FIGURES = Figures(FIGURES)
@@ -24,10 +24,10 @@ def gpu() -> Iterator[None]:
     if ON_GPU and not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
     threads = torch.get_num_threads()
-    torch.set_num_threads(CPU_COUNT)
+    torch.set_num_threads(cpu_count())
     name = torch.cuda.get_device_name() if ON_GPU else "CPU, reduced sizes"
     versions = {"torch": torch.__version__, "python": platform.python_version(), "cudnn": torch.backends.cudnn.version()}
-    _FIGURES.add("machine", device=name, cores=CPU_COUNT, **versions)
+    _FIGURES.add("machine", device=name, cores=cpu_count(), **versions)
     yield
     torch.set_num_threads(threads)
 

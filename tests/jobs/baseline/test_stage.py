@@ -83,7 +83,7 @@ def test_run_measures_baselines_beside_the_model_and_reports_them(trained: Mappe
 
 def test_torch_keeps_its_threads(trained: Mapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(str(trained.copy(tmp_path / "scene").config), overrides=ON)
-    monkeypatch.setattr(measuring, "CPU_COUNT", 2)
+    monkeypatch.setattr(measuring, "cpu_count", lambda: 2)
     seen: list[int] = []
     predict = measuring.model_probabilities
 
