@@ -225,6 +225,7 @@ def exit_on_error() -> Iterator[None]:
 
     from jobs.runtime.logs import check_format
     from jobs.runtime.version import check_version
+    from jobs.runtime.worker_resources import hide_unassigned_gpus
     from mibf.errors import InputError
 
     # Scenes without a CRS are supported, so GDAL's warnings about them are noise.
@@ -235,6 +236,7 @@ def exit_on_error() -> Iterator[None]:
         with sigterm_interrupts():
             check_format()
             check_version()
+            hide_unassigned_gpus()
             yield
     except InputError as error:
         report_failure(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -90,8 +91,29 @@ Address = Annotated[
         metavar="URL", help="The cluster's job server. [default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265]"
     ),
 ]
+
+
+def _check_finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise typer.BadParameter("must be a number of CPUs.")
+    return value
+
+
 Cpus = Annotated[
-    float, typer.Option(min=0, help="CPUs for the driver, on any node that has them; 0 runs it on the head node.")
+    float,
+    typer.Option(
+        min=0,
+        callback=_check_finite,
+        help="CPUs for the driver, which it computes with, on any node that has them; 0 runs it on the head node.",
+    ),
+]
+Gpus = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=1,
+        help="A GPU for the driver, for what it computes itself (evaluate, trials, `workers: 0`). Workers have their own.",
+    ),
 ]
 Memory = Annotated[int | None, typer.Option(min=1, metavar="BYTES", help="Memory for the driver.")]
 
@@ -102,6 +124,7 @@ def submit(
     config: OptionalConfig = None,
     address: Address = None,
     cpus: Cpus = 1.0,
+    gpus: Gpus = 0,
     memory: Memory = None,
     attempts: Annotated[int, typer.Option(min=1, help="Maximum number of submissions if the driver's node dies.")] = 3,
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Stream the log and wait for the job to end.")] = True,
@@ -126,6 +149,7 @@ def submit(
         options=_stage_options(stage, {"--max-attempts": max_attempts, "--backoff": backoff}, yes=yes, refresh=refresh),
         address=address,
         cpus=cpus,
+        gpus=gpus,
         memory=memory,
         attempts=attempts,
         follow=follow,

@@ -6,7 +6,7 @@ Validated by pydantic; an unknown key is refused with the nearest known one as a
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,6 +24,25 @@ class BaselinesSection(Section):
     enabled: bool = True
     seconds: float | None = Field(default=None, gt=0)
     samples: int = Field(default=20_000, ge=100)
+
+
+class ResourcesSection(Section):
+    """Whether training and mapping compute on GPUs: `auto` uses those that there are, `true` waits for them.
+
+    `gpu_wait_minutes` limits the wait for a cluster's GPUs, such as those of a pool that autoscaling starts from zero.
+    """
+
+    gpus: bool | Literal["auto"] = "auto"
+    gpu_wait_minutes: float = Field(default=30.0, ge=0)
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _is_a_choice(cls, value: Any) -> Any:
+        if isinstance(value, bool) or str(value).lower() in ("auto", "true", "false"):
+            return value
+        raise ValueError(
+            f"is {value!r}, but must be true, false or auto; the number of GPUs is that of the workers, one for each"
+        )
 
 
 class Config(Section):
@@ -48,6 +67,7 @@ class Config(Section):
     prediction: PredictionSection = PredictionSection()
     baselines: BaselinesSection = BaselinesSection()
     map: MapSection = MapSection()
+    resources: ResourcesSection = ResourcesSection()
 
     @field_validator("workspace")
     @classmethod

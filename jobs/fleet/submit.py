@@ -6,13 +6,11 @@ from what the stage depends on, so submitting the same thing twice attaches to t
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import re
 import shlex
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +20,6 @@ from pathlib import Path
 from typing import Any, cast, get_args
 from urllib.parse import urlsplit
 
-import aiohttp
 import ray
 import requests
 import yaml
@@ -32,10 +29,10 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from jobs.config.config import Config
 from jobs.config.loader import load
 from jobs.config.resolve import input_urls
+from jobs.fleet.follow import POLL_SECONDS, first_line, follow_job
 from jobs.runtime.logs import VARIABLE as LOG_VARIABLE
 from jobs.runtime.progress import info, warn
 from jobs.runtime.version import SUBMITTED_WITH
-from jobs.workflow.errors import StageError
 from jobs.workflow.fingerprint import fingerprint
 from jobs.workflow.found_items import NotSearchedError, found_items
 from jobs.workflow.manifest import StageName, read_manifest
@@ -48,10 +45,8 @@ from pipeline.io.lease import GRAIN, expiry
 
 #: The commands that can be submitted.
 COMMANDS = ("prepare", "train", "evaluate", "map", "report", "run", "rerun", "verify")
-#: Seconds to wait for a server to accept a connection, and for an unavailable one to come back.
-CONNECT_SECONDS, MAX_UNREACHABLE_SECONDS = 10.0, 120.0
-#: Seconds between polls of a job whose log has ended or cannot be followed.
-POLL_SECONDS = 1.0
+#: Seconds to wait for a server to accept a connection.
+CONNECT_SECONDS = 10.0
 #: Name of the configuration file that is sent with a job.
 FILE = "mibf.yaml"
 #: Maximum number of jobs with the same base id; further submissions of a job that did not succeed are numbered.
@@ -68,7 +63,8 @@ class SubmitOptions:
     everything: str | None = None  #: URL below which every run is rerun
     options: tuple[str, ...] = ()  #: command-line options passed to the command
     address: str | None = None  #: URL of the cluster's job server; by default from the environment
-    cpus: float = 1.0  #: CPUs reserved for the driver, on any node; 0 runs it on the head node
+    cpus: float = 1.0  #: CPUs reserved for the driver, on any node; without any resources it runs on the head node
+    gpus: int = 0  #: GPUs reserved for the driver, 0 or 1
     memory: int | None = None  #: bytes of memory reserved for the driver
     attempts: int = 3  #: maximum number of submissions if the driver's node dies
     follow: bool = True
@@ -134,7 +130,7 @@ def submit(options: SubmitOptions) -> Submitted:
             info(f"{'attached to' if found.attached else 'submitted'} {found.id} on {address}")
             if not options.follow:
                 return Submitted(found.id, address, str(client.get_job_status(found.id)), None, attached=found.attached)
-            details = _followed(client, found.id, address)
+            details = follow_job(client, found.id, address)
             ended = _ended(details, found.id, address, attached=found.attached)
             if ended.exit_status is not None or attempt == options.attempts:
                 break
@@ -274,7 +270,7 @@ def connect(address: str | None) -> tuple[JobSubmissionClient, str]:
         raise InputError(_refused(redacted, error)) from error
     except (requests.RequestException, ConnectionError, RuntimeError, ValueError, KeyError) as error:
         raise InputError(
-            f"{redacted}: responds, but not as a Ray job server ({_first_line(error)}). Give the address of the cluster's "
+            f"{redacted}: responds, but not as a Ray job server ({first_line(error)}). Give the address of the cluster's "
             "dashboard."
         ) from error
     theirs = getattr(client, "_server_ray_version", None)
@@ -292,10 +288,6 @@ def _refused(address: str, error: Exception) -> str:
         f"{address}: the cluster {why}. Set RAY_AUTH_MODE=token, and set RAY_AUTH_TOKEN_PATH to the file that contains the "
         "cluster's token (or RAY_AUTH_TOKEN to the token itself)."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @dataclass(frozen=True)
@@ -320,13 +312,14 @@ def _submit_job(client: JobSubmissionClient, job: _Job, options: SubmitOptions, 
                     runtime_env={"env_vars": job.env_vars}
                     | ({} if job.working_dir is None else {"working_dir": job.working_dir}),
                     entrypoint_num_cpus=options.cpus,
+                    entrypoint_num_gpus=options.gpus,
                     entrypoint_memory=options.memory,
                 )
             except AuthenticationError as error:
                 raise InputError(_refused("the cluster", error)) from error
             except RuntimeError as error:
                 if _details(client, job_id) is None:
-                    raise InputError(f"{job_id}: the cluster refuses the job ({_first_line(error)}).") from error
+                    raise InputError(f"{job_id}: the cluster refuses the job ({first_line(error)}).") from error
                 return SubmittedJob(job_id, attached=True)  # another client submitted it just before
             return SubmittedJob(job_id, attached=False)
         if not details.status.is_terminal():
@@ -343,43 +336,6 @@ def _details(client: JobSubmissionClient, job_id: str) -> JobDetails | None:
         if "404" in str(error):
             return None
         raise
-
-
-def _followed(client: JobSubmissionClient, job_id: str, address: str) -> JobDetails:
-    """Stream a job's log until the job ends. After a lost connection, reconnect and continue at the same position.
-
-    Raises:
-        StageError: the cluster stopped responding.
-    """
-    printed, away_since = 0, None
-    while True:
-        try:
-            printed = asyncio.run(_tail(client, job_id, printed))
-            details = client.get_job_info(job_id)
-            if details.status.is_terminal():
-                return details
-            away_since = None
-        except (requests.RequestException, aiohttp.ClientError, ConnectionError, RuntimeError, OSError) as error:
-            away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > MAX_UNREACHABLE_SECONDS:
-                raise StageError(
-                    f"{address}: stopped responding ({_first_line(error)}). Job {job_id} may still be running: repeat the "
-                    "same submission to attach to it."
-                ) from error
-        time.sleep(POLL_SECONDS)
-
-
-async def _tail(client: JobSubmissionClient, job_id: str, printed: int) -> int:
-    """Write a job's log to standard error from character `printed` on; return the number of characters written in total."""
-    position = 0
-    async for text in client.tail_job_logs(job_id):
-        new = text[max(0, printed - position) :]
-        position += len(text)
-        if new:
-            sys.stderr.write(new)
-            sys.stderr.flush()
-        printed = max(printed, position)
-    return printed
 
 
 def _ended(details: JobDetails, job_id: str, address: str, *, attached: bool) -> Submitted:

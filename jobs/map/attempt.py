@@ -15,6 +15,7 @@ from jobs.map.spec import MapSpec
 from jobs.runtime.logs import event
 from jobs.runtime.progress import info, pluralize, progress_bar
 from jobs.runtime.prometheus import MapMetrics, map_metrics
+from jobs.runtime.worker_resources import own_device
 from jobs.workflow.errors import StageError
 from pipeline.grid import Tile
 from pipeline.io import storage
@@ -155,7 +156,7 @@ def _executor(
 
         def in_process(tiles: Sequence[Tile], take: Callable[[TileOutcome], None]) -> None:
             try:
-                for outcome in TileMapper(job, threads=cpu_count()).map(tiles):
+                for outcome in TileMapper(job, threads=cpu_count(), device=own_device(spec.config.resources)).map(tiles):
                     take(outcome)
             except DeviceFailedError as error:
                 raise StageError(
@@ -171,7 +172,7 @@ def _executor(
         readers = reading_cpus(section.readers)
         memory = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
         ray_cluster.ensure(workers=section.workers + readers, object_store=memory)
-        resources = ray_cluster.share_cluster(section.workers, reserved_cpus=readers)
+        resources = ray_cluster.share_cluster(spec.config.resources, section.workers, reserved_cpus=readers)
         if not isolated:  # before a retry it was checked already
             ray_cluster.check_shared([storage.join(scene.store.url, "zarr.json") for scene in maps.values()])
             if resources.gpus:

@@ -21,12 +21,13 @@ from jobs.map.scene_map import SceneMap
 from jobs.map.spec import MapSpec
 from jobs.map.summary import REMEDY, incomplete_lines, published_line, timing_lines
 from jobs.runtime.progress import info, pluralize, warn
+from jobs.runtime.worker_resources import own_device
 from jobs.workflow.errors import TilesFailedError
 from jobs.workflow.manifest import StageResult
 from jobs.workflow.runner import invalidate
 from jobs.workflow.saved_config import save_map_config
 from jobs.workflow.workspace import Workspace
-from mibf.device import best_device, check_precision
+from mibf.device import check_precision
 from mibf.errors import InputError
 from pipeline.grid import Tile, Window
 from pipeline.io.lease import Lease
@@ -90,9 +91,9 @@ def map_scenes(
 
 def _check(maps: Mapping[str, SceneMap], request: TileRequest) -> dict[str, list[Window]] | None:
     """Refuse what cannot be mapped before anything is written; return the requested tiles by scene, None for all."""
-    section = next(iter(maps.values())).spec.config.map
-    if section.workers == 0:
-        check_precision(best_device(), section.precision, key="map.precision")
+    config = next(iter(maps.values())).spec.config
+    if config.map.workers == 0:
+        check_precision(own_device(config.resources), config.map.precision, key="map.precision")
     for scene in maps.values():
         scene.check_replaced(request)
         _check_drift(scene)

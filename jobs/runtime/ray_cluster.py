@@ -7,9 +7,8 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import psutil
@@ -18,19 +17,19 @@ import ray._private.worker
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.config.config import ResourcesSection
 from jobs.runtime import ray_start
 from jobs.runtime.progress import info, warn
+from jobs.runtime.ray_start import await_gpus
 from jobs.runtime.signals import kill_children
 from jobs.runtime.version import library_versions, version_changes
-from jobs.runtime.worker_resources import WorkerResources
+from jobs.runtime.worker_resources import JOB, Node, WorkerResources, cpus_each
 from mibf import __version__
 from mibf.device import Precision, best_device, check_precision
 from mibf.errors import InputError
 from pipeline.io import checksums, storage
 from pipeline.parallel.cpu_count import cpu_count
 
-#: Environment variable that Ray sets in the drivers of submitted jobs.
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 #: Object store size of a local Ray instance. Only small rows pass through it, no tiles or samples.
 OBJECT_STORE_BYTES = 128 << 20
 #: Seconds in which a node must report its versions.
@@ -292,61 +291,52 @@ def hold_gpu(node: str, name: str, held: ExitStack) -> None:
                 return
 
 
-def share_cluster(workers: int, *, fewest: int | None = None, reserved_cpus: int = 0) -> WorkerResources:
+def share_cluster(
+    wanted: ResourcesSection, workers: int, *, fewest: int | None = None, reserved_cpus: int = 0
+) -> WorkerResources:
     """Divide the cluster's current resources among workers. GPUs are used only if there is one per required worker.
 
     Where their number is elastic, there are then as many workers as GPUs, and each has one.
 
-    `fewest`: the workers required to start, if their number is elastic. `reserved_cpus`: CPUs reserved for other processes.
+    Args:
+        wanted: whether GPUs are waited for, or not used.
+        workers: number of workers, at most.
+        fewest: the workers required to start, if their number is elastic.
+        reserved_cpus: CPUs reserved for other processes.
+
+    Raises:
+        InputError, GpusUnavailableError: as for `await_gpus`.
     """
-    nodes, places = _nodes()
     required = workers if fewest is None else fewest
-    cpus, gpus = sum(node.cpus for node in nodes) - bool(places), sum(node.gpus for node in nodes)
-    on_gpus = gpus >= required
+    if wanted.gpus is True:
+        await_gpus(required, minutes=wanted.gpu_wait_minutes)
+    nodes, places = _nodes()
+    own_gpus = _driver_gpus()
+    cpus, gpus = sum(node.cpus for node in nodes) - bool(places), sum(node.gpus for node in nodes) - own_gpus
+    on_gpus = wanted.gpus is not False and gpus >= required
     if on_gpus:
         workers = min(workers, gpus)
-    elif gpus:
+    elif gpus > 0 and wanted.gpus is not False:
         info(f"warning: only {gpus} GPU for {required} workers, so no GPU is used; set workers to {gpus} to use GPUs")
     if cpus < required + reserved_cpus:
         others = f" plus {reserved_cpus} reserved CPU" if reserved_cpus else ""
         info(f"warning: the cluster has {cpus} CPU for {required} workers{others}; waiting for more")
-    each = cpus_each(nodes, workers, driver=places, reserved_cpus=reserved_cpus, on_gpus=on_gpus)
+    each = cpus_each(nodes, workers, driver=places, driver_gpus=own_gpus, reserved_cpus=reserved_cpus, on_gpus=on_gpus)
     return WorkerResources(workers, each, int(on_gpus))
-
-
-@dataclass(frozen=True)
-class Node:
-    """CPUs and GPUs of a cluster node that are available to workers."""
-
-    cpus: int
-    gpus: int = 0
-
-
-def cpus_each(
-    nodes: Sequence[Node], workers: int, *, driver: Sequence[int] = (), reserved_cpus: int = 0, on_gpus: bool = False
-) -> int:
-    """Return the most whole CPUs per worker, each worker fitting on one node; 1 if they do not fit.
-
-    Args:
-        nodes: the nodes of the cluster.
-        workers: number of workers.
-        driver: indices of the nodes on one of which the driver takes a CPU; empty if it takes none.
-        reserved_cpus: CPUs reserved for other processes.
-        on_gpus: whether each worker also takes a GPU.
-    """
-    if driver:
-        left = [[replace(node, cpus=node.cpus - (p == taken)) for p, node in enumerate(nodes)] for taken in driver]
-        return min(cpus_each(rest, workers, reserved_cpus=reserved_cpus, on_gpus=on_gpus) for rest in left)
-    for each in range(max((node.cpus for node in nodes), default=1), 1, -1):
-        room = sum(min(node.cpus // each, node.gpus) if on_gpus else node.cpus // each for node in nodes)
-        if room >= workers and sum(node.cpus for node in nodes) - each * workers >= reserved_cpus:
-            return each
-    return 1
 
 
 def driver_takes_cpu() -> bool:
     """Whether this process is the driver of a submitted job and holds a CPU of the cluster."""
     return bool(_nodes()[1])
+
+
+def _driver_gpus() -> int:
+    """Number of GPUs that Ray has assigned to this process, if it is the driver of a submitted job."""
+    if JOB not in os.environ:
+        return 0
+    visible = len([each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each])
+    in_use = ray.cluster_resources().get("GPU", 0) - ray.available_resources().get("GPU", 0)
+    return min(visible, int(in_use))  # a node may set the variable, too
 
 
 def _no_cpu_in_use() -> bool:
@@ -358,7 +348,7 @@ def _nodes() -> tuple[list[Node], list[int]]:
     """Return the live nodes, and the indices of those on one of which this process, if a job's driver, takes a CPU."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     nodes = [Node(int(node["Resources"].get("CPU", 0)), int(node["Resources"].get("GPU", 0))) for node in alive]
-    if _JOB not in os.environ or _no_cpu_in_use():
+    if JOB not in os.environ or _no_cpu_in_use():
         return nodes, []
     own_node = ray.get_runtime_context().get_node_id()
     able = [position for position, node in enumerate(nodes) if node.cpus]

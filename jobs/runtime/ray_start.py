@@ -1,4 +1,7 @@
-"""Start Ray or connect to a cluster: check first what Ray needs, limit the wait, and let Ctrl-C end it."""
+"""Start Ray or connect to a cluster: check first what Ray needs, limit the wait, and let Ctrl-C end it.
+
+Also wait for the GPUs of a cluster, which autoscaling may have to start.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import ray
+import ray._private.state
 import ray.job_config
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from jobs.runtime.import_path import worker_path
+from jobs.runtime.progress import info, pluralize
 from jobs.runtime.signals import INTERRUPTED, kill_children
+from jobs.runtime.worker_resources import GpusUnavailableError
 from mibf.errors import InputError
 
 #: Seconds after which starting or connecting is reported as slow, and after which it is given up.
 SLOW_SECONDS, LIMIT_SECONDS = 30.0, 180.0
 #: Seconds that an interrupted call may take to end by itself before its processes are killed; then those to disconnect.
 GRACE_SECONDS, DISCONNECT_SECONDS = 6.0, 3.0
+#: Seconds after which waiting for GPUs is reported, and between two reports.
+GPU_SECONDS, GPU_REPORT_SECONDS = 2.0, 60.0
 #: Longest path of a Unix socket in bytes; the longest that Ray has below its temporary folder, before the process id.
 SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 RAY_SOCKET = "/ray/session_2000-01-01_00-00-00_000000_/sockets/plasma_store"
@@ -222,3 +233,51 @@ def ending_within(seconds: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def await_gpus(number: int, *, minutes: float) -> None:
+    """Wait until the cluster has that many free GPUs, each with a free CPU; say what is waited for, and since when.
+
+    A placement group asks for them, so autoscaling starts nodes as it does for tasks, and ends with this process. It is
+    removed before the workers start, which then take its place.
+
+    Raises:
+        InputError: Ray was started on this machine, or the cluster reports that it never has so many GPUs.
+        GpusUnavailableError: they were not there in time.
+    """
+    asked = pluralize(number, "GPUs")
+    if os.environ.get("RAY_ADDRESS", "local") == "local" and _gpus() < number:
+        raise InputError(
+            f"resources.gpus is true, but this machine has {_gpus()} of the {asked} that the workers need; set RAY_ADDRESS "
+            "to a cluster that has them, use fewer workers, or set resources.gpus to auto."
+        )
+    most = (ray._private.state.state.get_max_resources_from_cluster_config() or {}).get("GPU")
+    if most is not None and most < number:
+        raise InputError(
+            f"resources.gpus is true, but this cluster can have at most {most} of the {asked} that the workers need; use "
+            "fewer workers, raise the limit of its autoscaling, or set resources.gpus to auto."
+        )
+    since, begun, reported = f"{datetime.now(UTC):%H:%M:%S} UTC", time.monotonic(), -GPU_REPORT_SECONDS
+    group = placement_group([{"GPU": 1, "CPU": 1}] * number)
+    try:
+        while not group.wait(timeout_seconds=GPU_SECONDS):
+            passed = time.monotonic() - begun
+            if passed > 60 * minutes:
+                raise GpusUnavailableError(
+                    f"resources.gpus is true, but {asked} with a CPU each were not free within {minutes:g} min "
+                    f"(resources.gpu_wait_minutes); the cluster has {_gpus()}. Check that its autoscaling has a group of "
+                    "nodes with GPUs that may grow, and that other jobs leave some; or set resources.gpus to auto."
+                )
+            if passed - reported > GPU_REPORT_SECONDS:
+                reported = passed
+                info(
+                    f"waiting for {asked} with a CPU each since {since}, for at most {minutes:g} min; the cluster has "
+                    f"{_gpus()}, and autoscaling is asked for the others"
+                )
+    finally:
+        remove_placement_group(group)
+
+
+def _gpus() -> int:
+    """Number of GPUs of the cluster's live nodes."""
+    return int(ray.cluster_resources().get("GPU", 0))

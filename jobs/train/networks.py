@@ -19,7 +19,7 @@ from jobs.config.config import Config
 from jobs.config.train import Select
 from jobs.runtime.progress import TrainingBar, info, training_bar, warn
 from jobs.runtime.prometheus import TrainMetrics, train_metrics
-from jobs.runtime.worker_resources import WorkerResources
+from jobs.runtime.worker_resources import WorkerResources, own_device
 from jobs.train.settings import Settings, WorkerContext
 from jobs.train.step_plan import StepPlan
 from jobs.train.worker_loop import run
@@ -27,7 +27,7 @@ from jobs.workflow.errors import StageError
 from jobs.workflow.seed_summary import format_accuracies, mean_and_deviation
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
-from mibf.device import best_device, check_precision, means_device_failed
+from mibf.device import check_precision, means_device_failed
 from mibf.normalization import Scaling
 from mibf.training.checkpoint import TrainingPosition
 from mibf.training.epoch import NonFiniteError
@@ -72,7 +72,7 @@ def train_networks(
     total = len(config.train.every_seed) * plan.total * config.train.batch_size
     metrics = train_metrics(config)
     if config.train.workers == 0:
-        _train_locally(settings, total, metrics)
+        _train_locally(settings, own_device(config.resources), total, metrics)
     else:
         _on_ray(settings, share, total, metrics)
     results = _read_results(config, settings.workspace)
@@ -83,14 +83,14 @@ def train_networks(
 def share_resources(config: Config) -> WorkerResources:
     """The resources of each worker; a precision that they do not support is refused before anything is written."""
     if config.train.workers == 0:
-        device = best_device()
+        device = own_device(config.resources)
         check_precision(device, config.train.precision)
         return WorkerResources(0, config.train.threads or cpu_count(), int(device.type == "cuda"))
     from jobs.runtime import ray_cluster  # import Ray only where it is used
 
     ray_cluster.ensure(workers=config.train.workers)
     ray_cluster.check_shared([Workspace.of(config).scaling])
-    share = ray_cluster.share_cluster(config.train.most_workers, fewest=config.train.workers)
+    share = ray_cluster.share_cluster(config.resources, config.train.most_workers, fewest=config.train.workers)
     if share.gpus:
         ray_cluster.check_gpu(config.train.precision, key="train.precision")
     else:
@@ -123,11 +123,11 @@ class LocalProgress:
         warn(line)
 
 
-def _train_locally(settings: Settings, total: int, metrics: TrainMetrics) -> None:
+def _train_locally(settings: Settings, device: torch.device, total: int, metrics: TrainMetrics) -> None:
     """Train in this process."""
     with training_bar("train", total) as bar:
         try:
-            run(settings, WorkerContext(0, 1, best_device()), LocalProgress(bar, metrics))
+            run(settings, WorkerContext(0, 1, device), LocalProgress(bar, metrics))
         except (NonFiniteError, ReadError, StorageUnavailableError) as error:
             raise StageError(f"training stopped: {error}") from error
         except RuntimeError as error:

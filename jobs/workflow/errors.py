@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobs.runtime.worker_resources import GpusUnavailableError
 from mibf.errors import InputError
 from pipeline.io.lease import LeaseHeldError, LeaseLostError
 from pipeline.io.retry import StorageUnavailableError
@@ -28,7 +29,7 @@ _STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (BrokenError, 3),
     (LeaseHeldError, 4),
     (LeaseLostError, 4),
-    *((kind, 1) for kind in (StageError, StorageUnavailableError, PublishError, IncompleteMapError)),
+    *((kind, 1) for kind in (StageError, StorageUnavailableError, PublishError, IncompleteMapError, GpusUnavailableError)),
 )
 
 

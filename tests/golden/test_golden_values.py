@@ -286,6 +286,7 @@ def test_defaults_of_every_fingerprinted_key_are_recorded() -> None:
         "run",
         "prepare",
         "baselines",
+        "resources",
         "stale_on_upgrade",
     }
 

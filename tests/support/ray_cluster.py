@@ -6,6 +6,7 @@ Each node is a separate process group, so a test can kill it completely, as if i
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import secrets
 import shutil
@@ -115,7 +116,7 @@ class Node:
 class Cluster:
     """A head and worker nodes that can be added and killed."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], *, pool: int = 0) -> None:
         folder.mkdir()
         self.folder = folder
         self.token = folder / "token"
@@ -145,8 +146,34 @@ class Cluster:
             f"--dashboard-port={self.dashboard_port}",
             f"--ray-client-server-port={client}",
             f"--temp-dir={self._temporary}",
+            *([] if not pool else [f"--autoscaling-config={self._pool_config(pool)}"]),
             cpus=0,
         )
+
+    def _pool_config(self, nodes: int) -> Path:
+        """Write the configuration of Ray's autoscaler for a pool of GPU nodes that starts at zero, on this machine."""
+        gpu = {"resources": {"CPU": 1, "GPU": 1, "object_store_memory": OBJECT_STORE}, "node_config": {}}
+        commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+        config = {
+            "cluster_name": "pool",
+            "max_workers": nodes,
+            "idle_timeout_minutes": 5,
+            "provider": {"type": "fake_multinode", "gcs_address": f"127.0.0.2:{self.port}"},
+            "auth": {},
+            "head_node_type": "ray.head.default",
+            "available_node_types": {
+                "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                "gpu": gpu | {"min_workers": 0, "max_workers": nodes},
+            },
+            "file_mounts": {},
+            "cluster_synced_files": [],
+            "file_mounts_sync_continuously": False,
+            "upscaling_speed": 1.0,
+        } | {f"{name}_commands": [] for name in commands}
+        path = self.folder / "pool.json"
+        path.write_text(json.dumps(config))
+        self.environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        return path
 
     def await_head(self) -> None:
         """Wait until the job server responds."""
@@ -204,9 +231,14 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, *, nodes: int, cpus: int, environment: Mapping[str, str] | None = None) -> Iterator[Cluster]:
-    """Start a cluster that ends with the block; `folder` is created for its logs and its token."""
-    made = Cluster(folder, environment or {})
+def cluster(
+    folder: Path, *, nodes: int, cpus: int, pool: int = 0, environment: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
+    """Start a cluster that ends with the block; `folder` is created for its logs and its token.
+
+    With `pool`, Ray's autoscaler adds up to so many nodes with a CPU and a logical GPU each.
+    """
+    made = Cluster(folder, environment or {}, pool=pool)
     try:
         made.await_head()
         for _ in range(nodes):

@@ -16,6 +16,7 @@ import yaml
 from ray.job_submission import JobStatus
 from typer.testing import CliRunner
 
+import jobs.fleet.follow
 import jobs.fleet.submit
 from jobs.cli.common import app
 from jobs.config.loader import load
@@ -61,6 +62,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Jobs:
     made = Jobs()
     monkeypatch.setattr(jobs.fleet.submit, "connect", lambda _: (made, "http://cluster:8265"))
     monkeypatch.setattr(jobs.fleet.submit, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(jobs.fleet.follow, "POLL_SECONDS", 0.0)
     return made
 
 
@@ -172,6 +174,45 @@ def test_rerun_all_is_submitted_as_a_new_job_each_time(server: Jobs) -> None:
     first, second = (mibf(*arguments).json["id"] for _ in range(2))
     assert second == f"{first}-2", "scheduled reruns are always new jobs"
     assert server.sent[0]["entrypoint"] == "mibf rerun --all s3://bucket/areas --max-attempts 5 --backoff 600"
+
+
+def test_gpu_is_reserved_for_the_driver(server: Jobs, config: str) -> None:
+    server.endings = [(JobStatus.SUCCEEDED, 0)] * 2
+    mibf("submit", "evaluate", config, "--cpus", "4", "--gpus", "1")
+    mibf("submit", "evaluate", config, "--again")
+    assert [(job["entrypoint_num_cpus"], job["entrypoint_num_gpus"]) for job in server.sent] == [(4, 1), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    "given", [["--gpus", "0.3"], ["--gpus", "-1"], ["--gpus", "2"], ["--cpus", "-1"], ["--cpus", "nan"]]
+)
+def test_impossible_resources_exit_2_before_submitting(server: Jobs, config: str, given: list[str]) -> None:
+    done = mibf("submit", "evaluate", config, *given)
+    assert done.status == 2
+    assert given[0] in done.stderr
+    assert not server.sent
+
+
+def test_job_that_does_not_start_is_reported_once(server: Jobs, config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.fleet.follow, "PENDING_SECONDS", 0.0)
+    server.endings = [(JobStatus.PENDING, None)]
+    polls = iter([JobStatus.PENDING] * 3 + [JobStatus.RUNNING, JobStatus.PENDING, JobStatus.SUCCEEDED])
+
+    def poll(id_: str) -> SimpleNamespace:
+        server.jobs[id_].status, server.jobs[id_].driver_exit_code = next(polls), 0
+        server.jobs[id_].message = "It may be waiting for resources (CPUs, GPUs)"
+        return server.jobs[id_]
+
+    submitted = server.submit_job
+
+    def submit_job(**job: Any) -> str:
+        monkeypatch.setattr(server, "get_job_info", poll)
+        return submitted(**job)
+
+    monkeypatch.setattr(server, "submit_job", submit_job)
+    done = mibf("submit", "prepare", config)
+    assert done.status == 0
+    assert done.stderr.count("waiting for resources of the cluster, for 0 s so far (It may be waiting for resources") == 1
 
 
 @pytest.mark.parametrize(

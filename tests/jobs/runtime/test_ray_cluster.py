@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.config.config import ResourcesSection
 from jobs.runtime import ray_cluster
-from jobs.runtime.ray_cluster import Node, WorkerResources, cpus_each, share_cluster
+from jobs.runtime.ray_cluster import share_cluster
+from jobs.runtime.worker_resources import JOB, Node, WorkerResources, cpus_each, hide_unassigned_gpus, own_device
 from mibf.errors import InputError
 from tests.support.paths import ROOT
 
+AUTO = ResourcesSection()
 NODES = st.lists(st.builds(Node, st.integers(0, 12), st.integers(0, 4)), max_size=4)
 
 
@@ -60,21 +65,23 @@ def test_workers_share_all_cpus_of_each_node() -> None:
 # --- what each worker gets
 
 
-def simulate(monkeypatch: pytest.MonkeyPatch, nodes: list[Node], *, job_on: int | None = None, used: float = 0) -> None:
+def simulate(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[Node], *, job_on: int | None = None, used: float = 0, gpus_used: float = 0
+) -> None:
     """Let Ray report these nodes; `job_on` is the node of this process, if it is a job's driver, `used` are CPUs in use."""
     described = [
         {"Alive": True, "NodeID": str(i), "Resources": {"CPU": float(node.cpus), "GPU": float(node.gpus)}}
         for i, node in enumerate(nodes)
     ]
-    total = float(sum(node.cpus for node in nodes))
+    total, gpus = float(sum(node.cpus for node in nodes)), float(sum(node.gpus for node in nodes))
     context: Any = SimpleNamespace(get_node_id=lambda: str(job_on))
     monkeypatch.setattr(ray, "nodes", lambda: described)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": total})
-    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": total - used})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": total, "GPU": gpus})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": total - used, "GPU": gpus - gpus_used})
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.delenv(JOB, raising=False)
     if job_on is not None:
-        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+        monkeypatch.setenv(JOB, "{}")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +99,7 @@ def test_gpus_are_used_if_every_required_worker_gets_one(
     monkeypatch: pytest.MonkeyPatch, workers: int, fewest: int | None, gpus: int, expected: WorkerResources
 ) -> None:
     simulate(monkeypatch, [Node(8, gpus)])
-    assert share_cluster(workers, fewest=fewest) == expected
+    assert share_cluster(AUTO, workers, fewest=fewest) == expected
 
 
 def test_workers_of_the_kubernetes_layout_get_all_cpus_of_their_pods(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,14 +114,59 @@ def test_workers_of_the_kubernetes_layout_get_all_cpus_of_their_pods(monkeypatch
         nodes += [Node(cpus, int(limits.get("nvidia.com/gpu", 0)))] * group["replicas"]
     assert nodes == [Node(0), Node(0), Node(8, 1), Node(8, 1)]
     simulate(monkeypatch, nodes, job_on=1)
-    assert share_cluster(2) == WorkerResources(2, 8, 1)
+    assert share_cluster(AUTO, 2) == WorkerResources(2, 8, 1)
 
 
 def test_driver_that_takes_a_cpu_leaves_the_others_to_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, [Node(0), Node(8)], job_on=0, used=1)
-    assert share_cluster(1) == WorkerResources(1, 7, 0), "the head node is reported, wherever the CPU was taken"
+    assert share_cluster(AUTO, 1) == WorkerResources(1, 7, 0), "the head node is reported, wherever the CPU was taken"
     simulate(monkeypatch, [Node(0), Node(8)], job_on=0, used=0)
-    assert share_cluster(1) == WorkerResources(1, 8, 0)
+    assert share_cluster(AUTO, 1) == WorkerResources(1, 8, 0)
+
+
+def test_driver_that_holds_a_gpu_leaves_the_others_to_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    simulate(monkeypatch, [Node(8, 1), Node(8, 1)], job_on=0, used=1, gpus_used=1)
+    assert share_cluster(AUTO, 1) == WorkerResources(1, 8, 1)
+    assert share_cluster(AUTO, 2).gpus == 0
+    simulate(monkeypatch, [Node(8, 1), Node(8, 1)], job_on=0, used=1)  # the node sets the variable
+    assert share_cluster(AUTO, 2) == WorkerResources(2, 7, 1)
+
+
+def test_no_gpu_is_used_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate(monkeypatch, [Node(8, 4)])
+    assert share_cluster(ResourcesSection(gpus=False), 2) == WorkerResources(2, 4, 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert own_device(ResourcesSection(gpus=False)).type == "cpu"
+    assert own_device(AUTO).type == "cuda"
+
+
+def test_gpus_that_cannot_come_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ResourcesSection(gpus=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"this process, which computes the stage itself .* has no GPU; .* `--gpus 1`"):
+        own_device(wanted)
+    simulate(monkeypatch, [Node(8, 1)])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(InputError, match=r"this machine has 1 of the 2 GPUs that the workers need; set RAY_ADDRESS"):
+        share_cluster(wanted, 2)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray._private.state.state, "get_max_resources_from_cluster_config", lambda: {"GPU": 4, "CPU": 8})
+    with pytest.raises(InputError, match=r"this cluster can have at most 4 of the 6 GPUs"):
+        share_cluster(wanted, 8, fewest=6)
+
+
+@pytest.mark.parametrize("job", [False, True])
+@pytest.mark.parametrize("assigned", [None, "3"])
+def test_driver_sees_only_gpus_that_were_reserved_for_it(
+    monkeypatch: pytest.MonkeyPatch, job: bool, assigned: str | None
+) -> None:
+    for name, value in ((JOB, "{}" if job else None), ("CUDA_VISIBLE_DEVICES", assigned)):
+        monkeypatch.setenv(name, value or "")  # so that it is restored
+        if value is None:
+            monkeypatch.delenv(name)
+    hide_unassigned_gpus()
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == ("" if job and assigned is None else assigned)
 
 
 # --- versions on the nodes
