@@ -1,7 +1,7 @@
 """Train the networks of every seed, with Ray Train or in this process, and build their bundles.
 
-The training loop is in `jobs.train.worker_loop`. Ray Train starts the workers and restarts them when one dies, with
-more or fewer workers where allowed; each resumes from the newest checkpoint. Checkpoints are not handed to Ray but
+The training loop is in `jobs.train.worker_loop`. Ray Train starts the workers, again when one dies, with more or fewer
+workers where allowed; each resumes from the newest checkpoint. Checkpoints are not handed to Ray but
 written through `pipeline.io`: they are verified when read, transient object-store errors are retried, and a run with
 Ray can be resumed without it and vice versa.
 """

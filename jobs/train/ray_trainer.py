@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -22,14 +23,18 @@ from jobs.runtime.worker_resources import WorkerResources
 from jobs.train.settings import ProgressCallback, Settings, WorkerContext
 from jobs.train.worker_loop import run
 from jobs.workflow.errors import StageError
+from mibf import __version__
 from mibf.errors import InputError
+from mibf.training.checkpoint import TrainingPosition
 from mibf.training.epoch import NonFiniteError
+from pipeline.io.checkpoints import Checkpoints
 from pipeline.io.lease import LeaseLostError
-from pipeline.io.retry import StorageUnavailableError
+from pipeline.io.retry import StorageUnavailableError, call_with_retry
 from pipeline.sampling.sampler import ReadError
 
 #: Seconds between two polls of the progress actor.
 POLL_SECONDS = 1.0
+Failure = TypeVar("Failure", bound=BaseException)
 
 
 def train_on_ray(settings: Settings, share: WorkerResources, callback: ProgressCallback) -> None:
@@ -38,42 +43,88 @@ def train_on_ray(settings: Settings, share: WorkerResources, callback: ProgressC
     Raises:
         InputError: a worker found an invalid input or setting.
         LeaseLostError: a worker found that the workspace lease was lost.
-        StageError: the workers failed more often than `train.max_failures`, or with an error that would occur again.
+        StageError: the workers failed more often than `train.max_failures` without a new checkpoint, or with an error that
+            would occur again.
     """
     section = settings.train
-    workers = section.workers if section.max_workers is None else (section.workers, section.max_workers)
-    with _start_progress_actor(callback) as actor, tempfile.TemporaryDirectory(prefix="mibf-ray-") as folder:
-        trainer = ray.train.torch.TorchTrainer(
-            _worker,
-            train_loop_config={"settings": settings, "actor": actor},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=share.gpus > 0, resources_per_worker=share.resources
-            ),
-            # Only Ray's own state goes there; no checkpoint is handed to Ray.
-            run_config=ray.train.RunConfig(
-                name=f"mibf-{uuid.uuid4().hex[:8]}",
-                storage_path=folder,
-                failure_config=ray.train.FailureConfig(max_failures=section.max_failures),
-            ),
-        )
-        failure: BaseException | None = None
-        with ray_start.watched(info):
-            try:
-                trainer.fit()
-            except ray.train.TrainingFailedError as error:
-                failure = error
+    with _start_progress_actor(callback) as actor:
+
+        def fit() -> ray.train.TrainingFailedError | None:
+            failure = _fit(settings, share, actor)
             fatal_error = ray.get(actor.fatal_error.remote())
-        if fatal_error is not None:
+            if fatal_error is None:
+                return failure
             kind, line = fatal_error
             if kind == "lease":
                 raise LeaseLostError(line)
             raise InputError(line) if kind == "input" else StageError(f"training stopped: {line}")
+
+        failure = fit_while_progressing(fit, partial(_newest_checkpoints, settings), max_failures=section.max_failures)
         if failure is not None:
             raise StageError(
                 f"training stopped: {_cause(failure)}. Workers failed more often than `train.max_failures` "
-                f"({section.max_failures}); "
+                f"({section.max_failures}) without a new checkpoint; "
                 "run the same command again to resume from the newest checkpoint."
             ) from failure
+
+
+def fit_while_progressing(
+    fit: Callable[[], Failure | None], position: Callable[[], object], *, max_failures: int
+) -> Failure | None:
+    """Fit until it succeeds, or fails more than `max_failures` times without progress in between; return the last failure.
+
+    So a training on nodes that are often taken away ends only if it gets no further.
+
+    Args:
+        fit: returns None, or why the workers failed; the next call continues at the newest checkpoint.
+        position: what has been saved, which differs after progress.
+        max_failures: failures that are allowed at one position.
+    """
+    failures, saved = 0, position()
+    while (failure := fit()) is not None:
+        before, saved = saved, position()
+        failures = 1 if saved != before else failures + 1
+        if failures > max_failures:
+            break
+    return failure
+
+
+def _newest_checkpoints(settings: Settings) -> list[TrainingPosition | None]:
+    """The position of the newest checkpoint of every seed."""
+
+    def newest(url: str) -> TrainingPosition | None:
+        return next(reversed(Checkpoints(url).positions()), None)
+
+    urls = [settings.workspace.checkpoints(seed) for seed in settings.train.every_seed]
+    return [call_with_retry(url, partial(newest, url)) for url in urls]
+
+
+def _fit(settings: Settings, share: WorkerResources, actor: Any) -> ray.train.TrainingFailedError | None:
+    """Start workers and wait until training is complete, or return why they failed."""
+    section = settings.train
+    with tempfile.TemporaryDirectory(prefix="mibf-ray-") as folder:
+        trainer = ray.train.torch.TorchTrainer(
+            _worker,
+            train_loop_config={"settings": settings, "actor": actor, "version": __version__},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=section.workers if section.max_workers is None else (section.workers, section.max_workers),
+                use_gpu=share.gpus > 0,
+                resources_per_worker=share.resources,
+            ),
+            # Only Ray's own state goes there; no checkpoint is handed to Ray. Failures are counted here, where progress is
+            # known: Ray counts those of a whole training.
+            run_config=ray.train.RunConfig(
+                name=f"mibf-{uuid.uuid4().hex[:8]}",
+                storage_path=folder,
+                failure_config=ray.train.FailureConfig(max_failures=0),
+            ),
+        )
+        with ray_start.watched(info):
+            try:
+                trainer.fit()
+            except ray.train.TrainingFailedError as error:
+                return error
+    return None
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -86,12 +137,22 @@ def _worker(config: dict[str, Any]) -> None:
     if worker.rank == 0:
         actor.gathered.remote(worker.workers)
     try:
+        _check_version(config["version"])
         run(settings, worker, RemoteProgress(actor))
     except (InputError, LeaseLostError, NonFiniteError, ReadError, StorageUnavailableError) as error:
         kinds = {InputError: "input", LeaseLostError: "lease"}
         kind = next((name for type_, name in kinds.items() if isinstance(error, type_)), "stage")
         ray.get(actor.give_up.remote(kind, str(error)))
         raise
+
+
+def _check_version(driver: str) -> None:
+    """Check the version of a worker, whose node may have joined after the others were asked for theirs."""
+    if driver != __version__:
+        raise InputError(
+            f"Ray node {ray.util.get_node_ip_address()} has mibf {__version__}, and the driver has {driver}; install the "
+            "same version on all nodes."
+        )
 
 
 class RemoteProgress:

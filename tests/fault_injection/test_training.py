@@ -173,11 +173,12 @@ def workers_of(pid: int) -> list[psutil.Process]:
     return found
 
 
-def test_killed_training_worker_is_replaced_automatically(run: Run, undisturbed_pair: Run) -> None:
-    with run.training("train.workers=2") as process:
-        run.await_checkpoint(process)
-        first, second = workers_of(process.pid)
-        second.kill()
+def test_killed_training_workers_are_replaced_as_long_as_there_is_progress(run: Run, undisturbed_pair: Run) -> None:
+    with run.training("train.workers=2", "train.max_failures=1") as process:
+        for epoch in (1, 2):  # a second failure, after newer checkpoints
+            run.await_checkpoint(process, epoch)
+            first, second = workers_of(process.pid)
+            second.kill()
         assert process.wait(timeout=600) == 0, run.errors()
     assert "training resumes from the newest checkpoint with 2 workers" in run.errors()
     assert run.weights() == undisturbed_pair.weights()
