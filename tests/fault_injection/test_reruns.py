@@ -35,6 +35,7 @@ from pipeline.maps.tile_checksums import event_count, tile_checksums
 from pipeline.maps.tile_selection import classify, select_tiles
 from pipeline.publishing import publish as publication
 from tests.support.faulty_bucket import Bucket, BucketFiles, Fault, FaultyBucket
+from tests.support.ledgers import COLUMNS, earlier_segment
 
 ROOT = "s3://bucket/work"
 MAP = f"{ROOT}/maps/scene/main"
@@ -444,17 +445,104 @@ class Reruns(RuleBasedStateMachine):
         assert len(workers) == len(set(workers)), "an event was written twice"
 
 
+#: An event of an earlier version: its state, whether under today's fingerprint, and its attempt, 0 where it is not known.
+EARLIER = st.tuples(st.sampled_from(["pending", "done", "failed", "stale"]), st.booleans(), st.integers(0, 2))
+
+
+class EarlierReruns(Reruns):
+    """The same on a workspace that an earlier version has left, with its ledger and, in part, its pixels."""
+
+    @initialize(
+        histories=st.tuples(*[st.lists(EARLIER, max_size=3)] * len(TILES)),
+        finished=st.sets(st.sampled_from(TILES)) | st.just(set(TILES)),
+        kept=st.sampled_from(["map store", "published map", "nothing"]),
+        damaged=st.sampled_from([None, *TILES]),
+    )
+    def leave(
+        self,
+        histories: tuple[list[tuple[str, bool, int]], ...],
+        finished: set[Window],
+        kept: str,
+        damaged: Window | None,
+    ) -> None:
+        """Leave a ledger of several segments, and the pixels of the tiles that are done; today's code takes over."""
+        self.prepare_all(changed=None)
+        today = {w: f"model {self.model}, {digest(self.bucket.get(f'{ROOT}/store/{key_of(w)}'))}" for w in TILES}
+        rows = [
+            self.earlier_event(window, f"earlier/{number}/{key_of(window)}", today[window], *event)
+            for window, history in zip(TILES, histories, strict=True)
+            for number, event in enumerate([*history, *([("done", True, 0)] if window in finished else [])])
+        ]
+        for number, part in enumerate(filter(None, (rows[::2], rows[1::2])), 1):
+            self.bucket.put(f"{LEDGER}/{number:06d}.parquet", earlier_segment(part))
+        self.written += [str(row["worker"]) for row in rows]
+        last = {(row["y"], row["x"]): row for part in (rows[::2], rows[1::2]) for row in part}
+        of_tiles = {window: last.get((window.y, window.x)) for window in TILES}
+        done = {w for w, row in of_tiles.items() if row is not None and row["state"] == "done"}
+        current = {w for w in done if (of_tiles[w] or {})["fingerprint"] == today[w]}
+        pixels = {w: today[w] if w in current else "pixels of before" for w in done}
+        if damaged in pixels and kept != "published map":
+            pixels[damaged] = "damaged"
+        if kept == "published map" and current == set(TILES):
+            self.publish_earlier(today)
+        elif kept == "map store":
+            for window, content in pixels.items():
+                self.bucket.put(f"{WORK}/{key_of(window)}", content.encode())
+            self.bucket.put(f"{WORK}/zarr.json", b"{}")
+        restored = current if kept == "map store" or f"{MAP}/item.json" in self.bucket.objects else set()
+        self.check_takeover(restored, today)
+
+    def earlier_event(
+        self, window: Window, worker: str, today: str, state: str, is_current: bool, attempt: int
+    ) -> dict[str, object]:
+        """A row of the ledger as an earlier version wrote it."""
+        fingerprint = today if is_current else "hash of the source code"
+        pixels = today if is_current else "pixels of before"
+        return dict.fromkeys(COLUMNS, "") | {
+            **dict.fromkeys(["attempt", "pixels", "rows"], 0),
+            **dict.fromkeys(["read_seconds", "compute_seconds", "write_seconds"], 0.0),
+            **dict.fromkeys(["started", "finished"]),
+            **{name: getattr(window, name) for name in ("y", "x", "height", "width")},
+            **{"scene": "scene", "state": state, "fingerprint": fingerprint, "worker": worker, "attempt": attempt},
+            "checksum": digest(pixels.encode()) if state == "done" else "",
+        }
+
+    def publish_earlier(self, today: Mapping[Window, str]) -> None:
+        """Leave a published map without a map store."""
+        content = json.dumps({key_of(window): pixels for window, pixels in today.items()}).encode()
+        for made in PRODUCTS:
+            self.bucket.put(f"{MAP}/{made.name}.tif", content)
+        files = {f"{made.name}.tif": hashlib.sha256(content).hexdigest() for made in PRODUCTS}
+        item = {"files": files, "tiles": {key_of(window): pixels for window, pixels in today.items()}}
+        self.bucket.put(f"{MAP}/item.json", json.dumps(item).encode())
+
+    def check_takeover(self, kept: set[Window], today: Mapping[Window, str]) -> None:
+        """A run of today keeps the tiles that are done under today's fingerprint and have their pixels, and no others."""
+        run = Run(self.model)
+        run.start_map()
+        assert run.planned == today
+        assert set(run.to_map()) == set(TILES) - kept
+        run.end()
+        self.written += run.appended
+        RECORD["takeovers of earlier workspaces"] += 1
+        RECORD["tiles of earlier versions kept"] += len(kept)
+        self.events_are_kept()
+
+
 def teardown_module() -> None:
     """Print what the sequences have met."""
     if SOAK:
         print(json.dumps(dict(sorted(RECORD.items())), indent=1))
 
 
-TestReruns = Reruns.TestCase
-TestReruns.pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(0 if SOAK else 1800)]
-TestReruns.settings = settings(
+MARKS = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(0 if SOAK else 1800)]
+SETTINGS = settings(
     max_examples=1000 if SOAK else 200,
     stateful_step_count=500 if SOAK else 75,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     deadline=None,
 )
+TestReruns, TestEarlierReruns = Reruns.TestCase, EarlierReruns.TestCase
+for case, share in ((TestReruns, 1), (TestEarlierReruns, 2)):
+    case.pytestmark = MARKS
+    case.settings = settings(SETTINGS, max_examples=SETTINGS.max_examples // share)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from pipeline.grid import Tile, Window
 from pipeline.maps.ledger import Ledger, LedgerEvent, State
 
 WINDOWS = [Window(0, x, 8, 8) for x in range(0, 32, 8)]
+
+TEXT, INT, MILLISECONDS = pa.string(), pa.int32(), pa.timestamp("ms", tz="UTC")
+#: The columns that ledgers have had since their first version, in their order; only times may be null.
+COLUMNS = {
+    "scene": TEXT, "y": INT, "x": INT, "height": INT, "width": INT, "state": TEXT, "fingerprint": TEXT, "model": TEXT,
+    "run": TEXT, "attempt": INT, "cause": TEXT, "worker": TEXT, "started": MILLISECONDS, "finished": MILLISECONDS,
+    "read_seconds": pa.float64(), "compute_seconds": pa.float64(), "write_seconds": pa.float64(), "pixels": pa.int64(),
+    "rows": INT, "checksum": TEXT,
+}  # fmt: skip  # pairs: one per line would fill a page
+_TIMES = ("started", "finished")
 
 STATES: tuple[State, ...] = get_args(State)
 
@@ -32,6 +44,23 @@ def write_ledger(url: str, events: Sequence[LedgerEvent]) -> Ledger:
     with ledger.writing():
         ledger.append(events)
     return ledger
+
+
+def earlier_segment(rows: Iterable[Mapping[str, object]], *, without: str = "") -> bytes:
+    """Return a segment of a ledger as the first version wrote it, optionally without a column."""
+    schema = pa.schema([pa.field(name, kind, nullable=name in _TIMES) for name, kind in COLUMNS.items() if name != without])
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema)
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata({"mibf:writer": uuid.uuid4().hex}),
+        sink,
+        compression="zstd",
+        use_dictionary=[name for name in table.column_names if COLUMNS[name] == TEXT and name != "checksum"],
+        write_statistics=False,
+        store_schema=False,
+        write_page_checksum=True,
+    )
+    return bytes(sink.getvalue())
 
 
 @st.composite

@@ -5,22 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mibf.errors import InputError
 from pipeline.grid import Tile, Window
 from pipeline.maps.ledger import Ledger, LedgerEvent, TileVersion
+from tests.support.ledgers import COLUMNS, earlier_segment
 
-TEXT, INT, MILLISECONDS = pa.string(), pa.int32(), pa.timestamp("ms", tz="UTC")
-#: Columns in their order; only times may be null.
-COLUMNS = {
-    "scene": TEXT, "y": INT, "x": INT, "height": INT, "width": INT, "state": TEXT, "fingerprint": TEXT, "model": TEXT,
-    "run": TEXT, "attempt": INT, "cause": TEXT, "worker": TEXT, "started": MILLISECONDS, "finished": MILLISECONDS,
-    "read_seconds": pa.float64(), "compute_seconds": pa.float64(), "write_seconds": pa.float64(), "pixels": pa.int64(),
-    "rows": INT, "checksum": TEXT,
-}  # fmt: skip  # pairs: one per line would fill a page
 FAILED = {
     "scene": "valley", "y": 0, "x": 64, "height": 64, "width": 64, "state": "failed", "fingerprint": "f1", "model": "m",
     "run": "r1", "attempt": 1, "cause": "out of memory", "worker": "node/7/cuda", "started": None, "finished": None,
@@ -32,9 +24,8 @@ DONE = FAILED | {"state": "done", "attempt": 2, "cause": "", "pixels": 4000, "ro
 
 def write_segment(folder: Path, *rows: dict[str, object], without: str = "") -> None:
     """Write the first segment of a ledger as an earlier version did, optionally without a column."""
-    schema = pa.schema([pa.field(name, kind, nullable=name in TIMES) for name, kind in COLUMNS.items() if name != without])
     folder.mkdir()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema), folder / "000001.parquet", compression="zstd")
+    (folder / "000001.parquet").write_bytes(earlier_segment(rows, without=without))
 
 
 def test_ledger_of_an_earlier_version_is_read(tmp_path: Path) -> None:
