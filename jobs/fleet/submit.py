@@ -45,8 +45,8 @@ from pipeline.io.lease import GRAIN, expiry
 
 #: The commands that can be submitted.
 COMMANDS = ("prepare", "train", "evaluate", "map", "report", "run", "rerun", "verify")
-#: Seconds to wait for a server to accept a connection.
-CONNECT_SECONDS = 10.0
+#: Seconds to wait for a server to accept a connection, and to answer the first request.
+CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 30.0
 #: Name of the configuration file that is sent with a job.
 FILE = "mibf.yaml"
 #: Maximum number of jobs with the same base id; further submissions of a job that did not succeed are numbered.
@@ -263,6 +263,15 @@ def connect(address: str | None) -> tuple[JobSubmissionClient, str]:
             f"{redacted}: no Ray cluster can be reached there ({error}). Start one, correct `--address`, or forward its "
             "port."
         ) from error
+    try:
+        requests.get(f"{url}/api/version", timeout=ANSWER_SECONDS)
+    except requests.Timeout as error:  # Ray's client would wait forever
+        raise InputError(
+            f"{redacted}: accepts connections, but has not answered for {ANSWER_SECONDS:g} s. Check the cluster's "
+            "dashboard, and the proxy or the forwarded port in front of it."
+        ) from error
+    except requests.RequestException:  # the client says what is wrong
+        pass
     logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # it logs every closed connection
     try:
         client = JobSubmissionClient(url)

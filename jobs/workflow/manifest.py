@@ -89,11 +89,17 @@ def check_dependencies(config: Config, stage: StageName) -> None:
 
 
 def read_manifest(workspace: Workspace, stage: StageName) -> Manifest | None:
-    """Read a stage's manifest; None if it never finished. Output paths are adjusted if the workspace was moved."""
-    try:
-        found = Manifest(**storage.read_json(workspace.manifest(stage)))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError):
-        return None
+    """Read a stage's manifest; None if it never finished. Output paths are adjusted if the workspace was moved.
+
+    Raises:
+        InputError: the workspace cannot be reached.
+    """
+    url = workspace.manifest(stage)
+    with storage.as_input_errors(url):
+        try:
+            found = Manifest(**storage.read_json(url))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, TypeError):
+            return None
     if not found.workspace:  # written by a version without this field
         return found
     before = found.workspace.rstrip("/") + "/"

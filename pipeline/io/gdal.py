@@ -45,6 +45,10 @@ def configure_gdal() -> None:
     os.environ.setdefault("GDAL_CACHEMAX", "128")  # the default, 5 % of memory, would cache blocks that are read once
     os.environ.setdefault("GDAL_HTTP_MAX_RETRY", "4")
     os.environ.setdefault("GDAL_HTTP_RETRY_DELAY", "1")
+    # Otherwise GDAL waits forever for a server that accepts a connection and sends nothing; below, a byte/s for a minute.
+    os.environ.setdefault("GDAL_HTTP_CONNECTTIMEOUT", "10")
+    os.environ.setdefault("GDAL_HTTP_LOW_SPEED_TIME", "60")
+    os.environ.setdefault("GDAL_HTTP_LOW_SPEED_LIMIT", "1")
     os.environ.setdefault("GDAL_DISABLE_READDIR_ON_OPEN", "TRUE")  # otherwise GDAL lists the folder of each file it opens
     os.environ.setdefault("RAW_CHECK_FILE_SIZE", "YES")  # otherwise the missing part of a truncated file reads as zeros
     os.environ["GDAL_VRT_ENABLE_PYTHON"] = "NO"  # whatever was set before: Python code in a virtual raster would run as ours

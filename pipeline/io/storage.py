@@ -27,6 +27,7 @@ from mibf.errors import InputError
 from mibf.redaction import without_queries as without_queries
 from mibf.redaction import without_user
 from mibf.serialization import without_nan as without_nan
+from pipeline.io.s3_client import configure_s3
 from pipeline.io.signing import signed
 
 #: Schemes of object stores, whose file systems in fsspec cache listings by default.
@@ -59,10 +60,10 @@ def encoded(url: str) -> str:
 
 def store_options(url: str) -> dict[str, bool]:
     """Options of fsspec for a URL: folders' listings, which others change, are not cached; who pays is as for GDAL."""
-    scheme = url.partition("://")[0]
-    options = {"use_listings_cache": False} if scheme in _BUCKETS else {}
-    if scheme in ("s3", "s3a") and os.environ.get("AWS_REQUEST_PAYER") == "requester":
-        options["requester_pays"] = True
+    options = {"use_listings_cache": False} if url.partition("://")[0] in _BUCKETS else {}
+    if url.startswith(("s3://", "s3a://")):
+        configure_s3()
+        options |= {"requester_pays": True} if os.environ.get("AWS_REQUEST_PAYER") == "requester" else {}
     return options
 
 

@@ -17,9 +17,10 @@ OURS = {"mibf", "pipeline", "jobs", "infra"}
 ALLOWED = {
     "mibf": {"torch", "numpy", "safetensors", "triton"},
     "pipeline": {
-        "affine", "dask", "distributed", "fsspec", "geopandas", "h5py", "joblib", "lightgbm", "numcodecs", "numpy", "odc",
-        "planetary_computer", "pyarrow", "pyogrio", "pyproj", "pystac", "pystac_client", "rasterio", "requests", "rio_cogeo",
-        "rioxarray", "scipy", "shapely", "skimage", "sklearn", "stac_geoparquet", "torch", "xarray", "zarr",
+        "affine", "botocore", "dask", "distributed", "fsspec", "geopandas", "h5py", "joblib", "lightgbm",
+        "numcodecs", "numpy", "odc", "planetary_computer", "pyarrow", "pyogrio", "pyproj", "pystac",
+        "pystac_client", "rasterio", "requests", "rio_cogeo", "rioxarray", "scipy", "shapely", "skimage",
+        "sklearn", "stac_geoparquet", "torch", "xarray", "zarr",
     },
 }  # fmt: skip  # a list of names: one per line would fill a page
 BELOW = {"mibf": {"mibf"}, "pipeline": {"mibf", "pipeline"}, "jobs": {"mibf", "pipeline", "jobs"}}

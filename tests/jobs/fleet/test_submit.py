@@ -25,6 +25,7 @@ from jobs.workflow.saved_config import as_run, relative_paths
 from mibf import __version__
 from tests.support.mapped_scene import Result
 from tests.support.scenes import SmallScene
+from tests.support.tcp_proxy import Faults, tcp_proxy
 
 
 class Jobs:
@@ -281,6 +282,14 @@ def test_unreachable_cluster_exits_2(config: str, address: str) -> None:
     done = mibf("submit", "prepare", config, "--address", address)
     assert done.status == 2
     assert "no Ray cluster can be reached there" in done.stderr
+
+
+def test_job_server_that_never_answers_exits_2(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.fleet.submit, "ANSWER_SECONDS", 0.2)
+    with tcp_proxy(1, Faults(silent=1)) as proxy:
+        done = mibf("submit", "prepare", config, "--address", proxy.url)
+    assert done.status == 2
+    assert f"{proxy.url}: accepts connections, but has not answered for 0.2 s" in done.stderr
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://", "ftp://there"])
