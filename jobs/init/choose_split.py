@@ -16,7 +16,8 @@ from pipeline.codes import SUBSETS
 from pipeline.parallel.executor import Executor
 from pipeline.scenes.label_counts import LabelGrid, count_labels, count_subsets
 from pipeline.scenes.labels import open_labels
-from pipeline.scenes.split import Blocks, assign_blocks
+from pipeline.scenes.split import Blocks
+from pipeline.stratification.assign import assign_blocks
 
 #: Sides of blocks in pixels, in the order in which they are tried: large blocks lose a smaller share to the buffer.
 SIDES = (96, 64, 48, 32, 24, 20, 16, 12, 10)

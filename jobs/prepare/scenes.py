@@ -25,14 +25,16 @@ from pipeline.codes import CODES, SUBSETS, Subset
 from pipeline.io import storage
 from pipeline.parallel.executor import Executor
 from pipeline.rasters.header import stored_dtype
-from pipeline.rasters.longitude import geographic_extents, may_overlap
+from pipeline.rasters.longitude import geographic_extents, overlapping_pairs
 from pipeline.scenes.geometries import AreaMask
 from pipeline.scenes.label_counts import LabelGrid, count_labels, count_shared, count_subsets, random_splits
 from pipeline.scenes.labels import NoLabels, OpenLabels, open_labels, refuse_unknown
 from pipeline.scenes.source import AlignedSource, open_source
-from pipeline.scenes.split import Blocks, EntireScene, NoSplit, Split, assign_blocks, check_blocks, open_split_raster
+from pipeline.scenes.split import Blocks, EntireScene, NoSplit, Split, check_blocks, open_split_raster
 from pipeline.stac.periods import without_years
 from pipeline.store.build import PreparedScene
+from pipeline.stratification.assign import assign_blocks
+from pipeline.stratification.block_counts import BlockCounts
 
 #: The remedy where scenes have different periods.
 SAME_PERIODS = "Set `stac.periods` to intervals that are the same in all scenes but for their years."
@@ -150,16 +152,21 @@ def _check_disjoint_ground(scenes: Sequence[SceneDraft], *, reach: int, split: S
         subset = split.subset(one.declared.name)
         return subset is not None and subset == split.subset(other.declared.name)
 
-    for one, other in combinations([scene for scene in scenes if scene.grid.crs is None], 2):
-        url, its_url = (storage.absolute(scene.declared.labels.url) for scene in (one, other) if scene.declared.labels)
-        if url == its_url and not together(one, other):
-            raise InputError(
-                f"scenes {one.declared.name!r} and {other.declared.name!r} have the same labels, {url}: test pixels of one "
-                "would be training pixels of the other. Remove one of the scenes."
-            )
-    placed = [(scene, geographic_extents(scene.grid)) for scene in scenes if scene.grid.crs is not None]
-    for (one, ground), (other, its_ground) in combinations(placed, 2):
-        if together(one, other) or not may_overlap(ground, its_ground):
+    by_labels: dict[str, list[SceneDraft]] = {}
+    for scene in scenes:
+        if scene.grid.crs is None and scene.declared.labels is not None:
+            by_labels.setdefault(storage.absolute(scene.declared.labels.url), []).append(scene)
+    for url, sharing in by_labels.items():
+        for one, other in combinations(sharing, 2):
+            if not together(one, other):
+                raise InputError(
+                    f"scenes {one.declared.name!r} and {other.declared.name!r} have the same labels, {url}: test pixels of "
+                    "one would be training pixels of the other. Remove one of the scenes."
+                )
+    placed = [scene for scene in scenes if scene.grid.crs is not None]
+    for i, j in overlapping_pairs([geographic_extents(scene.grid) for scene in placed]):
+        one, other = placed[i], placed[j]
+        if together(one, other):
             continue
         shared = count_shared(one.labelled, one.grid, other.labelled, other.grid, reach=reach)
         if shared:
@@ -193,9 +200,9 @@ def _splits(config: Config, classes: tuple[ClassName, ...], scenes: Sequence[Sce
             unknown, table = count_labels(executor, scene.labelled, block=block, ids=ids)
             url = "" if scene.declared.labels is None else scene.declared.labels.url
             refuse_unknown(url, {f"{value:g}": count for value, count in unknown.items()}, classes)
-            tables.append(table)
+            tables.append(BlockCounts.of(table))
             advance(1)
-    totals = np.sum([table.sum(axis=(0, 1)) for table in tables], axis=0)
+    totals = np.sum([table.totals() for table in tables], axis=0)
     if config.trainable:
         check_classes(classes, totals, config.split)
     splits = _decided(config, scenes, tables, executor, ids=ids)
@@ -215,17 +222,17 @@ def _splits(config: Config, classes: tuple[ClassName, ...], scenes: Sequence[Sce
 def _decided(
     config: Config,
     scenes: Sequence[SceneDraft],
-    tables: Sequence[NDArray[np.int64]],
+    tables: Sequence[BlockCounts],
     executor: Executor,
     *,
     ids: tuple[int, ...],
 ) -> list[Split]:
-    """Assign each scene's split; `tables` are its labelled pixel counts (block row, block column, class)."""
+    """Assign each scene's split; `tables` are its labelled pixel counts by block."""
     declared = config.split
     if isinstance(declared, RasterSplitSection):
         return [open_split_raster(declared.url, scenes[0].grid)]
     if isinstance(declared, RandomSplitSection):
-        total = np.sum([table.sum(axis=(0, 1)) for table in tables], axis=0)
+        total = np.sum([table.totals() for table in tables], axis=0)
         drawn = random_splits(
             executor,
             [scene.labelled for scene in scenes],
@@ -245,7 +252,7 @@ def _decided(
 
 
 def _by_scene(
-    declared: ScenesSplitSection, scenes: Sequence[SceneDraft], tables: Sequence[NDArray[np.int64]], *, margin: int
+    declared: ScenesSplitSection, scenes: Sequence[SceneDraft], tables: Sequence[BlockCounts], *, margin: int
 ) -> list[Split]:
     """Give entire scenes to subsets, and assign the blocks of the others to training and validation."""
     splits: list[Split] = []
@@ -267,21 +274,21 @@ def _by_scene(
 
 def _assign(
     scenes: Sequence[SceneDraft],
-    tables: Sequence[NDArray[np.int64]],
+    tables: Sequence[BlockCounts],
     fractions: dict[Subset, float],
     *,
     block: int,
     margin: int,
     seed: int,
 ) -> list[Split]:
-    """Assign the blocks of scenes to subsets; `tables` are their labelled pixel counts (block row, block column, class)."""
-    codes = assign_blocks(np.concatenate([table.reshape(-1, table.shape[-1]) for table in tables]), fractions, seed=seed)
+    """Assign the blocks of scenes to subsets; `tables` are their labelled pixel counts by block."""
+    codes = assign_blocks(BlockCounts.joined(tables), fractions, seed=seed)
     splits: list[Split] = []
     start = 0
     for scene, table in zip(scenes, tables, strict=True):
-        stop = start + table.shape[0] * table.shape[1]
+        stop = start + table.blocks
         rows, columns = scene.grid.shape
-        own = codes[start:stop].reshape(table.shape[:2])
+        own = codes[start:stop].reshape(-(-rows // block), -(-columns // block))
         unlabelled = isinstance(scene.labels, NoLabels)
         splits.append(NoSplit() if unlabelled else Blocks(own, block, margin, (rows, columns)))
         start = stop

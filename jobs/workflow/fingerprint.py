@@ -18,8 +18,8 @@ from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import MODEL
 from mibf.class_priors import CORRECTION_VERSION
 from pipeline.io import checksums, model_bundle, storage
-from pipeline.scenes.split import SEEDED_ASSIGNMENT_VERSION
 from pipeline.store.scene_quantiles import MATCHING_VERSION
+from pipeline.stratification.assign import SEEDED_ASSIGNMENT_VERSION
 
 #: The algorithm version of each stage, kept next to the code that computes its values. Two are kept here: that of baselines,
 #: whose code is above this folder, and that of the report, which is its layout's.

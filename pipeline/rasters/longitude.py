@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import pyproj
+import shapely
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from pyproj.exceptions import CRSError, ProjError
 from rasterio._err import CPLE_BaseError
 from rasterio.warp import transform, transform_bounds
+from shapely import STRtree
 
 from pipeline.grid import Window
 
@@ -181,6 +183,24 @@ def may_overlap(one: list[Extent] | None, other: list[Extent] | None) -> bool:
     if one is None or other is None:
         return True
     return any(True for first in one for second in other for _ in shifts(first, second, cycle(_WGS84)))
+
+
+def overlapping_pairs(places: Sequence[list[Extent] | None]) -> list[tuple[int, int]]:
+    """The pairs (i, j), i < j, of grids at these places in WGS 84 that may overlap, as `may_overlap` says, in order.
+
+    A tree of rectangles finds the few pairs among the many that are close to each other.
+    """
+    turn, wraps = 360.0, np.array([-360.0, 0.0, 360.0])
+    owner = np.array([i for i, place in enumerate(places) for _ in place or ()], np.int64)
+    sides = np.array([[e.left, e.bottom, e.right, e.top] for place in places for e in place or ()]).reshape(-1, 4)
+    sides[:, [0, 2]] -= (np.floor((sides[:, 0] + turn / 2) / turn) * turn)[:, None]  # each begins within one turn
+    tree = STRtree(shapely.box(*sides.T))
+    near = [tree.query(shapely.box(sides[:, 0] + by, sides[:, 1], sides[:, 2] + by, sides[:, 3])) for by in wraps]
+    found = owner[np.concatenate(near, axis=1)].T
+    unknown = [i for i, place in enumerate(places) if place is None]
+    pairs = {(i, j) for i, j in np.unique(np.sort(found, axis=1), axis=0).tolist() if i != j}
+    pairs |= {(min(i, j), max(i, j)) for i in unknown for j in range(len(places)) if i != j}
+    return [(i, j) for i, j in sorted(pairs) if may_overlap(places[i], places[j])]
 
 
 def shifts(own: Extent, place: Extent, around: Cycle | None) -> Iterator[float]:

@@ -6,7 +6,6 @@ therefore never overlap if blocks keep a buffer of at least p - 1 unused pixels 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,23 +14,12 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
-from pipeline.codes import CODES, SUBSETS, Subset
+from pipeline.codes import CODES, Subset
 from pipeline.grid import Window
 from pipeline.rasters.header import RasterFile
 from pipeline.rasters.raster import header, open_raster, stamped
 from pipeline.rasters.resample import Alignment, align, read_aligned
 from pipeline.scenes.splitmix64 import GOLDEN, mix
-
-#: Version of the assignments of blocks by seeds other than 0. Only their stores become stale when it changes.
-SEEDED_ASSIGNMENT_VERSION = 2
-#: Assignments of blocks that a seed draws from at most; fewer, but at least two, of more than `MOST_BLOCKS` blocks in all.
-CANDIDATES, MOST_BLOCKS = 64, 20_000
-#: Standard deviations of the logarithms of the factors that randomize an assignment, from the first to the last.
-JITTER = (0.05, 1.0)
-#: Imbalance above the best one that a seed may cost: the mean over classes of the share of pixels in the wrong subset.
-CLOSE = 0.02
-#: Number of assignments that a seed chooses from although they are less even; there are fewer if no others are complete.
-LEAST_CHOICES = 4
 
 
 class Split(Protocol):
@@ -114,89 +102,6 @@ def check_blocks(*, block: int | None, buffer: int, patch: int) -> None:
         )
     if block is not None and block <= 2 * buffer:
         raise InputError(f"split.block is {block} pixels, too small for a buffer of {buffer}; use more than {2 * buffer}.")
-
-
-def assign_blocks(counts: NDArray[np.int64], fractions: dict[Subset, float], *, seed: int) -> NDArray[np.uint8]:
-    """Assign each block, (..., classes) counts, to a subset to match the fractions of every class as closely as possible.
-
-    Only the subsets that have a fraction get blocks.
-
-    Iterative stratification (Sechidis et al. 2011), weighted by pixels: for the class with the fewest pixels left, the
-    largest block goes to the subset that still needs that class most. Blocks without labels are assigned at random
-    according to the fractions, which keeps the buffers complete.
-
-    That is the assignment of seed 0. As block sizes differ, it leaves nothing to chance, so another seed draws from
-    `CANDIDATES` randomized ones: among those that miss no more subsets of a class than the best and whose imbalance is
-    close to the best, at least `LEAST_CHOICES` of them.
-    """
-    generator = np.random.default_rng(seed)
-    flat = counts.reshape(-1, counts.shape[-1]).astype(float)
-    names = [name for name in SUBSETS if name in fractions]
-    share = np.array([fractions[name] for name in names])
-    codes = generator.choice(len(names), size=len(flat), p=share / share.sum()) + 1
-    shuffled = generator.permutation(len(flat))  # breaks ties
-    labelled = np.flatnonzero(flat.sum(axis=1) > 0)
-    exact = np.ones_like(flat)
-    assigned = [_stratify(flat, share, shuffled, exact, np.ones((len(flat), len(share))))]
-    if seed and len(labelled):
-        candidates = min(CANDIDATES, max(2, MOST_BLOCKS // len(labelled)))
-        for jitter in np.linspace(*JITTER, candidates):
-            order, favor = (np.exp(jitter * generator.standard_normal((len(flat), n))) for n in (flat.shape[1], len(share)))
-            assigned.append(_stratify(flat, share, shuffled, order, favor))
-        assigned = _nearly_even(assigned, flat, share)
-        assigned = [assigned[generator.integers(len(assigned))]]
-    codes[labelled] = assigned[0][labelled]
-    return np.array([0, *(CODES[name] for name in names)], np.uint8)[codes].reshape(counts.shape[:-1])
-
-
-def _stratify(
-    flat: NDArray[np.float64],
-    share: NDArray[np.float64],
-    shuffled: NDArray[np.int64],
-    order: NDArray[np.float64],
-    favor: NDArray[np.float64],
-) -> NDArray[np.int64]:
-    """Assign blocks with counts (block, class) to subsets by iterative stratification; 0 for those without labels.
-
-    Factors `order` (block, class) on the counts change the order in which blocks are assigned, factors `favor` (block,
-    subset) on the needs of the subsets change where they go; with ones neither does.
-    """
-    total = flat.sum(axis=0)
-    wanted = share[:, None] * total  # (subsets, classes), pixels still needed
-    ranked = flat * order
-    codes = np.zeros(len(flat), np.int64)
-    largest_first = [iter(shuffled[np.argsort(-ranked[shuffled, c], kind="stable")]) for c in range(flat.shape[1])]
-    waiting = flat.sum(axis=1) > 0
-    left = total.copy()
-    while waiting.any():
-        rarest = int(np.where(left > 0.5, left, np.inf).argmin())
-        block = int(next(b for b in largest_first[rarest] if waiting[b]))
-        need = wanted[:, rarest] / np.maximum(share * total[rarest], 1e-9)
-        need = np.where(need > 0, need * favor[block], need)
-        best = np.nonzero(need >= need.max() - 1e-9)[0]
-        subset = int(best[wanted[best].sum(axis=1).argmax()])
-        codes[block] = subset + 1
-        wanted[subset] -= flat[block]
-        left -= flat[block]
-        waiting[block] = False
-    return codes
-
-
-def _nearly_even(
-    assigned: Sequence[NDArray[np.int64]], flat: NDArray[np.float64], share: NDArray[np.float64]
-) -> list[NDArray[np.int64]]:
-    """The distinct assignments among which a seed chooses, the most even one first."""
-    present = flat.sum(axis=0) > 0
-    ranked = []
-    for codes in {codes.tobytes(): codes for codes in assigned}.values():
-        got = np.stack([flat[codes == subset + 1].sum(axis=0) for subset in range(len(share))])[:, present]
-        shares = got / got.sum(axis=0)
-        ranked.append((int((got == 0).sum()), float(abs(shares - share[:, None]).sum(axis=0).mean() / 2), codes))
-    ranked.sort(key=lambda entry: entry[:2])
-    missing, imbalance, _ = ranked[0]
-    complete = [entry for entry in ranked if entry[0] == missing]
-    close = sum(entry[1] <= imbalance + CLOSE for entry in complete)
-    return [codes for _, _, codes in complete[: max(close, LEAST_CHOICES)]]
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ ORDER = {
     "mibf": ("mibf", "mibf.network", "mibf.metrics", "mibf.training", "mibf.inference", "mibf.bundle"),
     "pipeline": (
         "pipeline", "pipeline.parallel", "pipeline.io", "pipeline.decoding", "pipeline.rasters", "pipeline.stac",
-        "pipeline.scenes", "pipeline.areas", "pipeline.store", "pipeline.classifiers", "pipeline.sampling", "pipeline.maps",
-        "pipeline.geotiff", "pipeline.publishing",
+        "pipeline.stratification", "pipeline.scenes", "pipeline.areas", "pipeline.store", "pipeline.classifiers",
+        "pipeline.sampling", "pipeline.maps", "pipeline.geotiff", "pipeline.publishing",
     ),
     "jobs": (
         "jobs", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.search", "jobs.sample", "jobs.train.tracking",

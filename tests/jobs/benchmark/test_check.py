@@ -18,7 +18,8 @@ from jobs.benchmark.official import hold_out
 from mibf.errors import InputError
 from pipeline.codes import CODES
 from pipeline.grid import Window
-from pipeline.scenes.split import Blocks, assign_blocks
+from pipeline.scenes.split import Blocks
+from pipeline.stratification.assign import assign_blocks
 from tests.support.paths import ROOT
 from tests.support.published_data_sets import SmallDataSet, scene, with_index, with_masks
 

@@ -16,8 +16,9 @@ from jobs.config.loader import load
 from jobs.workflow.fingerprint import fingerprint
 from mibf.errors import InputError
 from pipeline.codes import CODES
-from pipeline.scenes.split import assign_blocks, dilate
+from pipeline.scenes.split import dilate
 from pipeline.store.patch_store import PatchStore
+from pipeline.stratification.assign import assign_blocks
 from tests.support.scenes import CLASSES, write_raster
 from tests.support.tiles import SIDE, tile_truth, write_tile, write_tiles_config
 

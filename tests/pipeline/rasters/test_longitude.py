@@ -10,6 +10,8 @@ import pyproj
 import pytest
 import rasterio
 from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
@@ -18,7 +20,7 @@ import pipeline.rasters.resample
 from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.rasters.header import RasterFile
-from pipeline.rasters.longitude import cycle, geographic_extents, may_overlap, needed_parts
+from pipeline.rasters.longitude import Extent, cycle, geographic_extents, may_overlap, needed_parts, overlapping_pairs
 from pipeline.rasters.raster import header
 from tests.support.aligned_rasters import read_to_grid
 from tests.support.scenes import write_raster
@@ -203,3 +205,13 @@ def test_grids_may_overlap_at_any_turn_and_where_their_place_is_unknown() -> Non
     for one, other in combinations(places, 2):
         wanted = "Europe" not in (one, other) or "site" in (one, other)
         assert may_overlap(places[one], places[other]) == may_overlap(places[other], places[one]) == wanted
+
+
+@given(st.lists(st.one_of(st.none(), st.tuples(*[st.integers(-40, 40)] * 2, *[st.integers(1, 36)] * 2)), max_size=12))
+def test_pairs_that_may_overlap_are_found_at_any_turn(rectangles: list[tuple[int, int, int, int] | None]) -> None:
+    places = [
+        None if r is None else [Extent(10.0 * r[0], float(r[1]), 10.0 * (r[0] + r[2]), float(r[1] + r[3]))]
+        for r in rectangles
+    ]
+    pairs = [pair for pair in combinations(range(len(places)), 2) if may_overlap(places[pair[0]], places[pair[1]])]
+    assert overlapping_pairs(places) == pairs

@@ -1,8 +1,7 @@
-"""Block splits: patches of different subsets never overlap, and every class is in every subset."""
+"""Block splits: patches of different subsets never overlap."""
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,8 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
-from pipeline.codes import SUBSETS, Subset
 from pipeline.grid import Window, windows
-from pipeline.scenes.split import Blocks, assign_blocks, check_blocks, dilate, open_split_raster
+from pipeline.scenes.split import Blocks, check_blocks, dilate, open_split_raster
 from tests.support.scenes import CRS, TRANSFORM, write_raster
 
 GRID = GeoBox((60, 50), TRANSFORM, CRS)
@@ -44,71 +42,6 @@ def test_split_codes_do_not_depend_on_the_window(seed: int, shape: tuple[int, in
     whole = blocks.codes(Window(0, 0, *shape))
     for window in windows(shape, 32):
         assert (blocks.codes(window) == whole[window.slices]).all()
-
-
-@given(st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
-def test_assigned_blocks_match_the_fractions_for_every_class(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    counts = generator.integers(50, 100, (12, 12, 3))
-    codes = assign_blocks(counts, {"train": 0.5, "validation": 0.2, "test": 0.3}, seed=seed)
-    assert (codes == assign_blocks(counts, {"train": 0.5, "validation": 0.2, "test": 0.3}, seed=seed)).all()
-    for position, share in enumerate((0.5, 0.2, 0.3)):
-        got = counts[codes == position + 1].sum(axis=0) / counts.sum(axis=(0, 1))
-        assert np.abs(got - share).max() < 0.05
-
-
-def test_rare_class_is_in_every_subset() -> None:
-    counts = np.zeros((10, 10, 2), int)
-    counts[..., 0] = 1000
-    for place in ((1, 1), (5, 5), (8, 2)):
-        counts[*place, 1] = 10
-    codes = assign_blocks(counts, {"train": 0.5, "validation": 0.2, "test": 0.3}, seed=0)
-    assert {int(codes[place]) for place in ((1, 1), (5, 5), (8, 2))} == {1, 2, 3}
-    assert len(SUBSETS) == 3
-
-
-SHARES: dict[Subset, float] = {"train": 0.5, "validation": 0.2, "test": 0.3}
-
-
-def unevenness(counts: np.ndarray, codes: np.ndarray) -> tuple[int, float]:
-    """Number of subsets that miss a class, and the mean share over classes of pixels that are in the wrong subset."""
-    missing, wrong = 0, []
-    for c in range(counts.shape[-1]):
-        shares = [counts[codes == s + 1, c].sum() / counts[..., c].sum() for s in range(3)]
-        missing += shares.count(0)
-        wrong.append(sum(max(0.0, share - wanted) for share, wanted in zip(shares, SHARES.values(), strict=True)))
-    return missing, float(np.mean(wrong))
-
-
-@pytest.mark.parametrize("blocks", [4, 5, 7])
-@pytest.mark.parametrize("classes", [1, 3])
-def test_seed_changes_assignment_of_few_blocks_and_keeps_it_nearly_even(blocks: int, classes: int) -> None:
-    counts = np.random.default_rng(blocks).integers(50, 2000, (blocks, classes))
-    every = [unevenness(counts, np.array(codes)) for codes in product((1, 2, 3), repeat=blocks)]
-    fewest = min(missing for missing, _ in every)
-    least = sorted(wrong for missing, wrong in every if missing == fewest)
-    drawn = [assign_blocks(counts, SHARES, seed=seed) for seed in range(20)]
-    assert len({codes.tobytes() for codes in drawn}) >= 3
-    for codes in drawn:
-        missing, wrong = unevenness(counts, codes)
-        assert missing == fewest
-        assert wrong <= least[len(least) // 2], "in the more even half of all complete assignments"
-
-
-def test_seed_0_assigns_blocks_as_plain_stratification_does() -> None:
-    counts = np.random.default_rng(5).integers(0, 900, (4, 5, 3))
-    counts[0, 1] = counts[3, 3] = 0
-    codes = assign_blocks(counts, SHARES, seed=0)
-    assert codes.tolist() == [[1, 1, 1, 1, 2], [1, 1, 1, 1, 3], [3, 3, 2, 1, 2], [1, 1, 3, 1, 1]]
-
-
-def test_fractions_rounded_to_seven_digits_are_assigned() -> None:
-    counts = np.random.default_rng(1).integers(0, 900, (9, 9, 2))
-    counts[::2] = 0
-    codes = assign_blocks(counts, dict.fromkeys(SUBSETS, 0.3333333), seed=0)
-    got = [counts[codes == code].sum() / counts.sum() for code in (1, 2, 3)]
-    assert got == pytest.approx([1 / 3] * 3, abs=0.02)
 
 
 def test_buffer_smaller_than_the_patch_is_refused() -> None:
