@@ -14,12 +14,12 @@ from jobs.config.config import Config
 from jobs.runtime.progress import info
 from jobs.workflow.manifest import check_dependencies
 from jobs.workflow.runner import stale_dependencies
+from jobs.workflow.stores import open_stores
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.codes import Subset
 from pipeline.io import storage
 from pipeline.io.lease import acquire
-from pipeline.store.patch_store import PatchStore
 
 #: Training samples that the baselines are fitted to, and seconds for everything, by default.
 SAMPLES, SECONDS = 20_000, 60.0
@@ -54,7 +54,8 @@ def baseline(
     check_dependencies(config, "train")
     workspace = Workspace.of(config)
     subsets = _subsets(config, test=test)
-    stores = [PatchStore(workspace.store(s.name), without=() if test else ("test",)) for s in config.scenes]
+    hidden: tuple[Subset, ...] = () if test else ("test",)
+    stores = open_stores(workspace, (scene.name for scene in config.scenes), without=hidden)
     if stale_dependencies(config, "train"):
         info("warning: `prepare` is not current (configuration, inputs or algorithm version changed); `mibf run` repeats it")
     storage.check_writable(workspace.url)

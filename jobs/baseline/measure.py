@@ -34,6 +34,7 @@ from pipeline.classifiers.pixel_features import value_features
 from pipeline.codes import Subset
 from pipeline.io import storage
 from pipeline.parallel.cpu_count import cpu_count
+from pipeline.sampling.store_catalog import sample_table
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.template import StoredSource
 
@@ -131,8 +132,7 @@ def measure(
 
 def samples_per_class(stores: Sequence[PatchStore], subset: Subset) -> NDArray[np.int64]:
     """Number of samples per class over all stores (class,)."""
-    none = np.zeros(len(stores[0].classes), np.int64)
-    return np.asarray(sum((n for store in stores for _, n in store.windows_with_samples(subset)), none))
+    return sample_table(stores, subset).counts
 
 
 def _check_counts(workspace: Workspace, available: dict[Subset, NDArray[np.int64]]) -> None:

@@ -13,11 +13,11 @@ from jobs.config.config import Config
 from jobs.runtime.progress import info
 from jobs.workflow.manifest import StageResult, read_manifest
 from jobs.workflow.runner import invalidate
+from jobs.workflow.stores import open_stores
 from jobs.workflow.workspace import Workspace
 from pipeline.codes import Subset
 from pipeline.io import storage
 from pipeline.io.lease import Lease
-from pipeline.store.patch_store import PatchStore
 
 if TYPE_CHECKING:
     from jobs.baseline.measure import Budget
@@ -59,7 +59,7 @@ def _measure(config: Config, workspace: Workspace, budget: Budget) -> Baselines:
 
     if not config.trainable:
         raise NothingToMeasureError("no scene has `labels`.")
-    stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
+    stores = open_stores(workspace, (scene.name for scene in config.scenes))
     both: tuple[Subset, ...] = ("validation", "test")
     subsets = [subset for subset in both if samples_per_class(stores, subset).any()]
     if not subsets:

@@ -17,13 +17,14 @@ import torch
 
 from jobs.config.config import Config
 from jobs.evaluate.prior_effect import TRADED, changes_predictions, prior_notes
-from jobs.runtime.progress import progress_bar
+from jobs.runtime.progress import progress_bar, warn
 from jobs.workflow.fingerprint import fingerprint as compute_fingerprint
 from jobs.workflow.fingerprint import imported_checkpoint
 from jobs.workflow.manifest import StageResult, read_manifest
 from jobs.workflow.runner import invalidate
 from jobs.workflow.seed_summary import REPORTED, format_accuracies, mean_and_deviation
 from jobs.workflow.split_caveat import split_caveat
+from jobs.workflow.stores import open_stores
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
 from mibf.bundle.members import KIND_NAMES
@@ -37,7 +38,7 @@ from pipeline.maps.predictor import check_sources
 from pipeline.parallel.cpu_count import cpu_count
 from pipeline.sampling.predictions import Predictions, predict
 from pipeline.sampling.sampler import Sampler
-from pipeline.store.patch_store import PatchStore, check_matching
+from pipeline.store.patch_store import check_matching
 
 #: Caveat on the metrics of a model that was trained elsewhere.
 UNKNOWN_TRAINING = (
@@ -50,7 +51,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
     """Classify every test sample and write the metrics."""
     bundle = workspace.read_bundle()
     bundle.correction(config.prediction.priors)  # refused before anything is written
-    stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
+    stores = open_stores(workspace, (scene.name for scene in config.scenes), report=warn)
     for store in stores:
         check_sources(store, bundle)
         check_matching(store, bundle.scaling)
@@ -61,7 +62,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
     sampler = Sampler(stores, bundle.scaling, bundle.spec.patch, "test")
     held_out = replace(sampler, subset="validation") if changes_predictions(bundle, config.prediction.priors) else None
     total = sampler.samples() * (1 + len(others)) + (0 if held_out is None else held_out.samples())
-    by_scene = {s.name: replace(sampler, stores=[store]) for s, store in zip(config.scenes, stores, strict=True)}
+    by_scene = {s.name: replace(sampler, stores=stores[i : i + 1]) for i, s in enumerate(config.scenes)}
     with progress_bar("evaluate", total, unit="samples") as advance:
         of_scenes = [
             {name: predict(each, own, config.model.beta, advance) for name, own in by_scene.items()}

@@ -34,6 +34,7 @@ from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.mixture import NEED_NETWORKS
 from pipeline.parallel.cpu_count import cpu_count
+from pipeline.sampling.store_catalog import sample_table
 from pipeline.store.patch_store import PatchStore
 
 #: Minutes for trials and training together by default: the least, for `SMALL` training samples, growing with the square
@@ -144,7 +145,7 @@ def _decide(
     """Run the trials; return the changed values of the configuration, and what else follows from them."""
     begun = clock()
     torch.set_num_threads(config.train.threads or cpu_count())
-    available = sum(int(n.sum()) for store in stores for _, n in store.windows_with_samples("train"))
+    available = int(sample_table(stores, "train").counts.sum())
     budget = budget_seconds(config, available)
     seed = config.train.every_seed[0]
     used = {source.name: scaling[source.name] for source in spec.sources}

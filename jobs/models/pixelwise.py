@@ -26,6 +26,7 @@ from pipeline.classifiers.linear import fit_linear
 from pipeline.classifiers.trees import ROUNDS as MOST_ROUNDS
 from pipeline.classifiers.trees import LabelledFeatures, Trees, fit_trees
 from pipeline.codes import Subset
+from pipeline.sampling.store_catalog import sample_table
 from pipeline.store.patch_store import PatchStore
 
 Kind = Literal["trees", "linear"]
@@ -99,8 +100,7 @@ def read_pixel_samples(stores: Sequence[PatchStore], spec: NetworkSpec, scaling:
     features = 3 * sum(source.bands for source in sources)
 
     def read(subset: Subset) -> tuple[Samples | None, NDArray[np.int64]]:
-        counts = [n for store in stores for _, n in store.windows_with_samples(subset)]
-        available = np.asarray(sum(counts, np.zeros(spec.classes, np.int64)))
+        available = sample_table(stores, subset).counts
         limit = min(SAMPLES[subset], BYTES // (4 * features))
         found = (
             read_samples(stores, subset, sources, limit=limit, least=LEAST, seed=seed, scaling=scaling)

@@ -9,22 +9,22 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from jobs.config.config import Config
 from jobs.prepare.engine import files_needed, make_executor
-from jobs.prepare.preflight import MOST_LISTED, check_data, check_memory, check_room, file_remarks, name_bands
+from jobs.prepare.preflight import check_data, check_memory, check_room, file_remarks
 from jobs.prepare.reading_progress import reading_bar
 from jobs.prepare.scenes import buffer_pixels, open_scenes, subset_counts
-from jobs.runtime.progress import pluralize, progress_bar, warn
+from jobs.prepare.summary import Written, split_lines, store_figures, store_lines
+from jobs.runtime.progress import progress_bar, warn
 from jobs.search.coverage import report_items
 from jobs.workflow.errors import StageError
 from jobs.workflow.found_items import found_items
 from jobs.workflow.manifest import StageResult, read_manifest
 from jobs.workflow.runner import invalidate
-from jobs.workflow.split_caveat import split_caveat
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from mibf.normalization import Scaling, scaling_to_json
@@ -36,32 +36,15 @@ from pipeline.io.sidecars import Listings
 from pipeline.maps.drift import describe_drift, list_bands, matching_advice, measure_drift, unmatched
 from pipeline.parallel.executor import ClusterLostError, Executor, ThreadExecutor
 from pipeline.rasters.header import UnreadableError
+from pipeline.sampling.store_catalog import write_catalog
 from pipeline.scenes.coregistration import TOO_FAR, Shift, describe_shift, measure_shifts
 from pipeline.store.build import PreparedScene, build_store, discard_partial, read_finished
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.quantiles import QuantileSketch, fit_scaling, merge
 from pipeline.store.reading import Reading, reading
-from pipeline.store.records import StoreRecords
-from pipeline.store.sample_statistics import StoreStatistics, collect_statistics
+from pipeline.store.sample_statistics import collect_statistics
 from pipeline.store.scene_quantiles import LEAST_PIXELS, Quantiles, quantiles, references, sketch_scene
-from pipeline.store.source_overlap import SourceOverlap, measure_source_overlap
-
-#: Minimum share of valid pixels; the summary lists the coverage of sources below it.
-COVERED = 0.999
-#: In place of a period's name, of a composite without periods.
-ALL_DATES = "all dates"
-
-
-@dataclass(frozen=True)
-class _Written:
-    """A scene whose store is complete but possibly not yet moved to its final location."""
-
-    scene: PreparedScene
-    url: str
-    records: StoreRecords
-    found: StoreStatistics
-    overlap: dict[str, SourceOverlap]  #: by source
-    entire: dict[str, QuantileSketch]  #: all valid values of the matched sources
+from pipeline.store.source_overlap import measure_source_overlap
 
 
 def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, *, any_size: bool = False) -> StageResult:
@@ -107,10 +90,29 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
     _warn_about_bands(scaling)
     lease.check()
     storage.write_json(workspace.scaling, scaling_to_json(scaling))
+    figures = _write_figures(config, workspace, written, counts, fingerprint, lease)
+    for w in written:
+        _warn_about_shared_pixels(config, w)
+        _warn_about_drift(config, workspace, w, scaling)
+    lines = [line for w in written for line in store_lines(w, shifts[w.scene.name])] + split_lines(config, figures)
+    figures["stores"] = {w.scene.name: store_figures(w, shifts[w.scene.name]) for w in written}
+    outputs = [*(workspace.store(scene.name) for scene in scenes), workspace.split, workspace.scaling]
+    return StageResult(figures | ({"items": items} if items else {}), lines, outputs)
+
+
+def _write_figures(
+    config: Config,
+    workspace: Workspace,
+    written: Sequence[Written],
+    counts: Mapping[Subset, dict[str, int]],
+    fingerprint: str,
+    lease: Lease,
+) -> dict[str, object]:
+    """Write what later stages read of all stores: the figures of the split, which are returned, and the catalog."""
     figures: dict[str, object] = {
         "method": config.split.method,
         "counts": counts,
-        "overlap": {w.scene.name: w.found.overlap for w in written},
+        "overlap": {w.scene.name: w.overlapping for w in written},
         "source_overlap": {w.scene.name: {name: o.share for name, o in w.overlap.items()} for w in written},
         "buffer": buffer_pixels(config),
     }
@@ -118,16 +120,10 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
         figures["scenes"] = {w.scene.name: _samples(w) for w in written}
     lease.check()
     storage.write_json(workspace.split, figures)
-    for w in written:
-        _warn_about_shared_pixels(config, w)
-        _warn_about_drift(config, workspace, w, scaling)
-    lines = [line for w in written for line in _store_lines(w, shifts[w.scene.name])] + _split_lines(config, figures)
-    figures["stores"] = {w.scene.name: _summary(w, shifts[w.scene.name]) for w in written}
-    return StageResult(figures | ({"items": items} if items else {}), lines, _outputs(workspace, scenes))
-
-
-def _outputs(workspace: Workspace, scenes: Sequence[PreparedScene]) -> list[str]:
-    return [*(workspace.store(scene.name) for scene in scenes), workspace.split, workspace.scaling]
+    lease.check()
+    stores = {w.scene.name: workspace.store(w.scene.name) for w in written}
+    write_catalog(workspace.catalog, stores, fingerprint=fingerprint, report=warn)
+    return figures
 
 
 @contextmanager
@@ -181,7 +177,7 @@ def _measure_shifts(scene: PreparedScene, executor: Executor) -> dict[str, Shift
 
 def _write(
     scene: PreparedScene, workspace: Workspace, config: Config, executor: Executor, fingerprint: str, lease: Lease
-) -> _Written:
+) -> Written:
     url, final = _partial_store(workspace, scene), workspace.store(scene.name)
     skipped = [list(map(str, source.declared.skipped)) for source in scene.sources]
     if any(skipped):  # shards that another run wrote are of the same items
@@ -212,7 +208,8 @@ def _write(
         with progress_bar(f"{scene.name}: count values", len(scene.shards), unit="shards") as advance:
             entire = sketch_scene(executor, url, config.prepare.histogram_matching, each=advance)
         records = records.with_quantiles(url, _quantiles(scene.name, entire))
-    return _Written(scene, url, records, found, overlap, entire)
+    # Without the counts by window: those of ten thousand scenes would not fit in memory.
+    return Written(scene, url, records, found.samples.sum(axis=(2, 3)), found.overlap, found.sketches, overlap, entire)
 
 
 def _quantiles(scene: str, entire: Mapping[str, QuantileSketch]) -> Quantiles:
@@ -223,15 +220,15 @@ def _quantiles(scene: str, entire: Mapping[str, QuantileSketch]) -> Quantiles:
     return found
 
 
-def _fit_normalization(config: Config, written: Sequence[_Written]) -> tuple[dict[Subset, dict[str, int]], Scaling]:
+def _fit_normalization(config: Config, written: Sequence[Written]) -> tuple[dict[Subset, dict[str, int]], Scaling]:
     """Return the checked sample counts per subset and class over all scenes, and the limits fitted on training samples."""
-    samples = np.sum([w.found.samples.sum(axis=(2, 3)) for w in written], axis=0)
+    samples = np.sum([w.samples for w in written], axis=0)
     counts = subset_counts(config, written[0].scene.classes, samples)
     if not config.trainable:
         return counts, {}
     total: dict[str, QuantileSketch] = {}
     for w in written:
-        merge(total, w.found.sketches)
+        merge(total, w.sketches)
     fitted = fit_scaling(total)
     entire: dict[str, QuantileSketch] = {}
     for w in written:
@@ -248,7 +245,7 @@ def _warn_about_bands(scaling: Scaling) -> None:
             warn(f"source {name!r}: {listed} {are} constant over the training pixels and set to 0")
 
 
-def _warn_about_shared_pixels(config: Config, w: _Written) -> None:
+def _warn_about_shared_pixels(config: Config, w: Written) -> None:
     """Warn of the source whose file pixels most test patches share with training patches, where a buffer prevents it."""
     if config.split_block is None or not w.overlap:
         return
@@ -261,12 +258,12 @@ def _warn_about_shared_pixels(config: Config, w: _Written) -> None:
         )
 
 
-def _samples(w: _Written) -> dict[Subset, int]:
+def _samples(w: Written) -> dict[Subset, int]:
     """Return the number of samples of a scene in each subset."""
-    return dict(zip(SUBSETS, w.found.samples.sum(axis=(1, 2, 3)).tolist(), strict=True))
+    return dict(zip(SUBSETS, w.samples.sum(axis=1).tolist(), strict=True))
 
 
-def _warn_about_drift(config: Config, workspace: Workspace, w: _Written, scaling: Scaling) -> None:
+def _warn_about_drift(config: Config, workspace: Workspace, w: Written, scaling: Scaling) -> None:
     """Warn of a scene for validation or testing whose values are unlike those of the training scenes."""
     samples = _samples(w)
     if not scaling or samples["train"] or not any(samples.values()) or config.map.drift == "ignore":
@@ -277,117 +274,3 @@ def _warn_about_drift(config: Config, workspace: Workspace, w: _Written, scaling
     if far is not None:
         advice = matching_advice(drifts, config.map.drift_distance)
         warn(f"{w.scene.name}: its values differ from those of the training scenes: {far}{advice}")
-
-
-def _coverage(w: _Written) -> dict[str, float]:
-    """Return the share of valid pixels of each source in a scene's area."""
-    pixels = max(1, w.scene.pixels)  # of the area: what is outside is not missing
-    return {s.declared.name: w.records.valid(s.declared.name) / (pixels * s.scale**2) for s in w.scene.sources}
-
-
-def _observations(w: _Written) -> dict[str, dict[str, dict[str, float]]]:
-    """Return, by source and period, the median number of clear dates and the share of a scene's area without any."""
-    found = {}
-    for source in w.scene.sources:
-        names = [period.name for period in source.declared.periods] or [ALL_DATES]
-        if source.declared.planes:
-            counted = w.records.observations(source.declared.name, w.scene.pixels * source.scale**2)
-            found[source.declared.name] = {
-                name: {"median": median, "without": without} for name, (median, without) in zip(names, counted, strict=True)
-            }
-    return found
-
-
-def _observation_lines(periods: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Describe the clear dates of a source, by period."""
-    parts = [
-        f"{'' if name == ALL_DATES else f'{name}: '}{own['median']:g}"
-        + (f" ({own['without']:.1%} of the pixels without any)" if own["without"] else "")
-        for name, own in periods.items()
-    ]
-    return [f"    clear dates, median: {', '.join(parts)}"]
-
-
-def _summary(w: _Written, shifts: dict[str, Shift]) -> dict[str, object]:
-    template = w.scene.template
-    rows, columns = template.shape
-    area = {} if w.scene.area is None else {"area_pixels": w.scene.pixels}
-    observations = _observations(w)
-    skipped = {s.declared.name: list(map(str, s.declared.skipped)) for s in w.scene.sources if s.declared.skipped}
-    return (
-        area
-        | ({"skipped": skipped} if skipped else {})
-        | {
-            "shape": [rows, columns],
-            "shard": template.shard,
-            "shards": len(w.records.shards),
-            "objects": len(w.records.objects),
-            "bytes": w.records.stored_bytes,
-            "uncompressed_bytes": w.scene.uncompressed_bytes,
-            "coverage": _coverage(w),
-            **({"observations": observations} if observations else {}),
-            "shifts": {name: asdict(shift) | {"credible": shift.credible} for name, shift in shifts.items()},
-            "read_seconds": round(sum(s.read_seconds for s in w.records.shards), 1),
-            "write_seconds": round(sum(s.write_seconds for s in w.records.shards), 1),
-        }
-    )
-
-
-def _store_lines(w: _Written, shifts: dict[str, Shift]) -> list[str]:
-    template = w.scene.template
-    rows, columns = template.shape
-    covered, observations = _coverage(w), _observations(w)
-    share = w.records.stored_bytes / max(1, w.scene.uncompressed_bytes)
-    lines = [
-        f"{w.scene.name}: {rows} x {columns} pixels in {pluralize(len(w.records.shards), 'shards')} of {template.shard}, "
-        f"{w.records.stored_bytes / 1e6:,.1f} MB ({share:.0%} of the uncompressed size)"
-    ]
-    if w.scene.area is not None:
-        lines.append(f"  area: {w.scene.pixels:,} pixels, {w.scene.pixels / (rows * columns):.0%} of the grid")
-    for source in w.scene.sources:
-        name = source.declared.name
-        at = "" if source.scale == 1 else f", at {source.scale} times the grid resolution"
-        coverage = "" if covered[name] >= COVERED else f"; valid in {covered[name]:.1%} of the pixels"
-        bands = name_bands(source.bands, source.declared.kept)
-        lines.append(f"  {name}: {bands} of {source.dtype}, {' and '.join(source.how)}{at}{coverage}")
-        lines += [f"    left out: {item}" for item in source.declared.skipped[:MOST_LISTED]]
-        lines += _observation_lines(observations[name]) if name in observations else []
-    first = w.scene.sources[0].declared.name
-    lines += [f"  {describe_shift(name, first, shift)}" for name, shift in shifts.items()]
-    return lines
-
-
-def _split_lines(config: Config, figures: Mapping[str, object]) -> list[str]:
-    if not config.labelled:
-        return ["no labels: no training samples and no normalization"]
-    counts, overlap = figures["counts"], figures["overlap"]
-    assert isinstance(counts, dict)
-    assert isinstance(overlap, dict)
-    lines = [f"samples by {config.split.method} split: {', '.join(f'{s} {sum(counts[s].values()):,}' for s in SUBSETS)}"]
-    width = max(len(c.name) for c in config.classes)
-    lines += [f"  {c.name:<{width}}" + "".join(f"  {counts[s][c.name]:>11,}" for s in SUBSETS) for c in config.classes]
-    scenes = figures.get("scenes", {})
-    assert isinstance(scenes, dict)
-    lines += [
-        f"{name}: {', '.join(f'{subset} {number:,}' for subset, number in own.items())}" for name, own in scenes.items()
-    ]
-    lines += [
-        f"{name}: {share:.2%} of test patches overlap a training patch"
-        for name, share in overlap.items()
-        if np.isfinite(share)
-    ]
-    shared = figures["source_overlap"]
-    assert isinstance(shared, dict)
-    lines += [
-        f"  {scene}: {share:.2%} of test patches hold a pixel of source {source!r} that a training patch holds"
-        for scene, sources in shared.items()
-        for source, share in sources.items()
-    ]
-    caveat = split_caveat(figures)
-    if config.split.method == "random":
-        lines.append(
-            "note: a random split leaks: test patches contain training pixels; use its metrics only to compare methods"
-        )
-    elif config.split.method == "raster" and caveat is not None:
-        lines.append(f"note: {caveat}")
-    return lines

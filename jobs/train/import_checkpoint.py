@@ -17,6 +17,7 @@ from jobs.runtime.progress import info
 from jobs.workflow.manifest import Manifest, StageResult
 from jobs.workflow.runner import invalidate, run_stage, stale_dependencies
 from jobs.workflow.saved_config import save_training_config
+from jobs.workflow.stores import open_stores
 from jobs.workflow.workspace import Workspace
 from mibf import __version__
 from mibf.bundle.bundle import MODEL, Bundle
@@ -71,7 +72,7 @@ class _Checkpoint:
                 f"{self.url}: model.centre is true, but the authors' network has no centre path; remove model.centre from "
                 "the configuration."
             )
-        stores = [PatchStore(workspace.store(scene.name)) for scene in config.scenes]
+        stores = open_stores(workspace, (scene.name for scene in config.scenes))
         network = self._network(stores[0], config.model.patch)
         origin = {
             "checkpoint": self.file_name,

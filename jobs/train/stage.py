@@ -5,7 +5,7 @@ Networks are trained on 1..n Ray Train workers (gloo on CPUs, NCCL on GPUs), or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from jobs.workflow.manifest import StageResult
 from jobs.workflow.provenance import versions
 from jobs.workflow.seed_summary import format_accuracies
 from jobs.workflow.split_caveat import split_caveat
+from jobs.workflow.stores import open_stores
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
 from mibf.errors import InputError
@@ -52,7 +53,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
             "labels to at least one training scene, or map with an existing model (map.model)."
         )
     _check_not_imported(workspace)
-    stores = [PatchStore(workspace.store(scene.name), without=("test",)) for scene in config.scenes]
+    stores = open_stores(workspace, (scene.name for scene in config.scenes), without=("test",), report=warn)
     split = storage.read_json(workspace.split)
     _check_buffer(workspace, split, config.model.patch)
     scaling = scaling_from_json(storage.read_json(workspace.scaling))
@@ -90,7 +91,7 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
 def _begin(
     config: Config,
     workspace: Workspace,
-    stores: list[PatchStore],
+    stores: Sequence[PatchStore],
     scaling: Scaling,
     fingerprint: str,
     lease: Lease,
@@ -126,7 +127,7 @@ def _begin(
 
 
 def _fit_classifiers(
-    config: Config, settings: Settings, stores: list[PatchStore], scaling: Scaling
+    config: Config, settings: Settings, stores: Sequence[PatchStore], scaling: Scaling
 ) -> list[FittedClassifier]:
     """Fit the classifiers of pixel features that the configuration asks for."""
     kinds, seed = trained_classifiers(config), config.train.every_seed[0]
@@ -150,7 +151,7 @@ def _fit_classifiers(
 def _model(
     config: Config,
     settings: Settings,
-    stores: list[PatchStore],
+    stores: Sequence[PatchStore],
     scaling: Scaling,
     origin: dict[str, Any],
     networks: TrainedNetworks | None,
@@ -281,7 +282,7 @@ def _check_shared_out(config: Config, training: Sampler) -> None:
         )
 
 
-def _band_names(stores: list[PatchStore]) -> dict[str, Any]:
+def _band_names(stores: Sequence[PatchStore]) -> dict[str, Any]:
     """The names of the bands of the sources that have names, for the provenance; nothing if none has."""
     named = {s.name: list(s.band_names) for store in stores for s in store.sources if s.band_names}
     return {"band_names": named} if named else {}

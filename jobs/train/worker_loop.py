@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -27,6 +27,7 @@ from jobs.train.settings import ProgressCallback, Settings, WorkerContext
 from jobs.train.step_plan import StepPlan
 from jobs.train.tracking.tracker import Tracker
 from jobs.workflow.provenance import hardware
+from jobs.workflow.stores import open_stores
 from mibf.class_priors import CHOICES
 from mibf.device import check_precision
 from mibf.distributed import barrier, decided_by_first
@@ -120,10 +121,10 @@ class SeedTrainer:
             report=self.callback.warn,
         )
 
-    def _opened(self) -> tuple[list[PatchStore], Scaling]:
+    def _opened(self) -> tuple[Sequence[PatchStore], Scaling]:
         """Open the stores, with the test samples hidden, and read the scaling."""
         workspace = self.settings.workspace
-        stores = [PatchStore(workspace.store(name), without=("test",)) for name in self.settings.scenes]
+        stores = open_stores(workspace, self.settings.scenes, without=("test",), report=self.callback.warn)
         return stores, scaling_from_json(storage.read_json(workspace.scaling))
 
     def _restored(self) -> tuple[TrainingPosition, MetricAccumulator | None]:

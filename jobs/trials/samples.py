@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from pipeline.classifiers.pixel_features import pixel_features
 from pipeline.codes import Subset
 from pipeline.io.retry import call_with_retry
 from pipeline.sampling.drawn_pixels import DrawnPixels, cut_patches, draw_pixels, share_out
+from pipeline.sampling.store_catalog import sample_table
 from pipeline.store.patch_store import PatchStore, scaled_window
 from pipeline.store.template import StoredSource
 
@@ -92,11 +92,7 @@ def read_trial_samples(
 
 def _available(stores: Sequence[PatchStore], subset: Subset) -> int:
     """Number of samples of a subset in all stores."""
-    return sum(
-        int(counts.sum())
-        for store in stores
-        for _, counts in call_with_retry(store.url, partial(store.windows_with_samples, subset), report=warn)
-    )
+    return int(sample_table(stores, subset, report=warn).counts.sum())
 
 
 def _read(

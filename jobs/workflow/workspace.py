@@ -52,6 +52,11 @@ class Workspace:
         return storage.join(self.url, "split.json")
 
     @property
+    def catalog(self) -> str:
+        """The metadata of all stores and their windows with samples, in one file."""
+        return storage.join(self.url, "catalog.parquet")
+
+    @property
     def run_folder(self) -> str:
         """The run's checkpoints, metrics, configuration and environment."""
         return storage.join(self.url, "runs", self.run)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numcodecs
@@ -140,6 +141,30 @@ def _zarr_store(url: str) -> Store:
     return FsspecStore.from_url(url, storage_options={"asynchronous": True, **store_options(url)})
 
 
-def open_strict(url: str) -> zarr.Group:
-    """Open a Zarr group whose shards must all exist, for reading; see `StrictStore`."""
-    return zarr.open_group(store=StrictStore(_zarr_store(url)).with_read_only(True), mode="r")
+class DescribedStore(WrapperStore[Store]):
+    """A Zarr store whose metadata objects are known: nothing but shards is read from it."""
+
+    def __init__(self, store: Store, metadata: Mapping[str, bytes]) -> None:
+        super().__init__(store)
+        self.metadata = metadata
+
+    def _with_store(self, store: Store) -> DescribedStore:
+        return DescribedStore(store, self.metadata)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """Read an object."""
+        if _is_pixel_key(key):
+            return await super().get(key, prototype, byte_range)
+        found = self.metadata.get(key)
+        return None if found is None else prototype.buffer.from_bytes(found)
+
+
+def open_strict(url: str, metadata: Mapping[str, bytes] | None = None) -> zarr.Group:
+    """Open a Zarr group whose shards must all exist, for reading; see `StrictStore`.
+
+    `metadata` holds its metadata objects by key if they are known, so that none is read.
+    """
+    store: Store = StrictStore(_zarr_store(url))
+    if metadata is not None:
+        store = DescribedStore(store, metadata)
+    return zarr.open_group(store=store.with_read_only(True), mode="r", zarr_format=3)

@@ -16,6 +16,8 @@ from mibf.errors import InputError
 from pipeline.codes import CODES, Subset
 from pipeline.grid import Window
 from pipeline.io.retry import call_with_retry
+from pipeline.sampling.sample_table import SampleTable
+from pipeline.sampling.store_catalog import sample_table
 from pipeline.store.patch_store import PatchStore
 
 
@@ -65,24 +67,24 @@ def draw_pixels(
     Raises:
         InputError: a store is damaged, or its labels do not match its table of samples.
     """
-    found = [
-        (position, window, counts)
-        for position, store in enumerate(stores)
-        for window, counts in call_with_retry(store.url, partial(store.windows_with_samples, subset), report=report)
-    ]
-    if not found:
+    table = sample_table(stores, subset, report=report)
+    if not len(table):
         return
-    counts = np.array([n for _, _, n in found])  # (windows, classes)
     generator = np.random.default_rng([seed, CODES[subset]])
-    chosen = _ordinals(counts.sum(axis=0), limit=limit, least=least, generator=generator)
-    ends = counts.cumsum(axis=0)
-    for i in generator.permutation(len(found)) if shuffled else range(len(found)):
-        (position, window, _), first, last = found[i], ends[i] - counts[i], ends[i]
-        own = [c[slice(*np.searchsorted(c, [a, b]))] - a for c, a, b in zip(chosen, first, last, strict=True)]
-        if any(map(len, own)):
-            store = stores[position]
-            ids = call_with_retry(store.url, partial(store.samples, window), report=report)[subset]
-            yield _locate(store, position, window, ids, own, last - first)
+    chosen = _ordinals(table.counts, limit=limit, least=least, generator=generator)
+    begins = _begins(table, chosen)
+    order = [*begins]
+    if shuffled:
+        every = np.arange(len(table), dtype=np.uint32)
+        generator.shuffle(every)  # as a `permutation`, in half the memory
+        order = every[np.isin(every, order)].tolist()
+    for i in order:
+        (position, window), samples, first = table.place(i), table.samples(i), begins[i]
+        bounds = zip(chosen, first, first + samples, strict=True)
+        own = [c[slice(*np.searchsorted(c, [a, b]))] - a for c, a, b in bounds]
+        store = stores[position]
+        ids = call_with_retry(store.url, partial(store.samples, window), report=report)[subset]
+        yield _locate(store, position, window, ids, own, samples)
 
 
 def every_pixel(
@@ -125,6 +127,21 @@ def _ordinals(
         np.sort(generator.choice(int(total), int(n), replace=False, shuffle=False))
         for total, n in zip(counts, wanted, strict=True)
     ]
+
+
+def _begins(table: SampleTable, chosen: Sequence[NDArray[np.int64]]) -> dict[int, NDArray[np.int64]]:
+    """The windows that hold chosen pixels, in order, each with the number of pixels per class before it (class,)."""
+    found, before, window = {}, np.zeros(len(chosen), np.int64), 0
+    for part in table.parts():
+        ends = before + part.samples.cumsum(axis=0)
+        if len(ends):
+            own = [c[slice(*np.searchsorted(c, [a, b]))] for c, a, b in zip(chosen, before, ends[-1], strict=True)]
+            places = [np.searchsorted(end, numbers, side="right") for end, numbers in zip(ends.T, own, strict=True)]
+            for place in np.unique(np.concatenate(places)).tolist():
+                found[window + place] = ends[place] - part.samples[place]
+            before = ends[-1]
+        window += len(ends)
+    return found
 
 
 def _locate(

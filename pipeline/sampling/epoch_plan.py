@@ -7,7 +7,7 @@ which decisions were made before it, and an epoch can be entered at any position
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import count
@@ -16,6 +16,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.sampling.random_numbers import uniform_numbers
+from pipeline.sampling.sample_table import SampleTable
+
+#: Windows of an order that are looked at together.
+CHUNK = 1 << 20
 #: How often classes are drawn: as they occur, all equally often, or by the square root of their number of samples.
 Frequencies = Literal["natural", "balanced", "sqrt"]
 
@@ -109,7 +114,9 @@ def rounded_draws(
     """
     exact = samples * expected
     down = np.floor(exact)
-    up = generator(RandomStream.ROUND, seed, epoch, lap, index).random(len(samples)) < exact - down
+    up: NDArray[np.bool_] | bool = False
+    if (exact > down).any():  # a generator takes longer to create than all else
+        up = generator(RandomStream.ROUND, seed, epoch, lap, index).random(len(samples)) < exact - down
     return WindowDraws.full(index, lap, samples, (down + up).astype(np.int64))
 
 
@@ -133,50 +140,89 @@ def times_drawn(part: WindowDraws, pick: np.random.Generator) -> NDArray[np.int6
     return np.bincount(shuffled[part.begin : part.end], minlength=len(every))
 
 
-def deal_windows(parts: Sequence[WindowDraws], *, rank: int, workers: int, seed: int, epoch: int) -> list[WindowDraws]:
-    """Assign windows to one worker: all windows are shuffled, and their draws are cut into one equal range per worker.
+@dataclass(frozen=True, eq=False)
+class _Dealt:
+    """The windows of one worker in its order: all their draws, except of the first and the last one."""
+
+    index: NDArray[np.uint32]
+    begin: int  #: of the first window's range
+    end: int  #: of the last window's range
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def deal_windows(totals: NDArray[np.integer], *, rank: int, workers: int, seed: int, epoch: int) -> _Dealt:
+    """Assign windows with numbers of draws to one worker: those with draws are shuffled and cut into one range per worker.
 
     A window that straddles a cut is read by both workers. No draw is lost or duplicated, and the numbers of draws differ by
     at most one: rare classes keep their frequency however few and unequal the windows are.
     """
-    total = sum(part.total for part in parts)
+    total = int(totals.sum(dtype=np.int64))
     first, last = total * rank // workers, total * (rank + 1) // workers
-    own = []
-    before = 0
-    for position in generator(RandomStream.DEAL, seed, epoch).permutation(len(parts)):
-        part = parts[position]
-        begin, end = max(first - before, 0), min(last - before, part.total)
-        if begin < end:
-            own.append(replace(part, begin=begin, end=end))
-        before += part.total
-    return own
+    order = np.flatnonzero(totals).astype(np.uint32)
+    generator(RandomStream.DEAL, seed, epoch).shuffle(order)  # as a `permutation`, in place
+    before, own, begin, end = 0, [order[:0]], 0, 0
+    for start in range(0, len(order), CHUNK):
+        part = order[start : start + CHUNK]
+        draws = totals[part].astype(np.int64)
+        ends = draws.cumsum() + before
+        kept = np.flatnonzero(np.minimum(ends, last) > np.maximum(ends - draws, first))
+        if len(kept):
+            begin = begin if len(own) > 1 else max(first - int(ends[kept[0]] - draws[kept[0]]), 0)
+            end = int(min(last - int(ends[kept[-1]] - draws[kept[-1]]), draws[kept[-1]]))
+            own.append(part[kept])
+        before = int(ends[-1])
+    return _Dealt(np.concatenate(own), begin, end)
 
 
 def epoch_windows(
-    samples: NDArray[np.int64], *, frequencies: Frequencies, seed: int, epoch: int, rank: int, workers: int
+    samples: SampleTable, *, frequencies: Frequencies, seed: int, epoch: int, rank: int, workers: int
 ) -> Iterator[WindowDraws]:
     """Yield the windows that one worker draws from, in its order and without end: its assigned windows, repeatedly.
 
     Every pass over them, a lap, has different draws. A worker that was assigned none takes all windows.
 
     Args:
-        samples: number of samples per window and class (window, class); at least one.
+        samples: numbers of samples per window and class; at least one window.
         frequencies: how often the classes are drawn.
         seed: the run's seed.
         epoch: counted from 0.
         rank: rank of the worker among `workers`.
         workers: number of workers.
     """
-    expected = expected_draws(samples.sum(axis=0), frequencies)
+    expected = expected_draws(samples.counts, frequencies)
 
     def draw(index: int, lap: int) -> WindowDraws:
-        return rounded_draws(samples[index], expected, seed=seed, epoch=epoch, index=index, lap=lap)
+        return rounded_draws(samples.samples(index), expected, seed=seed, epoch=epoch, index=index, lap=lap)
 
-    every = [part for part in (draw(index, 0) for index in range(len(samples))) if part.total]
-    own = deal_windows(every, rank=rank, workers=workers, seed=seed, epoch=epoch) or every
-    yield from own
+    totals = samples.totals if frequencies == "natural" else _first_draws(samples, expected, seed=seed, epoch=epoch)
+    own = deal_windows(totals, rank=rank, workers=workers, seed=seed, epoch=epoch)
+    if not len(own):
+        every = np.flatnonzero(totals).astype(np.uint32)
+        own = _Dealt(every, 0, int(totals[every[-1]]))
+    del totals
+    for position, index in enumerate(own.index):
+        part = draw(int(index), 0)
+        begin = own.begin if position == 0 else 0
+        end = own.end if position == len(own) - 1 else part.end
+        yield replace(part, begin=begin, end=end)
     for lap in count(1):
-        yield from (part for part in (draw(part.index, lap) for part in own) if part.total)
+        yield from (part for index in own.index if (part := draw(int(index), lap)).total)
+
+
+def _first_draws(samples: SampleTable, expected: NDArray[np.float64], *, seed: int, epoch: int) -> NDArray[np.uint32]:
+    """The total of `rounded_draws` of each window in the first lap."""
+    found, begin = np.empty(len(samples), np.uint32), 0
+    for part in samples.parts():
+        exact = part.samples * expected
+        down = np.floor(exact)
+        left = exact - down
+        index = np.arange(begin, begin + len(left))
+        drawn = uniform_numbers([RandomStream.ROUND, seed, epoch, 0], index, left.shape[1])
+        found[begin : begin + len(left)] = (down + (drawn < left)).sum(axis=1)
+        begin += len(left)
+    return found
 
 
 def make_groups(parts: Iterable[WindowDraws], *, size: Callable[[WindowDraws], int], limit: int) -> Iterator[ShuffleGroup]:

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,9 @@ from pipeline.sampling.epoch_plan import (
     make_groups,
     times_drawn,
 )
+from pipeline.sampling.sample_table import SampleTable
 from pipeline.sampling.shuffle_buffer import Dropout, PatchLayout, ShuffleBuffer
+from pipeline.sampling.store_catalog import sample_table
 from pipeline.store.patch_store import PatchStore, scaled_window
 
 #: Bytes of normalized windows that are shuffled together; a worker holds twice as many: those in use and the next ones.
@@ -68,15 +70,6 @@ PREFETCH_BATCHES = 4
 
 class ReadError(RuntimeError):
     """A window of a store could not be read; the message names both, and the cause is the original exception."""
-
-
-@dataclass(frozen=True)
-class _SampleWindow:
-    """A window of a store that holds samples of the subset, with the number of samples per class (class,)."""
-
-    store: PatchStore
-    window: Window
-    samples: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -106,14 +99,13 @@ class Sampler:
     report: Callable[[str], None] = lambda line: None
 
     @cached_property
-    def _windows(self) -> list[_SampleWindow]:
-        return [
-            _SampleWindow(store, window, samples)
-            for store in self.stores
-            for window, samples in call_with_retry(
-                store.url, partial(store.windows_with_samples, self.subset), report=self.report
-            )
-        ]
+    def _table(self) -> SampleTable:
+        return sample_table(self.stores, self.subset, report=self.report)
+
+    def _place(self, index: int) -> tuple[PatchStore, Window]:
+        """The store and the window of an index of the table."""
+        store, window = self._table.place(index)
+        return self.stores[store], window
 
     @cached_property
     def _layout(self) -> PatchLayout:
@@ -129,7 +121,7 @@ class Sampler:
 
     def samples(self) -> int:
         """Number of samples of the subset over all workers."""
-        return sum(int(w.samples.sum()) for w in self._windows)
+        return int(self._table.counts.sum())
 
     def steps(self, batch: int) -> int:
         """Number of training batches per epoch, the same on every worker, at `batch` samples per worker."""
@@ -137,12 +129,11 @@ class Sampler:
 
     def windows(self) -> int:
         """Number of windows with samples of the subset: each is read as a unit, by one worker or by those that share it."""
-        return len(self._windows)
+        return len(self._table)
 
     def counts(self) -> NDArray[np.int64]:
         """Number of samples per class over all workers (class,)."""
-        none = np.zeros(len(self.stores[0].classes), np.int64)
-        return np.asarray(sum((w.samples for w in self._windows), none))
+        return self._table.counts.copy()
 
     def shuffled(
         self, *, batch: int, seed: int, epoch: int, start: int = 0, steps: int | None = None
@@ -165,10 +156,10 @@ class Sampler:
                 f"step {start} of epoch {epoch}: an epoch has {steps} steps of {batch} samples per worker. The position was "
                 "saved with different samples, batch size or number of workers; resume with those, or train again."
             )
-        if not self._windows:
+        if not len(self._table):
             raise InputError(f"{self.stores[0].url}: no samples in the subset {self.subset!r}; check labels and split.")
         parts = epoch_windows(
-            np.array([w.samples for w in self._windows]),
+            self._table,
             frequencies=self.frequencies,
             seed=seed,
             epoch=epoch,
@@ -184,8 +175,9 @@ class Sampler:
         Raises:
             ReadError: a window cannot be read.
         """
-        own = range(self.rank, len(self._windows), self.workers)
-        parts = (WindowDraws.full(i, 0, self._windows[i].samples, self._windows[i].samples) for i in own)
+        table = self._table
+        counted = ((i, table.samples(i)) for i in range(self.rank, len(table), self.workers))
+        parts = (WindowDraws.full(i, 0, samples, samples) for i, samples in counted)
         return self._batches(groups_between(self._grouped(parts), 0), batch, None)
 
     def _grouped(self, parts: Iterable[WindowDraws]) -> Iterator[ShuffleGroup]:
@@ -231,8 +223,7 @@ class Sampler:
         self, buffer: ShuffleBuffer, part: WindowDraws, chance: _EpochGenerators | None, threads: PrefetchThreads
     ) -> None:
         """Read one window and add it to the buffer with the samples that are drawn."""
-        sample_window = self._windows[part.index]
-        store, window = sample_window.store, sample_window.window
+        store, window = self._place(part.index)
         try:
             ids, sources = self._read_window(part.index, threads)
         except (InputError, StorageUnavailableError):
@@ -257,7 +248,7 @@ class Sampler:
 
     def _read_window(self, index: int, threads: PrefetchThreads) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
         """Class ids of a window's samples and its normalized sources; from the cache if all windows fit `CACHE_BYTES`."""
-        store, window = self._windows[index].store, self._windows[index].window
+        store, window = self._place(index)
 
         def read() -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
             return store.samples(window)[self.subset], scaled_window(store, window, self.scaling, halo=self.patch // 2)
@@ -275,8 +266,7 @@ class Sampler:
 
     @cached_property
     def _is_small(self) -> bool:
-        pixels = sum((p.window.height + self.patch) * (p.window.width + self.patch) for p in self._windows)
-        return pixels * self._layout.pixel_bytes <= CACHE_BYTES
+        return self._table.padded_pixels(self.patch) * self._layout.pixel_bytes <= CACHE_BYTES
 
     def _cut(
         self, groups: Generator[tuple[ShuffleBuffer, int, int], None, None], batch: int

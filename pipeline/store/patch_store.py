@@ -48,11 +48,16 @@ class PatchStore:
     without the test subset.
     """
 
-    def __init__(self, url: str, *, without: tuple[Subset, ...] = ()) -> None:
+    def __init__(self, url: str, *, without: tuple[Subset, ...] = (), metadata: Mapping[str, bytes] | None = None) -> None:
+        """Open a store; `metadata` holds its metadata objects by key if they are known, so that none is read.
+
+        Raises:
+            InputError: there is no store, or it has another format.
+        """
         self.url = url
         self.without = without
         try:
-            self.group = zarr_store.open_strict(url)
+            self.group = zarr_store.open_strict(url, metadata)
         except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
             raise InputError(f"{url}: no patch store; run `mibf prepare` first.") from error
         found = self.group.attrs.get("mibf:format")
@@ -101,6 +106,11 @@ class PatchStore:
     def source(self, name: str) -> StoredSource:
         """The store's description of a source."""
         return next(s for s in self.sources if s.name == name)
+
+    def array_names(self) -> list[str]:
+        """The paths of all arrays."""
+        names = [f"{kind}/{s.name}" for s in self.sources for kind in ("sources", "valid")]
+        return [*names, *(f"counts/{s.name}" for s in self.sources if s.periods), "labels", "split", "samples"]
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Return one of the group's arrays by its path."""
@@ -213,8 +223,13 @@ class PatchStore:
         """
         if subset in self.without:
             raise SubsetHiddenError(f"{self.url}: was opened without the {subset} subset")
-        counts = np.asarray(self.array("samples")[CODES[subset] - 1]).reshape(len(self.classes), -1).T
+        counts = self.sample_counts(subset).astype(np.int64).reshape(len(self.classes), -1).T
         return [(w, n) for w, n in zip(windows(self.shape, CHUNK), counts, strict=True) if n.any()]
+
+    def sample_counts(self, subset: Subset | None = None) -> NDArray[np.int32]:
+        """Number of samples of each window (class, y, x) of a subset, or of all subsets (subset, class, y, x)."""
+        array = self.array("samples")
+        return np.asarray(array[...] if subset is None else array[CODES[subset] - 1])
 
 
 def known_bands(source: StoredSource, valid: NDArray[np.bool_], counts: NDArray[Any]) -> NDArray[np.bool_]:

@@ -22,6 +22,7 @@ from jobs.config.config import Config
 from jobs.config.loader import load
 from mibf.errors import InputError
 from pipeline.codes import CODES
+from pipeline.sampling.store_catalog import StoreList
 from pipeline.store.patch_store import PatchStore
 from tests.support.commands import run
 from tests.support.mapped_scene import Mapped
@@ -102,9 +103,9 @@ def test_test_pixels_are_read_only_on_request(checkers: SmallScene, monkeypatch:
     opened: list[tuple[str, ...]] = []
     create = PatchStore.__init__
 
-    def watched(self: PatchStore, url: str, *, without: tuple[Any, ...] = ()) -> None:
+    def watched(self: PatchStore, url: str, *, without: tuple[Any, ...] = (), **more: Any) -> None:
         opened.append(without)
-        create(self, url, without=without)
+        create(self, url, without=without, **more)
 
     monkeypatch.setattr(PatchStore, "__init__", watched)
     config = load(str(checkers.folder / "small.yaml"))
@@ -270,6 +271,7 @@ def test_empty_subset_and_single_class_are_refused(
         keep = np.isin([c.id for c in self.classes], kept.get(subset, []))
         return [(w, n * keep) for w, n in read(self, subset) if (n * keep).any()]
 
+    monkeypatch.setattr(StoreList, "packed", lambda self, subset: None)  # no catalog
     monkeypatch.setattr(PatchStore, "windows_with_samples", thinned)
     with pytest.raises(InputError, match=message):
         baseline(load(str(checkers.folder / "small.yaml")), test=False)

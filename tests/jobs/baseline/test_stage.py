@@ -22,6 +22,7 @@ from jobs.config.loader import load
 from jobs.workflow.manifest import StageResult
 from jobs.workflow.workspace import Workspace
 from pipeline.io.lease import Lease
+from pipeline.sampling.store_catalog import StoreList
 from pipeline.store.patch_store import PatchStore
 from tests.support.mapped_scene import Mapped
 from tests.support.scenes import SmallScene
@@ -109,6 +110,7 @@ def subset_counts(monkeypatch: pytest.MonkeyPatch, kept: dict[str, list[int]]) -
         keep = np.isin([c.id for c in self.classes], kept.get(subset, []))
         return [(w, n * keep) for w, n in read(self, subset) if (n * keep).any()]
 
+    monkeypatch.setattr(StoreList, "packed", lambda self, subset: None)  # no catalog
     monkeypatch.setattr(PatchStore, "windows_with_samples", thinned)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.sampling.epoch_plan import WindowDraws, epoch_windows, expected_draws, make_groups, rounded_draws, times_drawn
+from pipeline.sampling.sample_table import SampleTable
 
 
 @given(
@@ -49,7 +50,7 @@ def test_draws_are_split_over_workers_once_and_evenly(seed: int, epoch: int, wor
     drawn = [np.zeros(n, np.int64) for n in samples.sum(axis=1)]
     totals, whole = [], {}
     for rank in range(workers):
-        parts = epoch_windows(samples, frequencies=how, seed=seed, epoch=epoch, rank=rank, workers=workers)
+        parts = epoch_windows(SampleTable.of(samples), frequencies=how, seed=seed, epoch=epoch, rank=rank, workers=workers)
         totals.append(0)
         for part in takewhile(lambda part: part.lap == 0, parts):
             times = times_drawn(part, np.random.default_rng(part.index))
@@ -63,7 +64,7 @@ def test_draws_are_split_over_workers_once_and_evenly(seed: int, epoch: int, wor
 
 
 def test_worker_without_windows_draws_from_all() -> None:
-    parts = epoch_windows(np.array([[1, 1]]), frequencies="natural", seed=0, epoch=0, rank=0, workers=3)
+    parts = epoch_windows(SampleTable.of(np.array([[1, 1]])), frequencies="natural", seed=0, epoch=0, rank=0, workers=3)
     assert [(p.index, p.lap, p.total) for p in islice(parts, 3)] == [(0, 0, 2), (0, 1, 2), (0, 2, 2)]
 
 
