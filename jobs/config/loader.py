@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Sequence
+import posixpath
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -12,9 +14,11 @@ from pydantic import BaseModel, ValidationError
 
 from jobs.config.config import Config
 from jobs.config.renamed import RENAMED_KEYS, RENAMED_RECIPES, translate
-from jobs.config.scene import MOST_SOURCES
+from jobs.config.scene import MOST_SOURCES, SceneSection
 from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection, ScenesSplitSection
 from jobs.config.stac import IN_BRACES
+from jobs.config.table.read import read_table
+from jobs.config.table.scenes import EMPTY, TableScenes, table_section
 from jobs.config.variables import check_texts, expand_variables
 from jobs.config.yaml_loader import parse, read_text
 from mibf.errors import InputError
@@ -41,6 +45,8 @@ MISSING = {
 }
 
 
+#: Most mistakes that are listed.
+MOST_LISTED = 20
 #: The sections of the split by method.
 SPLITS: dict[str, type[BaseModel]] = {
     "blocks": BlocksSection,
@@ -71,7 +77,18 @@ def load(url: str, *, overrides: Sequence[str] = (), saved: bool = False) -> Con
         ) from error
     if not isinstance(values, dict):
         raise InputError(f"{url}: is not a configuration (a YAML mapping); see examples/ for complete ones.")
-    return configure(translate(values) if saved else values, name=url, overrides=overrides)
+    if saved:
+        values = _with_own_table(translate(values), url)
+    return configure(values, name=url, overrides=overrides)
+
+
+def _with_own_table(values: dict[str, Any], url: str) -> dict[str, Any]:
+    """The values of a configuration that a run saved, with the table that was saved beside it, wherever both are now."""
+    scenes = values.get("scenes")
+    if not isinstance(scenes, dict) or not isinstance(scenes.get("table"), str):
+        return values
+    folder, table = posixpath.dirname(url), posixpath.basename(scenes["table"])
+    return values | {"scenes": scenes | {"table": posixpath.join(folder, table)}}
 
 
 def configure(values: dict[str, Any], *, name: str, overrides: Sequence[str] = ()) -> Config:
@@ -90,11 +107,37 @@ def configure(values: dict[str, Any], *, name: str, overrides: Sequence[str] = (
     values = expand_variables(values, name)
     refused = list(check_texts(values))
     if refused:
-        raise InputError(f"{name}:\n" + "\n".join(f"  {line}" for line in refused))
+        raise _refused(name, refused)
+    table = _table_scenes(values["scenes"], name) if isinstance(values.get("scenes"), dict) else None
+    if table is not None:
+        values = values | {"scenes": table.scenes}
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{name}:\n" + "\n".join(f"  {line}" for line in _explained(error))) from error
+        raise _refused(name, _explained(error, table)) from error
+
+
+def _refused(name: str, lines: Iterable[str]) -> InputError:
+    """The error that lists the mistakes of a configuration, each once: one of a template is one of every scene."""
+    distinct = list(dict.fromkeys(lines))
+    more = [f"and {len(distinct) - MOST_LISTED:,} more"] if len(distinct) > MOST_LISTED else []
+    return InputError(f"{name}:\n" + "\n".join(f"  {line}" for line in [*distinct[:MOST_LISTED], *more]))
+
+
+def _table_scenes(values: dict[str, Any], name: str) -> TableScenes:
+    """Read the table of a configuration; variables are substituted in its cells as well."""
+    section = table_section(values, name)
+    table = read_table(section.table, columns=section.columns, sha256=section.sha256)
+    table = replace(table, rows=expand_variables(table.rows, table.name))
+    refused = [
+        line
+        for number, row in enumerate(table.rows)
+        for column, value in row.items()
+        for line in check_texts(value, table.place(number, column))
+    ]
+    if refused:
+        raise _refused(name, refused)
+    return TableScenes.of(table, section, name=name, keys=tuple(SceneSection.model_fields))
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -134,20 +177,23 @@ def _index(container: list[Any], key: str, override: str) -> int:
     return int(key)
 
 
-def _explained(error: ValidationError) -> list[str]:
+def _explained(error: ValidationError, table: TableScenes | None) -> list[str]:
     """Format one line per error: location, problem, and for an unknown key the nearest known one."""
     lines = []
     mistakes = error.errors()
     for mistake in mistakes:
-        below = [m for m in mistakes if m["loc"][: len(mistake["loc"])] == mistake["loc"] and m is not mistake]
-        if mistake["type"] == "too_short" and below:
+        if mistake["type"] == "too_short" and any(
+            m["loc"][: len(mistake["loc"])] == mistake["loc"] and m is not mistake for m in mistakes
+        ):
             continue  # too few only because the entries themselves are invalid
-        where = ".".join(map(str, _without_inserted(mistake["loc"])))
+        location = _without_inserted(mistake["loc"])
+        in_table = table is not None and len(location) > 1 and location[0] == "scenes"
+        where = table.where(location[1:]) if table is not None and in_table else ".".join(map(str, location))
         if mistake["type"] == "extra_forbidden":
             lines.append(_unknown_key(where, mistake["loc"]))
         elif mistake["type"] == "missing":
             hint = MISSING.get(str(mistake["loc"][-1]), "")
-            lines.append(f"{where}: is missing{hint}.")
+            lines.append(f"{where}." if where.endswith(EMPTY) else f"{where}: is missing{hint}.")
         else:
             message = ERROR_MESSAGES.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
             renamed = RENAMED_PRODUCTS.get(str(mistake["input"]))

@@ -18,7 +18,7 @@ from mibf.errors import InputError
 MAX_BYTES = 8 * 1024 * 1024
 #: Maximum number of values in a file, with aliases expanded.
 MAX_VALUES = 1_000_000
-#: How much larger the file of a run may be: aliases are expanded there, and every default is written out.
+#: How much larger the file of a run may be: aliases are expanded there, and earlier versions wrote every default.
 SAVED = 8
 #: Maximum nesting depth of lists and mappings; a valid configuration needs at most nine.
 MAX_DEPTH = 50

@@ -6,6 +6,7 @@ from what the stage depends on, so submitting the same thing twice attaches to t
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -22,7 +23,6 @@ from urllib.parse import urlsplit
 
 import ray
 import requests
-import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -36,7 +36,7 @@ from jobs.runtime.version import SUBMITTED_WITH
 from jobs.workflow.fingerprint import fingerprint
 from jobs.workflow.found_items import NotSearchedError, found_items
 from jobs.workflow.manifest import StageName, read_manifest
-from jobs.workflow.saved_config import as_run, relative_paths
+from jobs.workflow.saved_config import SavedConfig, relative_paths, set_values
 from jobs.workflow.workspace import Workspace
 from mibf import __version__
 from mibf.errors import InputError
@@ -175,18 +175,20 @@ def _job(options: SubmitOptions, url: str, folder: Path) -> _Job:
             f"{url}: {relative[0]} is a relative path, which is a different location on the cluster; give a URL, or an "
             "absolute path that all nodes can read."
         )
-    text = as_run(config)
+    saved = SavedConfig.of(config)
     workspace = Workspace.of(config)
     if storage.is_local(url):
-        _check_unsigned(config, text, url)
-        (folder / FILE).write_text(text)
+        _check_unsigned(config, url)
+        (folder / FILE).write_text(saved.yaml)
+        if saved.table is not None:
+            (folder / saved.table[0]).write_bytes(saved.table[1])
         arguments, working_dir = [FILE], str(folder)
     else:
         changes = [part for override in options.overrides for part in ("--set", override)]
         arguments, working_dir = [url, *changes], None
     stage = cast(StageName, options.command) if options.command in get_args(StageName) else None
     prints = _fingerprint(config, stage or "prepare")
-    identity = checksums.digest([options.command, text, prints, __version__])[:12]
+    identity = checksums.digest([options.command, saved.yaml, prints, __version__])[:12]
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.name)[:60]
 
     def is_done() -> bool:
@@ -230,15 +232,14 @@ def _inputs(config: Config) -> list[str]:
         return []
 
 
-def _check_unsigned(config: Config, text: str, url: str) -> None:
+def _check_unsigned(config: Config, url: str) -> None:
     """Check that no URL in a configuration contains credentials, which would be stored on the cluster."""
-    if yaml.safe_load(text) != config.model_dump(mode="json"):
-        signed = yaml.safe_dump(config.model_dump(mode="json"))
-        if storage.without_queries(signed) != signed:
-            raise InputError(
-                f"{url}: contains URLs with a password, or with a `?` that may precede a signature; credentials are not "
-                "sent with a job. Put the configuration where the cluster can read it, and give its URL."
-            )
+    text = json.dumps(set_values(config), indent=0, ensure_ascii=False)  # a value a line
+    if storage.without_queries(text) != text:
+        raise InputError(
+            f"{url}: contains URLs with a password, or with a `?` that may precede a signature; credentials are not "
+            "sent with a job. Put the configuration where the cluster can read it, and give its URL."
+        )
 
 
 def connect(address: str | None) -> tuple[JobSubmissionClient, str]:

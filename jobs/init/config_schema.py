@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from jobs.config.config import Config
+from jobs.config.table.scenes import TableSection
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 #: A URN, because no server publishes the schema.
@@ -26,6 +27,8 @@ ALTERNATIVES: dict[str, tuple[tuple[str, ...], ...]] = {
     "SourceSection": (("url",), ("urls",), ("tiles",), ("stac",)),
     "StacSection": (("url",), ("search",)),
 }
+#: The sections of a scene that may be incomplete in the template of a table.
+TEMPLATES = ("SceneSection", "GridSection", "SourceSection", "StacSection", "LabelsSection", "AreaSection")
 #: The text form of `bands`, for example `1-3, 8`.
 BAND_RANGES = r"^\s*[0-9]+\s*(-\s*[0-9]+\s*)?(,\s*[0-9]+\s*(-\s*[0-9]+\s*)?)*$"
 
@@ -42,6 +45,10 @@ def config_schema() -> dict[str, Any]:
     root = _section("Config", generated)
     bands = sections["SourceSection"]["properties"]["bands"]
     bands["anyOf"] += [{"type": "string", "pattern": BAND_RANGES}, {"$ref": f"#/$defs/{VARIABLE}"}]
+    sections |= _table_sections(sections)
+    listed = root["properties"]["scenes"]
+    title = {"title": listed.pop("title")}
+    root["properties"]["scenes"] = title | {"anyOf": [listed, {"$ref": "#/$defs/TableSection"}]}
     root["properties"]["split"].pop("discriminator", None)  # OpenAPI's keyword; `oneOf` says the same
     sections[VARIABLE] = {
         "title": "Environment variable",
@@ -54,6 +61,30 @@ def config_schema() -> dict[str, Any]:
         "description": "The configuration file of mibf: land-cover maps from several co-registered sensors.",
     }
     return {"$schema": DIALECT, "$id": IDENTIFIER, **root, **described, "$defs": dict(sorted(sections.items()))}
+
+
+def _table_sections(sections: dict[str, Any]) -> dict[str, Any]:
+    """Return the schemas of a table of scenes: the section, and templates of the sections whose keys columns may set."""
+    templates = {f"#/$defs/{name}": f"#/$defs/{name}Template" for name in TEMPLATES}
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [changed(below) for below in value]
+        if not isinstance(value, dict):
+            return value
+        return {k: templates.get(v, v) if k == "$ref" else changed(v) for k, v in value.items()}
+
+    found = {}
+    for name in TEMPLATES:
+        kept = {key: value for key, value in sections[name].items() if key not in ("required", "oneOf")}
+        found[f"{name}Template"] = changed(kept)
+    sources = found["SceneSectionTemplate"]["properties"]["sources"]
+    sources.pop("minProperties", None)
+    for pattern, source in sources["patternProperties"].items():
+        sources["patternProperties"][pattern] = {"anyOf": [source, {"type": "null"}]}
+    table = _section("TableSection", TableSection.model_json_schema())
+    table["properties"]["template"] = {"$ref": "#/$defs/SceneSectionTemplate"}
+    return found | {"TableSection": table}
 
 
 def config_schema_text() -> str:

@@ -33,7 +33,8 @@ ORDER = {
         "pipeline.sampling", "pipeline.maps", "pipeline.geotiff", "pipeline.publishing",
     ),
     "jobs": (
-        "jobs", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.search", "jobs.sample", "jobs.train.tracking",
+        "jobs", "jobs.config.table", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.search", "jobs.sample",
+        "jobs.train.tracking",
         "jobs.evaluate", "jobs.baseline", "jobs.trials", "jobs.models", "jobs.train", "jobs.prepare", "jobs.map",
         "jobs.report", "jobs.inspection", "jobs.init", "jobs.benchmark", "jobs.fleet", "jobs.bench.harness",
         "jobs.bench", "jobs.cli",

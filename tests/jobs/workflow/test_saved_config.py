@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from jobs.config import yaml_loader
 from jobs.config.config import Config
 from jobs.config.loader import load
 from jobs.workflow import saved_config
-from jobs.workflow.saved_config import as_run, relative_paths, save_map_config, save_training_config
+from jobs.workflow.saved_config import INLINE_SCENES, as_run, relative_paths, save_map_config, save_training_config
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.io import storage
@@ -72,21 +72,52 @@ def test_training_and_map_configurations_are_saved_apart(scene: SmallScene) -> N
     assert Path(workspace.configuration).parent == Path(storage.local_path(workspace.run_folder))
 
 
-def test_configuration_written_by_a_run_can_be_read_again_where_its_source_can(
-    scene: SmallScene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All defaults are saved, so the file of a run is larger; the limits are lowered to keep the test short."""
+def test_defaults_are_not_saved(scene: SmallScene) -> None:
+    config = loaded(scene)
+    saved = yaml.safe_load(as_run(config))
+    assert saved["map"] == {"tile_size": 64, "workers": 1}
+    again = load(str(write(scene, saved)), saved=True)
+    assert again.scenes[0].sources["optical"].model_fields_set == {"url"}, "what was set decides some rules"
+
+
+def write(scene: SmallScene, values: dict[str, Any]) -> Path:
+    path = scene.folder / "saved.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_many_scenes_are_saved_as_a_table_that_moves_with_the_workspace(scene: SmallScene, tmp_path: Path) -> None:
     config = scene.config()
     (one,) = config["scenes"]
-    path = scene.folder / "many.yaml"
-    path.write_text(json.dumps(config | {"scenes": [one | {"name": f"s{i}"} for i in range(40)]}))
-    monkeypatch.setattr(yaml_loader, "MAX_BYTES", path.stat().st_size)
-    monkeypatch.setattr(yaml_loader, "MAX_VALUES", 1500)
-    loaded_config = load(str(path))
-    workspace = Workspace.of(loaded_config)
-    save_map_config(loaded_config, workspace)
-    assert Path(workspace.map_configuration).stat().st_size > yaml_loader.MAX_BYTES
-    assert load(workspace.map_configuration, saved=True) == loaded_config
+    mask = {"url": "https://host/mask.tif?sig=secret", "valid": [1]}
+    one["sources"]["optical"] |= {"select": {"time": "2021-06-11"}, "mask": mask}
+    many = [one | {"name": f"s{i}"} | ({"labels": None} if i else {}) for i in range(INLINE_SCENES + 1)]
+    (scene.folder / "many.json").write_text(json.dumps(many))
+    listed, table = (
+        load(str(write(scene, config | {"scenes": s}))) for s in (many, {"table": str(scene.folder / "many.json")})
+    )
+    assert table == listed
+    workspace = Workspace.of(listed)
+    for save, url in (
+        (save_map_config, workspace.map_configuration),
+        (save_training_config, workspace.configuration),
+    ):
+        save(listed, workspace)
+        saved = load(url, saved=True)
+        assert load(url) == saved, "also by a person"
+        assert saved.scenes[0].sources["optical"].mask is not None
+        assert saved.scenes[0].sources["optical"].mask.url == "https://host/mask.tif"
+        assert saved.scenes[1:3] == load(str(write(scene, yaml.safe_load(as_run(listed))))).scenes[1:3]
+        assert saved.scenes[1].labels is None
+    (kept,) = Path(workspace.run_folder).glob("scenes-*.json")
+    assert "secret" not in kept.read_text()
+    moved = Path(workspace.url).rename(tmp_path / "elsewhere")
+    found = str(moved / "runs/main/map.yaml")
+    assert load(found, saved=True) == saved
+    damaged = moved / "runs/main" / kept.name
+    damaged.write_text(damaged.read_text().replace("s7", "s007"))
+    with pytest.raises(InputError, match="is not the table that was saved"):
+        load(found, saved=True)
 
 
 def test_configuration_too_large_to_be_read_again_is_refused_before_it_is_saved(
@@ -94,6 +125,6 @@ def test_configuration_too_large_to_be_read_again_is_refused_before_it_is_saved(
 ) -> None:
     config = loaded(scene)
     monkeypatch.setattr(saved_config, "MAX_VALUES", 10)
-    with pytest.raises(InputError, match=r"1 scene has \d+ values with all defaults, too many to be read again"):
+    with pytest.raises(InputError, match=r"the configuration has \d+ lines, .* to be read again by a rerun"):
         save_map_config(config, Workspace.of(config))
     assert not Path(Workspace.of(config).map_configuration).exists()

@@ -1,0 +1,1 @@
+"""Scenes of a configuration as rows of a table."""
