@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -77,30 +77,68 @@ class MapTimings:
         }
 
 
+class Workers(Protocol):
+    """Workers that maps share."""
+
+    def map(
+        self, job: MapJob, tiles: Sequence[Tile], each: Callable[[TileOutcome], None], *, isolated: bool, workers: int
+    ) -> None:
+        """Map tiles; the arguments are as for `jobs.map.ray_workers.map_on_ray`, `workers` of the run as configured."""
+
+
 class Attempt:
     """One attempt at tiles of any scenes: every outcome goes to the ledger, the log, the metrics and the timings."""
 
-    def __init__(self, spec: MapSpec, maps: Mapping[str, SceneMap], run: str, lease: Lease, timings: MapTimings) -> None:
+    def __init__(
+        self,
+        spec: MapSpec,
+        maps: Mapping[str, SceneMap],
+        run: str,
+        lease: Lease,
+        timings: MapTimings,
+        *,
+        done: Callable[[SceneMap], None] = lambda scene: None,
+        workers: Workers | None = None,
+    ) -> None:
+        """Create.
+
+        Args:
+            spec: of the map.
+            maps: the scenes.
+            run: id of the run.
+            lease: checked before each record.
+            timings: to which the outcomes are added.
+            done: called once the last tile of a scene is done; from then on the scene is no longer used here.
+            workers: workers that are shared with other maps; by default, and without workers, the map has its own.
+        """
         self._spec, self._maps, self._run, self._lease, self._timings = spec, maps, run, lease, timings
+        self._done, self._workers = done, workers
         self._open: set[Tile] = set()
         self._before: dict[Tile, int] = {}
+        self._left: dict[str, int] = {}  #: number of tiles that are not done, by scene
 
     @cached_property
     def _metrics(self) -> MapMetrics:
         """Created when first used, because it imports Ray, which takes seconds that a map with nothing to do saves."""
         return map_metrics(self._spec.config)
 
-    def run(self, tiles: Sequence[Tile], *, isolated: bool) -> None:
+    def run(self, tiles: Sequence[Tile], *, isolated: bool) -> list[Tile]:
         """Map tiles once and record the outcomes; `isolated` as for `map_on_ray`.
+
+        Returns:
+            The tiles that are not done.
 
         Raises:
             LeaseLostError: the workspace lease was lost.
             StageError: every device failed.
         """
-        last = {name: scene.ledger.last() for name, scene in self._maps.items()}
+        scenes = {name: self._maps[name] for name in dict.fromkeys(tile.scene for tile in tiles)}
+        last = {name: scene.ledger.last() for name, scene in scenes.items()}
+        self._left = {name: sum(s != "done" for s in scene.states().values()) for name, scene in scenes.items()}
         self._before = {t: state.attempts if (state := last[t.scene].get(t.window)) else 0 for t in tiles}
+        del last
         self._open = set(tiles)
-        map_tiles = _executor(self._spec, self._maps, isolated=isolated)
+        map_tiles = _executor(self._spec, self._maps, isolated=isolated, shared=self._workers)
         with progress_bar("map", len(tiles), unit="tiles") as advance:
 
             def take(outcome: TileOutcome) -> None:
@@ -114,8 +152,10 @@ class Attempt:
             map_tiles(tiles, take)
         for tile in [tile for tile in tiles if tile in self._open]:
             self._record(TileOutcome(tile=tile, cause=WORKER_DIED, finished=time.time()))
-        for scene in self._maps.values():
+        unfinished = {name: scene for name, scene in scenes.items() if self._left[name]}
+        for scene in unfinished.values():
             scene.ledger.flush()
+        return [Tile(name, window) for name, scene in unfinished.items() for window in scene.retry_selection(tiles).tiles]
 
     def _record(self, outcome: TileOutcome) -> None:
         tile = outcome.tile
@@ -127,6 +167,9 @@ class Attempt:
         scene.ledger.append([LedgerEvent.of(outcome, fingerprint=fingerprint, model=model, run=self._run, attempt=attempt)])
         _log(outcome, attempt)
         self._metrics.tile(outcome, attempt)
+        self._left[tile.scene] -= not outcome.cause
+        if not self._left[tile.scene]:
+            self._done(scene)
 
 
 def make_job(spec: MapSpec, maps: Mapping[str, SceneMap]) -> MapJob:
@@ -148,9 +191,9 @@ def make_job(spec: MapSpec, maps: Mapping[str, SceneMap]) -> MapJob:
 
 
 def _executor(
-    spec: MapSpec, maps: Mapping[str, SceneMap], *, isolated: bool
+    spec: MapSpec, maps: Mapping[str, SceneMap], *, isolated: bool, shared: Workers | None = None
 ) -> Callable[[Sequence[Tile], Callable[[TileOutcome], None]], None]:
-    """Return a function that maps tiles and reports each: in this process, or on Ray workers."""
+    """Return a function that maps tiles and reports each: in this process, on the map's own Ray workers or shared ones."""
     section, job = spec.config.map, make_job(spec, maps)
     if section.workers == 0:
 
@@ -165,6 +208,12 @@ def _executor(
                 ) from error
 
         where, map_tiles = f"in this process on {pluralize(cpu_count(), 'cores')}", in_process
+    elif shared is not None:
+
+        def on_shared(tiles: Sequence[Tile], take: Callable[[TileOutcome], None]) -> None:
+            shared.map(job, tiles, take, isolated=isolated, workers=section.workers)
+
+        return on_shared
     else:
         from jobs.map.ray_workers import map_on_ray, object_store, reading_cpus
         from jobs.runtime import ray_cluster  # import Ray only where it is used

@@ -1,20 +1,24 @@
 """`mibf map`: map whole scenes tile by tile into cloud-optimised GeoTIFFs, and record failures for a rerun.
 
 Only the driver writes the ledger. A tile that raises is retried, then recorded with its cause while the rest continue; a
-tile whose worker dies is recorded too. A scene is published when all its tiles are done under the current fingerprints.
+tile whose worker dies is recorded too. A scene is published when all its tiles are done under the current fingerprints, in
+the background while tiles of other scenes are mapped.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 
 from jobs.config.config import Config
 from jobs.config.map import MapSection
-from jobs.map.attempt import Attempt, MapTimings
+from jobs.config.scene import SceneSection
+from jobs.map.attempt import Attempt, MapTimings, Workers
+from jobs.map.many_scenes import Publisher, each_scene
 from jobs.map.publish import publish_scene
 from jobs.map.request import TileRequest
 from jobs.map.scene_map import SceneMap
@@ -47,10 +51,11 @@ def map_scenes(
     *,
     request: TileRequest | None = None,
     predictor: Callable[[MapJob], Predictor] | None = None,
+    workers: Workers | None = None,
 ) -> StageResult:
     """Map the selected tiles of every scene of a configuration, and publish the scenes that are complete.
 
-    `predictor` is as for `MapJob`.
+    `predictor` is as for `MapJob`; `workers` as for `Attempt`.
 
     Raises:
         InputError: a scene and the model do not match, or another model's map would be replaced.
@@ -58,63 +63,77 @@ def map_scenes(
     """
     request = request or TileRequest()
     spec = MapSpec.of(config, workspace, predictor=predictor)
-    maps = {scene.name: SceneMap(spec, workspace, scene) for scene in config.scenes}
-    only = _check(maps, request)
+    maps, only = _open_scenes(config, workspace, spec, request)
     lease.check()
     save_map_config(config, workspace)
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     timings = MapTimings()
+    each_scene(lambda scene: scene.finish_publication(lease), maps)
     with ExitStack() as ledgers:
         for scene in maps.values():
             ledgers.enter_context(scene.ledger.writing(lease))
-            scene.finish_publication(lease)
             scene.record_pending(run, restart=request.restart)
             scene.record_empty(run)
-        if any(not scene.is_published() or scene.select(request, only).tiles for scene in maps.values()):
+        unpublished = [name for name, published in each_scene(SceneMap.is_published, maps).items() if not published]
+        if unpublished or any(scene.select(request, only).tiles for scene in maps.values()):
             invalidate(workspace, "map", lease)
-        map_stores = _open_map_stores(maps, run, lease)
+        map_stores = _open_map_stores(maps, unpublished, run, lease)
         # Selected only now: tiles of an earlier map that could not be restored must be mapped too.
         selected = [Tile(name, window) for name, scene in maps.items() for window in scene.select(request, only).tiles]
-        _map_with_retries(Attempt(spec, maps, run, lease, timings), maps, selected, config.map)
-        complete = []
-        for name, scene in maps.items():
-            scene.ledger.flush()
-            work = map_stores.get(name)
-            if any(state != "done" for state in scene.states().values()):
-                continue
+        with Publisher(partial(_publish, run=run, fingerprint=fingerprint, lease=lease)) as publisher:
+
+            def publish(scene: SceneMap) -> None:
+                publisher.submit(scene, map_stores.get(scene.name))
+
+            for scene in maps.values():
+                if _all_done(scene):
+                    publish(scene)
+            attempt = Attempt(spec, maps, run, lease, timings, done=publish, workers=workers)
+            _map_with_retries(attempt, selected, config.map)
             clock = time.monotonic()
-            if work is None or publish_scene(scene, work, run, fingerprint, lease):
-                complete.append(scene)
-            timings.publish += time.monotonic() - clock
+            complete = publisher.finish()
+            timings.publish = time.monotonic() - clock
     return _result(config, maps, complete, request, timings, published=len(map_stores))
 
 
-def _check(maps: Mapping[str, SceneMap], request: TileRequest) -> dict[str, list[Window]] | None:
-    """Refuse what cannot be mapped before anything is written; return the requested tiles by scene, None for all."""
-    config = next(iter(maps.values())).spec.config
+def _open_scenes(
+    config: Config, workspace: Workspace, spec: MapSpec, request: TileRequest
+) -> tuple[dict[str, SceneMap], dict[str, list[Window]] | None]:
+    """Open and plan all scenes, refusing what cannot be mapped before anything is written.
+
+    Returns:
+        The scenes, and their requested tiles, None for all.
+    """
     if config.map.workers == 0:
         check_precision(own_device(config.resources), config.map.precision, key="map.precision")
-    for scene in maps.values():
+
+    def opened(section: SceneSection) -> SceneMap:
+        scene = SceneMap(spec, workspace, section)
         scene.check_replaced(request)
         _check_drift(scene)
+        return scene
+
+    maps = each_scene(opened, {scene.name: scene for scene in config.scenes})
     only = _requested(maps, request.tiles)
-    for scene in maps.values():
-        _ = scene.planned  # raises if the scene cannot be planned
-    return only
+    each_scene(lambda scene: scene.planned, maps)  # raises if a scene cannot be planned
+    return maps, only
 
 
-def _open_map_stores(maps: Mapping[str, SceneMap], run: str, lease: Lease) -> dict[str, MapStore]:
+def _open_map_stores(
+    maps: Mapping[str, SceneMap], unpublished: Collection[str], run: str, lease: Lease
+) -> dict[str, MapStore]:
     """Open the map stores of the scenes whose map is not published as it should be."""
-    map_stores = {}
-    for name, scene in maps.items():
-        if scene.is_published():
-            scene.remove_work(lease)  # an earlier run may have ended after publishing, before removing it
-        else:
-            map_stores[name] = scene.open_work(run, lease)
-    return map_stores
+
+    def opened(scene: SceneMap) -> MapStore | None:
+        if scene.name in unpublished:
+            return scene.open_work(run, lease)
+        scene.remove_work(lease)  # an earlier run may have ended after publishing, before removing it
+        return None
+
+    return {name: work for name, work in each_scene(opened, maps).items() if work is not None}
 
 
-def _map_with_retries(attempt: Attempt, maps: Mapping[str, SceneMap], tiles: Sequence[Tile], section: MapSection) -> None:
+def _map_with_retries(attempt: Attempt, tiles: Sequence[Tile], section: MapSection) -> None:
     """Map tiles, and those that fail again, each in isolation, after a pause that doubles with every retry."""
     for retry in range(section.attempts):
         if not tiles:
@@ -123,14 +142,23 @@ def _map_with_retries(attempt: Attempt, maps: Mapping[str, SceneMap], tiles: Seq
             pause = section.backoff * 2 ** (retry - 1)
             info(f"{pluralize(len(tiles), 'tiles')} failed; retrying" + (f" in {pause:g} s" if pause else ""))
             time.sleep(pause)
-        attempt.run(tiles, isolated=retry > 0)
-        tiles = [Tile(name, window) for name, scene in maps.items() for window in scene.retry_selection(tiles).tiles]
+        tiles = attempt.run(tiles, isolated=retry > 0)
+
+
+def _all_done(scene: SceneMap) -> bool:
+    return all(state == "done" for state in scene.states().values())
+
+
+def _publish(scene: SceneMap, work: MapStore | None, *, run: str, fingerprint: str, lease: Lease) -> bool:
+    """Publish a scene whose tiles are done, unless it is published; return False if its map store lacks their pixels."""
+    scene.ledger.flush()
+    return work is None or publish_scene(scene, work, run, fingerprint, lease)
 
 
 def _result(
     config: Config,
     maps: Mapping[str, SceneMap],
-    complete: Sequence[SceneMap],
+    complete: Collection[str],
     request: TileRequest,
     timings: MapTimings,
     *,
@@ -138,21 +166,22 @@ def _result(
 ) -> StageResult:
     """Summarize a map; raise TilesFailedError if a scene is not complete."""
     figures = timings.figures(config.map.workers)
-    incomplete = [scene for scene in maps.values() if scene not in complete]
-    lines = [published_line(scene) for scene in complete]
+    incomplete = [scene for name, scene in maps.items() if name not in complete]
+    done = [scene for name, scene in maps.items() if name in complete]
+    lines = [published_line(scene) for scene in done]
     if timings.tiles or not incomplete:
         lines += timing_lines(figures, config.map.workers, published=bool(published))
     if incomplete:
         missing = [line for scene in incomplete for line in incomplete_lines(scene, request)]
         raise TilesFailedError("\n".join([*missing, *lines, REMEDY]))
-    pixels = {scene.name: scene.pixels() for scene in complete}
+    pixels = {scene.name: scene.pixels() for scene in done}
     summary = {
         "pixels": sum(pixels.values()),
         "tiles": sum(len(scene.tasks) for scene in maps.values()),
         "scenes": pixels,
         "priors": config.prediction.priors,
     }
-    outputs = [url for scene in complete for url in scene.published_files()]
+    outputs = [url for urls in each_scene(SceneMap.published_files, maps).values() for url in urls]
     return StageResult(summary | figures | {"scenes_published": published}, lines, outputs)
 
 
@@ -164,7 +193,8 @@ def check_tiles(config: Config, keys: Sequence[str]) -> None:
     """
     workspace = Workspace.of(config)
     spec = MapSpec.of(config, workspace)
-    _requested({scene.name: SceneMap(spec, workspace, scene) for scene in config.scenes}, keys)
+    maps = each_scene(partial(SceneMap, spec, workspace), {scene.name: scene for scene in config.scenes})
+    _requested(maps, keys)
 
 
 def _check_drift(scene: SceneMap) -> None:

@@ -6,6 +6,7 @@ With the JSON log format these are JSON lines (`jobs.runtime.logs`).
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from jobs.runtime.logs import event, in_json
 from mibf.redaction import redact
 
 console = Console(stderr=True)
+#: Held while a bar is shown. A terminal shows one at a time; operations beside it print a line.
+_bar_shown = threading.Lock()
 
 
 def pluralize(number: int, things: str) -> str:
@@ -28,7 +31,7 @@ def pluralize(number: int, things: str) -> str:
 @contextmanager
 def progress_bar(title: str, total: int, *, unit: str = "") -> Iterator[Callable[[int], None]]:
     """Show a progress bar up to `total`; yield a function that advances it by a number of units."""
-    if in_json() or not console.is_terminal:
+    if in_json() or not console.is_terminal or not _bar_shown.acquire(blocking=False):
         info(f"{title} ({pluralize(total, unit)}) ...")
         yield lambda count: None
         return
@@ -40,9 +43,12 @@ def progress_bar(title: str, total: int, *, unit: str = "") -> Iterator[Callable
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda count: progress.advance(task, count)
+    try:
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda count: progress.advance(task, count)
+    finally:
+        _bar_shown.release()
 
 
 _warned: list[str] = []

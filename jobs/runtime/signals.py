@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import threading
 from collections.abc import Collection, Iterator
@@ -41,6 +42,11 @@ def sigterm_interrupts() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+def interrupt_thread(identifier: int) -> None:
+    """Raise KeyboardInterrupt in a thread of this process, as Ctrl-C does in the main one: before its next bytecode."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(identifier), ctypes.py_object(KeyboardInterrupt))
 
 
 def kill_children(*, of: int | None = None, spared: Collection[psutil.Process] = ()) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -31,6 +31,8 @@ from pipeline.store.patch_store import PatchStore
 
 #: Tiles that are read ahead of the one being computed.
 PREFETCH_DEPTH = 1
+#: Scenes whose stores stay open. Tiles come scene by scene, so few are in use at a time.
+OPEN_SCENES = 16
 
 
 class Predictor(Protocol):
@@ -187,14 +189,21 @@ class TileMapper:
         return replace(done, checksum=checksum, write_seconds=time.monotonic() - clock, finished=time.time())
 
     def _store(self, scene: str) -> PatchStore:
-        if scene not in self._stores:
-            self._stores[scene] = PatchStore(self.job.stores[scene])
-        return self._stores[scene]
+        return _opened(self._stores, scene, lambda: PatchStore(self.job.stores[scene]))
 
     def _work(self, scene: str) -> MapStore:
-        if scene not in self._map_stores:
-            self._map_stores[scene] = MapStore(self.job.map_stores[scene])
-        return self._map_stores[scene]
+        return _opened(self._map_stores, scene, lambda: MapStore(self.job.map_stores[scene]))
+
+
+Store = TypeVar("Store")
+
+
+def _opened(stores: dict[str, Store], scene: str, opener: Callable[[], Store]) -> Store:
+    """The open store of a scene; of many scenes, those used last stay open."""
+    stores[scene] = stores.pop(scene) if scene in stores else opener()
+    if len(stores) > OPEN_SCENES:
+        del stores[next(iter(stores))]
+    return stores[scene]
 
 
 def _describe_error(error: BaseException) -> str:

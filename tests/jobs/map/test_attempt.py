@@ -16,7 +16,7 @@ from pipeline.grid import Tile
 from pipeline.io.lease import Lease
 from pipeline.maps.ledger import Ledger
 from pipeline.maps.outcome import DeviceFailedError, TileOutcome
-from pipeline.maps.tile_selection import select_tiles
+from pipeline.maps.tile_selection import classify, select_tiles
 from tests.support.ledgers import WINDOWS, memory_url
 
 TILES = [Tile("scene", window) for window in WINDOWS]
@@ -79,15 +79,22 @@ class Mapping:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, map_tiles: Callable[[Sequence[Tile], Take], None]) -> None:
         monkeypatch.setattr(attempt, "_executor", lambda *_, **__: map_tiles)
         self.ledger = Ledger.open(memory_url())
-        scene: Any = SimpleNamespace(ledger=self.ledger, planned=dict.fromkeys(WINDOWS, "now"))
+        planned, last = dict.fromkeys(WINDOWS[:2], "now"), self.ledger.last
+        scene: Any = SimpleNamespace(
+            ledger=self.ledger,
+            planned=dict.fromkeys(WINDOWS, "now"),
+            states=lambda: classify(planned, last()),
+            retry_selection=lambda tiles: select_tiles(planned, last(), only=[tile.window for tile in tiles], now=0),
+        )
         config = SimpleNamespace(run="main", map=SimpleNamespace(workers=0))
         spec: Any = SimpleNamespace(config=config, digest="m")
         self.timings = MapTimings()
-        self._attempt = Attempt(spec, {"scene": scene}, "run", Lease(), self.timings)
+        self.done: list[object] = []
+        self._attempt = Attempt(spec, {"scene": scene}, "run", Lease(), self.timings, done=self.done.append)
 
-    def run(self, tiles: Sequence[Tile]) -> None:
+    def run(self, tiles: Sequence[Tile]) -> list[Tile]:
         with self.ledger.writing():
-            self._attempt.run(tiles, isolated=False)
+            return self._attempt.run(tiles, isolated=False)
 
     def recorded(self) -> list[tuple[int, str, int, str]]:
         """Column, state, attempt and cause of the events, in order."""
@@ -102,9 +109,11 @@ def test_outcomes_are_recorded_with_the_number_of_the_attempt(monkeypatch: pytes
             take(outcome(tile, cause=causes[tile]))
 
     mapping = Mapping(monkeypatch, map_tiles)
-    mapping.run(TILES[:2])
+    assert mapping.run(TILES[:2]) == TILES[1:2]
+    assert not mapping.done
     causes[TILES[1]] = ""
-    mapping.run(TILES[1:2])
+    assert mapping.run(TILES[1:2]) == []
+    assert len(mapping.done) == 1, "called once all tiles of the scene are done"
     assert mapping.recorded() == [(0, "done", 1, ""), (8, "failed", 1, "no space left"), (8, "done", 2, "")]
 
 

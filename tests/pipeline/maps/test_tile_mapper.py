@@ -21,7 +21,7 @@ from pipeline.maps.map_store import MapStore, result_digest
 from pipeline.maps.outcome import DeviceFailedError
 from pipeline.maps.predictor import TileInput, TileResult
 from pipeline.maps.products import product
-from pipeline.maps.tile_mapper import MapJob, TileMapper
+from pipeline.maps.tile_mapper import OPEN_SCENES, MapJob, TileMapper, _opened
 from pipeline.store.patch_store import PatchStore
 from tests.support.scenes import SmallScene
 
@@ -193,3 +193,17 @@ def test_tile_input_round_trips_through_bytes(sources: list[Any], wanted: Any, p
     for one, other in zip([*sources, wanted, present], [*found.sources, found.wanted, found.present], strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
+
+
+def test_stores_of_the_scenes_used_last_stay_open() -> None:
+    stores: dict[str, int] = {}
+    opened = []
+
+    def open_(scene: int) -> int:
+        opened.append(scene)
+        return scene
+
+    for scene in (*range(OPEN_SCENES), 0, OPEN_SCENES, 0, 1):
+        assert _opened(stores, str(scene), lambda scene=scene: open_(scene)) == scene  # type: ignore[misc]  # bound now
+    assert opened == [*range(OPEN_SCENES + 1), 1], "scene 1 was the one not used for longest"
+    assert len(stores) == OPEN_SCENES
