@@ -226,6 +226,21 @@ def bench_submit(
     return submit.bench_submit(config, address, rounds=rounds)
 
 
+@command(name="rerun", group=bench)
+def bench_rerun(
+    to: Annotated[
+        str | None, typer.Option(metavar="URL", help="Folder or bucket prefix for the runs. [default: a temporary folder]")
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Number of runs mapped in parallel.")] = 200,
+    parallel: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 8,
+    few: Annotated[int, typer.Option(min=1, help="Number of runs mapped one after the other.")] = 5,
+) -> Result:
+    """Measure `mibf rerun --all --parallel` on many small runs, against one after the other."""
+    from jobs.bench import rerun
+
+    return rerun.bench_rerun(to, runs=runs, parallel=parallel, few=few)
+
+
 @command(name="fleet", group=bench)
 def bench_fleet(
     scenes: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 10_000,

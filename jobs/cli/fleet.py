@@ -27,6 +27,12 @@ def rerun(
             "--all", metavar="URL", help="Rerun every run below this URL, each with the configuration of its last map."
         ),
     ] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="With --all: this many runs at a time, on workers that they share. [default: 1]"
+        ),
+    ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="Only tiles that failed.")] = False,
     stale: Annotated[bool, typer.Option("--stale", help="Only tiles whose input, model or settings have changed.")] = False,
     missing: Annotated[bool, typer.Option("--missing", help="Only tiles that have never finished.")] = False,
@@ -49,15 +55,17 @@ def rerun(
     if all_ is not None:
         if tiles or set_:
             raise InputError("--tiles and --set apply to a single run; give its CONFIG instead of --all.")
-        return _rerun_all(all_, options)
+        return _rerun_all(all_, options, parallel)
+    if parallel is not None:
+        raise InputError("--parallel applies to --all; scenes of one configuration share its `map.workers`.")
     return _rerun_one(config or "", set_, options)
 
 
-def _rerun_all(url: str, options: dict[str, Any]) -> Result | Failed:
+def _rerun_all(url: str, options: dict[str, Any], parallel: int | None) -> Result | Failed:
     from jobs.fleet.runs import rerun_all
     from jobs.map.request import TileRequest
 
-    found = rerun_all(url, TileRequest(**options))
+    found = rerun_all(url, TileRequest(**options), parallel=parallel)
     return Failed(found, typer.Exit(found.status)) if found.status else found
 
 
@@ -132,6 +140,9 @@ def submit(
     all_: Annotated[str | None, typer.Option("--all", metavar="URL", help="For rerun: every run below this URL.")] = None,
     max_attempts: Annotated[int | None, typer.Option(min=1, help="For rerun: see `mibf rerun --help`.")] = None,
     backoff: Annotated[float | None, typer.Option(min=0, help="For rerun: see `mibf rerun --help`.")] = None,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="For rerun --all: see `mibf rerun --help`.")
+    ] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="For prepare and run: search for STAC items again.")] = False,
     set_: Overrides = None,
     yes: Yes = False,
@@ -140,13 +151,17 @@ def submit(
     """Run a stage as a job on a Ray cluster. Streams its log to standard error and returns its exit status."""
     from jobs.fleet.submit import SubmitOptions
     from jobs.fleet.submit import submit as submit_job
+    from mibf.errors import InputError
 
+    values = {"--max-attempts": max_attempts, "--backoff": backoff, "--parallel": parallel}
+    if parallel is not None and all_ is None:
+        raise InputError("--parallel applies to rerun --all only.")
     options = SubmitOptions(
         stage,
         config,
         tuple(set_ or ()),
         everything=all_,
-        options=_stage_options(stage, {"--max-attempts": max_attempts, "--backoff": backoff}, yes=yes, refresh=refresh),
+        options=_stage_options(stage, values, yes=yes, refresh=refresh),
         address=address,
         cpus=cpus,
         gpus=gpus,

@@ -5,13 +5,17 @@ A workspace is recognised by its folders; only its runs are listed, not the cont
 
 from __future__ import annotations
 
+import posixpath
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from jobs.config.config import Config
 from jobs.config.loader import load
+from jobs.fleet.parallel import run_parallel
+from jobs.map.attempt import Workers
 from jobs.map.request import TileRequest
 from jobs.map.rerun import rerun
 from jobs.map.status import SceneStatus, status
@@ -235,29 +239,49 @@ class RerunAll:
         }
 
 
-def rerun_all(url: str, request: TileRequest) -> RerunAll:
-    """Rerun every run below a URL that has tiles to map, one after the other; a failure in one does not stop the others.
+def rerun_all(url: str, request: TileRequest, *, parallel: int | None = None) -> RerunAll:
+    """Rerun every run below a URL that has tiles to map; a failure in one does not stop the others.
+
+    Args:
+        url: of a workspace, or of a folder above workspaces.
+        request: the tiles to map.
+        parallel: number of runs at a time, which share their workers; by default one after the other, each with its own.
 
     Raises:
         InputError: see `find_runs`.
     """
     found = runs(url).runs
-    states = {(run.workspace, run.run): run for run in found}
-    results = []
-    for (workspace, run), state in states.items():
-        if state.state == "unreadable":
-            results.append(RunRerun(workspace, run, 2, False, [state.cause], {}))
-        elif state.state in ("due", "failed"):
-            with about(workspace=storage.redact_url(workspace), run=run):
-                results.append(_rerun(Workspace(workspace, run), request))
-    return RerunAll(len(found), results)
+    unreadable = [RunRerun(run.workspace, run.run, 2, False, [run.cause], {}) for run in found if run.state == "unreadable"]
+    due = [Workspace(run.workspace, run.run) for run in found if run.state in ("due", "failed")]
+    if parallel is None or not due:
+        results = [_rerun(workspace, request) for workspace in due]
+    else:
+        from jobs.fleet.shared_workers import SharedWorkers  # imports Ray
+
+        at_a_time = min(parallel, len(due))
+        shared = SharedWorkers(at_a_time)
+        calls = [(_prefix(workspace, url), partial(_rerun, workspace, request, workers=shared)) for workspace in due]
+        results = run_parallel(calls, parallel=at_a_time)
+    results += unreadable
+    return RerunAll(len(found), sorted(results, key=lambda entry: (entry.workspace, entry.run)))
 
 
-def _rerun(workspace: Workspace, request: TileRequest) -> RunRerun:
-    info(f"== rerun {storage.redact_url(workspace.url)} {workspace.run}")
+def _prefix(workspace: Workspace, url: str) -> str:
+    """The prefix of a run's lines: its workspace, below the URL that all are below, and its name."""
+    root = storage.absolute(url.rstrip("/") or "/")
+    below = workspace.url.removeprefix(root).strip("/") or posixpath.basename(workspace.url)
+    return f"[{below} {workspace.run}] "
 
+
+def _rerun(workspace: Workspace, request: TileRequest, *, workers: Workers | None = None) -> RunRerun:
+    with about(workspace=storage.redact_url(workspace.url), run=workspace.run):
+        info(f"== rerun {storage.redact_url(workspace.url)} {workspace.run}")
+        return _rerun_one(workspace, request, workers)
+
+
+def _rerun_one(workspace: Workspace, request: TileRequest, workers: Workers | None) -> RunRerun:
     try:
-        found = rerun(_config(workspace), request)
+        found = rerun(_config(workspace), request, workers=workers)
     except Exception as error:  # any error, including a bug, is reported, and the other runs continue
         ended = exit_status(error)
         return RunRerun(workspace.url, workspace.run, ended or 1, False, _describe_error(error).splitlines(), {})

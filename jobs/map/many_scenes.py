@@ -19,8 +19,8 @@ from pipeline.maps.map_store import MapStore
 OPENED_AT_A_TIME = 16
 #: Scenes that are published at a time, beside mapping.
 PUBLISHED_AT_A_TIME = 2
-#: Seconds in which publishing ends when the command is interrupted.
-INTERRUPT_SECONDS = 20.0
+#: Seconds between looks for an interruption, and in which publishing ends after one.
+POLL_SECONDS, INTERRUPT_SECONDS = 0.2, 20.0
 
 Given = TypeVar("Given")
 Found = TypeVar("Found")
@@ -93,7 +93,8 @@ class Publisher:
         Raises:
             Exception: the first error of a scene, once all scenes were tried.
         """
-        wait(self._pending.values())
+        while wait(self._pending.values(), timeout=POLL_SECONDS).not_done:
+            pass
         errors = [each.exception() for each in self._pending.values()]
         lost = next((error for error in errors if isinstance(error, LeaseLostError)), None)
         first = lost or next((error for error in errors if error is not None), None)

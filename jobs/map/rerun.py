@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from jobs.config.config import Config
+from jobs.map.attempt import Workers
 from jobs.map.request import TileRequest
 from jobs.map.stage import check_tiles, map_scenes
 from jobs.map.status import SceneStatus, status
@@ -36,8 +37,8 @@ class Rerun:
         }
 
 
-def rerun(config: Config, request: TileRequest) -> Rerun:
-    """Map the selected tiles and return the resulting status.
+def rerun(config: Config, request: TileRequest, *, workers: Workers | None = None) -> Rerun:
+    """Map the selected tiles and return the resulting status; `workers` as for `Attempt`.
 
     Raises:
         InputError, LeaseHeldError: as for the map stage.
@@ -46,7 +47,7 @@ def rerun(config: Config, request: TileRequest) -> Rerun:
     if request.tiles is not None:
         check_tiles(config, request.tiles)  # even if the map is current
     try:
-        manifest, done = run_stage(config, "map", partial(map_scenes, request=request), keep_current=True)
+        manifest, done = run_stage(config, "map", partial(map_scenes, request=request, workers=workers), keep_current=True)
         done = done and bool(manifest.figures["tiles_mapped"] or manifest.figures["scenes_published"])
     except TilesFailedError as error:
         failure = error

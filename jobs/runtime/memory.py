@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from types import TracebackType
 
 import psutil
@@ -31,8 +33,12 @@ def memory_in_use() -> int:
 class PeakMemory:
     """Sample `memory_in_use` in a thread while the block runs; `bytes` is the maximum seen.
 
-    `interval` is the sampling interval in seconds.
+    `interval` is the sampling interval in seconds. Blocks that run at the same time share their samples.
     """
+
+    _lock = threading.Lock()
+    _blocks = 0  #: number of blocks that are running
+    _sample = (-math.inf, 0)  #: the last sample: its time, and bytes
 
     def __init__(self, *, interval: float = INTERVAL) -> None:
         self.bytes = 0
@@ -41,16 +47,26 @@ class PeakMemory:
         self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
 
     def __enter__(self) -> PeakMemory:
+        with self._lock:
+            PeakMemory._blocks += 1
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        self.bytes = max(self.bytes, memory_in_use())  # guarantees one sample, even for a short block
+        self._look()  # guarantees one sample, even for a short block
+        with self._lock:
+            PeakMemory._blocks -= 1
+
+    def _look(self) -> None:
+        with self._lock:
+            if self._blocks == 1 or time.monotonic() - self._sample[0] > self._interval:
+                PeakMemory._sample = time.monotonic(), memory_in_use()
+            self.bytes = max(self.bytes, self._sample[1])
 
     def _watch(self) -> None:
         while True:
-            self.bytes = max(self.bytes, memory_in_use())
+            self._look()
             if self._stop.wait(self._interval):
                 return

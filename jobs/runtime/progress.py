@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -31,7 +33,8 @@ def pluralize(number: int, things: str) -> str:
 @contextmanager
 def progress_bar(title: str, total: int, *, unit: str = "") -> Iterator[Callable[[int], None]]:
     """Show a progress bar up to `total`; yield a function that advances it by a number of units."""
-    if in_json() or not console.is_terminal or not _bar_shown.acquire(blocking=False):
+    plain = in_json() or not console.is_terminal or _output.get().prefix
+    if plain or not _bar_shown.acquire(blocking=False):
         info(f"{title} ({pluralize(total, unit)}) ...")
         yield lambda count: None
         return
@@ -51,13 +54,31 @@ def progress_bar(title: str, total: int, *, unit: str = "") -> Iterator[Callable
         _bar_shown.release()
 
 
-_warned: list[str] = []
+@dataclass(frozen=True)
+class _Output:
+    """What belongs to one of several runs in this process."""
+
+    prefix: str = ""
+    warned: list[str] = field(default_factory=list)
+
+
+_output: ContextVar[_Output] = ContextVar("output", default=_Output())  # noqa: B039  # shared where there is one run
+
+
+@contextmanager
+def prefixed(prefix: str) -> Iterator[None]:
+    """Put a prefix before every line of the block, in place of bars, and keep its warnings apart."""
+    token = _output.set(_Output(prefix))
+    try:
+        yield
+    finally:
+        _output.reset(token)
 
 
 def warn(line: str) -> None:
     """Print a warning and record it for the stage's manifest."""
     line = redact(line)
-    _warned.append(line)
+    _output.get().warned.append(line)
     if in_json():
         event(line, level="warning")
     else:
@@ -66,8 +87,9 @@ def warn(line: str) -> None:
 
 def take_warnings() -> list[str]:
     """Return and clear the warnings recorded since the last call."""
-    taken = list(_warned)
-    _warned.clear()
+    warned = _output.get().warned
+    taken = list(warned)
+    warned.clear()
     return taken
 
 
@@ -76,7 +98,9 @@ def info(line: str) -> None:
     if in_json():
         event(line)
         return
-    console.print(redact(line), highlight=False, soft_wrap=True, markup=False)
+    prefix = _output.get().prefix
+    text = "\n".join(f"{prefix}{part}" for part in redact(line).split("\n"))
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class TrainingBar:

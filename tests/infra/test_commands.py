@@ -124,7 +124,7 @@ def test_commands_are_found_in_every_kind_of_file() -> None:
     def found(name: str) -> list[str]:
         return [line for line, where in FOUND if where == name]
 
-    nightly = "rerun --all s3://example-bucket/valley --max-attempts 5 --backoff 600 --json"
+    nightly = "rerun --all s3://example-bucket/valley --parallel 4 --max-attempts 5 --backoff 600 --json"
     for name in ("schedule/mibf-rerun.service", "schedule/crontab"):
         assert found(name) == [nightly], name
     (submitted,) = found("kuberay/cronjob-rerun.yaml")

@@ -41,7 +41,7 @@ def age(workspace: Path) -> None:
     """Add a product to a map's configuration; all its tiles become stale."""
     path = workspace / "runs/main/map.yaml"
     values = yaml.safe_load(path.read_text())
-    values["map"]["products"] = [*values["map"]["products"], "entropy"]
+    values["map"]["products"] = ["class", "confidence", "entropy"]
     path.write_text(yaml.safe_dump(values))
 
 
@@ -99,7 +99,8 @@ def test_runs_prints_one_line_per_run_and_failure_causes(reference: Mapped, tmp_
     assert lines[-1] == "1 run: 1 failed"
 
 
-def test_failing_runs_do_not_stop_rerun_of_the_others(reference: Mapped, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--parallel", "3"]], ids=["one after the other", "in parallel"])
+def test_failing_runs_do_not_stop_rerun_of_the_others(reference: Mapped, tmp_path: Path, options: list[str]) -> None:
     fleet = tmp_path / "fleet"
     for name in ("a-unreadable", "b-lasting", "c-due"):
         shutil.copytree(reference.folder / "work", fleet / name)
@@ -108,8 +109,9 @@ def test_failing_runs_do_not_stop_rerun_of_the_others(reference: Mapped, tmp_pat
     age(fleet / "b-lasting")
     shard.write_bytes(shard.read_bytes()[:-40])
     age(fleet / "c-due")
-    done = mibf("rerun", "--all", str(fleet), "--json")
+    done = mibf("rerun", "--all", str(fleet), "--json", *options)
     assert done.status == 3
+    assert ("[c-due main] == rerun" in done.stderr) == bool(options)
     ended = {Path(rerun["workspace"]).name: rerun["status"] for rerun in done.json["reruns"]}
     assert ended == {"a-unreadable": 2, "b-lasting": 3, "c-due": 0}
     assert {path.name for path in (fleet / "c-due/maps/small/main").glob("*.tif")} >= {"class.tif", "entropy.tif"}
@@ -177,6 +179,7 @@ def test_find_runs_does_not_list_stores_and_maps(reference: Mapped, tmp_path: Pa
         (["rerun", "--all", ".", "--set", "map.tile_size=64"], "apply to a single run"),
         (["rerun", "--all", "{folder}/none"], "folder not found"),
         (["runs", "{folder}/none"], "folder not found"),
+        (["rerun", "some.yaml", "--parallel", "2"], "--parallel applies to --all"),
     ],
 )
 def test_invalid_arguments_exit_2(arguments: list[str], message: str, tmp_path: Path) -> None:
