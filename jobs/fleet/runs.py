@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -260,10 +262,22 @@ def rerun_all(url: str, request: TileRequest, *, parallel: int | None = None) ->
 
         at_a_time = min(parallel, len(due))
         shared = SharedWorkers(at_a_time)
+        if workers := _workers(run for run in found if run.state in ("due", "failed")):
+            shared.start(workers)
         calls = [(_prefix(workspace, url), partial(_rerun, workspace, request, workers=shared)) for workspace in due]
         results = run_parallel(calls, parallel=at_a_time)
     results += unreadable
     return RerunAll(len(found), sorted(results, key=lambda entry: (entry.workspace, entry.run)))
+
+
+def _workers(due: Iterable[RunState]) -> int:
+    """The workers of the first run that has tiles to map on some; 0 if none has."""
+    for run in due:
+        if run.tiles.total() > run.tiles["done"]:
+            with suppress(Exception):  # reported when the run is done
+                if workers := _config(Workspace(run.workspace, run.run)).map.workers:
+                    return workers
+    return 0
 
 
 def _prefix(workspace: Workspace, url: str) -> str:

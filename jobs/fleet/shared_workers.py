@@ -39,7 +39,7 @@ MODELS, OPEN_RUNS = 2, 8
 
 
 class SharedWorkers:
-    """The workers; they are started by the first run that maps tiles. Its methods may be called from several threads."""
+    """The workers. Once they are started, several threads may use them."""
 
     def __init__(self, runs: int) -> None:
         """Create workers for a number of runs at a time."""
@@ -58,10 +58,10 @@ class SharedWorkers:
         """Map tiles; see `jobs.map.attempt.Workers`. Tiles whose workers died are not reported.
 
         Raises:
-            InputError: Ray cannot be used, or a device does not support the run's precision.
+            InputError: the run's model cannot be used, or a device does not support its precision.
             StageError: all devices were given up.
         """
-        size = self._start(workers)
+        size = self.start(workers)
         job_reference, name = ray.put(job), uuid.uuid4().hex
         chunk = 1 if isolated else max(1, min(TILES_A_TASK, -(-len(tiles) // size)))
         todo = deque(list(tiles[start : start + chunk]) for start in range(0, len(tiles), chunk))
@@ -76,12 +76,22 @@ class SharedWorkers:
                 for reference in ready:
                     worker, taken = pending.pop(reference)
                     todo.extend(self._result(reference, worker, taken, deaths, each))
-        finally:
-            for worker, _ in pending.values():  # of a run that was interrupted or has lost its lease
-                self._end(worker, restart=True)
+        except BaseException as error:
+            for worker, _ in pending.values():  # busy with tiles of a run that is interrupted or has lost its lease
+                self._end(worker, restart=isinstance(error, Exception))
+            raise
 
-    def _start(self, workers: int) -> int:
-        """Start as many workers as the runs of this size use at a time, at most those that the cluster holds."""
+    def start(self, workers: int) -> int:
+        """Start as many workers as the runs use at a time, `workers` each, at most those that the cluster holds.
+
+        The first call must be in the main thread: only there does Ray leave Python's signal handlers in place.
+
+        Returns:
+            Number of workers.
+
+        Raises:
+            InputError: Ray cannot be used.
+        """
         with self._lock:
             if self._share is not None:
                 return max(1, self._size)

@@ -21,7 +21,7 @@ import jobs.fleet.submit
 from jobs.cli.common import app
 from jobs.config.loader import load
 from jobs.runtime.version import SUBMITTED_WITH
-from jobs.workflow.saved_config import as_run, relative_paths
+from jobs.workflow.saved_config import INLINE_SCENES, as_run, relative_paths
 from mibf import __version__
 from tests.support.mapped_scene import Result
 from tests.support.scenes import SmallScene
@@ -36,11 +36,14 @@ class Jobs:
         self.jobs: dict[str, SimpleNamespace] = {}
         self.sent: list[dict[str, Any]] = []
         self.files: list[str] = []
+        self.tables: list[str] = []
 
     def submit_job(self, **job: Any) -> str:
         self.sent.append(job)
         if "working_dir" in job["runtime_env"]:
-            self.files.append((Path(job["runtime_env"]["working_dir"]) / "mibf.yaml").read_text())
+            folder = Path(job["runtime_env"]["working_dir"])
+            self.files.append((folder / "mibf.yaml").read_text())
+            self.tables += [path.name for path in folder.glob("scenes-*.json")]
         status, code = self.endings.pop(0)
         message = "" if status == JobStatus.SUCCEEDED else "first line\nsecond line"
         self.jobs[job["submission_id"]] = SimpleNamespace(status=status, driver_exit_code=code, message=message)
@@ -171,10 +174,19 @@ def test_job_whose_driver_died_is_resubmitted_up_to_the_attempts(server: Jobs, c
 
 def test_rerun_all_is_submitted_as_a_new_job_each_time(server: Jobs) -> None:
     server.endings = [(JobStatus.SUCCEEDED, 0)] * 2
-    arguments = ("submit", "rerun", "--all", "s3://bucket/areas", "--max-attempts", "5", "--backoff", "600", "--json")
+    options = ("--max-attempts", "5", "--backoff", "600", "--parallel", "4")
+    arguments = ("submit", "rerun", "--all", "s3://bucket/areas", *options, "--json")
     first, second = (mibf(*arguments).json["id"] for _ in range(2))
     assert second == f"{first}-2", "scheduled reruns are always new jobs"
-    assert server.sent[0]["entrypoint"] == "mibf rerun --all s3://bucket/areas --max-attempts 5 --backoff 600"
+    assert server.sent[0]["entrypoint"] == f"mibf rerun --all s3://bucket/areas {' '.join(options)}"
+
+
+def test_many_scenes_are_uploaded_as_a_table(server: Jobs, scene: SmallScene) -> None:
+    server.endings = [(JobStatus.SUCCEEDED, 0)]
+    (one,) = scene.config()["scenes"]
+    config = str(scene.write_config(scenes=[one | {"name": f"s{number}"} for number in range(INLINE_SCENES + 1)]))
+    assert mibf("submit", "prepare", config, "--json").status == 0
+    assert server.tables == [yaml.safe_load(server.files[0])["scenes"]["table"]], "relative to the job's folder"
 
 
 def test_gpu_is_reserved_for_the_driver(server: Jobs, config: str) -> None:
@@ -223,6 +235,7 @@ def test_job_that_does_not_start_is_reported_once(server: Jobs, config: str, mon
         (["prepare"], "give a CONFIG"),
         (["map", "--all", "s3://bucket"], "for `rerun` --all URL instead"),
         (["map", "{config}", "--backoff", "3"], "--backoff applies to rerun only"),
+        (["rerun", "{config}", "--parallel", "3"], "--parallel applies to rerun --all only"),
         (["map", "{config}", "--yes"], "--yes applies to prepare and run only"),
         (["rerun", "--all", "here"], "is a relative path, which is a different location on the cluster"),
         (["prepare", "{config}", "--set", "workspace=here"], "here is a relative path"),
