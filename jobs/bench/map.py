@@ -3,6 +3,7 @@
 The bare network (`mibf.inference.dense.Dense`) gets the scene's normalized pixels in memory, up to `DENSE_BYTES`, in one
 call. The stage reads its store, writes the intermediate map, checks that it covers the scene, publishes it and writes
 its STAC item. Its rate covers all of that from the start of the first tile, without starting Ray and loading the model.
+With several tile sides, one run shows the stage with few and many tiles, and with one and several tiles a task.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ class Row:
     fastest: float
     ratio: float  #: to the bare network, within each round
     shares: dict[str, float] = field(default_factory=dict)  #: medians of `SHARES`; empty for the bare network
+    tile: int = 0  #: side of the tiles; 0 for the bare network
+    tiles_a_task: int = 0  #: of workers
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,6 @@ class Result:
     """Result of the benchmark for one scene."""
 
     name: str
-    tile: int
     precision: str
     pixels: int  #: pixels mapped by the stage
     held: int  #: pixels given to the bare network
@@ -97,7 +99,13 @@ class MapsElsewhere(Workspace):
 
 
 def bench_map(
-    config: Config | None, *, bands: Sequence[int], side: int, rounds: int, precision: str | None = None
+    config: Config | None,
+    *,
+    bands: Sequence[int],
+    side: int,
+    rounds: int,
+    precision: str | None = None,
+    tiles: Sequence[int] = (),
 ) -> Result:
     """Benchmark mapping a configuration's first scene with its model or, without one, a random scene with a random network.
 
@@ -109,13 +117,16 @@ def bench_map(
         side: side of the random scene in pixels, a multiple of 64.
         rounds: number of timings of each way; every other round runs in reverse order.
         precision: network precision; overrides the configuration's.
+        tiles: sides of the tiles to map with, multiples of 64; by default the configuration's.
 
     Raises:
-        InputError: store or model not found, `side` or `precision` invalid, or `RAY_ADDRESS` names a cluster.
+        InputError: store or model not found, an argument is invalid, or `RAY_ADDRESS` names a cluster.
     """
     info("keep the machine idle during the benchmark: other load affects the measurements")
     check_one_machine()
     check_side(side)
+    for tile in tiles:
+        check_side(tile, option="--tile")
     if precision not in (None, *DTYPES):
         raise InputError(f"--precision {precision}: must be one of {', '.join(DTYPES)}.")
     with tempfile.TemporaryDirectory(prefix="mibf-bench-") as folder:
@@ -129,7 +140,7 @@ def bench_map(
         config = config.model_copy(
             update={"scenes": config.scenes[:1], "map": config.map.model_copy(update={"drift": "ignore"} | changed)}
         )
-        return _measured(config, name, folder, rounds=rounds)
+        return _measured(config, name, folder, rounds=rounds, tiles=tiles or [config.map.tile_size])
 
 
 def check_one_machine() -> None:
@@ -142,35 +153,42 @@ def check_one_machine() -> None:
         raise InputError("RAY_ADDRESS names a cluster; this benchmark measures one machine: unset it.")
 
 
-def check_side(side: int) -> None:
-    """Check the side of a generated scene, in pixels.
+def check_side(side: int, *, option: str = "--size") -> None:
+    """Check the side of a generated scene or of a tile, in pixels.
 
     Raises:
         InputError: it is not a positive multiple of the cell side.
     """
     if side < CELL or side % CELL:
-        raise InputError(f"--size {side}: give the scene's side in pixels, a multiple of {CELL}.")
+        what = "scene's" if option == "--size" else "tiles'"
+        raise InputError(f"{option} {side}: give the {what} side in pixels, a multiple of {CELL}.")
 
 
-def _measured(config: Config, name: str, folder: str, *, rounds: int) -> Result:
+def _measured(config: Config, name: str, folder: str, *, rounds: int, tiles: Sequence[int]) -> Result:
     bare = _Bare(config)
-    ways: dict[str, Callable[[], dict[str, Any]]] = {BARE: bare}
-    ways |= {what: _Stage(config, folder, workers) for what, workers in WAYS.items()}
-    seen: dict[str, list[dict[str, Any]]] = {what: [] for what in ways}
+    stages = [_Stage(config, folder, what, tile) for tile in tiles for what in WAYS]
+    ways: list[_Bare | _Stage] = [bare, *stages]
+    seen: list[list[dict[str, Any]]] = [[] for _ in ways]
     with ray_running(workers=max(WAYS.values())):
         for number in range(rounds):
             info(f"round {number + 1} of {rounds}")
-            for what in list(ways) if number % 2 == 0 else reversed(ways):
-                seen[what].append(ways[what]())
-    timings = {what: Timing(what, tuple(one["rate"] for one in found)) for what, found in seen.items()}
+            for way in range(len(ways)) if number % 2 == 0 else reversed(range(len(ways))):
+                seen[way].append(ways[way]())
+    timings = [Timing(way.what, tuple(one["rate"] for one in found)) for way, found in zip(ways, seen, strict=True)]
     bands = "+".join(str(source.bands) for source in bare.dense.spec.sources)
+    rows = [_row(timing, timings[0], found) for timing, found in zip(timings, seen, strict=True)]
     return Result(
         name=f"{name}, {bands} bands",
-        tile=config.map.tile_size,
         precision=config.map.precision,
-        pixels=seen["in this process"][0]["pixels_mapped"],
+        pixels=seen[1][0]["pixels_mapped"],
         held=bare.pixels,
-        rows=[_row(timing, timings[BARE], seen[what]) for what, timing in timings.items()],
+        rows=[
+            rows[0],
+            *(
+                replace(row, tile=stage.tile, tiles_a_task=stage.tiles_a_task(found[0]["tiles_mapped"]))
+                for stage, row, found in zip(stages, rows[1:], seen[1:], strict=True)
+            ),
+        ],
     )
 
 
@@ -192,6 +210,8 @@ def ray_running(*, workers: int) -> Iterator[None]:
 
 class _Bare:
     """The network without the stage, on the middle of the scene."""
+
+    what = BARE
 
     def __init__(self, config: Config) -> None:
         workspace = Workspace.of(config)
@@ -233,9 +253,16 @@ def _middle(shape_yx: tuple[int, int], *, bytes_per_pixel: int) -> Window:
 class _Stage:
     """The real map stage; each call writes to a temporary folder."""
 
-    def __init__(self, config: Config, folder: str, workers: int) -> None:
-        self.config = config.model_copy(update={"map": config.map.model_copy(update={"workers": workers})})
-        self.folder = folder
+    def __init__(self, config: Config, folder: str, what: str, tile: int) -> None:
+        self.what, self.tile, self.folder = what, tile, folder
+        changed = {"workers": WAYS[what], "tile_size": tile}
+        self.config = config.model_copy(update={"map": config.map.model_copy(update=changed)})
+
+    def tiles_a_task(self, tiles: int) -> int:
+        """Tiles per task of a map of so many; 0 without workers."""
+        from jobs.map.ray_workers import tiles_a_task  # imports Ray
+
+        return tiles_a_task(tiles, WAYS[self.what]) if WAYS[self.what] else 0
 
     def __call__(self) -> dict[str, Any]:
         workspace = Workspace.of(self.config)
@@ -255,12 +282,14 @@ def table(result: Result) -> str:
     text = [
         machine(),
         "",
-        f"{result.name}, {result.precision}, tiles of {result.tile}; {result.pixels:,} pixels mapped{by_network}",
-        f"{'':<18}{'per second':>11} {'range':>17}  {'ratio':<6}" + "".join(f"{name:>12}" for name in SHARES),
+        f"{result.name}, {result.precision}; {result.pixels:,} pixels mapped{by_network}",
+        f"{'':<18}{'tile':>5}{'a task':>8}{'per second':>12} {'range':>17}  {'ratio':<6}"
+        + "".join(f"{name:>12}" for name in SHARES),
     ]
     for row in result.rows:
         shares = "".join(f"{share:>12.1%}" for share in row.shares.values())
         spread = f"{row.slowest:>8,.0f}-{row.fastest:<8,.0f}"
-        text.append(f"{row.what:<18}{row.rate:>11,.0f} {spread}  {row.ratio:<6.2f}{shares}".rstrip())
+        layout = f"{row.tile or '':>5}{row.tiles_a_task or '':>8}"
+        text.append(f"{row.what:<18}{layout}{row.rate:>12,.0f} {spread}  {row.ratio:<6.2f}{shares}".rstrip())
     text.append(f"ratios are to the {BARE}; publishing is a share of the total, the rest of the workers' time before it")
     return "\n".join(text)

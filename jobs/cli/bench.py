@@ -161,6 +161,7 @@ def bench_map(
     precision: Annotated[
         str | None, typer.Option(help="Network precision: float32 or bf16. [default: the configuration's, else float32]")
     ] = None,
+    tile: Annotated[list[int] | None, typer.Option(metavar="N", help="Tile side in pixels; repeatable.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Number of timing rounds; medians are reported.")] = 3,
     memory: Annotated[
         bool,
@@ -192,7 +193,9 @@ def bench_map(
     from jobs.bench import map as map_bench
 
     side = (size or [2048])[0]
-    return map_bench.bench_map(_load(config, set_), bands=parse_bands(bands), side=side, rounds=rounds, precision=precision)
+    return map_bench.bench_map(
+        _load(config, set_), bands=parse_bands(bands), side=side, rounds=rounds, precision=precision, tiles=tile or ()
+    )
 
 
 @command(name="publish", group=bench)

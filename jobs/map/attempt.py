@@ -22,6 +22,7 @@ from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.ledger import LedgerEvent
 from pipeline.maps.outcome import DeviceFailedError, TileOutcome
+from pipeline.maps.predictor import TileReader
 from pipeline.maps.tile_mapper import MapJob, TileMapper
 from pipeline.parallel.cpu_count import cpu_count
 
@@ -186,6 +187,7 @@ def make_job(spec: MapSpec, maps: Mapping[str, SceneMap]) -> MapJob:
         mc_samples=section.mc_samples,
         seed=section.seed,
         missing=section.missing,
+        reader=TileReader.of(spec.bundle, section.missing),
         predictor=spec.predictor,
     )
 

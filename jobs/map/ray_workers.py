@@ -1,23 +1,27 @@
 """Map tiles with Ray Data: tiles are rows, one actor per device maps them and returns small result rows.
 
-A worker reads tiles directly from the patch store, one ahead of the tile being computed, and writes them directly to the
-map store, so no pixels pass through Ray. If devices wait for reading, separate reader actors on CPUs anywhere in the
-cluster read for them; their tiles pass through Ray's object store, which limits how many are held at a time.
+A worker has several tasks at a time: while it computes a tile of one, it reads a tile of the next one directly from the
+patch store and writes one of the previous one directly to the map store, so no pixels pass through Ray. If devices wait
+for reading, separate reader actors on CPUs anywhere in the cluster read for them; their tiles pass through Ray's object
+store, which limits how many are held at a time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import fields, replace
+from functools import partial
+from threading import Condition, Lock, Semaphore
 from typing import Any
 
 import numpy as np
 import ray.data
-import torch
 from ray.util.annotations import RayDeprecationWarning
 
 from jobs.map.device_health import Device, DeviceHealth, format_all_failed, format_given_up
@@ -28,11 +32,15 @@ from jobs.workflow.errors import StageError
 from pipeline.grid import Tile, Window
 from pipeline.maps.outcome import DeviceFailedError, TileOutcome
 from pipeline.maps.predictor import TileInput
-from pipeline.maps.tile_mapper import LoadedTile, MapJob, TileMapper
+from pipeline.maps.tile_mapper import LoadedTile, MapJob, TileLoader, TileMapper
 
 Rows = dict[str, np.ndarray[Any, Any]]
 #: Maximum tiles per task, and minimum tasks per worker, for all workers to finish at about the same time.
 TILES_A_TASK, TASKS_A_WORKER = 16, 32
+#: Tasks that a worker has at a time, one for each step: reading, computing, writing. One more is queued.
+STEPS, QUEUED = 3, 1
+#: Seconds that a worker waits before it ends, for its last results to leave the process.
+LAST_RESULTS = 1.0
 #: CPUs reserved for a reader, which mostly waits for storage.
 READER_CPUS = 0.5
 #: How often Ray retries a task whose worker died (by default without limit). Then the task and its tiles are given up.
@@ -52,8 +60,8 @@ def map_on_ray(
 ) -> None:
     """Map tiles on Ray workers; `each` is called once a tile is finished, in any order, sometimes twice.
 
-    A tile whose workers died is not reported, and neither may be tiles waiting for the same worker. With `isolated`
-    each tile is a separate task, and no task is queued on a busy worker.
+    A tile whose workers died is not reported, and neither may be other tiles of the same worker. With `isolated` each
+    tile is a separate task, and a worker has one task at a time.
 
     A tile at which a device failed is returned, as are those that waited for it; a device that fails again at once is given
     up, and the others map the rest.
@@ -99,7 +107,7 @@ def _rows(
     job: MapJob, tiles: Sequence[Tile], share: WorkerResources, *, isolated: bool, readers: int
 ) -> Generator[dict[str, Any], None, None]:
     """Map tiles once and yield the workers' rows; closing the iterator ends the workers."""
-    at_a_time = 1 if isolated or readers else max(1, min(TILES_A_TASK, len(tiles) // (TASKS_A_WORKER * share.workers)))
+    at_a_time = 1 if isolated or readers else tiles_a_task(len(tiles), share.workers)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -108,6 +116,9 @@ def _rows(
     blocks = -(-len(rows) // at_a_time)
     size = len(rows) // blocks  # of the smallest block: Ray needs a number for GPUs, and merges smaller blocks
     dataset = ray.data.from_items(rows, override_num_blocks=blocks)
+    steps = 1 if isolated else _steps(readers)
+    # No worker takes more than its share while another one is still starting.
+    queued = 1 if isolated else min(steps + QUEUED, -(-blocks // share.workers))
     deaths = {"max_restarts": -1, "max_task_retries": RETRIES}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # the options in `deaths` have no replacement yet
@@ -124,12 +135,23 @@ def _rows(
             _Worker,
             fn_constructor_kwargs={"job": job, "threads": share.cpus},
             batch_size=size,
-            compute=ray.data.ActorPoolStrategy(size=share.workers, max_tasks_in_flight_per_actor=1 if isolated else None),
+            compute=ray.data.ActorPoolStrategy(size=share.workers, max_tasks_in_flight_per_actor=queued),
             num_cpus=share.cpus,
             num_gpus=share.gpus or None,
+            max_concurrency=steps,
             **deaths,
         )
     yield from dataset.iter_rows()
+
+
+def tiles_a_task(tiles: int, workers: int) -> int:
+    """Number of tiles per task, for this many tiles and workers."""
+    return max(1, min(TILES_A_TASK, tiles // (TASKS_A_WORKER * workers)))
+
+
+def _steps(readers: int) -> int:
+    """Tasks that a worker has at a time; without reading if readers do that."""
+    return STEPS - 1 if readers else STEPS
 
 
 def reading_cpus(readers: int) -> int:
@@ -142,49 +164,98 @@ def object_store(tile: int, workers: int, readers: int) -> int:
 
     0 without readers.
     """
-    return 2 * tile * (2 * workers + readers) if readers else 0
+    return 2 * tile * ((_steps(readers) + QUEUED) * workers + readers) if readers else 0
 
 
 class _Worker:
-    """Actor that maps tiles in a separate process, on the device that Ray assigned to it."""
+    """Actor that maps tiles in a separate process, on the device that Ray assigned to it.
+
+    Ray calls it for several tasks at a time. One tile at most is read at a time, one computed and one written.
+    """
 
     def __init__(self, job: MapJob, threads: int) -> None:
         self.assigned = ray_cluster.assigned_device()
         self.mapper = TileMapper(job, threads=threads, device=self.assigned.device)
         self.failed = False
+        self._reading, self._computing, self._writing = Lock(), Lock(), Lock()
+        self._room = Semaphore(STEPS)  # tiles in memory
+        self._calls, self._call_ended = 0, Condition()
 
-    def __call__(self, rows: Rows) -> Rows:
-        if self.failed:  # this process cannot use its device any more: Ray runs the task again in a new process
-            os._exit(1)
+    async def __call__(self, rows: Rows) -> Rows:
+        # Ray runs other functions one at a time, whatever an actor's concurrency.
+        return await asyncio.to_thread(self._run, rows)
+
+    def _run(self, rows: Rows) -> Rows:
         planned = _tiles(rows)
         done: list[TileOutcome] = []
         failure = None
-        try:
-            for outcome in self._mapped(planned, rows):
-                done.append(outcome)
-        except DeviceFailedError as error:
-            failure, self.failed = error, True
-        return _to_rows(done, planned, failure, self.assigned)
+        with self._called():
+            try:
+                for load in self._loads(planned, rows):
+                    outcome = self._mapped(load)
+                    if outcome is None:
+                        break
+                    done.append(outcome)
+            except DeviceFailedError as error:
+                failure = error
+            return _to_rows(done, planned, failure, self.assigned)
 
-    def _mapped(self, planned: list[Tile], rows: Rows) -> Iterator[TileOutcome]:
+    @contextmanager
+    def _called(self) -> Iterator[None]:
+        """Count a call; if the device has failed, end the process after the last one, and Ray runs the task in a new one."""
+        with self._call_ended:
+            if self.failed:
+                self._call_ended.wait_for(lambda: not self._calls)
+                time.sleep(LAST_RESULTS)
+                os._exit(1)
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._call_ended:
+                self._calls -= 1
+                self._call_ended.notify_all()
+
+    def _mapped(self, load: Callable[[], LoadedTile]) -> TileOutcome | None:
+        """Map a tile; None if the device failed before the tile was computed."""
+        with self._room:
+            with self._reading:
+                read = load()
+            with self._computing:
+                if self.failed:  # this process cannot use its device any more
+                    return None
+                try:
+                    computed = self.mapper.compute(read)
+                except DeviceFailedError:
+                    self.failed = True
+                    raise
+            del read
+            with self._writing:
+                return self.mapper.write(*computed)
+
+    def _loads(self, planned: list[Tile], rows: Rows) -> Iterator[Callable[[], LoadedTile]]:
+        """Functions that read each tile, or return what a reader actor has read."""
         if "content" not in rows:
-            return self.mapper.map(planned)
-        loaded = zip(planned, rows["started"], rows["seconds"], rows["content"], rows["cause"], strict=True)
-        reads = (
-            LoadedTile(tile, float(started), float(seconds), TileInput.from_bytes(content) if content else None, str(cause))
-            for tile, started, seconds, content, cause in loaded
-        )
-        return self.mapper.finish(reads)
+            yield from (partial(self.mapper.load, tile) for tile in planned)
+            return
+        columns = (rows[name] for name in ("started", "seconds", "content", "cause"))
+        for tile, started, seconds, content, cause in zip(planned, *columns, strict=True):
+            yield partial(_received, tile, float(started), float(seconds), content, str(cause))
+
+
+def _received(tile: Tile, started: float, seconds: float, content: bytes, cause: str) -> LoadedTile:
+    """A tile as a reader actor has read it."""
+    return LoadedTile(tile, started, seconds, TileInput.from_bytes(content) if content else None, cause)
 
 
 class _Reader:
     """Actor that reads tiles for the workers; it loads no network and uses no device."""
 
     def __init__(self, job: MapJob) -> None:
-        self.mapper = TileMapper(job, threads=1, device=torch.device("cpu"))
+        self.loader = TileLoader(job, job.make_reader())
 
     def __call__(self, rows: Rows) -> Rows:
-        reads = list(self.mapper.read(_tiles(rows)))
+        reads = [self.loader.load(tile) for tile in _tiles(rows)]
         content = np.empty(len(reads), object)  # NumPy's fixed-length bytes would strip trailing zeros
         content[:] = [b"" if read.content is None else read.content.to_bytes() for read in reads]
         columns: dict[str, list[Any]] = {name: [getattr(r, name) for r in reads] for name in ("started", "seconds", "cause")}
@@ -200,16 +271,15 @@ def _to_rows(
     done: list[TileOutcome], planned: list[Tile], failure: DeviceFailedError | None, assigned: ray_cluster.AssignedDevice
 ) -> Rows:
     """The rows of a task: outcomes, then the tile at which the device failed, then those that were returned untried."""
-    found = list(done)
-    if failure is not None:
-        finished = {outcome.tile for outcome in done}
-        left = [tile for tile in planned if tile not in finished and tile != failure.tile]
-        found += [TileOutcome(tile=failure.tile, cause=failure.cause), *(TileOutcome(tile=tile) for tile in left)]
+    failed = [] if failure is None else [TileOutcome(tile=failure.tile, cause=failure.cause)]
+    reported = {outcome.tile for outcome in (*done, *failed)}
+    untried = [TileOutcome(tile=tile) for tile in planned if tile not in reported]
+    found = [*done, *failed, *untried]
     columns: dict[str, list[Any]] = {"scene": [d.tile.scene for d in found]}
     columns |= {name: [getattr(d.tile.window, name) for d in found] for name in _WINDOW_FIELDS}
     columns |= {name: [getattr(d, name) for d in found] for name in _OUTCOME_FIELDS}
     columns["device_error"] = [position >= len(done) for position in range(len(found))]
-    columns["put_back"] = [position > len(done) for position in range(len(found))]
+    columns["put_back"] = [position >= len(done) + len(failed) for position in range(len(found))]
     columns |= {"node": [assigned.node] * len(found), "device": [assigned.name] * len(found)}
     return {name: np.array(values) for name, values in columns.items()}
 

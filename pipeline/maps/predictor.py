@@ -19,6 +19,7 @@ from mibf.ensemble import mixture_log_probabilities
 from mibf.errors import InputError
 from mibf.inference.dense import MC_SAMPLES, Dense
 from mibf.inference.outputs import RANKED, ProductName
+from mibf.normalization import Scaling
 from pipeline.classifiers.pixel_features import REACH, features_of, read_values
 from pipeline.classifiers.reading import Classifier, read_classifiers
 from pipeline.codes import UNLABELLED
@@ -129,10 +130,40 @@ def _mask(sources: Sequence[StoredSource], there: Mapping[str, NDArray[np.bool_]
     return mask
 
 
+@dataclass(frozen=True)
+class TileReader:
+    """Reads the input of tiles: all that a model needs of a scene, without the model. Thread-safe; sent to reader actors."""
+
+    sources: tuple[str, ...]  #: names of the model's sources, in the order of its inputs
+    scaling: Scaling
+    halo: int
+    missing: MissingDataPolicy
+    has_networks: bool
+    has_classifiers: bool  #: of pixel features
+
+    @classmethod
+    def of(cls, bundle: Bundle, missing: MissingDataPolicy) -> TileReader:
+        """What a model reads."""
+        names = tuple(source.name for source in bundle.spec.sources)
+        halo = bundle.spec.halo
+        return cls(names, bundle.scaling, halo, missing, bool(bundle.networks), bool(bundle.pixelwise))
+
+    def read(self, store: PatchStore, tile: Tile) -> TileInput:
+        """Read the input of one tile."""
+        wanted, present = mappable_pixels(store, tile.window, sources=self.sources, missing=self.missing)
+        sources: list[NDArray[np.float32]] = []
+        values: tuple[NDArray[np.float32], ...] = ()
+        if self.has_networks:
+            sources = scaled_window(store, tile.window, self.scaling, halo=self.halo)
+        if self.has_classifiers:
+            values = read_values(store, tile.window, [store.source(name) for name in self.sources], self.scaling)
+        return TileInput(tuple(sources), wanted, present, values)
+
+
 class TilePredictor:
     """A model that maps tiles on a device, by default the best one here; `priors` chooses the class frequencies it assumes.
 
-    The network is loaded with the first tile that is computed, so that what only reads tiles takes no device.
+    The network is loaded with the first tile that is computed, while the next one is read.
     """
 
     def __init__(
@@ -149,7 +180,7 @@ class TilePredictor:
     ) -> None:
         self.bundle = bundle
         self.products = tuple(products)
-        self.missing: MissingDataPolicy = missing
+        self.reader = TileReader.of(bundle, missing)
         self._priors: PriorSetting = priors
         self._device = device or best_device()
         self._make_dense = partial(Dense, precision=precision, mc_samples=mc_samples, seed=seed)
@@ -182,15 +213,7 @@ class TilePredictor:
 
     def read(self, store: PatchStore, tile: Tile) -> TileInput:
         """Read the input of one tile. Thread-safe."""
-        names = [source.name for source in self.bundle.spec.sources]
-        wanted, present = mappable_pixels(store, tile.window, sources=names, missing=self.missing)
-        sources: list[NDArray[np.float32]] = []
-        values: tuple[NDArray[np.float32], ...] = ()
-        if self.bundle.networks:
-            sources = scaled_window(store, tile.window, self.bundle.scaling, halo=self.bundle.spec.halo)
-        if self.bundle.pixelwise:
-            values = read_values(store, tile.window, [store.source(name) for name in names], self.bundle.scaling)
-        return TileInput(tuple(sources), wanted, present, values)
+        return self.reader.read(store, tile)
 
     def compute(self, tile: TileInput) -> TileResult:
         """Compute the products of one tile.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from pipeline.io import model_bundle
 from pipeline.io.retry import call_with_retry
 from pipeline.maps.map_store import MapStore, result_digest
 from pipeline.maps.outcome import DeviceFailedError, TileOutcome
-from pipeline.maps.predictor import MissingDataPolicy, TileInput, TilePredictor, TileResult
+from pipeline.maps.predictor import MissingDataPolicy, TileInput, TilePredictor, TileReader, TileResult
 from pipeline.maps.products import Product
 from pipeline.parallel.prefetch import PrefetchThreads
 from pipeline.store.patch_store import PatchStore
@@ -35,15 +35,19 @@ PREFETCH_DEPTH = 1
 OPEN_SCENES = 16
 
 
-class Predictor(Protocol):
+class Reader(Protocol):
+    """Reads the input of tiles."""
+
+    def read(self, store: PatchStore, tile: Tile) -> TileInput:
+        """Read the input of a tile; called in a separate thread."""
+
+
+class Predictor(Reader, Protocol):
     """Computes a tile's products from its input."""
 
     @property
     def rows(self) -> int:
         """Rows of a cell computed at a time."""
-
-    def read(self, store: PatchStore, tile: Tile) -> TileInput:
-        """Read the input of a tile; called in a separate thread."""
 
     def compute(self, tile: TileInput) -> TileResult:
         """Compute a tile's products."""
@@ -63,7 +67,18 @@ class MapJob:
     mc_samples: int
     seed: int
     missing: MissingDataPolicy
+    reader: TileReader | None = None  #: what the model reads; by default the predictor's
     predictor: Callable[[MapJob], Predictor] | None = None  #: replaces the network, to measure everything else
+
+    def make_reader(self) -> Reader:
+        """Create what reads tiles for a worker: without the model's weights, unless the predictor was replaced.
+
+        Raises:
+            InputError: as for `make_predictor`.
+        """
+        if self.predictor is None and self.reader is not None:
+            return self.reader
+        return self.make_predictor(torch.device("cpu"))
 
     def make_predictor(self, device: torch.device | None = None) -> Predictor:
         """Create the predictor, on a device (default: the best one here).
@@ -99,8 +114,34 @@ class LoadedTile:
     cause: str = ""
 
 
+class TileLoader:
+    """Reads tiles from the patch stores of a map's scenes, which stay open."""
+
+    def __init__(self, job: MapJob, reader: Reader) -> None:
+        self._urls, self._reader = job.stores, reader
+        self._stores: dict[str, PatchStore] = {}
+
+    def load(self, tile: Tile) -> LoadedTile:
+        """Read a tile; called by one thread at a time. Failures are part of the result."""
+        started, clock = time.time(), time.monotonic()
+        content, cause = None, ""
+        try:
+            store = self._store(tile.scene)
+            content = call_with_retry(store.url, lambda: self._reader.read(store, tile))
+        except Exception as error:  # a failed tile is a row in the ledger, whatever the cause
+            cause = _describe_error(error)
+        return LoadedTile(tile, started, time.monotonic() - clock, content, cause)
+
+    def _store(self, scene: str) -> PatchStore:
+        return _opened(self._stores, scene, lambda: PatchStore(self._urls[scene]))
+
+
 class TileMapper:
-    """A model in memory, with the open patch stores and map stores of the scenes."""
+    """A model in memory, with the open patch stores and map stores of the scenes.
+
+    `map` maps tiles in turn. Where tiles come from several threads, each takes the three steps of its own: of `load`,
+    `compute` and `write`, every one is called by one thread at a time, and different ones in parallel.
+    """
 
     def __init__(self, job: MapJob, *, threads: int | None = None, device: torch.device | None = None) -> None:
         if threads is not None:
@@ -109,7 +150,7 @@ class TileMapper:
         device = device or best_device()
         self.predictor = job.make_predictor(device)
         self.worker = f"{socket.gethostname()}/{os.getpid()}/{device.type}"
-        self._stores: dict[str, PatchStore] = {}
+        self._loader = TileLoader(job, self.predictor)
         self._map_stores: dict[str, MapStore] = {}
 
     def map(self, tiles: Iterable[Tile]) -> Iterator[TileOutcome]:
@@ -118,44 +159,36 @@ class TileMapper:
         Raises:
             DeviceFailedError: the device failed; the tile at which it did and all later ones are not yielded.
         """
-        with closing(PrefetchThreads().prefetch(self.read(tiles), depth=PREFETCH_DEPTH, name="mibf-read")) as reads:
-            yield from self.finish(reads)
-
-    def finish(self, reads: Iterable[LoadedTile]) -> Iterator[TileOutcome]:
-        """Compute and write tiles that were read, writing each one while the next is computed; yield outcomes in order.
-
-        Raises:
-            DeviceFailedError: as for `map`.
-        """
-        with ThreadPoolExecutor(1, "mibf-write") as writer:
+        reading = (self.load(tile) for tile in tiles)
+        with (
+            closing(PrefetchThreads().prefetch(reading, depth=PREFETCH_DEPTH, name="mibf-read")) as reads,
+            ThreadPoolExecutor(1, "mibf-write") as writer,
+        ):
             before: Future[TileOutcome] | None = None
             for read in reads:
                 try:
-                    done = self._computed(read)
+                    done = self.compute(read)
                 except DeviceFailedError:
                     if before is not None:
                         yield before.result()
                     raise
                 if before is not None:
                     yield before.result()
-                before = writer.submit(self._written, *done)
+                before = writer.submit(self.write, *done)
                 del done
             if before is not None:
                 yield before.result()
 
-    def read(self, tiles: Iterable[Tile]) -> Generator[LoadedTile, None, None]:
-        """Read tiles, one at a time."""
-        for tile in tiles:
-            started, clock = time.time(), time.monotonic()
-            content, cause = None, ""
-            try:
-                store = self._store(tile.scene)
-                content = call_with_retry(store.url, lambda store=store, tile=tile: self.predictor.read(store, tile))  # type: ignore[misc]  # bound now
-            except Exception as error:  # a failed tile is a row in the ledger, whatever the cause
-                cause = _describe_error(error)
-            yield LoadedTile(tile, started, time.monotonic() - clock, content, cause)
+    def load(self, tile: Tile) -> LoadedTile:
+        """Read a tile, as `TileLoader.load`."""
+        return self._loader.load(tile)
 
-    def _computed(self, read: LoadedTile) -> tuple[TileOutcome, TileResult | None]:
+    def compute(self, read: LoadedTile) -> tuple[TileOutcome, TileResult | None]:
+        """Compute a tile's products; None if it failed, which its outcome says.
+
+        Raises:
+            DeviceFailedError: the device failed.
+        """
         done = TileOutcome(
             tile=read.tile,
             cause=read.cause,
@@ -176,7 +209,8 @@ class TileMapper:
         seconds, pixels = time.monotonic() - clock, int(read.content.wanted.sum())
         return replace(done, compute_seconds=seconds, pixels=pixels, rows=self.predictor.rows), result
 
-    def _written(self, done: TileOutcome, result: TileResult | None) -> TileOutcome:
+    def write(self, done: TileOutcome, result: TileResult | None) -> TileOutcome:
+        """Write a tile's products to the map store and return its outcome, with their checksum."""
         if result is None:
             return done
         clock = time.monotonic()
@@ -187,9 +221,6 @@ class TileMapper:
         except Exception as error:  # as above
             return replace(done, cause=_describe_error(error), finished=time.time())
         return replace(done, checksum=checksum, write_seconds=time.monotonic() - clock, finished=time.time())
-
-    def _store(self, scene: str) -> PatchStore:
-        return _opened(self._stores, scene, lambda: PatchStore(self.job.stores[scene]))
 
     def _work(self, scene: str) -> MapStore:
         return _opened(self._map_stores, scene, lambda: MapStore(self.job.map_stores[scene]))

@@ -41,15 +41,15 @@ def sleep():
     time.sleep(float(os.environ.get("MIBF_TESTS_SLEEP", "0")))
 
 def disturb_tiles(module):
-    read = module.TilePredictor.read
+    read = module.TileReader.read
 
-    def disturbed(predictor, store, tile):
+    def disturbed(reader, store, tile):
         sleep()
         if tile.key == os.environ.get("MIBF_TESTS_FATAL"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return read(predictor, store, tile)
+        return read(reader, store, tile)
 
-    module.TilePredictor.read = disturbed
+    module.TileReader.read = disturbed
 
 def disturb_shards(module):
     read = module.shard_arrays

@@ -1,31 +1,35 @@
-"""Maps on Ray workers of which some have a failed device. The GPUs are logical: Ray assigns them, nothing runs on them."""
+"""Workers of maps: how they overlap tasks, and failed devices. The GPUs are logical: nothing runs on them."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+import torch
 
+from jobs.map import ray_workers
 from jobs.map.ray_workers import map_on_ray
-from jobs.runtime.ray_cluster import assigned_device
+from jobs.runtime.ray_cluster import AssignedDevice, assigned_device
 from jobs.runtime.worker_resources import WorkerResources
 from jobs.workflow.errors import StageError
 from jobs.workflow.workspace import Workspace
 from pipeline.grid import Tile, tile_grid
 from pipeline.maps.map_store import MapStore
 from pipeline.maps.outcome import TileOutcome
+from pipeline.maps.predictor import TileInput
 from pipeline.maps.products import product
 from pipeline.maps.tile_mapper import MapJob
 from pipeline.store.patch_store import PatchStore
 from tests.support.scenes import SmallScene
 
-pytestmark = pytest.mark.slow
 CLASS = product("class")
 SIDE = 64
 
@@ -68,15 +72,11 @@ def failing_on(is_failed: Callable[[str], bool], failures: Path) -> Callable[[Ma
     return make
 
 
-def mapped(
-    prepared: tuple[SmallScene, Workspace], folder: Path, workers: int, is_failed: Callable[[str], bool]
-) -> tuple[list[Tile], list[TileOutcome]]:
-    """Map the small scene; return its tiles and the outcomes."""
+def job_on(prepared: tuple[SmallScene, Workspace], folder: Path, predictor: Callable[[MapJob], Any]) -> MapJob:
+    """A job on the small scene, with a map store that it creates in the folder."""
     store = PatchStore(prepared[1].store("small"))
     MapStore.create(str(folder / "map.zarr"), store=store, products=[CLASS], tile=SIDE)
-    failures = folder / "failures"
-    failures.mkdir()
-    job = MapJob(
+    return MapJob(
         model="",
         digest="",
         stores={"small": store.url},
@@ -87,14 +87,88 @@ def mapped(
         mc_samples=2,
         seed=0,
         missing="declared",
-        predictor=failing_on(is_failed, failures),
+        predictor=predictor,
     )
-    tiles = tile_grid("small", store.shape, SIDE)
+
+
+def mapped(
+    prepared: tuple[SmallScene, Workspace], folder: Path, workers: int, is_failed: Callable[[str], bool]
+) -> tuple[list[Tile], list[TileOutcome]]:
+    """Map the small scene; return its tiles and the outcomes."""
+    failures = folder / "failures"
+    failures.mkdir()
+    job = job_on(prepared, folder, failing_on(is_failed, failures))
+    tiles = tile_grid("small", PatchStore(job.stores["small"]).shape, SIDE)
     outcomes: list[TileOutcome] = []
     map_on_ray(job, tiles, WorkerResources(workers, cpus=1, gpus=1), each=outcomes.append)
     return tiles, outcomes
 
 
+class SteppedPredictor:
+    """Computes a tile once the next one has been read, and fails on request, as torch does after a sticky error."""
+
+    rows = 64
+
+    def __init__(self) -> None:
+        self.reads, self.computing, self.most_computing = 0, 0, 0
+        self.read_two = threading.Event()
+        self.fails = False
+
+    def read(self, _: PatchStore, tile: Tile) -> TileInput:
+        shape = (tile.window.height, tile.window.width)
+        self.reads += 1
+        if self.reads == 2:
+            self.read_two.set()
+        return TileInput((), np.ones(shape, bool), np.ones(shape, np.uint8))
+
+    def compute(self, tile: TileInput) -> dict[str, Any]:
+        self.computing += 1
+        self.most_computing = max(self.computing, self.most_computing)
+        assert self.read_two.wait(timeout=30), "the next task's tile was not read meanwhile"
+        self.computing -= 1
+        if self.fails:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return {"class": np.ones((1, *tile.wanted.shape), np.uint8)}
+
+
+@pytest.fixture
+def worker(prepared: tuple[SmallScene, Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ray_workers._Worker:
+    """A worker in this process, outside Ray."""
+    here = AssignedDevice("node", "this process", torch.device("cpu"))
+    monkeypatch.setattr(ray_workers.ray_cluster, "assigned_device", lambda: here)
+    return ray_workers._Worker(job_on(prepared, tmp_path, lambda _: SteppedPredictor()), threads=1)
+
+
+def run_two_tasks(worker: ray_workers._Worker) -> list[dict[str, Any]]:
+    """Run two tasks of one tile at the same time, as Ray does; return their rows."""
+    tiles = tile_grid("small", (2 * SIDE, SIDE), SIDE)
+    tasks = [
+        {"scene": np.array([t.scene])} | {n: np.array([getattr(t.window, n)]) for n in ("y", "x", "height", "width")}
+        for t in tiles
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(worker._run, tasks))
+    return [{name: values[0] for name, values in rows.items()} for rows in found]
+
+
+def test_tile_of_the_next_task_is_read_while_a_tile_is_computed(worker: ray_workers._Worker) -> None:
+    outcomes = run_two_tasks(worker)
+    assert [outcome["cause"] for outcome in outcomes] == ["", ""]
+    assert all(outcome["checksum"] for outcome in outcomes)
+    predictor: Any = worker.mapper.predictor
+    assert (predictor.reads, predictor.most_computing) == (2, 1)
+
+
+def test_tile_that_was_read_when_the_device_failed_is_returned_untried(worker: ray_workers._Worker) -> None:
+    predictor: Any = worker.mapper.predictor
+    predictor.fails = True
+    outcomes = run_two_tasks(worker)
+    assert all(outcome["device_error"] for outcome in outcomes)
+    assert sorted(bool(outcome["put_back"]) for outcome in outcomes) == [False, True]
+    assert [outcome["cause"] == "" for outcome in outcomes] == [bool(outcome["put_back"]) for outcome in outcomes]
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_gpus")
 def test_failed_device_is_given_up_and_no_tile_fails(
     prepared: tuple[SmallScene, Workspace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -107,6 +181,7 @@ def test_failed_device_is_given_up_and_no_tile_fails(
     assert "the map continues with 1 worker" in reported
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_gpus")
 def test_map_without_any_working_device_ends_and_no_tile_fails(
     prepared: tuple[SmallScene, Workspace], tmp_path: Path
@@ -115,6 +190,7 @@ def test_map_without_any_working_device_ends_and_no_tile_fails(
         mapped(prepared, tmp_path, 1, lambda _: True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_gpus")
 def test_device_of_a_worker_is_the_one_that_ray_assigned() -> None:
     @ray.remote(num_cpus=0)

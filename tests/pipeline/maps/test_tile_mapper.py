@@ -19,9 +19,9 @@ from mibf.errors import InputError
 from pipeline.grid import Tile, tile_grid
 from pipeline.maps.map_store import MapStore, result_digest
 from pipeline.maps.outcome import DeviceFailedError
-from pipeline.maps.predictor import TileInput, TileResult
+from pipeline.maps.predictor import TileInput, TileReader, TileResult
 from pipeline.maps.products import product
-from pipeline.maps.tile_mapper import OPEN_SCENES, MapJob, TileMapper, _opened
+from pipeline.maps.tile_mapper import OPEN_SCENES, MapJob, TileLoader, TileMapper, _opened
 from pipeline.store.patch_store import PatchStore
 from tests.support.scenes import SmallScene
 
@@ -181,6 +181,15 @@ def test_model_that_changed_during_the_map_is_refused(job: MapJob, monkeypatch: 
     monkeypatch.setattr("pipeline.io.model_bundle.read_bundle", lambda url: Other())
     with pytest.raises(InputError, match="was changed while the map was being made"):
         replace(job, predictor=None, digest="this").make_predictor()
+
+
+def test_reader_of_a_worker_needs_no_model(job: MapJob) -> None:
+    reader = TileReader(("optical",), {}, 3, "declared", has_networks=False, has_classifiers=False)
+    loader = TileLoader(job, replace(job, predictor=None, reader=reader, model="no/such/model").make_reader())
+    read = loader.load(planned(job)[0])
+    assert not read.cause
+    assert read.content is not None
+    assert read.content.wanted.any()
 
 
 def values(dtype: Any, dimensions: int) -> st.SearchStrategy[Any]:
