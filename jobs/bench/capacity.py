@@ -12,7 +12,6 @@ import math
 import random
 import tempfile
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,14 @@ from pipeline.maps.fingerprints import fingerprints
 from pipeline.maps.ledger import Ledger, LedgerEvent
 from pipeline.maps.tile_selection import classify, select_tiles
 from pipeline.store.records import ShardRecord, StoreRecords
-from pipeline.store.template import CHUNK, PLANE_CHUNK
 
 #: Maximum attempts per tile in the simulated reruns, and the share that fails at each attempt.
 ATTEMPTS, FAILING = 3, (0.01, 0.2, 0.5)
 #: Side of the simulated tiles and shards, and halo width, in pixels.
 SIDE, HALO = 512, 3
+#: Requests that read a source of a tile of 512 pixels with its halo, where a worker maps every second tile: see
+#: docs/performance.md.
+TILE_READS = 8
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ class Fleet:
     side_by_side: int = 1  #: scenes mapped in parallel, each by its own driver
     rate: float = 50_000.0  #: pixels per second of one worker
     tile: int = 512  #: tile side in pixels
-    shard: int = 1024  #: shard side in pixels, by default 1024 where a pixel has few bytes
     sources: int = 2
     input_bytes: float = 6.0  #: stored bytes per pixel, all sources
     output_bytes: float = 1.0  #: published bytes per pixel, all products
@@ -91,7 +91,7 @@ def on_paper(fleet: Fleet) -> Paper:
     total = (max(computing, scheduling) + publishing + fleet.start_seconds) * rounds
     hold_up = max(scheduling, publishing, fleet.start_seconds)
     files = fleet.products + 2  # plus item and quicklook
-    reads = tiles_each * fleet.sources * sum(tile_reads(fleet.tile, chunk, fleet.shard) for chunk in (CHUNK, PLANE_CHUNK))
+    reads = tiles_each * fleet.sources * TILE_READS
     segments = max(1.0, tiles_each / 5000, 4 * math.log(max(computing, 2)))
     upload = fleet.pixels * fleet.output_bytes / fleet.part_bytes + files
     return Paper(
@@ -112,23 +112,6 @@ def on_paper(fleet: Fleet) -> Paper:
             "written": fleet.scenes * (fleet.pixels * 2 * fleet.output_bytes + tiles_each * fleet.ledger_bytes) / 1e12,
         },
     )
-
-
-def tile_reads(tile: int, chunk: int, shard: int) -> float:
-    """Mean requests that read a tile with its halo from one array, away from the scene's border; sides in pixels.
-
-    Zarr reads a shard whose chunks are all needed with one request, any other with one for its index and one per chunk.
-    """
-    chunk = math.gcd(chunk, shard)
-    per_axis = []  # for each position of a tile: chunks needed of each shard along one axis
-    for start in range(shard, shard + math.lcm(tile, shard), tile):
-        first, last = (start - HALO) // chunk, (start + tile + HALO - 1) // chunk
-        per_axis.append(list(Counter(at * chunk // shard for at in range(first, last + 1)).values()))
-    complete = shard // chunk
-    counts = [
-        1 if y == x == complete else 1 + y * x for rows in per_axis for columns in per_axis for y in rows for x in columns
-    ]
-    return sum(counts) / len(per_axis) ** 2
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def mappable_pixels(
 
     Bit i of the mask is set where the i-th of these sources, in the store's order, has data.
     """
-    there = store.present(window)
+    there = store.present(window, keep=True)
     taken = [source for source in store.sources if source.name in sources]
     if missing == "declared":  # as for samples: by the rules of all sources, whether the model uses them or not
         wanted = usable(store.sources, there)

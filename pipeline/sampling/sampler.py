@@ -225,7 +225,7 @@ class Sampler:
         """Read one window and add it to the buffer with the samples that are drawn."""
         store, window = self._place(part.index)
         try:
-            ids, sources = self._read_window(part.index, threads)
+            ids, sources = self._read_window(part.index, threads, is_random=chance is not None)
         except (InputError, StorageUnavailableError):
             raise  # these already name the store and the remedy
         except Exception as error:
@@ -246,12 +246,15 @@ class Sampler:
         labels = np.repeat(np.arange(len(cells)), part.samples)[chosen]
         buffer.add(sources, rows=rows, columns=columns, labels=labels, times=times[chosen])
 
-    def _read_window(self, index: int, threads: PrefetchThreads) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
+    def _read_window(
+        self, index: int, threads: PrefetchThreads, *, is_random: bool
+    ) -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
         """Class ids of a window's samples and its normalized sources; from the cache if all windows fit `CACHE_BYTES`."""
         store, window = self._place(index)
 
         def read() -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
-            return store.samples(window)[self.subset], scaled_window(store, window, self.scaling, halo=self.patch // 2)
+            sources = scaled_window(store, window, self.scaling, halo=self.patch // 2, random=is_random)
+            return store.samples(window)[self.subset], sources
 
         found = self._cache.get(index)
         if found is None:

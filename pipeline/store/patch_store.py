@@ -31,10 +31,13 @@ from mibf.normalization import BandScaling, Scaling
 from pipeline.codes import CODES, SUBSETS, UNLABELLED, Subset
 from pipeline.grid import Window, grid_from_json, reflected, windows
 from pipeline.io import zarr_store
+from pipeline.io.chunk_cache import ChunkCache, ChunkedArray
 from pipeline.store.template import CHUNK, FORMAT, StoredSource
 
 #: Attribute of a store with the quantiles of its matched sources (`pipeline.store.scene_quantiles`).
 QUANTILES = "mibf:quantiles"
+#: Chunks that reads of overlapping windows share, of all stores that this process has open.
+_CHUNKS = ChunkCache()
 
 
 class SubsetHiddenError(LookupError):
@@ -122,10 +125,18 @@ class PatchStore:
     def _arrays(self) -> dict[str, zarr.Array[Any]]:
         return {}
 
-    def read_source(self, name: str, window: Window, *, halo: int = 0) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def read_source(
+        self, name: str, window: Window, *, halo: int = 0, random: bool = False
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Read values and validity of a window with a halo of reference pixels, mirrored at the scene's edges.
 
-        The window itself may extend beyond the grid.
+        The window itself may extend beyond the grid. Chunks are kept for overlapping windows, if there is a halo.
+
+        Args:
+            name: name of the source.
+            window: the window without halo.
+            halo: in reference pixels.
+            random: whether windows are read in random order: then the borders of chunks are kept longer.
 
         Returns:
             (band, (height + 2 halo) * scale, (width + 2 halo) * scale), and the same without bands; with bands if the source
@@ -139,10 +150,12 @@ class PatchStore:
         rows = reflected(window.y - halo, window.y + window.height + halo, self.shape[0], scale=scale)
         columns = reflected(window.x - halo, window.x + window.width + halo, self.shape[1], scale=scale)
         box = slice(int(rows.min()), int(rows.max()) + 1), slice(int(columns.min()), int(columns.max()) + 1)
-        values = self._read(f"sources/{name}", (slice(None), *box))
-        valid = self._read(f"valid/{name}", box).astype(bool)
+        keep, border = halo > 0, halo * scale if random else 0
+        values = self._read(f"sources/{name}", (slice(None), *box), keep=keep, border=border)
+        valid = self._read(f"valid/{name}", box, keep=keep).astype(bool)
         if source.is_filled:
-            valid = known_bands(source, valid, self._read(f"counts/{name}", (slice(None), *box)))
+            counts = self._read(f"counts/{name}", (slice(None), *box), keep=keep, border=border)
+            valid = known_bands(source, valid, counts)
         if _in_row(rows) and _in_row(columns):
             return values, valid
         at = np.ix_(rows - box[0].start, columns - box[1].start)
@@ -161,8 +174,11 @@ class PatchStore:
         rows, columns = (slice(part.start * source.scale, part.stop * source.scale) for part in window.slices)
         return self._read(f"counts/{name}", (slice(None), rows, columns))
 
-    def _read(self, name: str, box: tuple[slice, ...]) -> NDArray[Any]:
+    def _read(self, name: str, box: tuple[slice, ...], *, keep: bool = False, border: int = 0) -> NDArray[Any]:
+        """Read a box; `keep` its chunks and, `border` pixels wide, their borders for other boxes that overlap them."""
         try:
+            if keep:
+                return ChunkedArray(self.array(name), _CHUNKS).read(*box[-2:], border=border)
             return np.asarray(self.array(name)[box])
         except (ValueError, RuntimeError) as error:
             raise InputError(
@@ -187,12 +203,15 @@ class PatchStore:
                 return f"{name}/c/{'0/' * (array.ndim - 2)}{row}/{column}"
         return name
 
-    def present(self, window: Window) -> dict[str, NDArray[np.bool_]]:
-        """Where each source has data, by its name: reference pixels (height, width) of a window; see `present` below."""
+    def present(self, window: Window, *, keep: bool = False) -> dict[str, NDArray[np.bool_]]:
+        """Where each source has data, by its name: reference pixels (height, width) of a window; see `present` below.
+
+        `keep` the chunks for windows nearby.
+        """
         found = {}
         for s in self.sources:
             box = tuple(slice(part.start * s.scale, part.stop * s.scale) for part in window.slices)
-            found[s.name] = present(s, self._read(f"valid/{s.name}", box).view(bool))
+            found[s.name] = present(s, self._read(f"valid/{s.name}", box, keep=keep).view(bool))
         return found
 
     def usable(self, window: Window) -> NDArray[np.bool_]:
@@ -201,15 +220,16 @@ class PatchStore:
 
     def samples(self, window: Window) -> dict[Subset, NDArray[np.uint8]]:
         """Class ids of each open subset's samples in a window, `UNLABELLED` elsewhere."""
-        ids, codes = self.labelled(window)
+        ids, codes = self.labelled(window, keep=True)
         return {s: np.where(codes == CODES[s], ids, np.uint8(UNLABELLED)) for s in SUBSETS if s not in self.without}
 
-    def labelled(self, window: Window) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def labelled(self, window: Window, *, keep: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Class ids (height, width) of a window, and the code of the subset that each pixel is a sample of, 0 for none.
 
+        `keep` the chunks for windows nearby.
         In a store opened without a subset, only samples of the other subsets have an id and a code.
         """
-        ids, codes = self._read("labels", window.slices), self._read("split", window.slices)
+        ids, codes = (self._read(name, window.slices, keep=keep) for name in ("labels", "split"))
         if self.without:
             visible = np.isin(codes, [CODES[s] for s in SUBSETS if s not in self.without])
             return np.where(visible, ids, np.uint8(UNLABELLED)), np.where(visible, codes, np.uint8(0))
@@ -273,12 +293,14 @@ def _in_row(indices: NDArray[np.int64]) -> bool:
     return bool((np.diff(indices) == 1).all())
 
 
-def scaled_window(store: PatchStore, window: Window, scaling: Scaling, *, halo: int) -> list[NDArray[np.float32]]:
+def scaled_window(
+    store: PatchStore, window: Window, scaling: Scaling, *, halo: int, random: bool = False
+) -> list[NDArray[np.float32]]:
     """Read every source's window with halo, normalized to [0, 1].
 
     This is what the network sees of a scene, in training and mapping alike: mirrored beyond the scene's edges, the
     training median where a source has no data, matched to the training distribution if the model asks for it. A source
-    without a normalization is not an input of the network.
+    without a normalization is not an input of the network. `random` is as for `PatchStore.read_source`.
 
     Returns:
         (band, (height + 2 halo) * scale, (width + 2 halo) * scale) for each source.
@@ -286,7 +308,7 @@ def scaled_window(store: PatchStore, window: Window, scaling: Scaling, *, halo: 
     taken = [source.name for source in store.sources if source.name in scaling]
     return [
         scaling[name].apply(
-            *store.read_source(name, window, halo=halo), scene=quantiles_to_match(store, name, scaling[name])
+            *store.read_source(name, window, halo=halo, random=random), scene=quantiles_to_match(store, name, scaling[name])
         )
         for name in taken
     ]

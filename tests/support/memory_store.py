@@ -47,7 +47,10 @@ class MemoryStore:
         self.reads[window] += 1
         return dict.fromkeys(("train", "validation"), self.labels[window.slices])
 
-    def read_source(self, name: str, window: Window, *, halo: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def read_source(
+        self, name: str, window: Window, *, halo: int = 0, random: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        del random
         if window == self.unreadable:
             raise OSError("checksum mismatch")
         s = next(source.scale for source in self.sources if source.name == name)

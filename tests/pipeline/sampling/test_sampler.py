@@ -254,9 +254,9 @@ class UnavailableStore(MemoryStore):
         self._answer()
         return super().windows_with_samples(subset)
 
-    def read_source(self, name: str, window: Window, *, halo: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def read_source(self, name: str, window: Window, **how: Any) -> tuple[np.ndarray, np.ndarray]:
         self._answer()
-        return super().read_source(name, window, halo=halo)
+        return super().read_source(name, window, **how)
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -293,10 +293,10 @@ def test_lasting_store_outage_raises_with_url(dense: MemoryStore, background: bo
 class StoreLostAfterFirstWindow(UnavailableStore):
     """Store that becomes unavailable when the second window is read."""
 
-    def read_source(self, name: str, window: Window, *, halo: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def read_source(self, name: str, window: Window, **how: Any) -> tuple[np.ndarray, np.ndarray]:
         if len(self.reads) > 1:
             self.failures = 10**9
-        return super().read_source(name, window, halo=halo)
+        return super().read_source(name, window, **how)
 
 
 def test_closing_batches_does_not_wait_for_unavailable_store(dense: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
