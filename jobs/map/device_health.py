@@ -12,6 +12,8 @@ from pipeline.grid import Tile
 Verdict = Literal["tile", "device", "again"]
 #: Failures in a row after which a device is given up, and devices on which a tile fails before it counts as failed.
 FAILURES = 2
+#: How the warning about a worker that died begins.
+WORKER_REPLACED = "a map worker died and was replaced"
 
 
 class Device(NamedTuple):
@@ -59,6 +61,14 @@ def format_given_up(device: Device, cause: str, workers: int) -> str:
     """Say that a device was given up, and how many workers are left."""
     left = "no device is left" if not workers else f"the map continues with {pluralize(workers, 'workers')}"
     return f"{device.name} failed {FAILURES} times in a row ({cause}); {left}"
+
+
+def format_replaced(device: Device) -> str:
+    """Say that a worker died."""
+    return (
+        f"{WORKER_REPLACED} ({device.name}); its tiles are mapped again. If this repeats, its machine may lack memory: "
+        "use fewer workers or smaller tiles."
+    )
 
 
 def format_all_failed(devices: Collection[Device], tiles: int) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
-from jobs.map.device_health import Device, DeviceHealth, format_all_failed, format_given_up
+from jobs.map.device_health import Device, DeviceHealth, format_all_failed, format_given_up, format_replaced
 from jobs.runtime import ray_cluster
 from jobs.runtime.progress import warn
 from jobs.runtime.worker_resources import WorkerResources
@@ -70,6 +70,7 @@ def map_on_ray(
         StageError: all devices were given up.
     """
     health = DeviceHealth(share.workers)
+    expected: set[tuple[Device, str]] = set()  # replaced workers that were reported, and devices whose process was ended
     left = list(tiles)
     with ExitStack() as held:
         while left:
@@ -79,6 +80,7 @@ def map_on_ray(
             with closing(_rows(job, left, share, isolated=isolated, readers=readers)) as rows:
                 for row in rows:
                     outcome, device = _from_row(row)
+                    _report_replaced(row, device, expected)
                     if not row["device_error"]:
                         health.worked(device)
                     else:
@@ -101,6 +103,15 @@ def map_on_ray(
                     raise StageError(format_all_failed(health.given_up, len(left)))
                 if share.gpus:
                     ray_cluster.hold_gpu(device.node, device.name, held)
+
+
+def _report_replaced(row: dict[str, Any], device: Device, expected: set[tuple[Device, str]]) -> None:
+    """Warn once of each worker that died and was replaced, which Ray does in silence."""
+    if row["device_error"]:
+        expected.add((device, ""))
+    elif row["replaced"] and not expected & {(device, ""), (device, str(row["worker"]))}:
+        expected.add((device, str(row["worker"])))
+        warn(format_replaced(device))
 
 
 def _rows(
@@ -176,6 +187,7 @@ class _Worker:
     def __init__(self, job: MapJob, threads: int) -> None:
         self.assigned = ray_cluster.assigned_device()
         self.mapper = TileMapper(job, threads=threads, device=self.assigned.device)
+        self.replaced = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self.failed = False
         self._reading, self._computing, self._writing = Lock(), Lock(), Lock()
         self._room = Semaphore(STEPS)  # tiles in memory
@@ -198,7 +210,7 @@ class _Worker:
                     done.append(outcome)
             except DeviceFailedError as error:
                 failure = error
-            return _to_rows(done, planned, failure, self.assigned)
+            return _to_rows(done, planned, failure, self.assigned) | {"replaced": np.full(len(planned), self.replaced)}
 
     @contextmanager
     def _called(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ import pytest
 import rasterio
 
 from tests.support.commands import mibf
+from tests.support.mapped_scene import assert_no_worker_died
 from tests.support.scenes import COLUMNS, ROWS, SmallScene, make_scene, write_raster
 
 pytestmark = pytest.mark.slow
@@ -25,8 +26,13 @@ WITHOUT_RAY = {"tile_size": 64, "workers": 0}
 
 
 def mibf_process(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own, as commands with Ray must be: Ray starts once in a process."""
-    return subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, check=False)
+    """Run a command in a process of its own, as commands with Ray must be: Ray starts once in a process.
+
+    No worker of a map may die, although the map would succeed.
+    """
+    done = subprocess.run([sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, check=False)
+    assert_no_worker_died(done.stderr)
+    return done
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from jobs.cli.common import app
+from jobs.map.attempt import WORKER_DIED
+from jobs.map.device_health import WORKER_REPLACED
 from pipeline.maps.ledger import Ledger
 from tests.support.scenes import SmallScene, make_scene
 
@@ -163,7 +165,10 @@ class Mapped:
         return result
 
     def mibf_apart(self, command: str, *parts: str, environment: Mapping[str, str] | None = None) -> Result:
-        """Run a command in a separate process, as Ray requires."""
+        """Run a command in a separate process, as Ray requires.
+
+        No worker of a map may die, unless a fatal tile is part of the environment.
+        """
         done = subprocess.run(
             [sys.executable, "-m", "jobs.cli", *self.arguments(command, *parts)],
             capture_output=True,
@@ -172,7 +177,15 @@ class Mapped:
             timeout=600,
             env=os.environ | dict(environment or {}),
         )
+        if not (environment or {}).get("MIBF_TESTS_FATAL"):
+            self.check_no_worker_died(done.stderr)
         return Result(done.returncode, done.stdout, done.stderr)
+
+    def check_no_worker_died(self, stderr: str) -> None:
+        """Check that no worker of the scene's map died: Ray replaces it and repeats its tasks, so that the map succeeds."""
+        assert_no_worker_died(stderr)
+        if (self.map / "ledger").exists():
+            assert not [event["tile"] for event in self.events("failed") if event["cause"] == WORKER_DIED]
 
     @contextmanager
     def running(self, command: str, *parts: str, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
@@ -225,6 +238,12 @@ class Mapped:
     def shard(self, row: int, column: int, source: str = "optical") -> Path:
         """Return the path of a shard of a source."""
         return self.folder / f"work/stores/small.zarr/sources/{source}/c/0/{row}/{column}"
+
+
+def assert_no_worker_died(stderr: str) -> None:
+    """Check that a command did not report the death of a map worker."""
+    assert WORKER_REPLACED not in stderr, stderr
+    assert WORKER_DIED not in stderr, stderr
 
 
 def workers_below(pid: int) -> list[psutil.Process]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import ray
 import torch
 
 from jobs.map import ray_workers
+from jobs.map.device_health import WORKER_REPLACED
 from jobs.map.ray_workers import map_on_ray
 from jobs.runtime.ray_cluster import AssignedDevice, assigned_device
 from jobs.runtime.worker_resources import WorkerResources
@@ -136,6 +139,8 @@ def worker(prepared: tuple[SmallScene, Workspace], tmp_path: Path, monkeypatch: 
     """A worker in this process, outside Ray."""
     here = AssignedDevice("node", "this process", torch.device("cpu"))
     monkeypatch.setattr(ray_workers.ray_cluster, "assigned_device", lambda: here)
+    context = SimpleNamespace(was_current_actor_reconstructed=False)
+    monkeypatch.setattr(ray_workers.ray, "get_runtime_context", lambda: context)
     return ray_workers._Worker(job_on(prepared, tmp_path, lambda _: SteppedPredictor()), threads=1)
 
 
@@ -188,6 +193,35 @@ def test_map_without_any_working_device_ends_and_no_tile_fails(
 ) -> None:
     with pytest.raises(StageError, match=r"every device of this map failed \(.*GPU .\)\. .*none counts as failed"):
         mapped(prepared, tmp_path, 1, lambda _: True)
+
+
+def dying_once(folder: Path) -> Callable[[MapJob], Any]:
+    """A predictor whose first process kills itself when it has read a tile, as the system does without memory."""
+
+    def make(_: MapJob) -> Any:
+        class Predictor(SteppedPredictor):
+            def compute(self, tile: TileInput) -> dict[str, Any]:
+                if not (folder / "killed").exists():
+                    (folder / "killed").touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return {"class": np.ones((1, *tile.wanted.shape), np.uint8)}
+
+        return Predictor()
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_gpus")
+def test_worker_that_died_is_reported_though_all_tiles_are_mapped(
+    prepared: tuple[SmallScene, Workspace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = job_on(prepared, tmp_path, dying_once(tmp_path))
+    tiles = tile_grid("small", PatchStore(job.stores["small"]).shape, SIDE)
+    outcomes: list[TileOutcome] = []
+    map_on_ray(job, tiles, WorkerResources(1, cpus=1, gpus=1), each=outcomes.append)
+    assert {outcome.tile for outcome in outcomes if not outcome.cause} == set(tiles)
+    assert capsys.readouterr().err.count(WORKER_REPLACED) == 1
 
 
 @pytest.mark.slow
