@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import posixpath
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,6 +29,9 @@ from pipeline.publishing.map_part import MapSource
 from pipeline.publishing.publish_map import Publication, publish_map
 from pipeline.publishing.stac_item import Asset, InvalidItemError, ModelLink, map_item
 from pipeline.publishing.stac_item_reader import PublishedItem
+
+#: Pixels of a map that is built faster by threads than its tasks are started elsewhere.
+SMALL = 2048 * 2048
 
 
 def publish_scene(scene: SceneMap, work: MapStore, run: str, fingerprint: str, lease: Lease) -> bool:
@@ -93,15 +97,15 @@ def _published_files(scene: SceneMap) -> dict[str, FileContent]:
 
 
 def _executor(scene: SceneMap) -> Executor:
-    """Build on the workers that have mapped, or on threads."""
+    """Build large maps on the cluster's nodes, beside the workers that map other scenes; small ones on threads."""
     section = scene.spec.config.map
-    if section.workers == 0:
+    if section.workers == 0 or math.prod(scene.store.shape) <= SMALL:
         return ThreadExecutor()
     from jobs.runtime import ray_cluster  # import Ray only where it is used
     from jobs.runtime.ray_executor import RayExecutor
 
     ray_cluster.ensure(workers=section.workers)
-    return RayExecutor()
+    return RayExecutor(beside_others=True)
 
 
 def make_item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str, fingerprint: str) -> dict[str, Any]:

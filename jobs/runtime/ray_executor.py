@@ -36,7 +36,14 @@ SIGNAL_SECONDS = 1.0
 
 
 class RayExecutor(Executor):
-    """The CPUs of a Ray cluster, one call on each, and those that a submitted job's driver holds."""
+    """The CPUs of a Ray cluster, one call on each, and those that a submitted job's driver holds.
+
+    With `beside_others` calls do not wait for CPUs that others hold, such as the workers of a map: at most one call a CPU
+    runs at a time, spread over the nodes.
+    """
+
+    def __init__(self, *, beside_others: bool = False) -> None:
+        self.beside_others = beside_others
 
     @property
     def workers(self) -> int:
@@ -51,12 +58,13 @@ class RayExecutor(Executor):
         take: Callable[[Any], None],
         merge: Callable[[Any, Any], Any] | None,
     ) -> Any:
+        most = self.workers if self.beside_others else None
         if merge is None:
-            _Run(function, shared, items, take).finish()
+            _Run(function, shared, items, take, most=most).finish()
             return None
         sum_up = ray.remote(num_cpus=0, max_retries=RETRIES)(_merge)
         tree = MergeTree(lambda parts: sum_up.remote(merge, *parts))
-        _Run(function, shared, items, take, tree).finish()
+        _Run(function, shared, items, take, tree, most=most).finish()
         total = tree.total()
         return None if total is None else _result(total)
 
@@ -71,15 +79,20 @@ class _Run:
         items: Sequence[Any],
         take: Callable[[Any], None],
         tree: MergeTree | None = None,
+        *,
+        most: int | None = None,
     ) -> None:
         self.sent = ray.put((function, shared, __version__))
         self.waiting = iter(items)
         self.take, self.tree = take, tree
         call, returned = (_call, 1) if tree is None else (_call_pair, 2)
         self.task = ray.remote(max_retries=RETRIES, num_returns=returned)(call)
+        self.most = most or IN_FLIGHT
+        if most is not None:
+            self.task = self.task.options(num_cpus=0, scheduling_strategy="SPREAD")
         self.running: dict[Any, Any] = {}  #: the reference of each result, with that of its part
         # The CPU of a submitted job's driver would otherwise be idle: one call at a time runs beside the driver.
-        self.beside = _beside_driver()
+        self.beside = _beside_driver() if most is None else None
         self.own: Any = None  #: the reference of the call that does
 
     def finish(self) -> None:
@@ -112,7 +125,7 @@ class _Run:
         if self.beside is not None and self.own is None:
             for item in islice(self.waiting, 1):
                 self.own = self._start(self.task.options(num_cpus=0, scheduling_strategy=self.beside), item)
-        for item in islice(self.waiting, IN_FLIGHT - len(self.running)):
+        for item in islice(self.waiting, self.most - len(self.running)):
             self._start(self.task, item)
 
     def _start(self, task: Any, item: Any) -> Any:
