@@ -262,22 +262,24 @@ def rerun_all(url: str, request: TileRequest, *, parallel: int | None = None) ->
 
         at_a_time = min(parallel, len(due))
         shared = SharedWorkers(at_a_time)
-        if workers := _workers(run for run in found if run.state in ("due", "failed")):
-            shared.start(workers)
+        first = _first_on_workers(run for run in found if run.state in ("due", "failed"))
+        if first is not None:
+            shared.start(first.map.workers, first.resources)
         calls = [(_prefix(workspace, url), partial(_rerun, workspace, request, workers=shared)) for workspace in due]
         results = run_parallel(calls, parallel=at_a_time)
     results += unreadable
     return RerunAll(len(found), sorted(results, key=lambda entry: (entry.workspace, entry.run)))
 
 
-def _workers(due: Iterable[RunState]) -> int:
-    """The workers of the first run that has tiles to map on some; 0 if none has."""
+def _first_on_workers(due: Iterable[RunState]) -> Config | None:
+    """The configuration of the first run that has tiles to map on workers; None if none has."""
     for run in due:
         if run.tiles.total() > run.tiles["done"]:
             with suppress(Exception):  # reported when the run is done
-                if workers := _config(Workspace(run.workspace, run.run)).map.workers:
-                    return workers
-    return 0
+                config = _config(Workspace(run.workspace, run.run))
+                if config.map.workers:
+                    return config
+    return None
 
 
 def _prefix(workspace: Workspace, url: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from jobs.config.config import ResourcesSection
 from jobs.map.device_health import Device, DeviceHealth, format_all_failed, format_given_up
 from jobs.runtime import ray_cluster
 from jobs.runtime.progress import info, pluralize, warn
@@ -53,7 +54,14 @@ class SharedWorkers:
         self._health = DeviceHealth(1)
 
     def map(
-        self, job: MapJob, tiles: Sequence[Tile], each: Callable[[TileOutcome], None], *, isolated: bool, workers: int
+        self,
+        job: MapJob,
+        tiles: Sequence[Tile],
+        each: Callable[[TileOutcome], None],
+        *,
+        isolated: bool,
+        workers: int,
+        resources: ResourcesSection,
     ) -> None:
         """Map tiles; see `jobs.map.attempt.Workers`. Tiles whose workers died are not reported.
 
@@ -61,7 +69,7 @@ class SharedWorkers:
             InputError: the run's model cannot be used, or a device does not support its precision.
             StageError: all devices were given up.
         """
-        size = self.start(workers)
+        size = self.start(workers, resources)
         job_reference, name = ray.put(job), uuid.uuid4().hex
         chunk = 1 if isolated else max(1, min(TILES_A_TASK, -(-len(tiles) // size)))
         todo = deque(list(tiles[start : start + chunk]) for start in range(0, len(tiles), chunk))
@@ -81,7 +89,7 @@ class SharedWorkers:
                 self._end(worker, restart=isinstance(error, Exception))
             raise
 
-    def start(self, workers: int) -> int:
+    def start(self, workers: int, resources: ResourcesSection) -> int:
         """Start as many workers as the runs use at a time, `workers` each, at most those that the cluster holds.
 
         The first call must be in the main thread: only there does Ray leave Python's signal handlers in place.
@@ -104,7 +112,7 @@ class SharedWorkers:
                     f"{pluralize(self._runs, 'runs')} at a time would use {pluralize(wanted, 'workers')}; they share the "
                     f"{most:,} that the cluster holds"
                 )
-            self._share = ray_cluster.share_cluster(min(wanted, most))
+            self._share = ray_cluster.share_cluster(resources, min(wanted, most))
             info(f"mapping on {self._share}, shared by all runs")
             self._health = DeviceHealth(self._share.workers)
             for _ in range(self._share.workers):

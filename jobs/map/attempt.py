@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jobs.config.config import ResourcesSection
 from jobs.map.scene_map import SceneMap
 from jobs.map.spec import MapSpec
 from jobs.runtime.logs import event
@@ -82,9 +83,16 @@ class Workers(Protocol):
     """Workers that maps share."""
 
     def map(
-        self, job: MapJob, tiles: Sequence[Tile], each: Callable[[TileOutcome], None], *, isolated: bool, workers: int
+        self,
+        job: MapJob,
+        tiles: Sequence[Tile],
+        each: Callable[[TileOutcome], None],
+        *,
+        isolated: bool,
+        workers: int,
+        resources: ResourcesSection,
     ) -> None:
-        """Map tiles; the arguments are as for `jobs.map.ray_workers.map_on_ray`, `workers` of the run as configured."""
+        """Map tiles; the arguments are as for `map_on_ray`, `workers` and `resources` those of the run's configuration."""
 
 
 class Attempt:
@@ -213,7 +221,8 @@ def _executor(
     elif shared is not None:
 
         def on_shared(tiles: Sequence[Tile], take: Callable[[TileOutcome], None]) -> None:
-            shared.map(job, tiles, take, isolated=isolated, workers=section.workers)
+            resources = spec.config.resources
+            shared.map(job, tiles, take, isolated=isolated, workers=section.workers, resources=resources)
 
         return on_shared
     else:

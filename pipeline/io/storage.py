@@ -27,8 +27,8 @@ from mibf.errors import InputError
 from mibf.redaction import without_queries as without_queries
 from mibf.redaction import without_user
 from mibf.serialization import without_nan as without_nan
-from pipeline.io.s3_client import configure_s3
-from pipeline.io.signing import signed
+from pipeline.io.requests.s3_client import configure_s3
+from pipeline.io.requests.signing import signed
 
 #: Schemes of object stores, whose file systems in fsspec cache listings by default.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}

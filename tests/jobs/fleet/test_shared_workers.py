@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 
+from jobs.config.config import ResourcesSection
 from jobs.fleet.shared_workers import SharedWorkers
 from jobs.workflow.errors import StageError
 from jobs.workflow.workspace import Workspace
@@ -99,7 +100,7 @@ def test_runs_at_a_time_share_workers_of_which_some_die(
     def run(name: str) -> list[TileOutcome]:
         outcomes: list[TileOutcome] = []
         job = make_job(prepared, tmp_path / name, predictor(die if name == "a" else lambda *_: None))
-        shared.map(job, tiles, outcomes.append, isolated=False, workers=1)
+        shared.map(job, tiles, outcomes.append, isolated=False, workers=1, resources=ResourcesSection())
         return outcomes
 
     with ThreadPoolExecutor(2) as pool:
@@ -124,7 +125,7 @@ def test_failed_device_is_given_up_for_all_runs(
     shared, outcomes = SharedWorkers(2), list[TileOutcome]()
     for name in ("a", "b", "c"):
         job = make_job(prepared, tmp_path / name, predictor(fail))
-        shared.map(job, tiles, outcomes.append, isolated=True, workers=1)
+        shared.map(job, tiles, outcomes.append, isolated=True, workers=1, resources=ResourcesSection())
     assert len(outcomes) == 3 * len(tiles)
     assert not [outcome.cause for outcome in outcomes if outcome.cause]
     assert capsys.readouterr().err.count("GPU 0 failed 2 times in a row") <= 1
@@ -134,7 +135,7 @@ def test_failed_device_is_given_up_for_all_runs(
 
     job = make_job(prepared, tmp_path / "d", predictor(fail_everywhere))
     with pytest.raises(StageError, match="every device of this map failed"):
-        shared.map(job, tiles, outcomes.append, isolated=True, workers=1)
+        shared.map(job, tiles, outcomes.append, isolated=True, workers=1, resources=ResourcesSection())
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -143,7 +144,14 @@ def test_error_in_loading_a_model_is_that_of_its_run_only(
 ) -> None:
     shared, outcomes = SharedWorkers(1), list[TileOutcome]()
     with pytest.raises(InputError, match="none"):
-        shared.map(make_job(prepared, tmp_path / "a", None), tiles, outcomes.append, isolated=False, workers=1)
+        shared.map(
+            make_job(prepared, tmp_path / "a", None),
+            tiles,
+            outcomes.append,
+            isolated=False,
+            workers=1,
+            resources=ResourcesSection(),
+        )
     job = make_job(prepared, tmp_path / "b", predictor(lambda *_: None))
-    shared.map(job, tiles, outcomes.append, isolated=False, workers=1)
+    shared.map(job, tiles, outcomes.append, isolated=False, workers=1, resources=ResourcesSection())
     assert len(outcomes) == len(tiles)

@@ -15,8 +15,9 @@ import pytest
 import requests
 
 from mibf.errors import InputError
-from pipeline.io import signing, storage
+from pipeline.io import storage
 from pipeline.io.gdal import gdal_path
+from pipeline.io.requests import signing
 
 FILE = "https://sentinel2l2a01.blob.core.windows.net/sentinel2-l2/12/S/B04.tif"
 

@@ -1,0 +1,1 @@
+"""How requests to object stores are signed, and how long they wait for an answer."""
