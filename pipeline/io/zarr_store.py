@@ -288,7 +288,7 @@ def open_strict(url: str, metadata: Mapping[str, bytes] | None = None) -> zarr.G
 
     `metadata` holds its metadata objects by key if they are known, so that none is read.
     """
-    store: Store = StrictStore(_zarr_store(url))
+    store = _zarr_store(url)
     if metadata is not None:
         store = DescribedStore(store, metadata)
-    return zarr.open_group(store=store.with_read_only(True), mode="r", zarr_format=3)
+    return zarr.open_group(store=StrictStore(store).with_read_only(True), mode="r", zarr_format=3)
