@@ -305,11 +305,13 @@ def share_cluster(
         reserved_cpus: CPUs reserved for other processes.
 
     Raises:
-        InputError, GpusUnavailableError: as for `await_gpus`.
+        InputError, GpusUnavailableError: as for `await_gpus`; or a node that has joined has another version of mibf.
     """
     required = workers if fewest is None else fewest
     if wanted.gpus is True:
         await_gpus(required, minutes=wanted.gpu_wait_minutes)
+        if os.environ.get("RAY_ADDRESS", "local") != "local":
+            _check_nodes()  # some may have joined since `ensure`
     nodes, places = _nodes()
     own_gpus = _driver_gpus()
     cpus, gpus = sum(node.cpus for node in nodes) - bool(places), sum(node.gpus for node in nodes) - own_gpus

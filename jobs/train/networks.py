@@ -89,8 +89,8 @@ def share_resources(config: Config) -> WorkerResources:
     from jobs.runtime import ray_cluster  # import Ray only where it is used
 
     ray_cluster.ensure(workers=config.train.workers)
-    ray_cluster.check_shared([Workspace.of(config).scaling])
     share = ray_cluster.share_cluster(config.resources, config.train.most_workers, fewest=config.train.workers)
+    ray_cluster.check_shared([Workspace.of(config).scaling])  # by nodes that have joined in between, too
     if share.gpus:
         ray_cluster.check_gpu(config.train.precision, key="train.precision")
     else:

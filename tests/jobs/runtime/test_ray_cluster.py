@@ -210,6 +210,16 @@ def test_node_with_another_mibf_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         ray_cluster._check_nodes()
 
 
+def test_node_that_joins_with_another_mibf_while_gpus_are_waited_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def join(*_: Any, **__: Any) -> None:
+        answer(monkeypatch, {"10.0.0.3": {"mibf": "0.0.9"}})
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray_cluster, "await_gpus", join)
+    with pytest.raises(InputError, match=r"Ray node 10\.0\.0\.3 has mibf 0\.0\.9"):
+        share_cluster(ResourcesSection(gpus=True), 1)
+
+
 def test_node_without_mibf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, {"10.0.0.1": ray.exceptions.RaySystemError("ModuleNotFoundError: No module named 'jobs'")})
     with pytest.raises(InputError, match=r"Ray node 10\.0\.0\.1: mibf cannot be used there .*No module named 'jobs'"):
