@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jobs.config.config import ResourcesSection
 from jobs.map import attempt
 from jobs.map.attempt import WORKER_DIED, Attempt, MapTimings
 from jobs.workflow.errors import StageError
@@ -153,7 +154,8 @@ def test_failed_device_of_this_process_ends_the_map_and_no_tile_fails(monkeypatc
 
     monkeypatch.setattr(attempt, "TileMapper", Failing)
     monkeypatch.setattr(attempt, "make_job", lambda *_: None)
-    config: Any = SimpleNamespace(config=SimpleNamespace(map=SimpleNamespace(workers=0, precision="float32")))
+    section = SimpleNamespace(workers=0, precision="float32")
+    config: Any = SimpleNamespace(config=SimpleNamespace(map=section, resources=ResourcesSection()))
     map_tiles = attempt._executor(config, {}, isolated=False)
     mapping = Mapping(monkeypatch, map_tiles)
     with pytest.raises(StageError, match=r"scene/.*CUDA error: unspecified launch failure.*no tile counts as failed"):
