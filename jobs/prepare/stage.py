@@ -202,7 +202,7 @@ def _write(
         found = collect_statistics(executor, url, patch=config.model.patch, sketched=records.sketched, each=advance)
         merge(found.sketches, records.sketches)
     overlap = measure_source_overlap(executor, url, scene.sources, patch=config.model.patch) if found.tests else {}
-    records = records.with_samples(url, found.samples)
+    records = records.with_samples(url, found.samples).with_values(url, found.pop_spread())
     entire: dict[str, QuantileSketch] = {}
     if config.prepare.histogram_matching:
         with progress_bar(f"{scene.name}: count values", len(scene.shards), unit="shards") as advance:

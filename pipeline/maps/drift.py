@@ -1,8 +1,9 @@
 """Drift: the difference between a scene's values and those that a model was trained on, band by band.
 
 A model's normalization holds three quantiles of every band over the training pixels: 0.5 %, median and 99.5 %. The same
-quantiles are estimated for a scene, from windows spread evenly over it, and compared in units of the training range (99.5 %
-minus 0.5 %), by which a band is scaled for the network. The result does not depend on a band's units or number of values.
+quantiles are estimated for a scene, from windows spread evenly over it (`pipeline.store.scene_quantiles`), and compared in
+units of the training range (99.5 % minus 0.5 %), by which a band is scaled for the network. The result does not depend on a
+band's units or number of values.
 
 It detects different units, gains and offsets, swapped bands, and nodata read as data. It does not detect ground that looks
 different within the same range, nor whether the model is right.
@@ -11,7 +12,7 @@ different within the same range, nor whether the model is right.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -19,14 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mibf.errors import InputError
-from mibf.normalization import BandScaling, Scaling
-from pipeline.grid import Window, windows
+from mibf.normalization import MATCHED_AT, BandScaling, Scaling
+from pipeline.grid import Window
 from pipeline.store.patch_store import PatchStore
-from pipeline.store.quantiles import QuantileSketch
-from pipeline.store.template import CHUNK, StoredSource
+from pipeline.store.quantiles import HIGH, LOW, QuantileSketch
+from pipeline.store.scene_quantiles import WINDOWS, spread_windows
+from pipeline.store.template import StoredSource
 
-#: Maximum number of windows of `CHUNK` x `CHUNK` pixels that are read per scene: 4.2 million pixels.
-WINDOWS = 256
+#: The quantiles 0.5 %, median and 99.5 % of a band.
+Quantiles = tuple[float, float, float]
 #: Maximum number of bands, or ranges of bands, that are listed individually.
 NAMED_BANDS = 5
 #: A constant offset or factor explains a source's drift if it leaves at most this share of the distances.
@@ -54,13 +56,15 @@ class BandDrift:
 def measure_drift(store: PatchStore, scaling: Scaling, *, windows: int = WINDOWS) -> list[BandDrift]:
     """Compute the drift of every band that a model uses, in the order of the store's sources.
 
-    Only one window is in memory at a time, plus the histograms of one source (see `pipeline.store.quantiles`). Damaged
-    windows are skipped.
+    `prepare` has kept the quantiles in the store; then no pixel is read, and `outside` is interpolated between 35 of them.
+    In stores of earlier versions windows are read, one at a time, plus the histograms of one source (see
+    `pipeline.store.quantiles`). Damaged windows are skipped.
 
     Args:
         store: the scene, with the model's sources and bands (`pipeline.maps.predictor.check_sources`).
         scaling: the model's normalization. Sources without one are skipped.
-        windows: maximum number of windows to read, at least 1; the same ones each time. A smaller scene is read completely.
+        windows: maximum number of windows to read, at least 1, where the store has no quantiles; the same ones each time. A
+            smaller scene is read completely.
     """
     places = spread_windows(store.shape, windows)
     taken = [source for source in store.sources if source.name in scaling]
@@ -82,53 +86,71 @@ def matching_advice(found: Sequence[BandDrift], limit: float) -> str:
     return f"; `prepare.histogram_matching: [{', '.join(sources)}]` may help" if sources else ""
 
 
-def spread_windows(shape_yx: tuple[int, int], most: int) -> list[Window]:
-    """Select up to `most` of a grid's `CHUNK`-sided windows, spread evenly: some of the rows, and some windows of each.
-
-    Rows and columns are subsampled equally, so that neither direction is favoured.
-    """
-    high, wide = (-(-size // CHUNK) for size in shape_yx)
-    rows = min(high, max(1, round(math.sqrt(most * high / wide))), most)
-    columns = min(wide, most // rows)
-    rows = min(high, most // columns)
-    every = windows(shape_yx, CHUNK)
-    return [every[y * wide + x] for y in _spread_positions(high, rows) for x in _spread_positions(wide, columns)]
-
-
-def _spread_positions(size: int, number: int) -> list[int]:
-    """Select `number` of the positions 0 to size - 1: the midpoints of equal parts."""
-    return [(2 * i + 1) * size // (2 * number) for i in range(number)]
-
-
 def _source_drift(
     store: PatchStore, source: StoredSource, training: BandScaling, places: Sequence[Window]
 ) -> list[BandDrift]:
+    kept = None if store.spread_quantiles is None else store.spread_quantiles.get(source.name)
+    if kept is None:
+        return _compared(source, training, *_read_values(store, source, places))
+
+    def outside(band: int, low: float, high: float) -> float:
+        found = kept[band]
+        assert found is not None  # it has data
+        inside = np.interp(high, found, MATCHED_AT, right=1) - np.interp(low, found, MATCHED_AT, left=0)
+        return 1 - max(0.0, float(inside))
+
+    return _compared(source, training, [None if found is None else _three(found) for found in kept], outside)
+
+
+def _three(found: Sequence[float]) -> Quantiles:
+    """The three quantiles of a band, from those at `MATCHED_AT`, as `BandHistogram.limits` and `QuantileSketch.scaling`."""
+    low, fill, high = (found[MATCHED_AT.index(share)] for share in (LOW, 0.5, HIGH))
+    low, high = (low, high) if low < high else (found[0], found[-1])
+    return float(np.float32(low)), float(np.float32(fill)), float(np.float32(high))
+
+
+def _read_values(
+    store: PatchStore, source: StoredSource, places: Sequence[Window]
+) -> tuple[list[Quantiles | None], Callable[[int, float, float], float]]:
+    """Read a source's windows: the three quantiles of each band, None without data, and the fraction beyond two limits."""
     sketch = QuantileSketch(source.bands, store.array(f"sources/{source.name}").dtype)
     for window in places:
         with suppress(InputError):  # damaged: the tiles that read it report it, and the others are mapped
             sketch.add(*store.read_source(source.name, window))
+    found = [three if band.pixels else None for band, three in zip(sketch.bands, _quantiles(sketch.scaling()), strict=True)]
+    return found, lambda band, low, high: sketch.bands[band].outside(low, high) / sketch.bands[band].pixels
+
+
+def _compared(
+    source: StoredSource,
+    training: BandScaling,
+    scene: Sequence[Quantiles | None],
+    outside: Callable[[int, float, float], float],
+) -> list[BandDrift]:
     trained = _quantiles(training)
-    if not any(band.pixels for band in sketch.bands):
+    if not any(observed is not None for observed in scene):
         nothing = (math.nan,) * 3
         return [BandDrift(source.name, i, math.inf, math.nan, nothing, expected) for i, expected in enumerate(trained, 1)]
-    found = []
-    for number, (band, observed, expected) in enumerate(
-        zip(sketch.bands, _quantiles(sketch.scaling()), trained, strict=True), 1
-    ):
-        if not band.pixels:
-            continue  # of a period without observations, whose values are filled
-        low, _, high = expected
-        outside = band.outside(low, high) / band.pixels
-        found.append(BandDrift(source.name, number, _distance(observed, expected), outside, observed, expected))
-    return found
+    return [
+        BandDrift(
+            source.name,
+            band + 1,
+            _distance(observed, expected),
+            outside(band, expected[0], expected[2]),
+            observed,
+            expected,
+        )
+        for band, (observed, expected) in enumerate(zip(scene, trained, strict=True))
+        if observed is not None  # of a period without observations, whose values are filled
+    ]
 
 
-def _quantiles(scaling: BandScaling) -> list[tuple[float, float, float]]:
+def _quantiles(scaling: BandScaling) -> list[Quantiles]:
     """The three quantiles of every band, in ascending order."""
     return list(zip(scaling.low.tolist(), scaling.fill.tolist(), scaling.high.tolist(), strict=True))
 
 
-def _distance(scene: tuple[float, float, float], training: tuple[float, float, float]) -> float:
+def _distance(scene: Quantiles, training: Quantiles) -> float:
     """Largest difference of a quantile, in training ranges; 0 or infinite for a band that is constant in training."""
     differences = [abs(a - b) for a, b in zip(scene, training, strict=True)]
     span = training[2] - training[0]

@@ -32,6 +32,7 @@ from pipeline.scenes.split import RasterSplit, Split
 from pipeline.store.patch_store import known_bands, present, usable
 from pipeline.store.quantiles import QuantileSketch, merge
 from pipeline.store.records import Objects, ShardRecord, StoreRecords, records_folder
+from pipeline.store.scene_quantiles import SPREAD, spread_windows_in
 from pipeline.store.shard_writer import ShardWriter
 from pipeline.store.template import StoredSource, Template, create_store, shard_side
 
@@ -206,13 +207,13 @@ def _resume(target: _Target, fingerprint: str) -> tuple[list[ShardRecord], Objec
 
 def _empty_sketches(scene: PreparedScene) -> dict[str, QuantileSketch]:
     """Empty histograms for a scene's sources."""
-    return {s.declared.name: QuantileSketch(s.bands, s.dtype) for s in scene.sources}
+    return {prefix + s.declared.name: QuantileSketch(s.bands, s.dtype) for prefix in ("", SPREAD) for s in scene.sources}
 
 
 def fill_shard(target: _Target, window: Window) -> tuple[ShardRecord, dict[str, QuantileSketch]]:
     """Write one shard of a scene's store and its record. Running it twice leaves the same bytes.
 
-    Return the record, and the values at the shard's training samples by source.
+    Return the record, and the values by source: at the shard's training samples, and in its spread windows.
     """
     started = time.monotonic()
     arrays, valid = shard_arrays(target.scene, window)
@@ -221,20 +222,44 @@ def fill_shard(target: _Target, window: Window) -> tuple[ShardRecord, dict[str, 
     seconds = round(between - started, 3), round(time.monotonic() - between, 3)
     record = ShardRecord(window, objects, valid, *seconds, _observations(target.scene, arrays))
     storage.write_json(target.record(window), record.to_json())
-    return record, _sketched(target.scene, arrays)
+    return record, _sketched(target.scene, window, arrays)
 
 
-def _sketched(scene: PreparedScene, arrays: dict[str, NDArray[Any]]) -> dict[str, QuantileSketch]:
-    """Count a shard's values at its training samples, while they are in memory."""
-    sources = scene.template.sources
+def _sketched(scene: PreparedScene, shard: Window, arrays: dict[str, NDArray[Any]]) -> dict[str, QuantileSketch]:
+    """Count a shard's values at its training samples and in its spread windows, while they are in memory."""
     trained = arrays["split"] == CODES["train"]
+    spread = spread_windows_in(shard, scene.template.shape)
     sketches = _empty_sketches(scene)
-    if trained.any():
-        for source in sources:
-            valid = arrays[f"valid/{source.name}"].view(bool)
-            known = known_bands(source, valid, arrays[f"counts/{source.name}"]) if source.is_filled else valid
-            sketches[source.name].add_at(arrays[f"sources/{source.name}"], known, trained)
+    for source in scene.template.sources if spread or trained.any() else ():
+        values, valid = arrays[f"sources/{source.name}"], arrays[f"valid/{source.name}"].view(bool)
+        known = known_bands(source, valid, arrays[f"counts/{source.name}"]) if source.is_filled else valid
+        if trained.any():
+            sketches[source.name].add_at(values, known, trained)
+        if spread:
+            _count_spread(sketches[SPREAD + source.name], values, known, shard, spread, scale=source.scale)
     return sketches
+
+
+def _count_spread(
+    sketch: QuantileSketch,
+    values: NDArray[Any],
+    known: NDArray[np.bool_],
+    shard: Window,
+    spread: Sequence[Window],
+    *,
+    scale: int,
+) -> None:
+    """Count the values of some windows of a shard, all of a band at once: every call for floats has a high fixed cost."""
+    boxes = [
+        tuple(
+            slice((part.start - first) * scale, (part.stop - first) * scale)
+            for part, first in zip(window.slices, (shard.y, shard.x), strict=True)
+        )
+        for window in spread
+    ]
+    for number, band in enumerate(sketch.bands):
+        own = known[number] if known.ndim == 3 else known
+        band.add(np.concatenate([values[number][box][own[box]] for box in boxes]))
 
 
 def _observations(scene: PreparedScene, arrays: dict[str, NDArray[Any]]) -> dict[str, list[list[int]]]:

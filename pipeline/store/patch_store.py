@@ -36,6 +36,8 @@ from pipeline.store.template import CHUNK, FORMAT, StoredSource
 
 #: Attribute of a store with the quantiles of its matched sources (`pipeline.store.scene_quantiles`).
 QUANTILES = "mibf:quantiles"
+#: Attribute of a store with the quantiles of its sources in windows spread over the scene; see the same module.
+VALUES = "mibf:values"
 #: Chunks that reads of overlapping windows share, of all stores that this process has open.
 _CHUNKS = ChunkCache()
 
@@ -105,6 +107,14 @@ class PatchStore:
         """Quantiles (band, `MATCHED_AT`) of the scene's matched sources; None for a source with too few pixels."""
         stored = cast(dict[str, Any], self.group.attrs.get(QUANTILES, {}))
         return {name: None if found is None else np.array(found, np.float64) for name, found in stored.items()}
+
+    @cached_property
+    def spread_quantiles(self) -> dict[str, list[list[float] | None]] | None:
+        """By source, the quantiles (`MATCHED_AT`) of each band in windows spread over the scene, None without data.
+
+        None in stores of earlier versions.
+        """
+        return cast("dict[str, list[list[float] | None]] | None", self.group.attrs.get(VALUES))
 
     def source(self, name: str) -> StoredSource:
         """The store's description of a source."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from mibf.errors import InputError
 from pipeline.grid import Window
 from pipeline.io import storage, zarr_store
 from pipeline.store.quantiles import QuantileSketch
-from pipeline.store.scene_quantiles import Quantiles, write_quantiles
+from pipeline.store.scene_quantiles import Quantiles, write_quantiles, write_values
 from pipeline.store.shard_writer import write_samples
 
 #: Size and SHA-256 of objects, by their key in a store.
@@ -94,6 +95,12 @@ class StoreRecords:
         """Write a scene's quantiles into the store at a URL, and return the records that include them."""
         recorder = zarr_store.ChecksumStore.at(url)
         write_quantiles(recorder, quantiles)
+        return replace(self, template=self.template | recorder.written)
+
+    def with_values(self, url: str, spread: Mapping[str, QuantileSketch]) -> StoreRecords:
+        """Write quantiles of a scene's values into the store at a URL, and return the records that include them."""
+        recorder = zarr_store.ChecksumStore.at(url)
+        write_values(recorder, spread)
         return replace(self, template=self.template | recorder.written)
 
     def write(self, url: str) -> None:

@@ -19,6 +19,7 @@ from pipeline.parallel.executor import Executor
 from pipeline.scenes.split import dilate
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.quantiles import QuantileSketch, merge
+from pipeline.store.scene_quantiles import SPREAD, spread_windows_in
 from pipeline.store.template import CHUNK
 
 #: A shard's windows are read one by one if fewer than one in this many are needed.
@@ -32,7 +33,13 @@ class StoreStatistics:
     samples: NDArray[np.int32]  #: number per subset, class and window: (subset, class, window y, window x)
     tests: int = 0  #: number of test samples
     overlapping: int = 0  #: those whose patch overlaps that of a training sample
-    sketches: dict[str, QuantileSketch] = field(default_factory=dict)  #: values of each source at training samples
+    #: Values of each source at training samples, and in spread windows, by its name and that with `SPREAD` before it.
+    sketches: dict[str, QuantileSketch] = field(default_factory=dict)
+
+    def pop_spread(self) -> dict[str, QuantileSketch]:
+        """Remove and return the values of each source in spread windows, by its name."""
+        names = [name for name in self.sketches if name.startswith(SPREAD)]
+        return {name.removeprefix(SPREAD): self.sketches.pop(name) for name in names}
 
     @property
     def overlap(self) -> float:
@@ -72,7 +79,11 @@ def collect_statistics(
 
 
 def _sketches(store: PatchStore) -> dict[str, QuantileSketch]:
-    return {s.name: QuantileSketch(s.bands, store.array(f"sources/{s.name}").dtype) for s in store.sources}
+    return {
+        prefix + s.name: QuantileSketch(s.bands, store.array(f"sources/{s.name}").dtype)
+        for prefix in ("", SPREAD)
+        for s in store.sources
+    }
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,9 @@ def _shard_statistics(task: _Task, shard: Window) -> tuple[tuple[Window, StoreSt
         trained = train[part.y - shard.y :, part.x - shard.x :][: part.height, : part.width]
         for source in store.sources:
             sketches[source.name].add_at(*store.read_source(source.name, part), trained)
+    for part in [] if shard in task.sketched else spread_windows_in(shard, store.shape):
+        for source in store.sources:
+            sketches[SPREAD + source.name].add(*store.read_source(source.name, part))
     return (shard, found), sketches
 
 

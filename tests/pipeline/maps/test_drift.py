@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,10 @@ from jobs.workflow.workspace import Workspace
 from mibf.normalization import BandScaling, Scaling, scaling_from_json
 from pipeline.grid import Window
 from pipeline.io import storage
-from pipeline.maps.drift import BandDrift, describe_drift, list_bands, measure_drift, spread_windows
+from pipeline.maps.drift import BandDrift, describe_drift, list_bands, measure_drift
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.quantiles import QuantileSketch
+from pipeline.store.scene_quantiles import spread_windows
 from pipeline.store.template import CHUNK, StoredSource
 from tests.support.scenes import SmallScene
 
@@ -32,7 +34,9 @@ BANDS = arrays.arrays(np.int16, SHAPES, elements=st.integers(0, 99))
 
 
 class MemoryStore:
-    """An in-memory store of sources, (bands, y, x) by name, that counts reads."""
+    """An in-memory store of sources, (bands, y, x) by name, that counts reads. It has no quantiles, like earlier stores."""
+
+    spread_quantiles = None
 
     def __init__(self, shape: tuple[int, int], values: dict[str, np.ndarray], **valid: np.ndarray) -> None:
         self.shape, self.values = shape, values
@@ -297,3 +301,24 @@ def test_description_stays_within_its_length() -> None:
     mapped = np.sort(generator.uniform(-1e9, 1e9, (30, 3)), axis=1)
     found = [drift for i in range(9) for drift in drifts(f"source_{i}", mapped, training)]
     assert len(describe_drift(found, 0.3, length=190) or "") <= 190
+
+
+# ------------------------------------------------------------------------------------------------------- Quantiles in stores
+
+
+def test_quantiles_of_prepare_give_the_drift_of_the_pixels(
+    prepared: tuple[SmallScene, Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the fraction outside the limits differs, which lies between quantiles that are at most 1/32 apart."""
+    store = PatchStore(prepared[1].store("small"))
+    scaling = scaling_from_json(storage.read_json(prepared[1].scaling))
+    other = {name: replace(bands, low=bands.low + 3, high=bands.high - 2) for name, bands in scaling.items()}
+    read = PatchStore(store.url)
+    monkeypatch.setitem(vars(read), "spread_quantiles", None)
+    for model in (scaling, other):
+        from_pixels = measure_drift(read, model)
+        with monkeypatch.context() as patch:
+            patch.setattr(PatchStore, "read_source", None)
+            found = measure_drift(store, model)
+        assert [replace(drift, outside=0) for drift in found] == [replace(drift, outside=0) for drift in from_pixels]
+        assert [drift.outside for drift in found] == pytest.approx([drift.outside for drift in from_pixels], abs=1 / 16)
