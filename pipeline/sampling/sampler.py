@@ -253,8 +253,8 @@ class Sampler:
         store, window = self._place(index)
 
         def read() -> tuple[NDArray[np.uint8], list[NDArray[np.float32]]]:
-            sources = scaled_window(store, window, self.scaling, halo=self.patch // 2, random=is_random)
-            return store.samples(window)[self.subset], sources
+            ids = store.samples(window)[self.subset]
+            return ids, scaled_window(store, window, self.scaling, halo=self.patch // 2, random=is_random)
 
         found = self._cache.get(index)
         if found is None:
