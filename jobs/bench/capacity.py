@@ -14,7 +14,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jobs.bench.harness.processes import run_in_subprocess
 from jobs.bench.harness.working_set import peak
@@ -36,6 +36,12 @@ SIDE, HALO = 512, 3
 TILE_READS = 8
 
 
+#: Who builds and uploads the published files of a scene.
+Publisher = Literal["driver", "workers"]
+#: Workers and pixels of the table of bottlenecks, and pixels of each of its scenes.
+TABLE_WORKERS, TABLE_PIXELS, TABLE_SCENE = (10, 100, 1000), (1e10, 1e12), 1e8
+
+
 @dataclass(frozen=True)
 class Fleet:
     """Scenes to map, and the constants of the estimate."""
@@ -51,7 +57,10 @@ class Fleet:
     output_bytes: float = 1.0  #: published bytes per pixel, all products
     products: int = 2
     tile_milliseconds: float = 0.7  #: driver time per tile: schedule it, receive its result, record it
-    publish_seconds: float = 0.8e-6  #: driver time to publish one pixel
+    publish_seconds: float = 0.4e-6  #: time of one process to publish one pixel
+    publisher: Publisher = "workers"  #: who publishes: the scene's driver alone, or its workers in parallel
+    tile_gets: float | None = None  #: GET requests per tile for its input; None: `TILE_READS` per source
+    get_rate: float = 5500.0  #: GET requests per second that the bucket answers: what S3 documents per prefix
     start_seconds: float = 30.0  #: start-up of a scene's job: Ray actors, reading plan and ledger
     ledger_bytes: float = 60.0  #: per tile
     part_bytes: float = 8 * 2**20  #: part size of a multipart upload
@@ -75,23 +84,33 @@ class Paper:
 
 
 def on_paper(fleet: Fleet) -> Paper:
-    """Estimate a fleet. The parts of a scene run one after the other, except scheduling, which overlaps computing."""
+    """Estimate a fleet.
+
+    The parts of a scene run one after the other, except scheduling and the bucket's answers, which overlap computing. The
+    scenes mapped in parallel share the workers and the bucket.
+    """
     tiles_each = math.ceil(math.sqrt(fleet.pixels) / fleet.tile) ** 2
     lanes = fleet.side_by_side
     computing = fleet.pixels / (fleet.rate * fleet.workers / lanes)
     scheduling = tiles_each * fleet.tile_milliseconds / 1000
-    publishing = fleet.pixels * fleet.publish_seconds
+    by_workers = fleet.publisher == "workers"
+    publishing = fleet.pixels * fleet.publish_seconds / (fleet.workers / lanes if by_workers else 1)
     rounds = fleet.scenes / lanes
+    gets = fleet.tile_gets
+    if gets is None:
+        gets = fleet.sources * TILE_READS
+    reads = tiles_each * gets
+    answering = reads / (fleet.get_rate / lanes)
     seconds = {
         "computing": computing * rounds,
         "scheduling": scheduling * rounds,
+        "requests": answering * rounds,
         "publishing": publishing * rounds,
         "starting": fleet.start_seconds * rounds,
     }
-    total = (max(computing, scheduling) + publishing + fleet.start_seconds) * rounds
-    hold_up = max(scheduling, publishing, fleet.start_seconds)
+    total = (max(computing, scheduling, answering) + publishing + fleet.start_seconds) * rounds
+    hold_up = max(scheduling, answering, fleet.start_seconds, 0 if by_workers else publishing)
     files = fleet.products + 2  # plus item and quicklook
-    reads = tiles_each * fleet.sources * TILE_READS
     segments = max(1.0, tiles_each / 5000, 4 * math.log(max(computing, 2)))
     upload = fleet.pixels * fleet.output_bytes / fleet.part_bytes + files
     return Paper(
@@ -112,6 +131,21 @@ def on_paper(fleet: Fleet) -> Paper:
             "written": fleet.scenes * (fleet.pixels * 2 * fleet.output_bytes + tiles_each * fleet.ledger_bytes) / 1e12,
         },
     )
+
+
+def bottlenecks(fleet: Fleet) -> list[tuple[float, int, Paper]]:
+    """The estimates for the pixels and workers of the table, with the constants of a fleet: (pixels, workers, estimate).
+
+    Scenes have `TABLE_SCENE` pixels; the share of workers that map one scene together is that of the fleet.
+    """
+    found = []
+    for pixels in TABLE_PIXELS:
+        for workers in TABLE_WORKERS:
+            scenes = round(pixels / TABLE_SCENE)
+            lanes = max(1, min(scenes, workers, round(fleet.side_by_side * workers / fleet.workers)))
+            case = replace(fleet, scenes=scenes, pixels=TABLE_SCENE, workers=workers, side_by_side=lanes)
+            found.append((pixels, workers, on_paper(case)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -239,7 +273,7 @@ class Capacity:
 
     def lines(self) -> list[str]:
         """Format the estimate and the simulation as lines of text."""
-        lines = paper_lines(self.fleet, on_paper(self.fleet))
+        lines = [*paper_lines(self.fleet, on_paper(self.fleet)), "", *table_lines(self.fleet)]
         return lines if self.simulated is None else [*lines, "", *simulated_lines(self.simulated)]
 
     def to_json(self) -> dict[str, Any]:
@@ -247,6 +281,10 @@ class Capacity:
         return {
             "machine": machine(),
             "paper": asdict(self.fleet) | asdict(on_paper(self.fleet)),
+            "bottlenecks": [
+                {"pixels": pixels, "workers": workers, "seconds": paper.total_seconds, "bottleneck": paper.bottleneck}
+                for pixels, workers, paper in bottlenecks(self.fleet)
+            ],
             "simulated": None if self.simulated is None else asdict(self.simulated),
         }
 
@@ -264,6 +302,14 @@ def paper_lines(fleet: Fleet, paper: Paper) -> list[str]:
         f"each part alone: {parts}",
         f"first bottleneck: {paper.bottleneck}; computing is the bottleneck up to {paper.most_workers:,} workers",
         f"requests: {requests}; {terabytes}; {paper.objects:,.3g} objects stored",
+    ]
+
+
+def table_lines(fleet: Fleet) -> list[str]:
+    """Format the table of bottlenecks as text."""
+    return [f"{'pixels':>8} {'workers':>8} {'time':>12}  first bottleneck"] + [
+        f"{pixels:>8.0e} {workers:>8,} {_days(paper.total_seconds):>12}  {paper.bottleneck}"
+        for pixels, workers, paper in bottlenecks(fleet)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from jobs.workflow.result import Result
 
 if TYPE_CHECKING:
     from jobs.config.config import Config
+
+#: Who publishes a scene in `mibf bench fleet`; as `jobs.bench.capacity.Publisher`, which takes long to import.
+Publisher = Literal["driver", "workers"]
 
 bench = typer.Typer(help="Measure speed and memory on this machine, as ratios to named baselines.", no_args_is_help=True)
 
@@ -252,6 +255,14 @@ def bench_fleet(
     side_by_side: Annotated[int, typer.Option(min=1, help="Scenes mapped in parallel.")] = 1,
     rate: Annotated[float, typer.Option(min=1, help="Pixels per second of one worker, from `mibf bench map`.")] = 50_000.0,
     price: Annotated[float | None, typer.Option(min=0, help="Price per worker-hour, in any currency.")] = None,
+    publisher: Annotated[
+        Publisher, typer.Option(help="Who publishes: the scene's driver alone, or its workers in parallel.")
+    ] = "driver",
+    publish_seconds: Annotated[float, typer.Option(min=0, help="Seconds of one process to publish one pixel.")] = 0.8e-6,
+    tile_gets: Annotated[
+        float | None, typer.Option(min=0, help="GET requests per tile for its input. [default: of the store's layout]")
+    ] = None,
+    get_rate: Annotated[float, typer.Option(min=1, help="GET requests per second that the bucket answers.")] = 5500.0,
     simulate: Annotated[
         int | None,
         typer.Option("--simulate", min=100, metavar="N", help="Also simulate planning, ledger and reruns for N tiles."),
@@ -260,8 +271,30 @@ def bench_fleet(
     """Estimate time, cost, objects and requests for many scenes; optionally simulate many tiles."""
     from jobs.bench import capacity
 
-    fleet = capacity.Fleet(scenes, pixels, workers, side_by_side, rate, price=price)
+    fleet = capacity.Fleet(
+        scenes,
+        pixels,
+        workers,
+        side_by_side,
+        rate,
+        price=price,
+        publisher=publisher,
+        publish_seconds=publish_seconds,
+        tile_gets=tile_gets,
+        get_rate=get_rate,
+    )
     return capacity.Capacity(fleet, None if simulate is None else capacity.simulate(simulate))
+
+
+@command(name="planning", group=bench)
+def bench_planning(
+    scenes: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 10_000,
+    side: Annotated[int, typer.Option(min=256, help="Side of each scene in pixels.")] = 10_000,
+) -> Result:
+    """Measure the planning of many scenes: assignment of blocks, order of samples, opening of stores."""
+    from jobs.bench import planning
+
+    return planning.bench_planning(scenes=scenes, side=side)
 
 
 def _load(config: str | None, overrides: list[str] | None) -> Config | None:

@@ -8,7 +8,7 @@ pixels, never on test pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 
 from jobs.config.config import Config
 from jobs.evaluate.prior_effect import TRADED, changes_predictions, prior_notes
-from jobs.runtime.progress import progress_bar, warn
+from jobs.runtime.progress import info, progress_bar, warn
 from jobs.workflow.fingerprint import fingerprint as compute_fingerprint
 from jobs.workflow.fingerprint import imported_checkpoint
 from jobs.workflow.manifest import StageResult, read_manifest
@@ -36,7 +36,7 @@ from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.predictor import check_sources
 from pipeline.parallel.cpu_count import cpu_count
-from pipeline.sampling.predictions import Predictions, predict
+from pipeline.sampling.predictions import Predictions, parts, predict
 from pipeline.sampling.sampler import Sampler
 from pipeline.store.patch_store import check_matching
 
@@ -45,6 +45,8 @@ UNKNOWN_TRAINING = (
     "the model was imported from a reference checkpoint, and its training data are unknown: they may include test pixels, "
     "so these metrics may be too high"
 )
+#: Parts of samples from which starting Ray workers takes less time than they save.
+LEAST_PARTS = 4
 
 
 def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> StageResult:
@@ -64,12 +66,13 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
     total = sampler.samples() * (1 + len(others)) + (0 if held_out is None else held_out.samples())
     by_scene = {s.name: replace(sampler, stores=stores[i : i + 1]) for i, s in enumerate(config.scenes)}
     with progress_bar("evaluate", total, unit="samples") as advance:
-        of_scenes = [
-            {name: predict(each, own, config.model.beta, advance) for name, own in by_scene.items()}
-            for each in (bundle, *others)
-        ]
-        predictions = [pooled(each.values()) for each in of_scenes]
-        on_validation = None if held_out is None else _on_validation(bundle, held_out, config, advance)
+        requests = [(each, own) for each in (bundle, *others) for own in by_scene.values()]
+        more = [] if held_out is None or not held_out.samples() else [(bundle, held_out)]
+        found = _classify(config, workspace, [*requests, *more], advance)
+    by_model = [found[i : i + len(by_scene)] for i in range(0, len(requests), len(by_scene))]
+    of_scenes = [dict(zip(by_scene, own, strict=True)) for own in by_model]
+    predictions = [pooled(each.values()) for each in of_scenes]
+    on_validation = _on_validation(found[-1], config) if more else None
     split = storage.read_json(workspace.split)
     priors = config.prediction.priors
     measured = predictions[0].by_priors[priors]
@@ -123,13 +126,34 @@ def scene_figures(reliability: Reliability, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _on_validation(
-    bundle: Bundle, sampler: Sampler, config: Config, advance: Callable[[int], None]
-) -> dict[str, dict[str, float]] | None:
+def _classify(
+    config: Config,
+    workspace: Workspace,
+    requests: Sequence[tuple[Bundle, Sampler]],
+    advance: Callable[[int], None],
+) -> list[Predictions]:
+    """Classify the samples of each sampler with its model: on `train.workers` Ray workers, or in this process if few."""
+    beta, cut = config.model.beta, [parts(bundle, sampler) for bundle, sampler in requests]
+    if config.train.workers < 2 or sum(map(len, cut)) < LEAST_PARTS:
+        return [predict(bundle, sampler, beta, advance) for bundle, sampler in requests]
+    from jobs.evaluate.on_ray import predict_on_ray
+    from jobs.runtime import ray_cluster  # import Ray only where it is used
+
+    ray_cluster.ensure(workers=config.train.workers)
+    ray_cluster.check_shared([workspace.split])
+    share = ray_cluster.share_cluster(config.train.workers)
+    info(f"evaluating on {share}")
+    return predict_on_ray(
+        [(bundle, sampler, own) for (bundle, sampler), own in zip(requests, cut, strict=True)],
+        share,
+        beta=beta,
+        advance=advance,
+    )
+
+
+def _on_validation(predictions: Predictions, config: Config) -> dict[str, dict[str, float]]:
     """Overall and average accuracy on validation samples, with the priors of training and with the chosen ones."""
-    if not sampler.samples():
-        return None
-    by_priors = predict(bundle, sampler, config.model.beta, advance).by_priors
+    by_priors = predictions.by_priors
     choices: tuple[PriorSetting, ...] = ("trained", config.prediction.priors)
     figures = {choice: by_priors[choice].figures() for choice in choices}
     return {choice: {key: figures[choice][key] for key in TRADED} for choice in choices}

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.config.config import Config
 from jobs.config.resolve import input_urls
-from jobs.inspection.plan_map import MapPlan, format_duration, plan_map
+from jobs.inspection.plan_map import MapPlan, MapSetting, format_duration, plan_map
 from jobs.prepare.engine import make_executor
 from jobs.prepare.preflight import check_data, check_free_space, check_memory, file_remarks, name_bands
 from jobs.prepare.scenes import open_scenes
@@ -97,7 +97,7 @@ def plan(config: Config, *, any_size: bool = False) -> Plan:
         if isinstance(workers, ThreadExecutor):
             check_memory(scenes, workers.workers)
         check_data(scenes, workers)
-        found = {}
+        found, setting = {}, MapSetting.of(config, workspace)
         with progress_bar("write sample shards to memory", len(scenes), unit="scenes") as advance:
             for scene in scenes:
                 found[scene.name] = ScenePlan(
@@ -105,7 +105,7 @@ def plan(config: Config, *, any_size: bool = False) -> Plan:
                     {s.declared.name: s.how for s in scene.sources},
                     {s.declared.name: list(s.declared.kept) for s in scene.sources},
                     file_remarks(scene),
-                    plan_map(config, workspace, scene),
+                    plan_map(config, workspace, scene, setting),
                     items.get(scene.name, {}),
                 )
                 advance(1)

@@ -6,6 +6,7 @@ Tile counts and uncompressed sizes are exact; everything else is an estimate.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +101,27 @@ class MapPlan:
         return lines if self.members is None else [*lines, *self.members.lines()]
 
 
-def plan_map(config: Config, workspace: Workspace, scene: PreparedScene) -> MapPlan:
+@dataclass(frozen=True)
+class MapSetting:
+    """What the maps of all scenes share, read once."""
+
+    spec: MapSpec | None  #: None if nothing can be mapped yet
+    rate: float | None  #: pixels per second of the last map
+    members: Members | None  #: of the model; None if it is given by `map.model`
+
+    @classmethod
+    def of(cls, config: Config, workspace: Workspace) -> MapSetting:
+        """Read the model and the last map's figures."""
+        spec = None
+        if all(read_manifest(workspace, needed) is not None for needed in dependencies(config, "map")):
+            with suppress(InputError):  # `mibf map` reports the cause, and `prepare` may resolve it
+                spec = MapSpec.of(config, workspace)
+        manifest = read_manifest(workspace, "map")
+        rate = None if manifest is None else manifest.figures.get("pixels_per_second")
+        return cls(spec, rate, None if config.map.model is not None else Members.of(config, workspace))
+
+
+def plan_map(config: Config, workspace: Workspace, scene: PreparedScene, setting: MapSetting) -> MapPlan:
     """Plan a scene's map. Does not check what the map stage itself would refuse."""
     section, template = config.map, scene.template
     rows, columns = template.shape
@@ -112,13 +133,12 @@ def plan_map(config: Config, workspace: Workspace, scene: PreparedScene) -> MapP
     pixel = {p.name: len(p.band_names(template.classes, names)) * np.dtype(p.dtype).itemsize for p in products}
     side = min(section.tile_size, max(rows, columns))
     read = sum(s.bands * ((side + 2 * (config.model.patch // 2)) * s.scale) ** 2 for s in taken) * _FLOAT
-    found = _states(config, workspace, scene)
+    found = _states(config, workspace, scene, setting.spec)
     area = scene.area
     inside = {t.window: t.window.height * t.window.width if area is None else area.count(t.window) for t in cut}
     tasks = [w for w, count in inside.items() if (count if found is None else (w.y, w.x) in found)]
     due = [w for w in tasks if found is None or found[w.y, w.x] != "done"]
-    manifest = read_manifest(workspace, "map")
-    rate = None if manifest is None else manifest.figures.get("pixels_per_second")
+    rate = setting.rate
     return MapPlan(
         tiles=len(tasks),
         states=None if found is None else dict(Counter(found.values())),
@@ -126,17 +146,19 @@ def plan_map(config: Config, workspace: Workspace, scene: PreparedScene) -> MapP
         worker_bytes=read * (1 + PREFETCH_DEPTH) + sum(pixel.values()) * side * side * _RESULTS,
         pixels_due=sum(inside[w] for w in due),
         seconds=sum(inside[w] for w in due) / rate if rate else None,
-        members=None if section.model is not None else Members.of(config, workspace),
+        members=setting.members,
     )
 
 
-def _states(config: Config, workspace: Workspace, scene: PreparedScene) -> dict[tuple[int, int], str] | None:
+def _states(
+    config: Config, workspace: Workspace, scene: PreparedScene, spec: MapSpec | None
+) -> dict[tuple[int, int], str] | None:
     """Return tile states by upper-left corner (y, x); None if the scene cannot be mapped yet."""
-    if any(read_manifest(workspace, needed) is None for needed in dependencies(config, "map")):
+    if spec is None:
         return None
     try:
         section = next(section for section in config.scenes if section.name == scene.name)
-        prepared = SceneMap(MapSpec.of(config, workspace), workspace, section)
+        prepared = SceneMap(spec, workspace, section)
         states = prepared.states()
     except InputError:  # `mibf map` reports the cause, and `prepare` may resolve it
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -14,6 +15,9 @@ from jobs.runtime.progress import pluralize
 from jobs.workflow.manifest import check_dependencies
 from jobs.workflow.workspace import Workspace
 from pipeline.maps.ledger import State
+
+#: Scenes that are read at once.
+PARALLEL_READS = 8
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,9 @@ def status(config: Config) -> Status:
     workspace = Workspace.of(config)
     check_dependencies(config, "map")
     spec = MapSpec.of(config, workspace)
-    return Status([scene_status(SceneMap(spec, workspace, scene)) for scene in config.scenes])
+    # Mostly waiting for storage: a few requests per scene.
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
+        return Status(list(pool.map(lambda scene: scene_status(SceneMap(spec, workspace, scene)), config.scenes)))
 
 
 def scene_status(scene: SceneMap) -> SceneStatus:

@@ -88,17 +88,24 @@ def draw_pixels(
 
 
 def every_pixel(
-    stores: Sequence[PatchStore], subset: Subset, *, report: Callable[[str], None] = lambda line: None
+    stores: Sequence[PatchStore],
+    subset: Subset,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Iterator[DrawnPixels]:
-    """Yield all pixels of a subset, window by window.
+    """Yield all pixels of a subset, window by window: of the windows with samples from number `start` to `stop`, without it.
 
     Raises:
         InputError: a store is damaged, or its labels do not match its table of samples.
     """
-    for position, store in enumerate(stores):
-        for window, counts in call_with_retry(store.url, partial(store.windows_with_samples, subset), report=report):
-            ids = call_with_retry(store.url, partial(store.samples, window), report=report)[subset]
-            yield _locate(store, position, window, ids, [np.arange(n) for n in counts], counts)
+    table = sample_table(stores, subset, report=report)
+    for index in range(start, len(table) if stop is None else stop):
+        (position, window), counts = table.place(index), table.samples(index)
+        store = stores[position]
+        ids = call_with_retry(store.url, partial(store.samples, window), report=report)[subset]
+        yield _locate(store, position, window, ids, [np.arange(n) for n in counts], counts)
 
 
 def cut_patches(

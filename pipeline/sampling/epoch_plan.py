@@ -160,7 +160,7 @@ def deal_windows(totals: NDArray[np.integer], *, rank: int, workers: int, seed: 
     """
     total = int(totals.sum(dtype=np.int64))
     first, last = total * rank // workers, total * (rank + 1) // workers
-    order = np.flatnonzero(totals).astype(np.uint32)
+    order = _with_draws(totals)
     generator(RandomStream.DEAL, seed, epoch).shuffle(order)  # as a `permutation`, in place
     before, own, begin, end = 0, [order[:0]], 0, 0
     for start in range(0, len(order), CHUNK):
@@ -174,6 +174,12 @@ def deal_windows(totals: NDArray[np.integer], *, rank: int, workers: int, seed: 
             own.append(part[kept])
         before = int(ends[-1])
     return _Dealt(np.concatenate(own), begin, end)
+
+
+def _with_draws(totals: NDArray[np.integer]) -> NDArray[np.uint32]:
+    """The windows with draws, in order. `flatnonzero` takes twice the memory."""
+    every = np.arange(len(totals), dtype=np.uint32)
+    return every if totals.all() else every[totals > 0]
 
 
 def epoch_windows(
@@ -199,7 +205,7 @@ def epoch_windows(
     totals = samples.totals if frequencies == "natural" else _first_draws(samples, expected, seed=seed, epoch=epoch)
     own = deal_windows(totals, rank=rank, workers=workers, seed=seed, epoch=epoch)
     if not len(own):
-        every = np.flatnonzero(totals).astype(np.uint32)
+        every = _with_draws(totals)
         own = _Dealt(every, 0, int(totals[every[-1]]))
     del totals
     for position, index in enumerate(own.index):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from mibf.bundle.bundle import Bundle
 from mibf.class_priors import CHOICES, PriorSetting
 from mibf.device import best_device, to_device
 from mibf.ensemble import mixture_log_probabilities
 from mibf.metrics.calibration import Reliability
-from mibf.network.mibfnet import MIBFNet
 from mibf.training.epoch import validate
 from pipeline.sampling.drawn_pixels import every_pixel
 from pipeline.sampling.sample_logits import SampleModel
@@ -22,6 +26,10 @@ from pipeline.sampling.sampler import Sampler
 BATCH = 1024
 
 
+#: Samples of a part, a multiple of `BATCH`: what a worker classifies at a time.
+PART = 64 * BATCH
+
+
 class Predictions(NamedTuple):
     """The reliability of one model on a subset's samples, uncalibrated and calibrated for each setting of the priors."""
 
@@ -29,7 +37,55 @@ class Predictions(NamedTuple):
     by_priors: dict[PriorSetting, Reliability]
 
 
-def predict(bundle: Bundle, sampler: Sampler, beta: float, advance: Callable[[int], None]) -> Predictions:
+class Part(NamedTuple):
+    """A part of a subset's samples: numbers [start, stop) of samples or, of a model with several members, of windows."""
+
+    start: int
+    stop: int
+    samples: int
+
+
+class _PartReliability(Reliability):
+    """The reliability on a part, with the sums of each batch: their order of addition decides the last digits."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.steps: list[Tensor] = []
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        self.sums.zero_()
+        super().add(logits, labels)
+        self.steps.append(self.sums.clone())
+
+
+class PartSums(NamedTuple):
+    """What a `Reliability` adds up, of one part: counts, bins, and the sums of each batch (batch, 2)."""
+
+    counts: NDArray[np.int64]
+    bins: NDArray[np.float64]
+    steps: NDArray[np.float64]
+
+
+def parts(bundle: Bundle, sampler: Sampler) -> list[Part]:
+    """Cut the samples of a subset into parts that `predict_part` classifies as `predict` would, batch by batch."""
+    totals = sampler.window_totals()
+    ends = totals.cumsum(dtype=np.int64)
+    if bundle.single is not None:
+        last = int(ends[-1]) if len(ends) else 0
+        return [Part(start, min(start + PART, last), min(PART, last - start)) for start in range(0, last, PART)]
+    cuts = [0, *(np.flatnonzero(np.diff(ends // PART)) + 1).tolist(), len(ends)]
+    return [Part(a, b, int(totals[a:b].sum())) for a, b in pairwise(cuts) if a < b]
+
+
+def predict(
+    bundle: Bundle,
+    sampler: Sampler,
+    beta: float,
+    advance: Callable[[int], None],
+    *,
+    part: Part | None = None,
+    reliability: type[Reliability] = Reliability,
+) -> Predictions:
     """Classify the samples of a subset once, for every setting of the class priors that the model supports.
 
     Args:
@@ -37,57 +93,70 @@ def predict(bundle: Bundle, sampler: Sampler, beta: float, advance: Callable[[in
         sampler: of the subset, for all scenes and one worker.
         beta: weight of the KL term in the loss, which is not part of the result.
         advance: called with the number of samples after each batch.
+        part: of the samples; None for all.
+        reliability: adds up the metrics.
     """
-    known: tuple[PriorSetting, ...] = ("trained",) if bundle.priors is None else CHOICES
-    corrections = {choice: None if choice == "trained" else bundle.correction(choice) for choice in known}
-    if bundle.single is None:
-        return _of_members(bundle, sampler, corrections, advance)
-    return _of_network(
-        to_device(bundle.network(), best_device()), bundle.single.temperature, sampler, corrections, beta, advance
-    )
-
-
-def _of_network(
-    network: MIBFNet,
-    temperature: float,
-    sampler: Sampler,
-    corrections: dict[PriorSetting, torch.Tensor | None],
-    beta: float,
-    advance: Callable[[int], None],
-) -> Predictions:
-    """Classify with a single network, in batches that the sampler reads ahead."""
-    device, classes = next(network.parameters()).device, network.spec.classes
-    by_priors = {
-        choice: Reliability(classes, device, temperature=temperature, correction=correction)
-        for choice, correction in corrections.items()
-    }
-    predictions = Predictions(Reliability(classes, device), by_priors)
-    validate(
-        network,
-        sampler.in_order(batch=BATCH),
-        beta=beta,
-        precision="float32",
-        observers=[predictions.uncalibrated, *by_priors.values()],
-        after_step=advance,
-    )
-    return predictions
-
-
-def _of_members(
-    bundle: Bundle, sampler: Sampler, corrections: dict[PriorSetting, torch.Tensor | None], advance: Callable[[int], None]
-) -> Predictions:
-    """Classify with a model of several members, or of boosted trees."""
-    model = SampleModel(bundle, sampler.report)
-    classes = bundle.spec.classes
-    by_priors = {choice: Reliability(classes, model.device) for choice in corrections}
-    predictions = Predictions(Reliability(classes, model.device), by_priors)
+    start, stop = (0, None) if part is None else (part.start, part.stop)
+    single = bundle.single
+    model = SampleModel(bundle, sampler.report) if single is None else None
+    network = None if single is None else to_device(bundle.network(), best_device())
+    device = best_device() if model is None else model.device
+    corrections = {c: None if c == "trained" else bundle.correction(c) for c in known_priors(bundle)}
+    make = partial(reliability, bundle.spec.classes, device)
+    if network is not None and single is not None:
+        by_priors = {c: make(temperature=single.temperature, correction=own) for c, own in corrections.items()}
+        predictions = Predictions(make(), by_priors)
+        validate(
+            network,
+            sampler.in_order(batch=BATCH, start=start, stop=stop),
+            beta=beta,
+            precision="float32",
+            observers=[predictions.uncalibrated, *by_priors.values()],
+            after_step=advance,
+        )
+        return predictions
+    assert model is not None
+    predictions = Predictions(make(), {choice: make() for choice in corrections})
     shares = [member.share for member in bundle.members]
     temperatures, ones = [member.temperature for member in bundle.members], [1.0] * len(shares)
-    for pixels in every_pixel(sampler.stores, sampler.subset, report=sampler.report):
+    for pixels in every_pixel(sampler.stores, sampler.subset, start=start, stop=stop, report=sampler.report):
         for logits, labels in model.batches(sampler.stores[pixels.store], pixels):
             # The log-probabilities of a mixture are logits of temperature 1.
             predictions.uncalibrated.add(mixture_log_probabilities(logits, ones, shares), labels)
             for choice, correction in corrections.items():
-                by_priors[choice].add(mixture_log_probabilities(logits, temperatures, shares, correction), labels)
+                own = mixture_log_probabilities(logits, temperatures, shares, correction)
+                predictions.by_priors[choice].add(own, labels)
             advance(len(labels))
     return predictions
+
+
+def predict_part(bundle: Bundle, sampler: Sampler, beta: float, part: Part) -> list[PartSums]:
+    """Classify one part: its sums, uncalibrated, then for each setting of the priors."""
+    found = predict(bundle, sampler, beta, lambda samples: None, part=part, reliability=_PartReliability)
+    sums = []
+    for one in (found.uncalibrated, *found.by_priors.values()):
+        assert isinstance(one, _PartReliability)
+        steps = torch.stack(one.steps).cpu().numpy() if one.steps else np.zeros((0, 2))
+        sums.append(PartSums(one.counts.cpu().numpy(), one.bins.cpu().numpy(), steps))
+    return sums
+
+
+def joined(bundle: Bundle, found: Sequence[list[PartSums]]) -> Predictions:
+    """Add the sums of all parts, in their order: the result of `predict`, to the last bit.
+
+    Counts are integers. The sums of each batch are added one after the other, as `predict` adds them. Confidences are
+    float32, so that their sums in float64 are exact, in any order, up to 2^25 samples of a bin with up to 16 classes.
+    """
+    choices = known_priors(bundle)
+    total = [Reliability(bundle.spec.classes, torch.device("cpu")) for _ in range(1 + len(choices))]
+    for sums in found:
+        for one, part in zip(total, sums, strict=True):
+            one.counts += torch.from_numpy(part.counts)
+            one.bins += torch.from_numpy(part.bins)
+            one.sums = torch.from_numpy(np.add.accumulate(np.concatenate([one.sums.numpy()[None], part.steps]))[-1].copy())
+    return Predictions(total[0], dict(zip(choices, total[1:], strict=True)))
+
+
+def known_priors(bundle: Bundle) -> tuple[PriorSetting, ...]:
+    """The settings of the class priors that a model supports."""
+    return ("trained",) if bundle.priors is None else CHOICES

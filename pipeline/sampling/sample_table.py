@@ -93,9 +93,11 @@ class SampleTable:
     def __init__(self, packed: Iterable[bytes], *, classes: int) -> None:
         self._packed = tuple(packed)
         numbers, self.counts = [], np.zeros(classes, np.int64)  #: samples per class of all windows
+        self._fits = True  # whether the samples of a window fit 16 bits
         for part in self.parts():
             numbers.append(len(part.numbers))
             self.counts = self.counts + part.samples.sum(axis=0)
+            self._fits = self._fits and part.side**2 < 2**16
         self._ends = np.cumsum(np.array(numbers, np.int64))
         self._part = lru_cache(UNPACKED)(lambda store: StoreSamples.unpack(self._packed[store]))
 
@@ -109,9 +111,15 @@ class SampleTable:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     @cached_property
-    def totals(self) -> NDArray[np.uint32]:
+    def totals(self) -> NDArray[np.unsignedinteger]:
         """Number of samples of each window."""
-        return np.concatenate([part.samples.sum(axis=1).astype(np.uint32) for part in self.parts()])
+        dtype: type[np.unsignedinteger] = np.uint16 if self._fits else np.uint32
+        found: NDArray[np.unsignedinteger] = np.empty(len(self), dtype)
+        begin = 0
+        for part in self.parts():
+            found[begin : begin + len(part.numbers)] = part.samples.sum(axis=1)
+            begin += len(part.numbers)
+        return found
 
     def parts(self) -> Iterator[StoreSamples]:
         """The windows of each store."""

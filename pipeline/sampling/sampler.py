@@ -127,6 +127,10 @@ class Sampler:
         """Number of training batches per epoch, the same on every worker, at `batch` samples per worker."""
         return max(1, self.samples() // (batch * self.workers))
 
+    def window_totals(self) -> NDArray[np.unsignedinteger]:
+        """Number of samples of each window of all workers."""
+        return self._table.totals
+
     def windows(self) -> int:
         """Number of windows with samples of the subset: each is read as a unit, by one worker or by those that share it."""
         return len(self._table)
@@ -169,8 +173,11 @@ class Sampler:
         wanted = groups_between(self._grouped(parts), start * batch, steps * batch)
         return self._batches(wanted, batch, _EpochGenerators(seed, epoch, self.rank, self.augment))
 
-    def in_order(self, *, batch: int) -> Iterator[Batch]:
+    def in_order(self, *, batch: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """Yield each of this worker's samples once, in grid order, for validation and testing; the last batch may be short.
+
+        Only those from number `start` to `stop`, without it, are read: in the same batches if `start` is a multiple of
+        `batch`.
 
         Raises:
             ReadError: a window cannot be read.
@@ -178,7 +185,7 @@ class Sampler:
         table = self._table
         counted = ((i, table.samples(i)) for i in range(self.rank, len(table), self.workers))
         parts = (WindowDraws.full(i, 0, samples, samples) for i, samples in counted)
-        return self._batches(groups_between(self._grouped(parts), 0), batch, None)
+        return self._batches(groups_between(self._grouped(parts), start, stop), batch, None)
 
     def _grouped(self, parts: Iterable[WindowDraws]) -> Iterator[ShuffleGroup]:
         """Group the windows that are in memory together: as many as fit, or `FEWEST_WINDOWS` whole ones."""

@@ -115,6 +115,10 @@ class StoreList(Sequence[PatchStore]):
         entries = [found[name] for name in urls] if urls.keys() <= found.keys() else None
         return cls(tuple(urls.values()), without=without, entries=entries, report=report)
 
+    def __reduce__(self) -> tuple[Callable[..., StoreList], tuple[tuple[str, ...]]]:
+        """Send the stores to another process, which opens them itself."""
+        return partial(StoreList, without=self.without, entries=self._entries), (self.urls,)
+
     def __len__(self) -> int:
         return len(self.urls)
 

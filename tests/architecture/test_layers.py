@@ -28,7 +28,8 @@ BELOW = {"mibf": {"mibf"}, "pipeline": {"mibf", "pipeline"}, "jobs": {"mibf", "p
 ORDER = {
     "mibf": ("mibf", "mibf.network", "mibf.metrics", "mibf.training", "mibf.inference", "mibf.bundle"),
     "pipeline": (
-        "pipeline", "pipeline.parallel", "pipeline.io.requests", "pipeline.io", "pipeline.decoding", "pipeline.rasters", "pipeline.stac",
+        "pipeline", "pipeline.parallel", "pipeline.io.requests", "pipeline.io", "pipeline.decoding", "pipeline.rasters",
+        "pipeline.stac",
         "pipeline.stratification", "pipeline.scenes", "pipeline.areas", "pipeline.store", "pipeline.classifiers",
         "pipeline.sampling", "pipeline.maps", "pipeline.geotiff", "pipeline.publishing",
     ),

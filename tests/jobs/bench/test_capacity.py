@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from jobs.bench.capacity import ATTEMPTS, Fleet, on_paper, simulate
+from jobs.bench.capacity import (
+    ATTEMPTS,
+    TABLE_PIXELS,
+    TABLE_WORKERS,
+    Fleet,
+    Publisher,
+    bottlenecks,
+    on_paper,
+    simulate,
+)
 from jobs.cli.common import app
 
 
@@ -25,15 +36,33 @@ def test_estimate_matches_values_computed_by_hand() -> None:
         publish_seconds=1e-6,
         start_seconds=20,
         price=3.0,
+        tile_gets=20,
+        get_rate=400,
     )
     paper = on_paper(fleet)
     assert paper.tiles == 400
     publishing = 100 * 512**2 * 1e-6
-    assert paper.seconds == pytest.approx({"computing": 40, "scheduling": 20, "publishing": 2 * publishing, "starting": 40})
+    assert paper.seconds == pytest.approx(
+        {"computing": 40, "scheduling": 20, "requests": 20, "publishing": 2 * publishing, "starting": 40}
+    )
     assert paper.total_seconds == pytest.approx(2 * (20 + publishing + 20))
     assert paper.bottleneck == "publishing"
     assert paper.cost == pytest.approx(3 * 10 * paper.total_seconds / 3600)
     assert paper.most_workers == int(100 / publishing) * 2
+    shared = on_paper(replace(fleet, publisher="workers"))
+    assert shared.seconds["publishing"] == pytest.approx(2 * publishing / 5)
+    assert shared.bottleneck in ("computing", "starting")
+    assert shared.most_workers == int(100 / 20) * 2
+    assert on_paper(replace(fleet, tile_gets=200)).bottleneck == "requests"
+
+
+@given(st.sampled_from(["driver", "workers"]), st.floats(1, 200), st.integers(1, 20))
+def test_table_names_the_longest_part_for_every_size(publisher: Publisher, gets: float, lanes: int) -> None:
+    found = bottlenecks(Fleet(publisher=publisher, tile_gets=gets, side_by_side=lanes))
+    assert [(pixels, workers) for pixels, workers, _ in found] == list(product(TABLE_PIXELS, TABLE_WORKERS))
+    for pixels, _, paper in found:
+        assert paper.tiles == round(pixels / 1e8) * 20**2
+        assert paper.seconds[paper.bottleneck] == max(paper.seconds.values())
 
 
 def test_fleet_of_the_documentation_takes_70_million_reads() -> None:
