@@ -257,10 +257,10 @@ def bench_fleet(
     price: Annotated[float | None, typer.Option(min=0, help="Price per worker-hour, in any currency.")] = None,
     publisher: Annotated[
         Publisher, typer.Option(help="Who publishes: the scene's driver alone, or its workers in parallel.")
-    ] = "driver",
-    publish_seconds: Annotated[float, typer.Option(min=0, help="Seconds of one process to publish one pixel.")] = 0.8e-6,
+    ] = "workers",
+    publish_seconds: Annotated[float, typer.Option(min=0, help="Seconds of one process to publish one pixel.")] = 0.4e-6,
     tile_gets: Annotated[
-        float | None, typer.Option(min=0, help="GET requests per tile for its input. [default: of the store's layout]")
+        float | None, typer.Option(min=0, help="GET requests per tile for its input. [default: 8 per source]")
     ] = None,
     get_rate: Annotated[float, typer.Option(min=1, help="GET requests per second that the bucket answers.")] = 5500.0,
     simulate: Annotated[

@@ -141,7 +141,7 @@ def _classify(
 
     ray_cluster.ensure(workers=config.train.workers)
     ray_cluster.check_shared([workspace.split])
-    share = ray_cluster.share_cluster(config.train.workers)
+    share = ray_cluster.share_cluster(config.resources, config.train.workers)
     info(f"evaluating on {share}")
     return predict_on_ray(
         [(bundle, sampler, own) for (bundle, sampler), own in zip(requests, cut, strict=True)],

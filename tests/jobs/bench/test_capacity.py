@@ -38,6 +38,7 @@ def test_estimate_matches_values_computed_by_hand() -> None:
         price=3.0,
         tile_gets=20,
         get_rate=400,
+        publisher="driver",
     )
     paper = on_paper(fleet)
     assert paper.tiles == 400
