@@ -151,8 +151,8 @@ def joined(bundle: Bundle, found: Sequence[list[PartSums]]) -> Predictions:
     total = [Reliability(bundle.spec.classes, torch.device("cpu")) for _ in range(1 + len(choices))]
     for sums in found:
         for one, part in zip(total, sums, strict=True):
-            one.counts += torch.from_numpy(part.counts)
-            one.bins += torch.from_numpy(part.bins)
+            one.counts += torch.tensor(part.counts)
+            one.bins += torch.tensor(part.bins)
             one.sums = torch.from_numpy(np.add.accumulate(np.concatenate([one.sums.numpy()[None], part.steps]))[-1].copy())
     return Predictions(total[0], dict(zip(choices, total[1:], strict=True)))
 
