@@ -58,7 +58,9 @@ RECORD = "not recorded: record the golden values again"
 STRIDE = 17
 #: Noise added to the sources, in their units: the classes overlap, so that every product takes many values.
 NOISE = {"optical": 1500.0, "radar": 3.0}
-TRAIN = {"epochs": 4, "batch_size": 256, "learning_rate": 1e-3, "workers": 0, "threads": 1, "seed": 3}
+#: At a low rate: training amplifies the last digits, which differ between processors. At 1e-3, sums in another order changed
+#: 1 % of the classes.
+TRAIN = {"epochs": 4, "batch_size": 256, "learning_rate": 1e-4, "workers": 0, "threads": 1, "seed": 3}
 MAP = {
     "tile_size": 64,
     "workers": 0,
@@ -204,7 +206,7 @@ def changed(stage: str, new: dict[str, Any], old: dict[str, Any]) -> list[str]:
 def alike(stage: str, name: str, new: Any, old: Any) -> bool:
     """Whether values equal the recorded ones, within the tolerance for what libraries compute."""
     if stage == "map" and name == "classes":
-        return new.keys() == old.keys() and all((unpacked(new[k]) == unpacked(old[k])).mean() > 0.999 for k in old)
+        return new.keys() == old.keys() and all((unpacked(new[k]) == unpacked(old[k])).mean() > 0.998 for k in old)
     if stage == "map" and name == "codes":
         return new.keys() == old.keys() and all(
             (np.abs(np.subtract(new[k], old[k])) <= TOLERANCE[k]).mean() > 0.99 for k in old
