@@ -12,7 +12,7 @@ from jobs.workflow.result import Result
 if TYPE_CHECKING:
     from jobs.config.config import Config
 
-#: Who publishes a scene in `mibf bench fleet`; as `jobs.bench.capacity.Publisher`, which takes long to import.
+#: Who publishes a scene in `mibf bench fleet`; as `jobs.bench.fleets.capacity.Publisher`, which takes long to import.
 Publisher = Literal["driver", "workers"]
 
 bench = typer.Typer(help="Measure speed and memory on this machine, as ratios to named baselines.", no_args_is_help=True)
@@ -227,7 +227,7 @@ def bench_submit(
     rounds: Annotated[int, typer.Option(min=1, help="Number of timing rounds for both; medians are reported.")] = 5,
 ) -> Result:
     """Measure the overhead of a cluster job over the same command run directly. CONFIG must already be prepared."""
-    from jobs.bench import submit
+    from jobs.bench.fleets import submit
 
     return submit.bench_submit(config, address, rounds=rounds)
 
@@ -242,7 +242,7 @@ def bench_rerun(
     few: Annotated[int, typer.Option(min=1, help="Number of runs mapped one after the other.")] = 5,
 ) -> Result:
     """Measure `mibf rerun --all --parallel` on many small runs, against one after the other."""
-    from jobs.bench import rerun
+    from jobs.bench.fleets import rerun
 
     return rerun.bench_rerun(to, runs=runs, parallel=parallel, few=few)
 
@@ -269,7 +269,7 @@ def bench_fleet(
     ] = None,
 ) -> Result:
     """Estimate time, cost, objects and requests for many scenes; optionally simulate many tiles."""
-    from jobs.bench import capacity
+    from jobs.bench.fleets import capacity
 
     fleet = capacity.Fleet(
         scenes,
@@ -292,7 +292,7 @@ def bench_planning(
     side: Annotated[int, typer.Option(min=256, help="Side of each scene in pixels.")] = 10_000,
 ) -> Result:
     """Measure the planning of many scenes: assignment of blocks, order of samples, opening of stores."""
-    from jobs.bench import planning
+    from jobs.bench.fleets import planning
 
     return planning.bench_planning(scenes=scenes, side=side)
 

@@ -38,7 +38,7 @@ ORDER = {
         "jobs.train.tracking",
         "jobs.evaluate", "jobs.baseline", "jobs.trials", "jobs.models", "jobs.train", "jobs.prepare", "jobs.map",
         "jobs.report", "jobs.inspection", "jobs.init", "jobs.benchmark", "jobs.fleet", "jobs.bench.harness",
-        "jobs.bench", "jobs.cli",
+        "jobs.bench", "jobs.bench.fleets", "jobs.cli",
     ),
 }  # fmt: skip  # a list of names: one per line would fill a page
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from jobs.bench.capacity import (
+from jobs.bench.fleets.capacity import (
     ATTEMPTS,
     TABLE_PIXELS,
     TABLE_WORKERS,

@@ -1,0 +1,1 @@
+"""Measurements of many scenes, many runs and jobs of a cluster."""
