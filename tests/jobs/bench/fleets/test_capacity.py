@@ -106,4 +106,4 @@ def test_bench_fleet_prints_estimate_and_simulation() -> None:
     assert found["paper"]["tiles"] == 10_000 * 20**2
     assert found["simulated"]["tiles"] == 100 * 3**2
     text = CliRunner().invoke(app, ["bench", "fleet"]).stdout
-    assert "first bottleneck: publishing" in text
+    assert "first bottleneck: starting" in text
