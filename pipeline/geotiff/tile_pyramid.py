@@ -116,17 +116,20 @@ class TreeBuilder:
         return self._halved(codes)
 
     def _from_children(self, key: TileKey) -> Codes:
-        window, half = self.tree.window(key), TILE // 2
+        """The codes of an overview tile: of the tile that is kept, only the quarters of changed tiles are replaced."""
+        window, half, children = self.tree.window(key), TILE // 2, self.tree.children(key)
+        shape_yx = window.height, window.width
+        quarters = {child: self.build(child) for child in children if child in self.changed}
+        before = None if len(quarters) == len(children) else self.kept(key)
         found: dict[str, NDArray[Any]] = {}
-        for child in self.tree.children(key):
-            quarter = self.build(child) if child in self.changed else self._halved(self.kept(child))
-            y, x = half * (child.row % 2), half * (child.column % 2)
-            for product in self.products:
-                part = quarter[product.name]
-                bands, rows, columns = part.shape
-                if product.name not in found:
-                    found[product.name] = np.empty((bands, window.height, window.width), product.dtype)
-                found[product.name][:, y : y + rows, x : x + columns] = part
+        for product in self.products:
+            bands = len(next(iter(quarters.values()))[product.name])
+            codes = np.empty((bands, *shape_yx), product.dtype) if before is None else before[product.name].copy()
+            for child, quarter in quarters.items():
+                y, x = half * (child.row % 2), half * (child.column % 2)
+                _, rows, columns = quarter[product.name].shape
+                codes[:, y : y + rows, x : x + columns] = quarter[product.name]
+            found[product.name] = codes
         return found
 
     def _halved(self, codes: Codes) -> Codes:
