@@ -200,6 +200,23 @@ def make_job(spec: MapSpec, maps: Mapping[str, SceneMap]) -> MapJob:
     )
 
 
+def check_nodes(spec: MapSpec, maps: Mapping[str, SceneMap]) -> None:
+    """Check that the nodes of the cluster, if the map uses one, have the stores, before anything is written.
+
+    Raises:
+        InputError: a node lacks a store or has another version of mibf, or the cluster cannot be reached.
+    """
+    section = spec.config.map
+    if section.workers == 0:
+        return
+    from jobs.map.ray_workers import object_store, reading_cpus
+    from jobs.runtime import ray_cluster  # import Ray only where it is used
+
+    memory = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
+    ray_cluster.ensure(workers=section.workers + reading_cpus(section.readers), object_store=memory)
+    ray_cluster.check_shared([storage.join(scene.store.url, "zarr.json") for scene in maps.values()])
+
+
 def _executor(
     spec: MapSpec, maps: Mapping[str, SceneMap], *, isolated: bool, shared: Workers | None = None
 ) -> Callable[[Sequence[Tile], Callable[[TileOutcome], None]], None]:
@@ -226,17 +243,15 @@ def _executor(
 
         return on_shared
     else:
-        from jobs.map.ray_workers import map_on_ray, object_store, reading_cpus
+        from jobs.map.ray_workers import map_on_ray, reading_cpus
         from jobs.runtime import ray_cluster  # import Ray only where it is used
 
         readers = reading_cpus(section.readers)
-        memory = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
-        ray_cluster.ensure(workers=section.workers + readers, object_store=memory)
-        resources = ray_cluster.share_cluster(spec.config.resources, section.workers, reserved_cpus=readers)
         if not isolated:  # before a retry it was checked already
-            ray_cluster.check_shared([storage.join(scene.store.url, "zarr.json") for scene in maps.values()])
-            if resources.gpus:
-                ray_cluster.check_gpu(section.precision, key="map.precision")
+            check_nodes(spec, maps)
+        resources = ray_cluster.share_cluster(spec.config.resources, section.workers, reserved_cpus=readers)
+        if resources.gpus and not isolated:
+            ray_cluster.check_gpu(section.precision, key="map.precision")
 
         def on_ray(tiles: Sequence[Tile], take: Callable[[TileOutcome], None]) -> None:
             map_on_ray(job, tiles, resources, each=take, isolated=isolated, readers=section.readers)

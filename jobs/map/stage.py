@@ -17,7 +17,7 @@ from functools import partial
 from jobs.config.config import Config
 from jobs.config.map import MapSection
 from jobs.config.scene import SceneSection
-from jobs.map.attempt import Attempt, MapTimings, Workers
+from jobs.map.attempt import Attempt, MapTimings, Workers, check_nodes
 from jobs.map.many_scenes import Publisher, each_scene
 from jobs.map.publish import publish_scene
 from jobs.map.request import TileRequest
@@ -64,6 +64,8 @@ def map_scenes(
     request = request or TileRequest()
     spec = MapSpec.of(config, workspace, predictor=predictor)
     maps, only = _open_scenes(config, workspace, spec, request)
+    if workers is None and any(scene.select(request, only).tiles for scene in maps.values()):
+        check_nodes(spec, maps)
     lease.check()
     save_map_config(config, workspace)
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jobs.map.stage import LONGEST_WARNING
+from jobs.runtime import ray_cluster
+from mibf.errors import InputError
 from tests.support.mapped_scene import TILES, Mapped
 from tests.support.scenes import write_raster
 
@@ -180,3 +182,21 @@ def test_unlabelled_scene_is_mapped_by_an_external_model(reference: Mapped, trai
         np.testing.assert_array_equal(other.pixels(product), reference.pixels(product))
     again = other.does("run", model, "--json")
     assert all(stage["skipped"] for stage in again.json["stages"])
+
+
+def test_workspace_that_a_node_does_not_see_is_refused_before_anything_is_written(
+    mapped: Mapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def refuse(urls: Collection[str]) -> None:
+        asked.extend(urls)
+        raise InputError("Ray node 10.0.0.2 does not find the store")
+
+    monkeypatch.setattr(ray_cluster, "ensure", lambda **_: None)
+    monkeypatch.setattr(ray_cluster, "check_shared", refuse)
+    before = mapped.files()
+    refused = mapped.does("map", "map.workers=2", status=2)
+    assert "Ray node 10.0.0.2 does not find the store" in refused.stderr
+    assert asked == [f"{mapped.folder}/work/stores/small.zarr/zarr.json"]
+    assert mapped.files() == before
