@@ -86,11 +86,12 @@ def make_publication(scene: SceneMap, work: MapStore) -> Publication:
 
 
 def _published_files(scene: SceneMap) -> dict[str, FileContent]:
-    """The files of the published map; none if its tiles are not known."""
-    if not scene.published_checksums:
+    """The files of the published map; none if its tiles are not known, or it is of an earlier version."""
+    found = scene.item() or {}
+    if not scene.published_checksums or LEDGER_EVENTS not in found["properties"]:
         return {}
     try:
-        item = PublishedItem.of(scene.item() or {})
+        item = PublishedItem.of(found)
     except InvalidItemError:
         return {}
     return {file.name: FileContent(file.bytes, file.sha256) for file in item.files}

@@ -28,7 +28,7 @@ from pipeline.maps.fingerprints import difference, fingerprints, tiles_without_d
 from pipeline.maps.ledger import Ledger, LedgerEvent, State, TileState
 from pipeline.maps.map_store import MapStore, result_digest
 from pipeline.maps.predictor import TileResult, check_sources
-from pipeline.maps.tile_checksums import tile_checksums
+from pipeline.maps.tile_checksums import tile_checksums, tiles_done_since
 from pipeline.maps.tile_selection import TileSelection, classify, select_tiles
 from pipeline.publishing.map_part import SourceTile
 from pipeline.publishing.publish import finish_interrupted
@@ -193,12 +193,12 @@ class SceneMap:
         return found if content == known[0] or self._published_content(content) == known[1] else {}
 
     def source_tiles(self) -> list[SourceTile]:
-        """All tiles of the finished map: the pixels of those that have not changed are in the published map."""
+        """All tiles of the finished map: those that were not mapped since it was published are in the published map."""
         last, published = self.ledger.last(), self.published_checksums
-        return [
-            SourceTile(window, last[window].checksum, published.get(window) == last[window].checksum)
-            for window in self.planned
-        ]
+        events = (self.item() or {}).get("properties", {}).get(LEDGER_EVENTS)
+        newer = frozenset() if events is None else tiles_done_since(self.ledger, events)
+        found = {window: last[window].checksum for window in self.planned}
+        return [SourceTile(w, sha256, w not in newer and published.get(w) == sha256) for w, sha256 in found.items()]
 
     def item(self) -> dict[str, Any] | None:
         """The item of the published map; None if no map is published."""

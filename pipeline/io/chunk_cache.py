@@ -206,7 +206,7 @@ def rectangles(places: Iterable[Place]) -> Iterator[tuple[range, range]]:
     """Divide places (row, column) into rectangles: runs of columns, over rows that have the same run.
 
     >>> [(list(rows), list(columns)) for rows, columns in rectangles([(0, 0), (0, 1), (1, 0), (1, 1), (1, 3)])]
-    [([1], [3]), ([0, 1], [0, 1])]
+    [([0, 1], [0, 1]), ([1], [3])]
     """
     rows: dict[int, list[int]] = {}
     for y, x in places:
@@ -214,7 +214,7 @@ def rectangles(places: Iterable[Place]) -> Iterator[tuple[range, range]]:
     begun: dict[tuple[int, int], int] = {}  # run of columns -> first row
     before = None
     for y in sorted(rows):
-        own = set(_runs(sorted(rows[y])))
+        own = list(_runs(sorted(rows[y])))
         for run in [run for run in begun if run not in own or before != y - 1]:
             yield range(begun.pop(run), cast(int, before) + 1), range(*run)
         for run in own:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+
 from pipeline.grid import Window
 from pipeline.maps.ledger import Ledger
 
@@ -23,6 +25,18 @@ def tile_checksums(ledger: Ledger, events: int | None = None) -> dict[Window, st
     Raises:
         InputError, StorageUnavailableError: as for `Ledger.table`.
     """
-    table = ledger.table(_COLUMNS).slice(0, events)
+    return _done(ledger.table(_COLUMNS).slice(0, events))
+
+
+def tiles_done_since(ledger: Ledger, events: int) -> frozenset[Window]:
+    """The tiles with a successful result after the first `events` events.
+
+    Raises:
+        InputError, StorageUnavailableError: as for `Ledger.table`.
+    """
+    return frozenset(_done(ledger.table(_COLUMNS).slice(events)))
+
+
+def _done(table: pa.Table) -> dict[Window, str]:
     rows = zip(*(table[name].to_pylist() for name in _COLUMNS), strict=True)
     return {Window(*window): checksum for state, *window, checksum in rows if state == "done"}

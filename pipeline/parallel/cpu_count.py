@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import dask.system
-import joblib
+from joblib import cpu_count as container_cpu_count
 
 
 def cpu_count() -> int:
@@ -17,7 +17,7 @@ def cpu_count() -> int:
     - `OMP_NUM_THREADS`, the number of threads that OpenMP libraries, such as torch, start: Slurm scripts set it, and Ray
       sets it to the CPUs that a submitted job's driver was given (`--entrypoint-num-cpus`; 1 if none).
     """
-    limits = [joblib.cpu_count(), dask.system.cpu_count()]
+    limits = [container_cpu_count(), dask.system.cpu_count()]
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # "4,2" has a number for each level of nesting
     if wanted.strip().isdecimal() and int(wanted):
         limits.append(int(wanted))

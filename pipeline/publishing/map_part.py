@@ -40,7 +40,7 @@ class SourceTile:
 
     window: Window
     checksum: str
-    published: bool  #: read it from the published map instead of the map store
+    published: bool  #: it is in the published map, unless that is damaged; otherwise in the map store
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ class _Tiles:
 
     def _checked(self, tile: SourceTile) -> TileResult:
         """Read a tile of the map and check its pixels; a damaged one is noted, and is without values here."""
-        result = self._result(tile)
-        if result is None or result_digest(result) != tile.checksum:
+        result = self._intact(tile)
+        if result is None:
             if tile.window not in self.damaged:
                 self.damaged.append(tile.window)
             return {
@@ -195,12 +195,20 @@ class _Tiles:
     def _bands(self, product: Product) -> int:
         return len(self._work.band_names(product))
 
-    def _result(self, tile: SourceTile) -> TileResult | None:
-        """The codes of a tile of the map; None if they cannot be decoded."""
+    def _intact(self, tile: SourceTile) -> TileResult | None:
+        """The codes of a tile of the map; None if they are damaged. Of a published one, the map store may have a copy."""
+        for published in (True, False) if tile.published else (False,):
+            result = self._result(tile, published=published)
+            if result is not None and result_digest(result) == tile.checksum:
+                return result
+        return None
+
+    def _result(self, tile: SourceTile, *, published: bool) -> TileResult | None:
+        """The codes of a tile in the published map or in the map store; None if they cannot be decoded."""
 
         def read() -> TileResult | None:
             try:
-                if tile.published:
+                if published:
                     return {p.name: self._map.read(p, tile.window) for p in self.source.products}
                 return {p.name: np.asarray(self._work.array(p)[:, *tile.window.slices]) for p in self.source.products}
             except (InputError, ValueError, RuntimeError):  # another product, a truncated shard

@@ -18,7 +18,7 @@ from pipeline.grid import Tile
 from pipeline.io.lease import LeaseLostError
 from pipeline.maps.map_store import MapStore
 from pipeline.maps.predictor import TileInput, TilePredictor
-from pipeline.publishing import publish as publishing
+from pipeline.publishing import publish_map
 from pipeline.publishing.publish import PublishError
 from pipeline.store.patch_store import PatchStore
 from tests.support.mapped_scene import Mapped
@@ -63,15 +63,15 @@ def test_error_in_publishing_one_scene_does_not_lose_another(
     trained: Mapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mapped = two_scenes(trained, tmp_path / "scenes")
-    replaced = publishing._replace_published
+    replaced = publish_map.replace_published
 
-    def failing(folder: str, *arguments: Any) -> None:
+    def failing(folder: str, *arguments: Any, **named: Any) -> None:
         if "/small/" in folder:
             raise PublishError("the disk is full")
-        replaced(folder, *arguments)
+        replaced(folder, *arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "_replace_published", failing)
+        patch.setattr(publish_map, "replace_published", failing)
         found = mapped.does("map", status=1)
     assert "small: could not be published (the disk is full); the other scenes continue" in found.stderr
     assert (mapped.folder / "work/maps/again/main/item.json").exists()

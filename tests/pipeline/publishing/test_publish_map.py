@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,8 +128,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 
     def open_copy(url: str, **options: Any) -> rasterio.DatasetReader:
         folder, _, name = url.rpartition("/")
-        copies = tmp_path / "copies"
-        copies.mkdir(exist_ok=True)
+        copies = Path(tempfile.mkdtemp(dir=tmp_path))  # of each call, as several threads open files
         for each in storage.names(folder):
             if each.endswith((".tif", ".vrt")):
                 (copies / each).write_bytes(storage.read_bytes(storage.join(folder, each)))
@@ -249,6 +249,13 @@ def test_pixels_that_gdal_encodes_wrongly_are_an_error(
 CHANGED = Window(256, 512, 256, 88)
 
 
+def keep_only_changed(publisher: Publisher) -> None:
+    """Remove all tiles but one from the map store."""
+    for shard in (publisher.work / "map.zarr").glob("*/c/0/*/*"):
+        if shard.parts[-2:] != ("1", "2"):
+            shard.unlink()
+
+
 def publish_change(
     publisher: Publisher, folder: str, *, block: int = 1024, tags: dict[str, str] | None = None
 ) -> tuple[list[Window], dict[str, Any]]:
@@ -260,9 +267,7 @@ def publish_change(
         layers[name][:, *CHANGED.slices] = codes[:, *CHANGED.slices]
 
     def only_changed(tiles: Sequence[SourceTile]) -> list[SourceTile]:
-        for shard in (publisher.work / "map.zarr").glob("*/c/0/*/*"):
-            if shard.parts[-2:] != ("1", "2"):
-                shard.unlink()
+        keep_only_changed(publisher)
         return unchanged(tiles, {CHANGED})
 
     found = publisher(folder, *BOTH, layers=layers, block=block, tiles=only_changed, published=published, tags=tags)
@@ -341,13 +346,18 @@ def test_damage_of_a_published_file_is_found_before_its_tiles_are_copied(tmp_pat
     published, path = publisher.contents(), folder / "confidence.tif"
     whole = path.read_bytes()
 
-    def change_one() -> list[Window]:
-        return publisher(
-            str(folder), *BOTH, layers=layers, published=published, tiles=lambda tiles: unchanged(tiles, {CHANGED})
-        )
+    def change_one(*, copies: bool = False) -> list[Window]:
+        def tiles(written: Sequence[SourceTile]) -> list[SourceTile]:
+            if not copies:
+                keep_only_changed(publisher)
+            return unchanged(written, {CHANGED})
+
+        return publisher(str(folder), *BOTH, layers=layers, published=published, tiles=tiles)
 
     path.write_bytes(whole[:-600] + bytes(500) + whole[-100:])  # the last tile of 512
     assert change_one() == [Window(512, 512, 188, 88)]
+    assert change_one(copies=True) == [], "the map store has the tile as well"
+    path.write_bytes(whole)
     place = len(whole) // 8  # in the overview, which comes first
     path.write_bytes(whole[:place] + bytes(100) + whole[place + 100 :])
     assert change_one() == []

@@ -343,8 +343,9 @@ def test_crs_without_epsg_code_is_stored_as_wkt2() -> None:
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")  # a PNG has no georeferencing
 def test_item_checksums_and_sizes_match_the_files(tmp_path: Path) -> None:
-    raster_file = write_classes(tmp_path / "class.tif", np.ones((400, 300), np.uint8))
-    (tmp_path / "quicklook.png").write_bytes(quicklook(str(raster_file), CLASSES))
+    shape = (400, 300)
+    raster_file = write_classes(tmp_path / "class.tif", np.ones(shape, np.uint8))
+    (tmp_path / "quicklook.png").write_bytes(quicklook([(str(raster_file), Window(0, 0, *shape))], shape, CLASSES))
     assets = []
     for asset in (class_raster(), QUICKLOOK):
         size, digest = checksums.sha256(str(tmp_path / asset.name))
