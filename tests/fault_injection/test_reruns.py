@@ -31,7 +31,7 @@ from pipeline.io.lease import EXPIRY, LeaseHeldError, LeaseLostError
 from pipeline.io.retry import StorageUnavailableError
 from pipeline.maps.ledger import Ledger, LedgerEvent, LedgerTakenError
 from pipeline.maps.products import product
-from pipeline.maps.tile_checksums import event_count, tile_checksums
+from pipeline.maps.tile_checksums import event_count, tile_checksums, tiles_done_since
 from pipeline.maps.tile_selection import classify, select_tiles
 from pipeline.publishing import publish as publication
 from tests.support.faulty_bucket import Bucket, BucketFiles, Fault, FaultyBucket
@@ -89,7 +89,12 @@ class Run:
         self.ledger = Ledger.open(LEDGER)
         self.open.enter_context(self.ledger.writing(self.lease))
         item = published_item()
-        self.published = {} if item is None else tile_checksums(self.ledger, item["events"])
+        self.events_published = None if item is None else item.get("events")
+        self.published = {} if item is None else tile_checksums(self.ledger, self.events_published)
+        if self.events_published is None:  # an earlier version: known only if nothing was mapped since
+            pixels = published_pixels()
+            same = {window: digest(pixels.get(key_of(window), "").encode()) for window in TILES}
+            self.published = self.published if self.published == same else {}
         if storage.exists(f"{WORK}/zarr.json"):
             return
         for window, state in classify(self.planned, self.ledger.last()).items():
@@ -128,9 +133,11 @@ class Run:
         """Publish a complete map and remove the map store; False, with tiles queued, if pixels differ from the ledger."""
         self.ledger.flush()
         last, before = self.ledger.last(), published_pixels()
+        events = self.events_published
+        newer = frozenset() if events is None else tiles_done_since(self.ledger, events)
         pixels = {}
         for window in TILES:
-            if self.published.get(window) == last[window].checksum:
+            if window not in newer and self.published.get(window) == last[window].checksum:
                 pixels[key_of(window)] = before.get(key_of(window), "")
                 continue
             try:
