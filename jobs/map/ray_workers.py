@@ -9,6 +9,7 @@ store, which limits how many are held at a time.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import time
@@ -122,6 +123,7 @@ def _rows(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # importing it has reset what was set when Ray started
     context.max_errored_blocks = -1  # blocks whose worker died; errors of tiles are caught in the worker
     rows = [{"scene": tile.scene, **{name: getattr(tile.window, name) for name in _WINDOW_FIELDS}} for tile in tiles]
     blocks = -(-len(rows) // at_a_time)
