@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
@@ -80,6 +80,9 @@ def test_pixels_and_overviews_are_those_of_the_cog_driver(tmp_path: Path, layer_
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 1700), st.integers(1, 1300), st.sampled_from(PRODUCTS[:2]))
+@example(513, 1, PRODUCTS[0])
+@example(1700, 3, PRODUCTS[0])
+@example(5, 1300, PRODUCTS[1])
 def test_overviews_halve_the_level_below_and_the_bytes_do_not_depend_on_parts(
     tmp_path: Path, rows: int, columns: int, layer_product: Product
 ) -> None:
