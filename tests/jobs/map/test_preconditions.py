@@ -198,5 +198,5 @@ def test_workspace_that_a_node_does_not_see_is_refused_before_anything_is_writte
     before = mapped.files()
     refused = mapped.does("map", "map.workers=2", status=2)
     assert "Ray node 10.0.0.2 does not find the store" in refused.stderr
-    assert asked == [f"{mapped.folder}/work/stores/small.zarr/zarr.json"]
+    assert asked == [str(mapped.folder / "work" / "stores" / "small.zarr" / "zarr.json")]
     assert mapped.files() == before
