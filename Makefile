@@ -49,7 +49,7 @@ metrics:
 
 # Fault injection: run complete commands while their workers, nodes and drivers are killed.
 faults: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m faults -q tests/fault_injection
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m faults -q tests
 
 # Long random sequences of work and faults on one workspace; SEED=1 repeats those of an earlier run.
 soak: SEED ?= $(shell date +%s)

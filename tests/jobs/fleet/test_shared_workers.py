@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
 from jobs.config.config import ResourcesSection
 from jobs.fleet.shared_workers import SharedWorkers
@@ -28,14 +27,6 @@ from tests.support.scenes import SmallScene
 pytestmark = pytest.mark.faults
 CLASS = product("class")
 SIDE = 64
-
-
-@pytest.fixture(scope="module")
-def two_gpus() -> Iterator[None]:
-    """A local Ray with two CPUs and two logical GPUs."""
-    ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def predictor(disturb: Callable[[str, str], None]) -> Callable[[MapJob], Any]:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,14 +35,6 @@ from tests.support.scenes import SmallScene
 
 CLASS = product("class")
 SIDE = 64
-
-
-@pytest.fixture(scope="module")
-def two_gpus() -> Iterator[None]:
-    """A local Ray with two CPUs and two logical GPUs."""
-    ray.init(address="local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def failing_on(is_failed: Callable[[str], bool], failures: Path) -> Callable[[MapJob], Any]:

@@ -15,9 +15,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]
 PROGRAM = """
 import sys
 from jobs.config.config import ResourcesSection
-from jobs.runtime import ray_cluster
+from jobs.runtime import ray_cluster, ray_start
 from jobs.runtime.worker_resources import GpusUnavailableError
 
+ray_start.GPU_SECONDS = 0.1  # less than a node takes to start, so that the wait is always reported
 ray_cluster.ensure(workers=1)
 try:
     print(ray_cluster.share_cluster(ResourcesSection(gpus=True, gpu_wait_minutes=float(sys.argv[2])), int(sys.argv[1])))
