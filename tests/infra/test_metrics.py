@@ -7,6 +7,9 @@ import re
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog import plugins
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from tests.infra.metric_names import INFRA, OTHERS, alerts, asked_for, exported, expressions, labels_in, names_in
 
@@ -89,3 +92,23 @@ def test_dashboard_panels_and_variables_are_consistent() -> None:
             assert panel["datasource"]["uid"] == "${datasource}"
             references = [target["refId"] for target in panel["targets"]]
             assert len(references) == len(set(references)) > 0
+
+
+def test_grafana_knows_every_key_of_the_dashboard() -> None:
+    """Grafana's own classes read the dashboard and drop what they do not know; they add defaults."""
+
+    def kept(ours: object, theirs: object) -> bool:
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            return all(key in theirs and kept(value, theirs[key]) for key, value in ours.items())
+        if isinstance(ours, list) and isinstance(theirs, list):
+            return len(ours) == len(theirs) and all(map(kept, ours, theirs))
+        return ours == theirs
+
+    def read(values: object) -> object:
+        return json.loads(JSONEncoder(sort_keys=True).encode(Dashboard.from_json(values)))
+
+    plugins.register_default_plugins()
+    dashboard = json.loads((INFRA / "grafana/mibf.json").read_text())
+    assert kept(dashboard, read(dashboard))
+    unknown = json.loads(json.dumps(dashboard).replace('"colorMode"', '"colourMode"'))
+    assert not kept(unknown, read(unknown))
