@@ -158,8 +158,8 @@ def test_other_errors_are_failures_of_their_tile(job: MapJob, error: Exception) 
     assert [bool(outcome.cause) for outcome in mapper.map(tiles)] == [tile == tiles[1] for tile in tiles]
 
 
-def test_unwritable_map_store_is_reported_as_a_cause(job: MapJob) -> None:
-    done = list(TileMapper(replace(job, map_stores={"small": "no/such/map.zarr"})).map(planned(job)[:2]))
+def test_unwritable_map_store_is_reported_as_a_cause(job: MapJob, tmp_path: Path) -> None:
+    done = list(TileMapper(replace(job, map_stores={"small": str(tmp_path / "absent.zarr")})).map(planned(job)[:2]))
     assert [bool(d.cause) for d in done] == [True, True]
     assert not any(d.checksum for d in done)
 
