@@ -316,15 +316,22 @@ def scene_urls(scene: SceneSection) -> list[str]:
     return [*items, *(file.url for source in sources(scene).values() for file in source.files)]
 
 
+def scene_input_urls(scene: SceneSection) -> list[str]:
+    """Return the URLs of all files that a scene is read from: of its sources, its area and its labels.
+
+    Raises:
+        InputError: as for `sources`.
+    """
+    return [*scene_urls(scene), *(section.url for section in (scene.area, scene.labels) if section is not None)]
+
+
 def input_urls(config: Config) -> list[str]:
     """Return the URLs of all files that a configuration reads.
 
     Raises:
         InputError: as for `sources`.
     """
-    urls = [url for scene in config.scenes for url in scene_urls(scene)]
-    urls += [scene.area.url for scene in config.scenes if scene.area is not None]
-    urls += [scene.labels.url for scene in config.scenes if scene.labels is not None]
+    urls = [url for scene in config.scenes for url in scene_input_urls(scene)]
     if config.split.method == "raster":
         urls.append(config.split.url)
     return list(dict.fromkeys(urls))

@@ -18,6 +18,7 @@ from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSect
 from jobs.prepare.damaged import without_damaged
 from jobs.prepare.ground import check_area_size, scene_ground
 from jobs.runtime.progress import pluralize, progress_bar, warn
+from jobs.workflow.errors import naming_scene
 from jobs.workflow.found_items import found_items
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
@@ -68,8 +69,10 @@ def open_scenes(config: Config, executor: Executor, *, any_size: bool = False) -
     classes = class_names(config)
     if isinstance(config.split, BlocksSection | ScenesSplitSection):
         check_blocks(block=config.split_block, buffer=buffer_pixels(config) or 0, patch=config.model.patch)
-    declared = found_items(config).scenes
-    opened = [_open(scene, classes, patch=config.model.patch, any_size=any_size) for scene in declared]
+    opened: list[SceneDraft] = []
+    for number, section in enumerate(declared := found_items(config).scenes, 1):
+        with naming_scene(section.name, number, of=len(declared)):
+            opened.append(_open(section, classes, patch=config.model.patch, any_size=any_size))
     for position, first in enumerate(opened[0].sources):
         bands = {scene.declared.name: scene.sources[position].bands for scene in opened}
         if len(set(bands.values())) > 1:

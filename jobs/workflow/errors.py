@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from jobs.runtime.worker_resources import GpusUnavailableError
 from mibf.errors import InputError
 from pipeline.io.lease import LeaseHeldError, LeaseLostError
@@ -20,6 +23,18 @@ class TilesFailedError(StageError):
 
 class BrokenError(StageError):
     """A store or map differs from what was written; exit status 3."""
+
+
+@contextmanager
+def naming_scene(scene: str, number: int, *, of: int) -> Iterator[None]:
+    """Name one of several scenes in errors about its files, and its number, which is its row in a table of scenes."""
+    try:
+        yield
+    except InputError as error:
+        if of > 1:  # the error keeps its class, by which some are handled
+            message = str(error).removeprefix(f"scene {scene!r}: ")
+            error.args = InputError(f"scene {scene!r} ({number:,} of {of:,}): {message}").args
+        raise
 
 
 #: Exit statuses of failures reported as a message without traceback; more specific types first.

@@ -10,14 +10,16 @@ import mibf.training
 import pipeline.maps
 import pipeline.store
 from jobs.config.config import Config
-from jobs.config.resolve import input_urls
+from jobs.config.resolve import scene_input_urls
 from jobs.runtime.version import pinned_versions
+from jobs.workflow.errors import naming_scene
 from jobs.workflow.found_items import found_files, with_items
 from jobs.workflow.manifest import StageName, dependencies, read_manifest
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import MODEL
 from mibf.class_priors import CORRECTION_VERSION
 from pipeline.io import checksums, model_bundle, storage
+from pipeline.io.sidecars import Listings
 from pipeline.store.scene_quantiles import MATCHING_VERSION
 from pipeline.stratification.assign import SEEDED_ASSIGNMENT_VERSION
 
@@ -78,8 +80,7 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
         found = found_files(config)
         if found:  # by content: a workspace may be copied
             parts["items"] = {"/".join(key): _content(url) for key, url in found.items()}
-        urls = [url for url in input_urls(with_items(config, found)) if url not in found.values()]
-        parts["inputs"] = checksums.input_fingerprints(urls)
+        parts["inputs"] = _input_fingerprints(with_items(config, found), without=frozenset(found.values()))
     elif stage == "train" and (checkpoint := checkpoint or imported_checkpoint(workspace)):
         parts["algorithm"] = ["import", mibf.bundle.ALGORITHM_VERSION]
         parts["configuration"] = [checkpoint, config.model.patch]
@@ -105,6 +106,19 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
     elif stage == "report":
         parts["configuration"] = [config.name, config.run]  # one page for all runs; it shows the last run
     return checksums.digest(parts)
+
+
+def _input_fingerprints(config: Config, *, without: frozenset[str]) -> dict[str, str]:
+    """The fingerprint of each input file, without some; an error names the scene if there are several."""
+    listings = Listings()
+    found: dict[str, str] = {}
+    for number, scene in enumerate(config.scenes, 1):
+        with naming_scene(scene.name, number, of=len(config.scenes)):
+            urls = [url for url in scene_input_urls(scene) if url not in without and url not in found]
+            found |= checksums.input_fingerprints(urls, listings)
+    if config.split.method == "raster":
+        found |= checksums.input_fingerprints([config.split.url], listings)
+    return found
 
 
 def _content(url: str) -> str:

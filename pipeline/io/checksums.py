@@ -106,9 +106,8 @@ def is_missing(url: str) -> bool:
     return False
 
 
-def input_fingerprints(urls: Iterable[str]) -> dict[str, str]:
+def input_fingerprints(urls: Iterable[str], listings: Listings) -> dict[str, str]:
     """The `input_fingerprint` of each input file; a folder that holds several of them is listed once."""
-    listings = Listings()
     return {url: input_fingerprint(url, listings) for url in urls}
 
 

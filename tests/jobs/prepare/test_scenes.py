@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -110,6 +111,14 @@ def test_scenes_with_different_dtypes_share_a_common_dtype(scene: SmallScene, fi
     fitted = json.loads((scene.folder / "work/scaling.json").read_text())["radar"]
     wanted = np.quantile(np.concatenate(values), [0.005, 0.995, 0.5], method="inverted_cdf")
     np.testing.assert_allclose([fitted["low"][0], fitted["high"][0], fitted["fill"][0]], wanted, rtol=2**-13)
+
+
+def test_unreadable_file_of_one_of_several_scenes_is_named_by_row(scene: SmallScene) -> None:
+    config = scene.config()
+    other = json.loads(json.dumps(config["scenes"][0]))
+    other["name"], other["sources"]["radar"]["url"] = "south", str(scene.folder / "absent.tif")
+    refused = run(scene, status=2, scenes=[config["scenes"][0], other])
+    assert re.search(r"scene .south. \(2 of 2\): \S+/absent.tif: ", refused.stderr)
 
 
 def test_finer_source_is_stored_at_its_own_scale(scene: SmallScene) -> None:

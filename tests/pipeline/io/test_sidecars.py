@@ -183,13 +183,13 @@ def test_folder_of_many_files_is_listed_once(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Path, "iterdir", counted(Path.iterdir))
     for number in range(5):
         touch(tmp_path / f"{number}.tif")
-    checksums.input_fingerprints(str(tmp_path / f"{number}.tif") for number in range(5))
+    checksums.input_fingerprints((str(tmp_path / f"{number}.tif") for number in range(5)), Listings())
     assert listed == [str(tmp_path)]
     memory = storage.open_url("memory://a")[0]
     monkeypatch.setattr(type(memory), "ls", lambda self, path, detail: (listed.append(path), [])[1])
     for number in range(5):
         storage.write_bytes(f"memory://many/{number}.tif", b"x")
-    checksums.input_fingerprints(f"memory://many/{number}.tif" for number in range(5))
+    checksums.input_fingerprints((f"memory://many/{number}.tif" for number in range(5)), Listings())
     assert listed[1:] == ["/many"]
     MemoryFileSystem.store.clear()
 
