@@ -82,6 +82,9 @@ class MapTimings:
 class Workers(Protocol):
     """Workers that maps share."""
 
+    def start(self, workers: int, resources: ResourcesSection) -> int:
+        """Start them unless they were; the arguments are those of the run's configuration. Returns their number."""
+
     def map(
         self,
         job: MapJob,
@@ -200,8 +203,10 @@ def make_job(spec: MapSpec, maps: Mapping[str, SceneMap]) -> MapJob:
     )
 
 
-def check_nodes(spec: MapSpec, maps: Mapping[str, SceneMap]) -> None:
+def check_nodes(spec: MapSpec, maps: Mapping[str, SceneMap], *, shared: Workers | None = None) -> None:
     """Check that the nodes of the cluster, if the map uses one, have the stores, before anything is written.
+
+    `shared` are workers that the map shares with others; None if it starts its own.
 
     Raises:
         InputError: a node lacks a store or has another version of mibf, or the cluster cannot be reached.
@@ -212,8 +217,11 @@ def check_nodes(spec: MapSpec, maps: Mapping[str, SceneMap]) -> None:
     from jobs.map.ray_workers import object_store, reading_cpus
     from jobs.runtime import ray_cluster  # import Ray only where it is used
 
-    memory = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
-    ray_cluster.ensure(workers=section.workers + reading_cpus(section.readers), object_store=memory)
+    if shared is not None:
+        shared.start(section.workers, spec.config.resources)
+    else:
+        memory = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
+        ray_cluster.ensure(workers=section.workers + reading_cpus(section.readers), object_store=memory)
     ray_cluster.check_shared([storage.join(scene.store.url, "zarr.json") for scene in maps.values()])
 
 

@@ -64,8 +64,8 @@ def map_scenes(
     request = request or TileRequest()
     spec = MapSpec.of(config, workspace, predictor=predictor)
     maps, only = _open_scenes(config, workspace, spec, request)
-    if workers is None and any(scene.select(request, only).tiles for scene in maps.values()):
-        check_nodes(spec, maps)
+    if any(scene.select(request, only).tiles for scene in maps.values()):
+        check_nodes(spec, maps, shared=workers)
     lease.check()
     save_map_config(config, workspace)
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"

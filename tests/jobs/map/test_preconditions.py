@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.map.stage import LONGEST_WARNING
+from jobs.config.config import ResourcesSection
+from jobs.config.loader import load
+from jobs.map.stage import LONGEST_WARNING, map_scenes
 from jobs.runtime import ray_cluster
+from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
+from pipeline.io.lease import Lease
 from tests.support.mapped_scene import TILES, Mapped
 from tests.support.scenes import write_raster
 
@@ -184,8 +188,22 @@ def test_unlabelled_scene_is_mapped_by_an_external_model(reference: Mapped, trai
     assert all(stage["skipped"] for stage in again.json["stages"])
 
 
+class SharedWorkers:
+    """Workers of several runs, which must not map."""
+
+    def start(self, workers: int, resources: ResourcesSection) -> int:
+        """Start nothing."""
+        del resources
+        return workers
+
+    def map(self, *_: object, **__: object) -> None:
+        """Fail."""
+        raise AssertionError("a tile was mapped")
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own workers", "shared workers"])
 def test_workspace_that_a_node_does_not_see_is_refused_before_anything_is_written(
-    mapped: Mapped, monkeypatch: pytest.MonkeyPatch
+    mapped: Mapped, monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
     asked: list[str] = []
 
@@ -196,7 +214,12 @@ def test_workspace_that_a_node_does_not_see_is_refused_before_anything_is_writte
     monkeypatch.setattr(ray_cluster, "ensure", lambda **_: None)
     monkeypatch.setattr(ray_cluster, "check_shared", refuse)
     before = mapped.files()
-    refused = mapped.does("map", "map.workers=2", status=2)
-    assert "Ray node 10.0.0.2 does not find the store" in refused.stderr
+    if shared:
+        config = load(str(mapped.config), overrides=["map.workers=2"])
+        with pytest.raises(InputError, match=r"Ray node 10\.0\.0\.2 does not find the store"):
+            map_scenes(config, Workspace.of(config), "", Lease(), workers=SharedWorkers())
+    else:
+        refused = mapped.does("map", "map.workers=2", status=2)
+        assert "Ray node 10.0.0.2 does not find the store" in refused.stderr
     assert asked == [str(mapped.folder / "work" / "stores" / "small.zarr" / "zarr.json")]
     assert mapped.files() == before
