@@ -1,4 +1,4 @@
-"""Every `mibf` command in infra/ is accepted by the command line."""
+"""Every `mibf` command in infra/ and in the documentation is accepted by the command line."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tests.support.paths import ROOT
 
 INFRA = ROOT / "infra"
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file())
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")])
 #: Commands that run another command given as arguments.
 WRAPPERS = {"docker", "exec", "flock", "ray", "tini"}
 
@@ -57,9 +58,12 @@ def in_values(value: Any) -> Iterator[list[str]]:
 
 
 def commands(path: Path) -> Iterator[list[str]]:
-    """Yield the mibf commands that an infra/ file runs, or shows in a code block, in `backticks` or after `#   `."""
+    """Yield the mibf commands that a file runs, or shows in a code block; in infra/ also in `backticks` or after `#   `.
+
+    The documentation abbreviates commands in its text.
+    """
     text = path.read_text()
-    for quoted in re.findall(r"(?<!`)`(mibf [^`]+)`(?!`)", re.sub(r"\n\s*", " ", text)):
+    for quoted in re.findall(r"(?<!`)`(mibf [^`]+)`(?!`)", re.sub(r"\n\s*", " ", text) if path in FILES else ""):
         for words in in_line(quoted):  # a bare name refers to the command itself
             yield words if len(words) > 1 else [*words, "--help"]
     lines = text.splitlines()
@@ -87,7 +91,7 @@ def commands(path: Path) -> Iterator[list[str]]:
         yield from in_line(line)
 
 
-FOUND = sorted({(shlex.join(words), str(path.relative_to(INFRA))) for path in FILES for words in commands(path)})
+FOUND = sorted({(shlex.join(words), str(path.relative_to(ROOT))) for path in [*FILES, *PAGES] for words in commands(path)})
 
 
 def parse(words: list[str]) -> None:
@@ -105,13 +109,13 @@ def parse(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("line", "where"), FOUND, ids=[f"{where}: {line}" for line, where in FOUND])
-def test_command_in_infra_is_accepted(line: str, where: str) -> None:
+def test_command_is_accepted(line: str, where: str) -> None:
     try:
         parse(shlex.split(line))
     except Exception as error:
         if type(error).__name__ == "Exit":  # --help
             return
-        pytest.fail(f"infra/{where}: mibf {line}: {getattr(error, 'message', error)}")
+        pytest.fail(f"{where}: mibf {line}: {getattr(error, 'message', error)}")
 
 
 @pytest.mark.parametrize("line", ["mapp valley.yaml", "map valley.yaml --wrokers 2", "rerun valley.yaml --backoff soon"])
@@ -122,7 +126,7 @@ def test_misspelt_command_is_rejected(line: str) -> None:
 
 def test_commands_are_found_in_every_kind_of_file() -> None:
     def found(name: str) -> list[str]:
-        return [line for line, where in FOUND if where == name]
+        return [line for line, where in FOUND if where == f"infra/{name}"]
 
     nightly = "rerun --all s3://example-bucket/valley --parallel 4 --max-attempts 5 --backoff 600 --json"
     for name in ("schedule/mibf-rerun.service", "schedule/crontab"):
