@@ -88,7 +88,7 @@ class ReadingBar:
 @contextmanager
 def reading_bar(title: str, total: Reading, *, workers: int) -> Iterator[ReadingBar]:
     """Show the progress of a read of so much, by so many workers."""
-    if in_json() or not progress.console.is_terminal:
+    if in_json() or not progress.draws_bars():
         what = f"{_of(total.bytes)} of pixels in {total.items:,} reads of items"
         info(f"{title} ({pluralize(total.shards, 'shards')}, {what}) ...")
         yield ReadingBar(None, title, total, workers=workers)

@@ -25,6 +25,11 @@ console = Console(stderr=True)
 _bar_shown = threading.Lock()
 
 
+def draws_bars() -> bool:
+    """Whether bars can be drawn: on a terminal. Notebooks set FORCE_COLOR, which rich takes for one."""
+    return console.is_terminal and console.file.isatty()
+
+
 def pluralize(number: int, things: str) -> str:
     """Format a count with its plural noun, singular for 1: `1 tile`, `1,200 tiles`."""
     return f"{number:,} {things if number != 1 else things.removesuffix('s')}"
@@ -33,7 +38,7 @@ def pluralize(number: int, things: str) -> str:
 @contextmanager
 def progress_bar(title: str, total: int, *, unit: str = "") -> Iterator[Callable[[int], None]]:
     """Show a progress bar up to `total`; yield a function that advances it by a number of units."""
-    plain = in_json() or not console.is_terminal or _output.get().prefix
+    plain = in_json() or not draws_bars() or _output.get().prefix
     if plain or not _bar_shown.acquire(blocking=False):
         info(f"{title} ({pluralize(total, unit)}) ...")
         yield lambda count: None
@@ -166,7 +171,7 @@ class LinesProgress(Progress):
 @contextmanager
 def training_bar(title: str, total: int) -> Iterator[TrainingBar]:
     """Show a training progress bar up to `total` samples over all epochs."""
-    if in_json() or not console.is_terminal:
+    if in_json() or not draws_bars():
         info(f"{title} ({total:,} samples) ...")
         yield TrainingBar(None, total)
         return

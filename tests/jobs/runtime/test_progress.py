@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.console import Console
 
 from jobs.runtime import progress
 from jobs.runtime.progress import TrainingBar, training_bar
@@ -57,6 +58,14 @@ def test_bar_without_terminal_prints_only_the_start_line(plain: io.StringIO) -> 
         bar.seen(10, waiting=0.0)
         bar.seen(5000, waiting=0.0)
     assert plain.getvalue() == "train (5,000 samples) ...\n"
+
+
+def test_forced_color_draws_no_bar_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=text, _environ={"FORCE_COLOR": "1"}))  # as in a notebook
+    with training_bar("train", 5000) as bar:
+        bar.seen(5000, waiting=0.0)
+    assert text.getvalue() == "train (5,000 samples) ...\n"
 
 
 def test_bar_on_terminal_shows_throughput_and_epoch_line(monkeypatch: pytest.MonkeyPatch) -> None:
