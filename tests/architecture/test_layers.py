@@ -31,7 +31,7 @@ ORDER = {
         "pipeline", "pipeline.parallel", "pipeline.io.requests", "pipeline.io", "pipeline.decoding", "pipeline.rasters",
         "pipeline.stac",
         "pipeline.stratification", "pipeline.scenes", "pipeline.areas", "pipeline.store", "pipeline.classifiers",
-        "pipeline.sampling", "pipeline.maps", "pipeline.geotiff", "pipeline.publishing",
+        "pipeline.sampling", "pipeline.maps", "pipeline.geotiff", "pipeline.publishing", "pipeline.assessment",
     ),
     "jobs": (
         "jobs", "jobs.config.table", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.search", "jobs.sample",
