@@ -5,8 +5,6 @@ Rendered with Jinja2, plotted with matplotlib; images are embedded, so the file 
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -15,13 +13,13 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
-import matplotlib
 import numpy as np
 import zarr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from jobs.config.config import Config
+from jobs.report.pictures import colored, display_bands, png, shades, stretched, svg
 from jobs.trials.table import HEADINGS as TRIAL_METRICS
 from jobs.workflow.fingerprint import fingerprint as compute_fingerprint
 from jobs.workflow.manifest import Manifest, StageResult, dependencies, read_manifest
@@ -33,7 +31,7 @@ from mibf.bundle.bundle import Bundle
 from mibf.bundle.classes import ClassName
 from mibf.bundle.members import KIND_NAMES
 from mibf.network.spec import ONE_SOURCE
-from mibf.normalization import BandScaling, scaling_from_json
+from mibf.normalization import scaling_from_json
 from pipeline.codes import SUBSETS, UNLABELLED
 from pipeline.grid import Window
 from pipeline.io import storage
@@ -49,8 +47,6 @@ PICTURE = 640
 #: pictures of a store of more chunks are coarser, and drawn in larger squares.
 PICTURE_CHUNKS = 160
 SUBSET_COLORS = {"train": "#0072b2", "validation": "#e69f00", "test": "#cc79a7"}
-BACKGROUND = (238, 238, 238)
-Rgb = NDArray[np.uint8]
 
 
 def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> StageResult:
@@ -145,7 +141,7 @@ def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) 
     thin = (slice(None, None, step), slice(None, None, step))
     pictures = []
     for source in store.sources:
-        bands = _display_bands(source.bands)
+        bands = display_bands(source.bands)
         own = (slice(None, None, step * source.scale),) * 2
         values = read_bands(store.array(f"sources/{source.name}"), bands, step * source.scale)
         valid = np.asarray(store.array(f"valid/{source.name}")[own]).astype(bool)
@@ -154,13 +150,13 @@ def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) 
             valid &= (read_bands(store.array(f"counts/{source.name}"), own_periods, step * source.scale) > 0).all(axis=0)
         listed = ", ".join(source.band_names[b] if source.periods and source.band_names else str(b + 1) for b in bands)
         caption = f"{source.name}: band {listed} as red, green, blue" if len(bands) == 3 else f"{source.name}: band {listed}"
-        pictures.append((caption, _png(_stretched(values, valid, scaling[source.name], bands), enlarged)))
+        pictures.append((caption, png(stretched(values, valid, scaling[source.name], bands), enlarged)))
     labels = np.asarray(store.array("labels")[thin])
-    pictures.append(("labels", _png(_colored(labels, bundle.classes), enlarged)))
+    pictures.append(("labels", png(colored(labels, bundle.classes), enlarged)))
     split = np.asarray(store.array("split")[thin])
     subset_codes = np.where(labels == UNLABELLED, 0, split)
     subsets = tuple(ClassName(i + 1, s, SUBSET_COLORS[s]) for i, s in enumerate(SUBSETS))
-    pictures.append((f"split: {', '.join(SUBSETS)} (labelled pixels)", _png(_colored(subset_codes, subsets), enlarged)))
+    pictures.append((f"split: {', '.join(SUBSETS)} (labelled pixels)", png(colored(subset_codes, subsets), enlarged)))
     published = PublishedMap(workspace.map_folder(scene))
     for name in config.map.products:
         map_product = product(name, config.map.dtype, sources=len(bundle.spec.sources))
@@ -191,63 +187,20 @@ def _product_picture(
     rows, columns = store.shape
     codes = published.read(map_product, Window(0, 0, rows, columns), shape_yx=(-(-rows // step), -(-columns // step)))[0]
     if map_product.name in CLASS_PRODUCTS:
-        return "map" if map_product.name == "class" else "second class", _png(_colored(codes, classes))
+        return "map" if map_product.name == "class" else "second class", png(colored(codes, classes))
     if map_product.name == "sources":
         counts = np.where(map_product.present(codes), np.bitwise_count(codes), np.nan)
         most = max(int(np.nanmax(counts, initial=0)), 1)
-        return f"sources with data: 0 (dark) to {most} (bright)", _png(_shades(counts, 0.0, most))
+        return f"sources with data: 0 (dark) to {most} (bright)", png(shades(counts, 0.0, most))
     values = map_product.decode(codes)
     if map_product.name == "confidence":
         low = 1 / len(classes)
-        return f"confidence: {low:.2f} (dark) to 1 (bright)", _png(_shades(values, low, 1.0))
+        return f"confidence: {low:.2f} (dark) to 1 (bright)", png(shades(values, low, 1.0))
     high = float(np.nanmax(values, initial=0))
     name = {"kl": "KL term"}.get(map_product.name, map_product.name.replace("_", " "))
     band = "" if map_product.bands == "one" else ", band 1"
     caption = f"{name}{band}: 0 (dark) to {high:.2f} {map_product.unit}".rstrip() + " (bright)"
-    return caption, _png(_shades(values, 0.0, high or 1.0))
-
-
-def _display_bands(bands: int) -> list[int]:
-    """The bands to show: 3, 2, 1 of three or four (true colour if they start with blue), or three spread over more."""
-    if bands < 3:
-        return [0]
-    if bands <= 4:
-        return [2, 1, 0]
-    return [round(f * (bands - 1)) for f in (0.75, 0.5, 0.25)]
-
-
-def _stretched(values: NDArray[Any], valid: NDArray[np.bool_], scaling: BandScaling, bands: list[int]) -> Rgb:
-    scaled = BandScaling(low=scaling.low[bands], high=scaling.high[bands], fill=scaling.fill[bands]).apply(values, valid)
-    if len(bands) == 1:
-        scaled = np.repeat(scaled, 3, axis=0)
-    picture = (scaled.transpose(1, 2, 0) * 255).astype(np.uint8)
-    picture[~valid] = BACKGROUND
-    return picture
-
-
-def _colored(ids: NDArray[Any], classes: tuple[ClassName, ...]) -> Rgb:
-    table = np.full((256, 3), BACKGROUND, np.uint8)
-    for c in classes:
-        table[c.id] = c.rgb
-    return np.asarray(table[ids])
-
-
-def _shades(values: NDArray[np.floating[Any]], low: float, high: float) -> Rgb:
-    scaled = np.clip((np.nan_to_num(values) - low) / (high - low), 0, 1)
-    picture = (matplotlib.colormaps["viridis"](scaled)[..., :3] * 255).astype(np.uint8)
-    picture[~np.isfinite(values)] = BACKGROUND
-    return np.asarray(picture)
-
-
-def _png(picture: Rgb, enlarged: int = 1) -> str:
-    buffer = io.BytesIO()
-    picture = picture.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
-    matplotlib.image.imsave(buffer, picture, format="png")
-    return _data_url(buffer.getvalue(), "image/png")
-
-
-def _data_url(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return caption, png(shades(values, 0.0, high or 1.0))
 
 
 def _training_curve(history: list[dict[str, Any]]) -> str:
@@ -270,7 +223,7 @@ def _training_curve(history: list[dict[str, Any]]) -> str:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     figure.axes[0].legend(frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _reliability(bins: list[dict[str, Any]]) -> str:
@@ -287,10 +240,4 @@ def _reliability(bins: list[dict[str, Any]]) -> str:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    return _svg(figure)
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg")
-    return _data_url(buffer.getvalue(), "image/svg+xml")
+    return svg(figure)

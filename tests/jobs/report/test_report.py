@@ -13,7 +13,8 @@ import pytest
 import rasterio
 import zarr
 
-from jobs.report.stage import BACKGROUND, PICTURE, PICTURE_CHUNKS, _product_picture, read_bands, subsampling
+from jobs.report.pictures import BACKGROUND
+from jobs.report.stage import PICTURE, PICTURE_CHUNKS, _product_picture, read_bands, subsampling
 from jobs.workflow.workspace import Workspace
 from pipeline.maps.products import MAP_PRODUCTS, MapDtype, product
 from pipeline.publishing.published_map import PublishedMap
