@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from jobs.workflow.manifest import StageName
 
 #: The panels of `mibf --help`.
-Panel = Literal["Run", "Inspect", "Operate", "Models", "Develop"]
+Panel = Literal["Run", "Inspect", "Assess", "Operate", "Models", "Develop"]
 #: The order of the commands in `mibf --help`; it also orders the panels.
 ORDER = (
     *("demo", "search", "init", "run", "prepare", "train", "evaluate", "map", "report"),
     *("plan", "status", "verify", "runs", "schema"),
+    "sample",
     *("rerun", "submit"),
     *("bundle", "baseline", "ablate", "benchmark", "import-checkpoint"),
     *("synth", "bench"),

@@ -133,6 +133,15 @@ class Workspace:
         return storage.join(self.run_folder, "baseline.json")
 
     @property
+    def samples(self) -> str:
+        """The samples of the run's map that were drawn to assess it."""
+        return storage.join(self.run_folder, "samples")
+
+    def sample(self, name: str) -> str:
+        """The folder of one of them."""
+        return storage.join(self.samples, name)
+
+    @property
     def bundle(self) -> str:
         """The trained model's folder."""
         return storage.join(self.url, "models", self.run)

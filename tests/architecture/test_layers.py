@@ -18,7 +18,7 @@ ALLOWED = {
     "mibf": {"torch", "numpy", "safetensors", "triton"},
     "pipeline": {
         "affine", "botocore", "dask", "distributed", "fsspec", "geopandas", "h5py", "joblib", "lightgbm",
-        "numcodecs", "numpy", "odc", "planetary_computer", "pyarrow", "pyogrio", "pyproj", "pystac",
+        "numcodecs", "numpy", "odc", "pandas", "planetary_computer", "pyarrow", "pyogrio", "pyproj", "pystac",
         "pystac_client", "rasterio", "requests", "rio_cogeo", "rioxarray", "scipy", "shapely", "skimage",
         "sklearn", "stac_geoparquet", "torch", "xarray", "zarr",
     },
@@ -37,7 +37,7 @@ ORDER = {
         "jobs", "jobs.config.table", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.search", "jobs.sample",
         "jobs.train.tracking",
         "jobs.evaluate", "jobs.baseline", "jobs.trials", "jobs.models", "jobs.train", "jobs.prepare", "jobs.map",
-        "jobs.report", "jobs.inspection", "jobs.init", "jobs.benchmark", "jobs.fleet", "jobs.bench.harness",
+        "jobs.report", "jobs.assess", "jobs.inspection", "jobs.init", "jobs.benchmark", "jobs.fleet", "jobs.bench.harness",
         "jobs.bench", "jobs.bench.fleets", "jobs.cli",
     ),
 }  # fmt: skip  # a list of names: one per line would fill a page
