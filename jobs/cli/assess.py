@@ -1,4 +1,4 @@
-"""Commands that assess the map of a run with reference data: sample."""
+"""Commands that assess the map of a run with reference data: sample, estimate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.cli.common import ConfigPath, Overrides, command
+from jobs.cli.stage_runner import run_one_stage
 from jobs.workflow.result import Result
 
 Points = Annotated[int | None, typer.Option("--n", metavar="N", help="Number of points.", show_default=False)]
@@ -87,6 +88,41 @@ def sample(
         show_map=show_map,
     )
     return draw(load(config, overrides=set_ or ()), request)
+
+
+@command("Assess")
+def estimate(
+    config: ConfigPath,
+    sample: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="The labelled sample: GeoPackage, another vector file, or CSV.", show_default=False
+        ),
+    ],
+    design: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Its design.json, if that is neither next to it nor in the run's folder."),
+    ] = None,
+    other_map: Annotated[
+        bool,
+        typer.Option("--other-map", help="Accept a sample of another map of the same ground, and use that map's strata."),
+    ] = False,
+    skip_unlabelled: Annotated[
+        bool, typer.Option("--skip-unlabelled", help="Take points without a label as missing at random in their stratum.")
+    ] = False,
+    set_: Overrides = None,
+) -> Result:
+    """Estimate the map's accuracy, and the area of every class, with confidence intervals."""
+    from jobs.assess.estimate import estimate_map
+    from jobs.config.loader import load
+    from jobs.workflow.manifest import read_manifest
+    from jobs.workflow.workspace import Workspace
+
+    loaded = load(config, overrides=set_ or ())
+    found = estimate_map(loaded, sample, design_url=design, other_map=other_map, skip_unlabelled=skip_unlabelled)
+    if read_manifest(Workspace.of(loaded), "report") is not None:
+        run_one_stage(loaded, "report", keep_current=False)
+    return found
 
 
 def _choice(option: str, value: str, choices: tuple[str, ...]) -> Any:

@@ -31,7 +31,7 @@ Panel = Literal["Run", "Inspect", "Assess", "Operate", "Models", "Develop"]
 ORDER = (
     *("demo", "search", "init", "run", "prepare", "train", "evaluate", "map", "report"),
     *("plan", "status", "verify", "runs", "schema"),
-    "sample",
+    *("sample", "estimate"),
     *("rerun", "submit"),
     *("bundle", "baseline", "ablate", "benchmark", "import-checkpoint"),
     *("synth", "bench"),

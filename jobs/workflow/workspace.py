@@ -142,6 +142,11 @@ class Workspace:
         return storage.join(self.samples, name)
 
     @property
+    def estimates(self) -> str:
+        """Accuracy and areas of the run's map, estimated from a sample."""
+        return storage.join(self.run_folder, "estimates.json")
+
+    @property
     def bundle(self) -> str:
         """The trained model's folder."""
         return storage.join(self.url, "models", self.run)

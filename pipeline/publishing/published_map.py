@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,13 +37,31 @@ class PublishedMap:
         url = self._raster_url(product)
         # Without this option GDAL could return cached content of an earlier map's files of the same names.
         with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=gdal.gdal_path(self.folder)), open_published(url) as dataset:
-            if set(dataset.dtypes) != {product.dtype}:
-                raise InputError(
-                    f"{storage.redact_url(self.folder)}: {product.name} is stored as {dataset.dtypes[0]}, "
-                    f"not as {product.dtype}; run `mibf map` again."
-                )
+            self._check_dtype(product, dataset.dtypes)
             shape = None if shape_yx is None else (dataset.count, *shape_yx)
             return np.asarray(dataset.read(window=rasterio_window(window), out_shape=shape))
+
+    def pixels(self, product: Product, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[Any]:
+        """Read the codes of a product of one band at single pixels (n,), the file being opened once.
+
+        Raises:
+            InputError: as for `read`.
+        """
+        found = np.zeros(len(rows), product.dtype)
+        url = self._raster_url(product)
+        with rasterio.Env(CPL_VSIL_CURL_NON_CACHED=gdal.gdal_path(self.folder)), open_published(url) as dataset:
+            self._check_dtype(product, dataset.dtypes)
+            for position in np.lexsort((columns, rows)):  # neighbors one after the other, from GDAL's cache
+                window = Window(int(rows[position]), int(columns[position]), 1, 1)
+                found[position] = dataset.read(1, window=rasterio_window(window))[0, 0]
+        return found
+
+    def _check_dtype(self, product: Product, dtypes: Sequence[str]) -> None:
+        if set(dtypes) != {product.dtype}:
+            raise InputError(
+                f"{storage.redact_url(self.folder)}: {product.name} is stored as {dtypes[0]}, "
+                f"not as {product.dtype}; run `mibf map` again."
+            )
 
     def _raster_url(self, product: Product) -> str:
         """The URL of a product's raster: its GeoTIFF, or the VRT over several."""

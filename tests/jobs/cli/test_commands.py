@@ -27,7 +27,7 @@ from tests.support.scenes import SmallScene
 PANELS = {
     "Run": ["demo", "search", "init", "run", "prepare", "train", "evaluate", "map", "report"],
     "Inspect": ["plan", "status", "verify", "runs", "schema"],
-    "Assess": ["sample"],
+    "Assess": ["sample", "estimate"],
     "Operate": ["rerun", "submit"],
     "Models": ["bundle", "baseline", "ablate", "benchmark", "import-checkpoint"],
     "Develop": ["synth", "bench"],
