@@ -297,6 +297,19 @@ def bench_planning(
     return planning.bench_planning(scenes=scenes, side=side)
 
 
+@command(name="polygons", group=bench)
+def bench_polygons(
+    size: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="Side of a synthetic map in pixels; repeatable. [default: 2048, 4096 and 8192]"),
+    ] = None,
+) -> Result:
+    """Benchmark `mibf polygons`: time and peak memory against the size of the map, and against a script."""
+    from jobs.bench import polygons
+
+    return polygons.bench_polygons(size or polygons.SIDES)
+
+
 def _load(config: str | None, overrides: list[str] | None) -> Config | None:
     """Load the configuration if one is given."""
     from jobs.config.loader import load

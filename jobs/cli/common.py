@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from jobs.workflow.manifest import StageName
 
 #: The panels of `mibf --help`.
-Panel = Literal["Run", "Inspect", "Assess", "Operate", "Models", "Develop"]
+Panel = Literal["Run", "Products", "Assess", "Inspect", "Operate", "Models", "Develop"]
 #: The order of the commands in `mibf --help`; it also orders the panels.
 ORDER = (
     *("demo", "search", "init", "run", "prepare", "train", "evaluate", "map", "report"),
-    *("plan", "status", "verify", "runs", "schema"),
+    *("polygons",),
     *("sample", "estimate"),
+    *("plan", "status", "verify", "runs", "schema"),
     *("rerun", "submit"),
     *("bundle", "baseline", "ablate", "benchmark", "import-checkpoint"),
     *("synth", "bench"),

@@ -10,6 +10,7 @@ from mibf.errors import InputError
 from pipeline.io.lease import LeaseHeldError, LeaseLostError
 from pipeline.io.retry import StorageUnavailableError
 from pipeline.maps.map_store import IncompleteMapError
+from pipeline.publishing.class_map import MapReplacedError
 from pipeline.publishing.publish import PublishError
 
 
@@ -44,7 +45,8 @@ _STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (BrokenError, 3),
     (LeaseHeldError, 4),
     (LeaseLostError, 4),
-    *((kind, 1) for kind in (StageError, StorageUnavailableError, PublishError, IncompleteMapError, GpusUnavailableError)),
+    *((kind, 1) for kind in (StageError, StorageUnavailableError, PublishError, IncompleteMapError, MapReplacedError)),
+    (GpusUnavailableError, 1),
 )
 
 

@@ -1,0 +1,51 @@
+"""Commands for what comes after the map: polygons."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli.common import Overrides, command, complete_config
+from jobs.workflow.result import Result
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG|MAP_URL",
+        help="The YAML configuration file, or the folder of a published map: a path or URL.",
+        show_default=False,
+        autocompletion=complete_config,
+    ),
+]
+Scene = Annotated[str | None, typer.Option(metavar="NAME", help="Only this scene of the configuration.")]
+
+
+@command("Products")
+def polygons(
+    target: Target,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="File to write, .gpkg or .parquet; repeatable; {scene} is the scene's name. "
+            "[default: polygons.gpkg and polygons.parquet in the map's folder]",
+        ),
+    ] = None,
+    majority: Annotated[int, typer.Option(metavar="N", help="First take the most frequent class of N x N pixels; odd.")] = 1,
+    sieve: Annotated[int, typer.Option(metavar="N", help="Remove regions of fewer than N pixels.")] = 1,
+    minimum: Annotated[
+        float, typer.Option(metavar="HECTARES", help="Minimum mapping unit: remove regions that are smaller.")
+    ] = 0.0,
+    connectivity: Annotated[
+        int, typer.Option(metavar="4|8", help="Pixels are connected at edges (4), or at corners as well (8).")
+    ] = 4,
+    scene: Scene = None,
+    set_: Overrides = None,
+) -> Result:
+    """Write the polygons of a published class map: class, area in hectares, mean confidence, pixels."""
+    from jobs.products.polygons import polygons as write
+    from pipeline.polygons.generalize import Rules
+
+    rules = Rules(majority, sieve, minimum, connectivity)  # type: ignore[arg-type]  # checked by Rules
+    return write(target, rules, outputs=output or (), scene=scene, overrides=set_ or ())

@@ -1,0 +1,1 @@
+"""What is made from published maps: polygons."""
