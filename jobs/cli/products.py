@@ -1,4 +1,4 @@
-"""Commands for what comes after the map: polygons."""
+"""Commands for what comes after the map: polygons, change."""
 
 from __future__ import annotations
 
@@ -49,3 +49,26 @@ def polygons(
 
     rules = Rules(majority, sieve, minimum, connectivity)  # type: ignore[arg-type]  # checked by Rules
     return write(target, rules, outputs=output or (), scene=scene, overrides=set_ or ())
+
+
+SceneOfBoth = Annotated[str | None, typer.Option(metavar="NAME", help="The scene, where a configuration has several.")]
+_MAP_HELP = "The {} map: a YAML configuration file, or the folder of a published map, a path or URL."
+
+
+@command("Products")
+def change(
+    first: Annotated[str, typer.Argument(metavar="A", help=_MAP_HELP.format("earlier"), autocompletion=complete_config)],
+    second: Annotated[str, typer.Argument(metavar="B", help=_MAP_HELP.format("later"), autocompletion=complete_config)],
+    output: Annotated[str | None, typer.Option(metavar="URL", help="Also write all transitions as a table, .csv.")] = None,
+    raster: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Also write a raster of the transitions, .tif: 1000 x class in A + class in B."),
+    ] = None,
+    scene: SceneOfBoth = None,
+) -> Result:
+    """Compare two published maps of the same grid: pixels and hectares by class in A and B. Not an estimate of change."""
+    from jobs.products.change import change as compare
+    from jobs.products.published import one_map
+
+    maps = [one_map(target, scene=scene) for target in (first, second)]
+    return compare(*maps, output=output, raster=raster)

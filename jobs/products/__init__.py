@@ -1,1 +1,1 @@
-"""What is made from published maps: polygons."""
+"""What is made from published maps: polygons, changes between two maps."""

@@ -41,3 +41,19 @@ def published_maps(target: str, *, scene: str | None = None, overrides: Sequence
         raise InputError(f"--scene {scene}: {target} has no such scene; it has {', '.join(names)}.")
     chosen = names if scene is None else [scene]
     return {name: ClassMap.open(workspace.map_folder(name)) for name in chosen}
+
+
+def one_map(target: str, *, scene: str | None = None) -> ClassMap:
+    """Open the one map that an argument names; `scene` chooses one of a configuration, and does not apply to URLs.
+
+    Raises:
+        InputError: as for `published_maps`, or the configuration has several scenes.
+    """
+    if not is_configuration(target):
+        scene = None
+    elif scene is None:
+        names = [section.name for section in load(target).scenes]
+        if len(names) > 1:
+            raise InputError(f"{target} has several scenes; choose one with --scene: {', '.join(names)}.")
+    (found,) = published_maps(target, scene=scene).values()
+    return found

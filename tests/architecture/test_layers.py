@@ -32,7 +32,7 @@ ORDER = {
         "pipeline.stac",
         "pipeline.stratification", "pipeline.scenes", "pipeline.areas", "pipeline.store", "pipeline.classifiers",
         "pipeline.sampling", "pipeline.maps", "pipeline.geotiff", "pipeline.publishing", "pipeline.assessment",
-        "pipeline.polygons",
+        "pipeline.polygons", "pipeline.transitions",
     ),
     "jobs": (
         "jobs", "jobs.config.table", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.search", "jobs.sample",

@@ -26,7 +26,7 @@ from tests.support.scenes import SmallScene
 
 PANELS = {
     "Run": ["demo", "search", "init", "run", "prepare", "train", "evaluate", "map", "report"],
-    "Products": ["polygons"],
+    "Products": ["polygons", "change"],
     "Inspect": ["plan", "status", "verify", "runs", "schema"],
     "Assess": ["sample", "estimate"],
     "Operate": ["rerun", "submit"],

@@ -1,4 +1,4 @@
-"""The command `mibf polygons` on published maps."""
+"""The commands `mibf polygons` and `mibf change` on published maps."""
 
 from __future__ import annotations
 
@@ -48,6 +48,24 @@ def test_polygons_are_written_into_the_maps_folder_with_totals(two_maps: tuple[s
     assert len(geopandas.read_parquet(f"{two_maps[1]}/b.parquet")) == 2
 
 
+def test_change_is_counted_with_the_caveat_and_written_as_a_table(two_maps: tuple[str, str], tmp_path: Path) -> None:
+    table, raster = tmp_path / "out" / "t.csv", tmp_path / "out" / "t.tif"
+    code, text, _ = run("change", *two_maps, "--output", str(table), "--raster", str(raster))
+    assert code == 0
+    assert "1,000 (0.83%) have another one: 10.01 ha" in text
+    assert "forest | wood -> !" in text
+    assert "not estimates of change" in text
+    rows = table.read_text().splitlines()
+    assert rows[0] == "from,to,pixels,hectares"
+    assert [row.split(",")[:3] for row in rows[2:]] == [
+        ["forest | wood", "forest | wood", "9000"],
+        ["forest | wood", "!", "1000"],
+    ]
+    assert raster.exists()
+    code, text, _ = run("change", *two_maps, "--json")
+    assert json.loads(text)["pixels"] == [[110_000, 0, 0], [0, 9_000, 1_000], [0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -55,6 +73,8 @@ def test_polygons_are_written_into_the_maps_folder_with_totals(two_maps: tuple[s
         (["polygons", "{map}", "--majority", "4"], "--majority 4: must be an odd number"),
         (["polygons", "{map}", "--scene", "x"], "--scene and --set apply to a configuration"),
         (["polygons", "{map}/nothing"], "no map is published there"),
+        (["change", "{map}", "{map}", "--output", "t.xlsx"], "must end in .csv"),
+        (["change", "{map}", "{map}/nothing"], "no map is published there"),
     ],
 )
 def test_bad_input_is_refused(
@@ -86,3 +106,7 @@ def test_maps_of_a_configuration_are_written_scene_by_scene(tmp_path: Path) -> N
     assert code == 0, error
     assert (tmp_path / "east.gpkg").exists()
     assert (tmp_path / "west.gpkg").exists()
+    code, _, error = run("change", str(config), str(config))
+    assert (code, "choose one with --scene: east, west" in error) == (2, True), error
+    code, text, error = run("change", str(config), str(config), "--scene", "west")
+    assert (code, "0 (0.00%) have another one" in text) == (0, True), error
