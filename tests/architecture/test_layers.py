@@ -31,8 +31,8 @@ ORDER = {
         "pipeline", "pipeline.parallel", "pipeline.io.requests", "pipeline.io", "pipeline.decoding", "pipeline.rasters",
         "pipeline.stac",
         "pipeline.stratification", "pipeline.scenes", "pipeline.areas", "pipeline.store", "pipeline.classifiers",
-        "pipeline.sampling", "pipeline.maps", "pipeline.geotiff", "pipeline.publishing", "pipeline.assessment",
-        "pipeline.polygons", "pipeline.transitions",
+        "pipeline.sampling", "pipeline.maps", "pipeline.geotiff", "pipeline.publishing.page", "pipeline.publishing",
+        "pipeline.assessment", "pipeline.polygons", "pipeline.transitions",
     ),
     "jobs": (
         "jobs", "jobs.config.table", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.search", "jobs.sample",
