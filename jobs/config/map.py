@@ -22,7 +22,7 @@ class MapSection(Section):
     retry waits `backoff` seconds, and the wait doubles each time. With `workers` 0 everything runs in this process.
     `readers` read tiles for the workers; without them workers read their own tiles.
     A scene with a band farther than `drift_distance` from the training data, in units of the training range, causes a
-    warning or is refused (see `pipeline.maps.drift`).
+    warning or is refused (see `pipeline.maps.drift`). With `page` a page that shows the map is published with it.
     """
 
     model: str | None = None
@@ -45,6 +45,7 @@ class MapSection(Section):
     backoff: float = Field(default=1.0, ge=0)
     drift: Literal["warn", "refuse", "ignore"] = "warn"
     drift_distance: float = Field(default=0.3, gt=0)
+    page: bool = True
 
     @field_validator("products")
     @classmethod

@@ -26,6 +26,8 @@ from pipeline.maps.tile_checksums import event_count
 from pipeline.parallel.executor import Executor, ThreadExecutor
 from pipeline.publishing.map_file import FileContent, MapFiles
 from pipeline.publishing.map_part import MapSource
+from pipeline.publishing.page.page_file import INDEX
+from pipeline.publishing.page.tile_list import ListedTile, tile_list
 from pipeline.publishing.publish_map import Publication, publish_map
 from pipeline.publishing.stac_item import Asset, InvalidItemError, ModelLink, map_item
 from pipeline.publishing.stac_item_reader import PublishedItem
@@ -82,7 +84,27 @@ def make_publication(scene: SceneMap, work: MapStore) -> Publication:
         tags=tags | {"mibf_priors": config.prediction.priors},
     )
     block = cog.block_side(config.map.block, scene.tile_size)
-    return Publication(source, files, block, scene.source_tiles(), _published_files(scene))
+    page = tile_list(listed_tiles(scene)) if config.map.page else None
+    return Publication(source, files, block, scene.source_tiles(), _published_files(scene), page)
+
+
+def is_published(scene: SceneMap) -> bool:
+    """Whether the published map consists of the ledger's tiles in the configured files, and has a page as configured."""
+    assets = (scene.item() or {}).get("assets", {})
+    return scene.is_published() and (INDEX in assets) == scene.spec.config.map.page
+
+
+def listed_tiles(scene: SceneMap) -> list[ListedTile]:
+    """The tiles of a scene that are not done, or are done after attempts that failed."""
+    last, found = scene.ledger.last(), list[ListedTile]()
+    for window, state in scene.states().items():
+        before = last.get(window)
+        if state != "done":
+            attempts, cause = (0, "") if before is None else (before.failed_attempts, before.cause)
+            found.append(ListedTile(window, state, attempts, cause))
+        elif before is not None and before.failed_attempts:
+            found.append(ListedTile(window, "retried", before.failed_attempts, "done since; the ledger has the causes"))
+    return found
 
 
 def _published_files(scene: SceneMap) -> dict[str, FileContent]:

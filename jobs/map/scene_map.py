@@ -233,9 +233,9 @@ class SceneMap:
         return sum(last[window].pixels for window in self.planned)
 
     def published_files(self) -> list[str]:
-        """URLs of the files of the published map, the item last."""
+        """URLs of the files of the published map without those that its page needs, the item last."""
         item = self.item() or {}
-        hrefs = [str(asset["href"]) for asset in item.get("assets", {}).values() if "file:size" in asset]
+        hrefs = [str(a["href"]) for a in item.get("assets", {}).values() if "file:size" in a and a["roles"] != ["metadata"]]
         return [storage.join(self.folder, name.removeprefix("./")) for name in [*hrefs, ITEM]]
 
     def check_replaced(self, request: TileRequest) -> None:

@@ -19,7 +19,7 @@ from jobs.config.map import MapSection
 from jobs.config.scene import SceneSection
 from jobs.map.attempt import Attempt, MapTimings, Workers, check_nodes
 from jobs.map.many_scenes import Publisher, each_scene
-from jobs.map.publish import publish_scene
+from jobs.map.publish import is_published, publish_scene
 from jobs.map.request import TileRequest
 from jobs.map.scene_map import SceneMap
 from jobs.map.spec import MapSpec
@@ -76,7 +76,7 @@ def map_scenes(
             ledgers.enter_context(scene.ledger.writing(lease))
             scene.record_pending(run, restart=request.restart)
             scene.record_empty(run)
-        unpublished = [name for name, published in each_scene(SceneMap.is_published, maps).items() if not published]
+        unpublished = [name for name, published in each_scene(is_published, maps).items() if not published]
         if unpublished or any(scene.select(request, only).tiles for scene in maps.values()):
             invalidate(workspace, "map", lease)
         map_stores = _open_map_stores(maps, unpublished, run, lease)

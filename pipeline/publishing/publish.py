@@ -20,6 +20,7 @@ from pipeline.codes import RENAMED_PRODUCTS
 from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.products import MAP_PRODUCTS
+from pipeline.publishing.page.page_file import is_page_file
 from pipeline.publishing.published_map import ITEM, QUICKLOOK
 
 #: The start of the names of staging folders, which end with the run's id.
@@ -108,7 +109,7 @@ def _replace(folder: str, staging: str, lease: Lease) -> None:
             lease.check()
             storage.move_file(storage.join(staging, name), storage.join(folder, name))
     for name in sorted(set(storage.names(folder)) - set(record["new"]) - set(record["kept"])):
-        if _FILES.fullmatch(name) or name == QUICKLOOK:
+        if _FILES.fullmatch(name) or name == QUICKLOOK or is_page_file(name):
             lease.check()
             storage.remove(storage.join(folder, name))
     lease.check()

@@ -25,6 +25,7 @@ from pipeline.io.lease import Lease
 from pipeline.io.retry import call_with_retry
 from pipeline.maps.products import CLASS_PRODUCTS
 from pipeline.parallel.executor import Executor
+from pipeline.publishing.class_counts import count_classes
 from pipeline.publishing.map_file import (
     DamagedFileError,
     FileContent,
@@ -35,10 +36,13 @@ from pipeline.publishing.map_file import (
     file_content,
 )
 from pipeline.publishing.map_part import MapSource, Part, SourceTile, encode_part, part_level
+from pipeline.publishing.page.overviews import scene_overviews
+from pipeline.publishing.page.page_file import PageFile, static_files, with_page
 from pipeline.publishing.publish import replace_published, staging_folder
 from pipeline.publishing.published_map import QUICKLOOK
 from pipeline.publishing.quicklook import quicklook
 from pipeline.publishing.stac_item import SOURCES_LAYER, Asset, check_item
+from pipeline.store.patch_store import PatchStore
 
 #: What shows progress: called with the number of steps, and the context gives a function that is called with those done.
 Progress = Callable[[int], AbstractContextManager[Callable[[int], object]]]
@@ -53,6 +57,7 @@ class Publication:
     block: int  #: maximum side of a file in pixels (see `cog.block_side`); a larger grid is divided into blocks
     tiles: Sequence[SourceTile]  #: all tiles of the map
     published: Mapping[str, FileContent]  #: files of the published map by name; those of another map are not used
+    tile_list: PageFile | None = None  #: for the map's page; None: the map has no page
 
     @property
     def blocks(self) -> list[tuple[str, Window]]:
@@ -105,10 +110,14 @@ def publish_map(
         mosaics = _write_mosaics(publication, rasters)
         ordered = sorted([*rasters, *mosaics], key=lambda file: file.number)
         kept = {name for file in plan.kept for name in (file.name, *file.sidecars)}
-        pictures = _draw_quicklook(publication, rasters, {file.name for file in plan.kept})
-        item = describe([*(_asset(files, file) for file in ordered), *pictures])
+        pictures = _draw_quicklook(publication, rasters, kept)
+        page = _write_page(publication)
+        counts = _count_classes(publication, rasters, kept, executor) if page else {}
+        kept |= {file.name for file in page if _is_published(publication, file)}
+        item = with_page(describe([*(_asset(files, file) for file in ordered), *pictures]), page, counts)
         check_item(item)
-        names = [name for file in ordered for name in (file.name, *file.sidecars)] + [asset.name for asset in pictures]
+        names = [name for file in ordered for name in (file.name, *file.sidecars)]
+        names += [asset.name for asset in pictures] + [file.name for file in page]
         new = [name for name in names if name not in kept]
         replace_published(files.folder, staging, item, new=new, kept=sorted(kept), lease=lease)
         return []
@@ -287,18 +296,50 @@ def _asset(files: MapFiles, file: PublishedFile) -> Asset:
     )
 
 
-def _draw_quicklook(publication: Publication, rasters: Sequence[PublishedFile], kept: Collection[str]) -> list[Asset]:
-    """Draw the quicklook of the first product of classes, if there is one, in the staging folder."""
+def _files_of(
+    publication: Publication, names: Collection[str], rasters: Sequence[PublishedFile], kept: Collection[str]
+) -> list[tuple[str, Window]]:
+    """The files of the first product with one of the names: where they are now, and the windows that they cover."""
     files = publication.files
-    number = next((i for i, product in enumerate(files.products) if product.name in CLASS_PRODUCTS), None)
-    if number is None:
-        return []
-    parts = [
+    number = next((i for i, product in enumerate(files.products) if product.name in names), None)
+    return [
         (storage.join(files.folder if file.name in kept else files.staging, file.name), file.window)
         for file in rasters
         if file.number == number
     ]
+
+
+def _draw_quicklook(publication: Publication, rasters: Sequence[PublishedFile], kept: Collection[str]) -> list[Asset]:
+    """Draw the quicklook of the first product of classes, if there is one, in the staging folder."""
+    files, parts = publication.files, _files_of(publication, CLASS_PRODUCTS, rasters, kept)
+    if not parts:
+        return []
     picture = quicklook(parts, files.grid.shape, files.classes)
     url = storage.join(files.staging, QUICKLOOK)
     call_with_retry(url, lambda: storage.write_bytes(url, picture))
     return [Asset("quicklook", QUICKLOOK, len(picture), hashlib.sha256(picture).hexdigest(), "uint8", None, 1.0, "", ())]
+
+
+def _count_classes(
+    publication: Publication, rasters: Sequence[PublishedFile], kept: Collection[str], executor: Executor
+) -> dict[str, int]:
+    parts = _files_of(publication, ["class"], rasters, kept)
+    return count_classes(parts, publication.files.classes, executor) if parts else {}
+
+
+def _write_page(publication: Publication) -> list[PageFile]:
+    """Write the files of the map's page to the staging folder, except those that are published already."""
+    if publication.tile_list is None:
+        return []
+    store = call_with_retry(publication.source.store, lambda: PatchStore(publication.source.store))
+    page = [*static_files(), publication.tile_list, *call_with_retry(store.url, lambda: scene_overviews(store))]
+    for file in page:
+        if not _is_published(publication, file):
+            url = storage.join(publication.files.staging, file.name)
+            call_with_retry(url, lambda file=file, url=url: storage.write_bytes(url, file.content))  # type: ignore[misc]  # bound now
+    return page
+
+
+def _is_published(publication: Publication, file: PageFile) -> bool:
+    """Whether the published map has a file of the page as it is; `publication.published` are files that exist."""
+    return publication.published.get(file.name) == FileContent(len(file.content), file.sha256)

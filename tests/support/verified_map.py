@@ -49,7 +49,8 @@ class Project:
 def configure(scene: SmallScene, **section: Any) -> None:
     """Write a configuration that maps with an existing model, to avoid training."""
     products = ["class", "confidence", "sources"]
-    chosen = {"tile_size": 64, "workers": 0, "attempts": 1, "products": products, "model": str(scene.folder / "model")}
+    chosen = {"tile_size": 64, "workers": 0, "attempts": 1, "products": products, "page": False}
+    chosen |= {"model": str(scene.folder / "model")}
     scene.write_config(map=chosen | section)
 
 

@@ -67,7 +67,7 @@ def _config(folder: Path, tile: int) -> Config:
                 }
             ],
             "classes": [{"id": number, "name": f"class {number}"} for number in (1, 2)],
-            "map": {"tile_size": tile, "attempts": 1},
+            "map": {"tile_size": tile, "attempts": 1, "page": False},  # the store has no labels to show
         }
     )
 

@@ -1,0 +1,53 @@
+"""A page is published, kept, replaced and removed with its map: it is part of the set that the item lists."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.io import checksums
+from pipeline.publishing.page.page_file import STATIC, is_page_file
+from pipeline.publishing.stac_item import check_item
+from pipeline.publishing.stac_item_reader import read_item
+from tests.support.mapped_scene import Mapped
+from tests.support.page_maps import GRIDS, MARKERS, SQUARE, marked, publish_page_map
+
+PAGE = {*STATIC, "tiles.json"}
+
+
+def test_item_lists_every_file_of_the_page_and_counts_classes(tmp_path: Path) -> None:
+    folder = publish_page_map(tmp_path, GRIDS["utm"], {"class": marked(GRIDS["utm"])})
+    found = read_item(str(folder))
+    assert found is not None
+    check_item(found.item)
+    listed = {file.name: (file.bytes, file.sha256) for file in found.files}
+    assert {"class.tif", "quicklook.png", "overview_source0.webp", *PAGE} == set(listed)
+    assert all(checksums.sha256(str(folder / name)) == listed[name] for name in listed)
+    counts = found.item["properties"]["mibf:class_pixels"]
+    assert counts == {**dict.fromkeys(map(str, MARKERS), SQUARE**2), "1": 700 * 600 - 3 * SQUARE**2}
+
+
+def test_products_without_classes_have_a_page_too(tmp_path: Path) -> None:
+    codes = np.full((1, 700, 600), 5000, np.uint16)
+    folder = publish_page_map(tmp_path, GRIDS["no crs"], {"confidence": codes}, block=512)
+    item = json.loads((folder / "item.json").read_text())
+    assert "mibf:class_pixels" not in item["properties"]
+    assert "index.html" in item["assets"]
+
+
+def test_page_is_added_kept_and_removed_as_configured(reference: Mapped, tmp_path: Path) -> None:
+    mapped = reference.copy(tmp_path / "scene")
+    names = {path.name for path in mapped.map.iterdir() if path.is_file()}
+    assert {"overview_labels.png", "overview_split.png", *PAGE} <= names
+    rasters = {path: path.stat().st_mtime_ns for path in mapped.map.glob("*.tif")}
+    shown = mapped.does("map", "map.page=false")
+    assert "index.html" not in shown.stdout
+    left = {path.name for path in mapped.map.iterdir() if path.is_file()}
+    assert left == {name for name in names if not is_page_file(name)}
+    assert "tiles mapped" not in mapped.does("map").stdout  # the page comes back, and no tile is mapped again
+    assert {path.name for path in mapped.map.iterdir() if path.is_file()} == names
+    assert {path: path.stat().st_mtime_ns for path in mapped.map.glob("*.tif")} == rasters
+    (mapped.map / "view.js").write_bytes(b"")
+    assert "view.js: has 0 bytes" in mapped.does("verify", status=3).stdout
