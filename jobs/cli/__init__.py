@@ -8,11 +8,11 @@ failed or a damaged store or map; 4 another run holds the workspace; 130 interru
 
 from __future__ import annotations
 
-from jobs.cli import assess, bench, fleet, init, inspection, models, products, stages
+from jobs.cli import assess, bench, fleet, init, inspection, models, products, stages, view
 from jobs.cli.common import app
 
 __all__ = ["app"]
 
 app.add_typer(models.bundle, name="bundle", rich_help_panel="Models")
 app.add_typer(bench.bench, name="bench", rich_help_panel="Develop")
-COMMANDS = (stages, products, inspection, assess, fleet, init)  # imported for the commands that they register
+COMMANDS = (stages, view, products, assess, inspection, fleet, init)  # imported for the commands that they register

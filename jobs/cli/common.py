@@ -30,7 +30,7 @@ Panel = Literal["Run", "Products", "Assess", "Inspect", "Operate", "Models", "De
 #: The order of the commands in `mibf --help`; it also orders the panels.
 ORDER = (
     *("demo", "search", "init", "run", "prepare", "train", "evaluate", "map", "report"),
-    *("polygons", "change"),
+    *("view", "polygons", "change"),
     *("sample", "estimate"),
     *("plan", "status", "verify", "runs", "schema"),
     *("rerun", "submit"),

@@ -26,9 +26,9 @@ from tests.support.scenes import SmallScene
 
 PANELS = {
     "Run": ["demo", "search", "init", "run", "prepare", "train", "evaluate", "map", "report"],
-    "Products": ["polygons", "change"],
-    "Inspect": ["plan", "status", "verify", "runs", "schema"],
+    "Products": ["view", "polygons", "change"],
     "Assess": ["sample", "estimate"],
+    "Inspect": ["plan", "status", "verify", "runs", "schema"],
     "Operate": ["rerun", "submit"],
     "Models": ["bundle", "baseline", "ablate", "benchmark", "import-checkpoint"],
     "Develop": ["synth", "bench"],

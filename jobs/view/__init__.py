@@ -1,0 +1,1 @@
+"""`mibf view`: show published maps in a browser, from a local server."""
