@@ -1,4 +1,4 @@
-"""Commands for what comes after the map: polygons, change."""
+"""Commands for what comes after the map: polygons, change, export."""
 
 from __future__ import annotations
 
@@ -72,3 +72,25 @@ def change(
 
     maps = [one_map(target, scene=scene) for target in (first, second)]
     return compare(*maps, output=output, raster=raster)
+
+
+@command("Models")
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|CONFIG",
+            help="The folder of a trained model, or the YAML configuration that it was trained with: a path or URL.",
+            show_default=False,
+            autocompletion=complete_config,
+        ),
+    ],
+    output: Annotated[
+        str | None, typer.Option(metavar="URL", help="Folder to write. [default: export/ in the model's folder]")
+    ] = None,
+    set_: Overrides = None,
+) -> Result:
+    """Export the networks of a model as ONNX and torch.export, with normalization inside, verified against mibf."""
+    from jobs.products.export import export as export_model
+
+    return export_model(model, output=output, overrides=set_ or ())

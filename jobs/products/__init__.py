@@ -1,1 +1,1 @@
-"""What is made from published maps: polygons, changes between two maps."""
+"""What is made from published maps and trained models: polygons, changes between two maps, models for other runtimes."""

@@ -30,7 +30,7 @@ PANELS = {
     "Assess": ["sample", "estimate"],
     "Inspect": ["plan", "status", "verify", "runs", "schema"],
     "Operate": ["rerun", "submit"],
-    "Models": ["bundle", "baseline", "ablate", "benchmark", "import-checkpoint"],
+    "Models": ["bundle", "baseline", "ablate", "benchmark", "import-checkpoint", "export"],
     "Develop": ["synth", "bench"],
 }
 
