@@ -1,13 +1,15 @@
 """MkDocs hook: publish repository files outside `docs/`, resolve links to them, and check that the API is complete.
 
-Pages at the repository root (ARCHITECTURE.md and others) and the READMEs of `infra` become pages of the site. A link to
-any other file of the repository leads to a copy of that file in the site; a link to a module or package leads to its
-page in the API reference. A link to something that does not exist is left for MkDocs to report.
+Pages at the repository root (ARCHITECTURE.md and others), the READMEs of `infra` and the notebooks of `examples` become
+pages of the site. A link to any other file of the repository leads to a copy of that file in the site; a link to a module or
+package leads to its page in the API reference. A link to something that does not exist is left for MkDocs to report.
 """
 
 from __future__ import annotations
 
 import ast
+import base64
+import json
 import logging
 import posixpath
 import re
@@ -32,6 +34,9 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "infra/README.md": "infra/index.md",
     "infra/kuberay/README.md": "infra/kuberay.md",
+} | {
+    f"examples/notebooks/{path.name}": f"notebooks/{path.stem}.md"
+    for path in sorted((ROOT / "examples/notebooks").glob("*.ipynb"))
 }
 #: Site paths of files that pages link to and that are not pages: the same path below this folder.
 COPIES = "repository"
@@ -43,7 +48,9 @@ _LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<tar
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of `PAGES`; a missing file is a warning, so a strict build fails."""
     for source, page in PAGES.items():
-        if (ROOT / source).is_file():
+        if source.endswith(".ipynb"):
+            _add_notebook(ROOT / source, page, files, config)
+        elif (ROOT / source).is_file():
             files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
         else:
             log.warning("%s is missing", source)
@@ -103,6 +110,31 @@ def _site_path(path: str, files: Files, config: MkDocsConfig) -> str | None:
     if not files.get_file_from_path(name):
         files.append(File.generated(config, name, content=(ROOT / path).read_bytes()))
     return name
+
+
+def _add_notebook(path: Path, page: str, files: Files, config: MkDocsConfig) -> None:
+    """Add a notebook as a page with its texts, code and stored outputs, and as a file to download."""
+    blocks: list[str] = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            blocks.append(source)
+            continue
+        language = "sh" if source.startswith("%%sh") else "python"
+        code = source.removeprefix("%%sh\n")
+        blocks.append(f"```{language}\n{code}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"{Path(page).stem}-{len(blocks)}.png"
+                picture = base64.b64decode("".join(data["image/png"]))
+                files.append(File.generated(config, f"{posixpath.dirname(page)}/{name}", content=picture))
+                blocks.append(f'<img src="{name}" alt="Output of the code above">')
+            elif text := "".join(output.get("text") or data.get("text/plain", "")):
+                blocks.append(f"```text\n{text.rstrip()}\n```")
+    download = f'<a href="{path.name}" download>Download this notebook</a> to run it.'
+    files.append(File.generated(config, page, content="\n\n".join([blocks[0], download, *blocks[1:]])))
+    files.append(File.generated(config, f"{posixpath.dirname(page)}/{path.name}", content=path.read_bytes()))
 
 
 def _public(path: Path) -> Iterator[str]:

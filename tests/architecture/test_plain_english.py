@@ -51,7 +51,7 @@ RETIRED = {
 #: Flags and keys of JSON and configuration, which keep their names (or are refused under their old ones).
 FORMATS = re.compile(r"--anew\b|\btrain\.patience\b|\brows_in_work\b|\bside_by_side\b")
 FOLDERS = ("mibf", "pipeline", "jobs", "infra", "tests", "docs", "examples", "benchmarks", ".ci", ".")
-SUFFIXES = {".py", ".md", ".yaml", ".yml", ".jinja", ".sh", ".toml", ".cff", ".json"}
+SUFFIXES = {".py", ".md", ".ipynb", ".yaml", ".yml", ".jinja", ".sh", ".toml", ".cff", ".json"}
 #: Files without a suffix: the scripts of .ci and the build files.
 NAMES = {"run", "audit", "Makefile", "Dockerfile"}
 #: This file lists the words, and the changelog the old names of keys.
