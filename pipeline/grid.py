@@ -13,6 +13,23 @@ from affine import Affine
 from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
+#: GeoZarr's conventions for a CRS and a grid, as groups and arrays register them (https://geozarr.org). Readers identify a
+#: convention by its UUID.
+CRS_CONVENTION = {
+    "uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f",
+    "schema_url": "https://raw.githubusercontent.com/zarr-conventions/proj/refs/tags/v0.1/schema.json",
+    "spec_url": "https://github.com/zarr-conventions/proj/blob/v0.1/README.md",
+    "name": "proj:",
+    "description": "Coordinate reference system information for geospatial data",
+}
+GRID_CONVENTION = {
+    "uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
+    "schema_url": "https://raw.githubusercontent.com/zarr-conventions/spatial/refs/tags/v0.1/schema.json",
+    "spec_url": "https://github.com/zarr-conventions/spatial/blob/v0.1/README.md",
+    "name": "spatial:",
+    "description": "Spatial coordinate information",
+}
+
 
 @dataclass(frozen=True, order=True)
 class Window:
@@ -80,6 +97,18 @@ def grid_to_json(grid: GeoBox) -> dict[str, Any]:
         "spatial:transform": list(grid.affine)[:6],
         "spatial:shape": list(grid.shape),
     }
+
+
+def geozarr_attributes(grid: GeoBox, *, dimensions: tuple[str, str] = ("y", "x")) -> dict[str, Any]:
+    """A grid as attributes of a Zarr group or array that registers GeoZarr's conventions; `grid_from_json` reads them.
+
+    A group's apply to its own arrays, but not to those of its subgroups. `dimensions` are the names of the rows' and the
+    columns' dimension.
+    """
+    crs = {name: value for name, value in crs_to_json(grid).items() if value}  # the code may be null in STAC, but not here
+    conventions = [CRS_CONVENTION, GRID_CONVENTION] if crs else [GRID_CONVENTION]
+    found = grid_to_json(grid) | {"spatial:dimensions": list(dimensions), "spatial:bbox": list(grid.boundingbox)}
+    return {"zarr_conventions": conventions} | {name: value for name, value in found.items() if value is not None}
 
 
 def grid_from_json(value: dict[str, Any]) -> GeoBox:

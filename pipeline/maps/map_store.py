@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from mibf.inference.cell import CELL
-from pipeline.grid import Tile, Window
+from pipeline.grid import Tile, Window, geozarr_attributes
 from pipeline.io import storage, zarr_store
 from pipeline.maps.predictor import MissingDataPolicy, TileResult, mappable_pixels
 from pipeline.maps.products import Product
@@ -46,7 +46,7 @@ class MapStore:
         storage.remove(url)
         work = cls(url, mode="w")
         taken = [source.name for source in store.sources] if sources is None else list(sources)
-        work.group.attrs["mibf:sources"] = taken
+        work.group.attrs.update(geozarr_attributes(store.grid) | {"mibf:sources": taken})
         rows, columns = store.shape
         for product in products:
             names = product.band_names(store.classes, taken)

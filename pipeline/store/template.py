@@ -13,7 +13,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from mibf.bundle.classes import ClassName
 from pipeline.codes import SUBSETS, UNLABELLED, Missing
-from pipeline.grid import finer, grid_to_json
+from pipeline.grid import finer, geozarr_attributes
 from pipeline.io import zarr_store
 from pipeline.stac.composite import COUNTS
 from pipeline.stac.periods import Gaps
@@ -124,7 +124,7 @@ def create_store(
         dimension_names=("subset", "class", "window_y", "window_x"),
     )
     group.attrs.update(
-        grid_to_json(template.grid)
+        geozarr_attributes(template.grid)
         | {
             "mibf:format": FORMAT,
             "mibf:fingerprint": fingerprint,
@@ -153,6 +153,8 @@ def _create_array(
     above = () if bands is None else (bands,)
     # Sources of different scales get different axis names: xarray requires axes of one name to have one length.
     at_scale = "" if scale == 1 else f"_{scale}"
+    dimensions = (f"y{at_scale}", f"x{at_scale}")
+    grid = template.grid if scale == 1 else finer(template.grid, scale)
     kind, _, source = name.partition("/")
     axis = f"{source}_{'period' if kind == 'counts' else 'band'}"
     group.create_array(
@@ -163,6 +165,6 @@ def _create_array(
         dtype=dtype,
         fill_value=fill,
         compressors=[COMPRESSOR, Crc32cCodec()],
-        dimension_names=(*(() if bands is None else (axis,)), f"y{at_scale}", f"x{at_scale}"),
-        attributes={} if scale == 1 else grid_to_json(finer(template.grid, scale)),
+        dimension_names=(*(() if bands is None else (axis,)), *dimensions),
+        attributes=geozarr_attributes(grid, dimensions=dimensions),
     )
