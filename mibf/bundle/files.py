@@ -41,8 +41,7 @@ def to_files(bundle: Bundle) -> dict[str, bytes]:
         **values,
         "provenance": bundle.provenance,
         key: members,
-        "stac_extensions": list(stac_mlm.EXTENSIONS),
-        "properties": stac_mlm.properties(bundle),
+        **stac_mlm.item(bundle),
     }
     contents = zip(file_names(bundle.members), bundle.members, strict=True)
     return {

@@ -1,4 +1,4 @@
-"""Describe a bundle with STAC's Machine Learning Model (MLM) extension, so that catalogues and other tools can read it.
+"""Describe a bundle as a STAC item with the Machine Learning Model (MLM) extension, for catalogues and other tools.
 
 Plain values, https://github.com/stac-extensions/mlm, version 1.6.0. They are derived from the bundle when it is written
 and ignored when it is read: the bundle's own keys are authoritative.
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from mibf.bundle.bundle import Bundle
+from mibf.bundle.bundle import CARD, Bundle
 from mibf.bundle.classes import ClassName
+from mibf.bundle.members import file_names
 from mibf.network.spec import FEATURES, HIDDEN, SourceSpec
 from mibf.normalization import BandScaling
 
@@ -24,8 +25,48 @@ EXTENSIONS = (
 ARCHITECTURES = {"network": "MIBF-Net", "trees": "gradient boosted trees", "linear": "logistic regression"}
 #: The package that trains a model without networks, by the kind of its first member, and the name of its framework.
 FRAMEWORKS = {"trees": ("lightgbm", "LightGBM"), "linear": ("scikit-learn", "scikit-learn")}
+#: Media type of the file of each kind of member, and what wrote it.
+ARTIFACTS = {
+    "network": ("application/octet-stream; application=safetensors", "safetensors.torch.save_file"),
+    "linear": ("application/octet-stream; application=safetensors", "safetensors.torch.save_file"),
+    "trees": ("text/plain", "lightgbm.Booster.save_model"),
+}
+#: A model is of no one time. STAC needs an interval with two ends, for which the extension suggests these.
+ALWAYS = {"datetime": None, "start_datetime": "1900-01-01T00:00:00Z", "end_datetime": "9999-12-31T23:59:59Z"}
 #: The extension's term for classifying every pixel; it reserves `classification` for one class per input.
 TASK = "semantic-segmentation"
+
+
+def item(bundle: Bundle) -> dict[str, Any]:
+    """Return the members of a STAC item in the bundle's folder. It has no geometry: a model is of no one place."""
+    run = bundle.provenance.get("run")
+    name = as_name(run) if isinstance(run, str) else ""
+    return {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": list(EXTENSIONS),
+        "id": f"{name or 'model'}-{bundle.digest[:12]}",
+        "geometry": None,
+        "properties": ALWAYS | properties(bundle),
+        "links": [],
+        "assets": _assets(bundle),
+    }
+
+
+def _assets(bundle: Bundle) -> dict[str, Any]:
+    """The files of the members, in their order, and the model card."""
+    found: dict[str, Any] = {}
+    for file, member in zip(file_names(bundle.members), bundle.members, strict=True):
+        media_type, artifact = ARTIFACTS[member.kind]
+        found[file] = {
+            "href": f"./{file}",
+            "type": media_type,
+            "title": ARCHITECTURES[member.kind],
+            "roles": ["mlm:model", "mlm:weights"],
+            "mlm:artifact_type": artifact,
+            "bands": _bands(bundle),  # STAC allows bands in the properties only if assets have them, too
+        }
+    return found | {CARD: {"href": f"./{CARD}", "type": "text/markdown", "title": "Model card", "roles": ["metadata"]}}
 
 
 def properties(bundle: Bundle) -> dict[str, Any]:
@@ -42,11 +83,15 @@ def properties(bundle: Bundle) -> dict[str, Any]:
         "mlm:input": [_input(source, bundle) for source in bundle.spec.sources],
         "mlm:output": [_output(bundle)],
         "mlm:hyperparameters": _hyperparameters(bundle),
-        "bands": [{"name": name} for source in bundle.spec.sources for name in band_names(source)],
+        "bands": _bands(bundle),
     }
     if "chosen" in bundle.provenance:  # trained by mibf, from random initial weights
         found |= {"mlm:pretrained": False, "mlm:pretrained_source": None}
     return found
+
+
+def _bands(bundle: Bundle) -> list[dict[str, str]]:
+    return [{"name": name} for source in bundle.spec.sources for name in band_names(source)]
 
 
 def band_names(source: SourceSpec) -> list[str]:

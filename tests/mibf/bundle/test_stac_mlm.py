@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import pystac
+import pystac.validation
 import pytest
 from pystac.extensions import mlm
 
 from mibf.bundle import stac_mlm
 from mibf.bundle.bundle import MODEL, Bundle
 from mibf.bundle.files import to_files
-from mibf.bundle.members import TreesMember
+from mibf.bundle.members import TreesMember, file_names
 from mibf.normalization import BandScaling
 from tests.support.bundles import CLASSES, make_bundle
+from tests.support.stac_extensions import check_published, needs_schemas
 
 
 def properties_of(bundle: Bundle) -> dict[str, Any]:
@@ -54,6 +56,54 @@ def test_stac_mlm_fields_follow_extension_schema(bundle: Bundle) -> None:
         assert re.fullmatch(r"[0-9A-F]{6}", listed["color_hint"])
     # Trained from scratch: the source must be present and null.
     assert (found["mlm:pretrained"], found["mlm:pretrained_source"]) == (False, None)
+
+
+def item_of(bundle: Bundle) -> dict[str, Any]:
+    """The item as another program reads it: model.json itself."""
+    found: dict[str, Any] = json.loads(to_files(bundle)[MODEL])
+    return found
+
+
+MEMBERS = {
+    "network": lambda bundle: bundle,
+    "trees": lambda bundle: replace(bundle, members=(TreesMember("tree\n"),)),
+    "both": lambda bundle: replace(
+        bundle, members=(replace(bundle.members[0], share=0.5), replace(TreesMember("tree\n"), share=0.5))
+    ),
+}
+
+
+@needs_schemas
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_model_json_is_a_valid_stac_item(bundle: Bundle, kind: str) -> None:
+    item = item_of(MEMBERS[kind](bundle))
+    pystac.validation.validate_dict(item, pystac.STACObjectType.ITEM, "1.1.0", extensions=[])
+    check_published(item)
+    read = pystac.Item.from_dict(item)
+    models = [asset for asset in read.assets.values() if "mlm:model" in asset.roles]
+    assert [asset.href.removeprefix("./") for asset in models] == file_names(MEMBERS[kind](bundle).members)
+    assert read.extra_fields["format"], "the bundle's own members are kept beside those of STAC"
+
+
+@needs_schemas
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["properties", "mlm:tasks"], ["mapping"]),
+        (["properties", "mlm:input", 0, "input", "data_type"], "float"),
+        (["properties", "mlm:output", 0, "classification:classes", 0, "name"], "open water"),
+        (["assets", "weights.safetensors", "mlm:artifact_type"], 3),
+        (["assets", "weights.safetensors", "roles"], ["data"]),
+    ],
+)
+def test_invalid_mlm_fields_are_detected_by_the_published_schema(bundle: Bundle, place: list[Any], value: Any) -> None:
+    item = item_of(bundle)
+    part: Any = item
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    with pytest.raises(pystac.STACValidationError):
+        check_published(item)
 
 
 def test_stac_value_scaling_matches_applied_normalization(bundle: Bundle) -> None:
