@@ -32,7 +32,8 @@ from mibf.device import best_device
 from mibf.errors import InputError
 from mibf.network.spec import NetworkSpec
 from mibf.normalization import Scaling, scaling_from_json
-from mibf.training.epoch import Batch, Step, train_epoch
+from mibf.training.batch import Batch
+from mibf.training.epoch import Step, train_epoch
 from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.sampling.sampler import Sampler

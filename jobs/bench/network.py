@@ -27,7 +27,8 @@ from mibf.inference.cell import CELL
 from mibf.inference.dense import Dense
 from mibf.network.mibfnet import MIBFNet
 from mibf.network.spec import BETWEEN, NARROW, WIDE, NetworkSpec, SourceSpec
-from mibf.training.epoch import Batch, TrainState, train_epoch
+from mibf.training.batch import Batch
+from mibf.training.epoch import TrainState, train_epoch
 from mibf.training.optimizer import make_optimizer
 from pipeline.grid import Window
 from pipeline.maps.predictor import check_sources

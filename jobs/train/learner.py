@@ -89,4 +89,5 @@ def make_train_state(
         label_smoothing=section.label_smoothing,
         perturbation=perturbation,
         pieces=section.accumulate_steps,
+        capture=None if section.compile else "auto",
     )

@@ -33,9 +33,11 @@ from mibf.device import check_precision
 from mibf.distributed import barrier, decided_by_first
 from mibf.metrics.calibration import Reliability, TemperatureFit
 from mibf.normalization import Scaling, scaling_from_json, scaling_to_json
+from mibf.training.batch import Batch, WindowBatch
 from mibf.training.batch_statistics import recompute_statistics
 from mibf.training.checkpoint import Checkpoint, TrainingPosition
-from mibf.training.epoch import Batch, EpochMetrics, MetricAccumulator, Step, train_epoch, validate
+from mibf.training.epoch import Step, train_epoch, validate
+from mibf.training.epoch_metrics import EpochMetrics, MetricAccumulator
 from pipeline.io import storage
 from pipeline.io.checkpoints import Checkpoints
 from pipeline.io.lease import Lease, LeaseLostError
@@ -182,21 +184,23 @@ class SeedTrainer:
             self.callback.loss(line["train_loss"])
             self.callback.epoch(_format_line(line, section, self.plan.epochs))
 
-    def _batches(self, epoch: int, *, start: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, *, start: int) -> Iterator[Batch | WindowBatch]:
         """Yield this worker's batches of an epoch from step `start` on, pass by pass over the samples."""
         batch = self.worker.part(self.section.batch_size)
         for span in self.plan.spans(epoch, start=start):
-            drawn = self.training.shuffled(batch=batch, seed=self.seed, epoch=span.number, start=span.start, steps=span.stop)
+            drawn = self.training.shuffled_for(
+                self.worker.device, batch=batch, seed=self.seed, epoch=span.number, start=span.start, steps=span.stop
+            )
             with closing(drawn):
                 yield from drawn
 
-    def _unchanged_batches(self) -> Iterator[Batch]:
+    def _unchanged_batches(self) -> Iterator[Batch | WindowBatch]:
         """Yield up to `batch_norm_samples` training samples of all workers, always the same, as mapping shows them."""
         wanted = min(self.section.batch_norm_samples or 0, self.training.samples())
         batch = max(2, min(VALIDATION_BATCH, wanted // self.worker.workers))
         steps = max(1, wanted // (batch * self.worker.workers))
         plain = replace(self.training, augment=False, source_dropout=0.0)
-        return plain.shuffled(batch=batch, seed=self.seed, epoch=0, steps=steps)
+        return plain.shuffled_for(self.worker.device, batch=batch, seed=self.seed, epoch=0, steps=steps)
 
     def _after_step(self, epoch: int, step: Step) -> None:
         section, clock = self.section, self.clock
@@ -241,7 +245,7 @@ class SeedTrainer:
         calibration = TemperatureFit(self.worker.device)
         checked = validate(
             learner.eval_network,
-            self.validation.in_order(batch=VALIDATION_BATCH),
+            self.validation.in_order_for(self.worker.device, batch=VALIDATION_BATCH),
             beta=learner.beta,
             precision=learner.precision,
             observers=[calibration],
@@ -318,7 +322,7 @@ class SeedTrainer:
             }
             validate(
                 network,
-                self.validation.in_order(batch=VALIDATION_BATCH),
+                self.validation.in_order_for(self.worker.device, batch=VALIDATION_BATCH),
                 beta=self.learner.beta,
                 precision=self.learner.precision,
                 observers=[raw, *calibrated.values()],

@@ -18,8 +18,9 @@ from jobs.trials.trajectory import Clock, Trajectory, follow
 from mibf.device import best_device, ieee_float32, to_device
 from mibf.network.mibfnet import MIBFNet
 from mibf.network.spec import BETWEEN, PARTS, NetworkSpec
+from mibf.training.batch import Batch
 from mibf.training.ema import ExponentialMovingAverage
-from mibf.training.epoch import Batch, TrainState, train_epoch
+from mibf.training.epoch import TrainState, train_epoch
 from mibf.training.optimizer import make_optimizer
 from pipeline.sampling.shuffle_buffer import SYMMETRIES
 

@@ -16,11 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mibf.device import Precision, ieee_float32
 from mibf.distributed import average_over_workers
 from mibf.network.mibfnet import MIBFNet
-from mibf.training.epoch import Batch, forward, on_device
+from mibf.training.batch import Batch, BatchPlacer, WindowBatch
+from mibf.training.epoch import forward
 
 
 @torch.no_grad()
-def recompute_statistics(network: MIBFNet, batches: Iterable[Batch], *, precision: Precision) -> None:
+def recompute_statistics(network: MIBFNet, batches: Iterable[Batch | WindowBatch], *, precision: Precision) -> None:
     """Replace all running statistics by their means over the batches of all workers; leave the network in evaluation mode.
 
     All else computes as in evaluation: without noise, dropout and samples of the code. `torch.optim.swa_utils.update_bn`
@@ -34,10 +35,9 @@ def recompute_statistics(network: MIBFNet, batches: Iterable[Batch], *, precisio
         layer.reset_running_stats()
         layer.momentum = None  # the mean of all batches
         layer.train()
-    for batch in batches:
-        sources, _ = on_device(batch, device)
+    for batch, _ in BatchPlacer(device).timed(batches):
         with ieee_float32(device):
-            forward(network, sources, device, precision)
+            forward(network, batch.patches(0, len(batch.labels)), device, precision)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     network.eval()

@@ -38,9 +38,8 @@ class ExponentialMovingAverage:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch's own: one kernel for all tensors
         average([own for own, _ in moving], [now.detach() for _, now in moving], 0)
-        for own, now in pairs:
-            if not own.is_floating_point():  # batch norm's batch counter
-                own.copy_(now)
+        counted = [(own, now) for own, now in pairs if not own.is_floating_point()]  # batch norm's batch counters
+        torch._foreach_copy_([own for own, _ in counted], [now for _, now in counted])
         self.steps += 1
 
 

@@ -6,33 +6,26 @@ otherwise the same code runs on its own.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from mibf.device import Precision, autocast, ieee_float32
-from mibf.distributed import average_over_workers, gather_on_first, sum_over_workers, workers
-from mibf.metrics.confusion import ConfusionMatrix
+from mibf.distributed import average_over_workers, sum_over_workers, workers
 from mibf.network.mibfnet import MIBFNet, Output
+from mibf.training.batch import Batch, BatchPlacer, PlacedBatch, WindowBatch
 from mibf.training.ema import ExponentialMovingAverage
+from mibf.training.epoch_metrics import EpochMetrics, MetricAccumulator
 from mibf.training.loss import Loss, objective
-from mibf.training.perturbation import Perturbation
-
-
-class Batch(NamedTuple):
-    """B samples: patches of every source, (B, C, p, p) float32 in [0, 1], and class positions (B,) int64."""
-
-    sources: tuple[NDArray[np.float32], ...]
-    labels: NDArray[np.int64]
+from mibf.training.perturbation import MixedLabels, Perturbation
+from mibf.training.step_graph import Capture, StepGraph, cuda_graph, try_capture
 
 
 class NonFiniteError(ArithmeticError):
@@ -61,6 +54,8 @@ class TrainState:
         label_smoothing: share of each label that is spread over all classes.
         perturbation: random changes of each batch; None for none.
         pieces: number of parts in which a worker's batch is computed, one after the other, to save memory.
+        capture: makes a CUDA graph of a step; by default on a GPU, unless the loss is scaled. Not used with a wrapper, with
+            several pieces, or for batches of another size than the first.
     """
 
     model: nn.Module
@@ -74,9 +69,13 @@ class TrainState:
     label_smoothing: float = 0.0
     perturbation: Perturbation | None = None
     pieces: int = 1
+    capture: Capture | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
         self.scaler = GradScaler(self.device.type) if self.precision == "fp16" else None
+        if self.capture == "auto":
+            self.capture = cuda_graph if self.device.type == "cuda" and self.scaler is None else None
+        self._graph: StepGraph | None = None
 
     @property
     def network(self) -> MIBFNet:
@@ -94,6 +93,14 @@ class TrainState:
     def device(self) -> torch.device:
         """The device on which the network is trained."""
         return next(self.model.parameters()).device
+
+    def graph(self, inputs: Sequence[Tensor], step: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]) -> StepGraph | None:
+        """The graph of a step with inputs of these shapes, captured when first asked for; None where there is none."""
+        if self._graph is None and self.capture is not None and self.capture != "auto":
+            self._graph = try_capture(self.network, step, inputs, capture=self.capture)
+            if self._graph is None:
+                self.capture = None
+        return self._graph if self._graph is not None and self._graph.fits(inputs) else None
 
     def average_buffers(self) -> None:
         """Average buffers over all workers, including batch norm's running statistics.
@@ -126,11 +133,12 @@ class NonFiniteGuard:
     def record(self, position: int, loss: Tensor, norm: Tensor) -> None:
         """Record a batch's loss and gradient norm, before the optimiser's step."""
         seen = torch.stack([loss.detach().float(), norm.float()])
-        finite = torch.isfinite(seen[:1] if self.scaler else seen).all()  # a scaled gradient may overflow occasionally
-        first = (self.found_inf == 0) & ~finite
-        self.batch.copy_(torch.where(first, position, self.batch))
-        self.seen.copy_(torch.where(first, seen, self.seen))
-        self.found_inf.copy_(torch.maximum(self.found_inf, first.float()))
+        # Zero times a value that is not finite is NaN, which differs from zero. A scaled gradient may overflow occasionally.
+        bad = ((seen[:1] if self.scaler else seen) * 0).sum() != 0
+        first = bad > self.found_inf
+        torch.where(first, seen, self.seen, out=self.seen)
+        self.batch.masked_fill_(first, position)
+        self.found_inf.masked_fill_(first, 1.0)
         if position % self.every == 0:
             self.raise_if_nonfinite()
 
@@ -155,66 +163,6 @@ class NonFiniteGuard:
             )
 
 
-class EpochMetrics(NamedTuple):
-    """Means over all samples of an epoch on all workers, and their confusion matrix; `rate` is the KL term."""
-
-    loss: float
-    cross_entropy: float
-    rate: float
-    confusion: ConfusionMatrix
-
-
-class MetricAccumulator:
-    """Sums of loss terms and counts, divided once at the end: a mean of batch means would be wrong.
-
-    `terms` cover the samples since the start of the epoch, `recent` those since the last report.
-    """
-
-    def __init__(self, classes: int, device: torch.device) -> None:
-        self.classes = classes
-        self.terms = torch.zeros(3, dtype=torch.float64, device=device)
-        self.counts = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-        self.recent = torch.zeros(4, dtype=torch.float64, device=device)
-
-    @torch.no_grad()
-    def add(self, loss: Loss, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: the means of its loss terms, and the predicted classes of its samples."""
-        terms = torch.stack(loss).detach().double() * len(labels)
-        self.terms += terms
-        self.recent[:3] += terms
-        self.recent[3] += len(labels)
-        pairs = labels * self.classes + logits.argmax(dim=1)
-        self.counts.scatter_add_(0, pairs, torch.ones_like(pairs))  # bincount would wait for the device
-
-    def figures(self) -> EpochMetrics:
-        """Return the metrics over all workers."""
-        terms, counts = self.terms.clone(), self.counts.clone()
-        sum_over_workers(terms, counts)
-        confusion = ConfusionMatrix(counts.cpu().numpy().reshape(self.classes, self.classes))
-        loss, cross_entropy, rate = (terms.cpu() / max(1, confusion.samples)).tolist()
-        return EpochMetrics(loss, cross_entropy, rate, confusion)
-
-    def recent_means(self) -> tuple[float, float, float, int]:
-        """Return mean loss, cross-entropy and KL term of all workers' samples since the last call, and their number."""
-        recent = self.recent.clone()
-        self.recent.zero_()
-        sum_over_workers(recent)
-        *terms, samples = recent.tolist()
-        loss, cross_entropy, rate = (term / max(1.0, samples) for term in terms)
-        return loss, cross_entropy, rate, int(samples)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the sums of all workers for a checkpoint, and move them to the first worker."""
-        gather_on_first(self.terms, self.counts, self.recent)
-        return {"terms": self.terms.cpu(), "counts": self.counts.cpu(), "recent": self.recent.cpu()}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Load on the first worker what `state` returned."""
-        self.terms.copy_(state["terms"])
-        self.counts.copy_(state["counts"])
-        self.recent.copy_(state["recent"])
-
-
 class Step(NamedTuple):
     """A completed step: its number in the epoch, counted from 1, and this worker's part of it."""
 
@@ -228,7 +176,7 @@ class Step(NamedTuple):
 
 def train_epoch(
     state: TrainState,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch | WindowBatch],
     *,
     samples: int | None = None,
     start: int = 0,
@@ -260,7 +208,7 @@ def train_epoch(
     sums = MetricAccumulator(network.spec.classes, device) if sums is None else sums
     guard = NonFiniteGuard(state)
     state.model.train()
-    for position, (batch, waited) in enumerate(_timed(batches), start):
+    for position, (batch, waited) in enumerate(BatchPlacer(device).timed(batches), start):
         if seed is not None:
             torch.manual_seed(seed(position))
         own = len(batch.labels)
@@ -279,53 +227,53 @@ def train_epoch(
     return sums.figures()
 
 
-def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Yield batches, each with the seconds spent waiting for it."""
-    iterator = iter(batches)
-    while True:
-        start = time.perf_counter()
-        batch = next(iterator, None)
-        if batch is None:
-            return
-        yield batch, time.perf_counter() - start
-
-
-def _backward(state: TrainState, batch: Batch, share: float, sums: MetricAccumulator) -> Tensor:
+def _backward(state: TrainState, batch: PlacedBatch, share: float, sums: MetricAccumulator) -> Tensor:
     """Compute the gradient of a batch's loss times `share`, piece by piece; return the loss."""
     state.optimizer.zero_grad(set_to_none=True)
     own = len(batch.labels)
-    pieces = _split_batch(batch, state.pieces)
+    bounds = _piece_bounds(own, state.pieces)
     losses = []
-    for number, piece in enumerate(pieces):
-        last = number == len(pieces) - 1
-        with nullcontext() if last else _no_grad_sync(state.model):
-            sources, labels = on_device(piece, state.device)
-            mixed = None
-            if state.perturbation is not None:
-                sources, mixed = state.perturbation.mix(state.perturbation.patches(sources), labels)
-            output = forward(state.model, sources, state.device, state.precision)
-            loss = objective(
-                output,
-                labels,
-                beta=state.beta,
-                weights=state.weights,
-                label_smoothing=state.label_smoothing,
-                mixed=mixed,
-            )
-            part = loss.total * (len(labels) / own)
-            scaled = part if share == 1.0 else part * share
-            torch.autograd.backward(state.scaler.scale(scaled) if state.scaler else scaled)
-        sums.add(loss, output.logits, labels)
-        losses.append(part.detach())
+    for begin, end in pairwise(bounds):
+        sources, labels, mixed = batch.patches(begin, end), batch.labels[begin:end], None
+        if state.perturbation is not None:
+            sources, mixed = state.perturbation.mix(state.perturbation.patches(sources), labels)
+        inputs = [*sources, labels, *(mixed or ())]
+        scale = (end - begin) / own * share
+        with nullcontext() if end == own else _no_grad_sync(state.model):
+            graph = None
+            if len(bounds) == 2 and share == 1.0 and state.model is state.network:
+                graph = state.graph(inputs, partial(_gradient, state, len(sources), 1.0))
+            *terms, logits = _gradient(state, len(sources), scale, inputs) if graph is None else graph(inputs)
+        loss = Loss(*terms)
+        sums.add(loss, logits, labels)
+        losses.append(loss.total * ((end - begin) / own))
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
-def _split_batch(batch: Batch, count: int) -> list[Batch]:
-    """Split a batch into pieces of nearly equal size, at least two samples each: batch norm needs a variance."""
-    own = len(batch.labels)
-    count = max(1, min(count, own // 2))
-    bounds = [own * i // count for i in range(count + 1)]
-    return [Batch(tuple(x[begin:end] for x in batch.sources), batch.labels[begin:end]) for begin, end in pairwise(bounds)]
+def _gradient(state: TrainState, sources: int, scale: float, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Add the gradient of the loss times `scale` to that of the parameters; return the terms of the loss, and the logits.
+
+    The inputs are the patches of the `sources`, the labels, and the mixed labels if there are any.
+    """
+    labels, *mixed = inputs[sources:]
+    output = forward(state.model, list(inputs[:sources]), state.device, state.precision)
+    loss = objective(
+        output,
+        labels,
+        beta=state.beta,
+        weights=state.weights,
+        label_smoothing=state.label_smoothing,
+        mixed=MixedLabels(*mixed) if mixed else None,
+    )
+    scaled = loss.total if scale == 1.0 else loss.total * scale
+    torch.autograd.backward(state.scaler.scale(scaled) if state.scaler else scaled)
+    return *(term.detach() for term in loss), output.logits.detach()
+
+
+def _piece_bounds(samples: int, count: int) -> list[int]:
+    """Where pieces of nearly equal size begin and end, at least two samples each: batch norm needs a variance."""
+    count = max(1, min(count, samples // 2))
+    return [samples * i // count for i in range(count + 1)]
 
 
 def _no_grad_sync(model: nn.Module) -> AbstractContextManager[Any]:
@@ -362,7 +310,7 @@ class ValidationObserver(Protocol):
 @torch.no_grad()
 def validate(
     network: MIBFNet,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch | WindowBatch],
     *,
     beta: float,
     precision: Precision,
@@ -373,21 +321,15 @@ def validate(
     device = next(network.parameters()).device
     sums = MetricAccumulator(network.spec.classes, device)
     network.eval()
-    for batch in batches:
+    for batch, _ in BatchPlacer(device).timed(batches):
+        labels = batch.labels
         with ieee_float32(device):
-            sources, labels = on_device(batch, device)
-            output = forward(network, sources, device, precision)
+            output = forward(network, batch.patches(0, len(labels)), device, precision)
         sums.add(objective(output, labels, beta=beta), output.logits, labels)
         for observer in observers:
             observer.add(output.logits, labels)
         after_step(len(labels))
     return sums.figures()
-
-
-def on_device(batch: Batch, device: torch.device) -> tuple[list[Tensor], Tensor]:
-    """Return the patches and labels of a batch as tensors; on a CPU they share its memory."""
-    sources = [torch.from_numpy(x).to(device, non_blocking=True) for x in batch.sources]
-    return sources, torch.from_numpy(batch.labels).to(device, non_blocking=True)
 
 
 def forward(model: nn.Module, sources: list[Tensor], device: torch.device, precision: Precision) -> Output:

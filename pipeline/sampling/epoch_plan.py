@@ -259,3 +259,29 @@ def groups_between(
         if stop is not None and end >= stop:
             return
         begin = end
+
+
+@dataclass(frozen=True)
+class EpochGenerators:
+    """The random generators of a worker's epoch."""
+
+    seed: int
+    epoch: int
+    rank: int
+    augment: bool | str
+
+    def pick(self, part: WindowDraws) -> np.random.Generator:
+        """The generator for what is drawn from a window: the same for all workers that share it."""
+        return generator(RandomStream.PICK, self.seed, self.epoch, part.lap, part.index)
+
+    def shuffle(self, group: ShuffleGroup) -> np.random.Generator:
+        """The generator for the order of a group's draws."""
+        return generator(RandomStream.SHUFFLE, self.seed, self.epoch, self.rank, group.number)
+
+    def turn(self, group: ShuffleGroup) -> np.random.Generator | None:
+        """The generator for the symmetry of each of a group's draws; None without augmentation."""
+        return generator(RandomStream.TURN, self.seed, self.epoch, self.rank, group.number) if self.augment else None
+
+    def lose(self, group: ShuffleGroup) -> np.random.Generator:
+        """The generator for the source that each of a group's draws loses, if there is source dropout."""
+        return generator(RandomStream.LOSE, self.seed, self.epoch, self.rank, group.number)

@@ -30,30 +30,31 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mibf.errors import InputError
 from mibf.normalization import Scaling
-from mibf.training.epoch import Batch
+from mibf.training.batch import Batch, PatchTables, WindowBatch, WindowPixels, pinned
 from pipeline.codes import Subset
 from pipeline.grid import Window
 from pipeline.io.retry import StorageUnavailableError, call_with_retry
 from pipeline.parallel.prefetch import PrefetchThreads
 from pipeline.sampling.epoch_plan import (
+    EpochGenerators,
     Frequencies,
-    RandomStream,
     ShuffleGroup,
     WindowDraws,
     epoch_windows,
-    generator,
     groups_between,
     make_groups,
     times_drawn,
 )
 from pipeline.sampling.sample_table import SampleTable
-from pipeline.sampling.shuffle_buffer import Dropout, PatchLayout, ShuffleBuffer
+from pipeline.sampling.shuffle_buffer import Allocator, Dropout, PatchLayout, ShuffleBuffer
 from pipeline.sampling.store_catalog import sample_table
 from pipeline.store.patch_store import PatchStore, scaled_window
 
@@ -66,6 +67,10 @@ CACHE_BYTES = 128 << 20
 FEWEST_WINDOWS = 4
 #: Batches that are cut before the network requests them.
 PREFETCH_BATCHES = 4
+
+
+#: Either form of a batch.
+AnyBatch = TypeVar("AnyBatch", Batch, WindowBatch)
 
 
 class ReadError(RuntimeError):
@@ -154,6 +159,26 @@ class Sampler:
             InputError: the epoch has no step `start`, or the subset has no samples.
             ReadError: a window cannot be read (raised when a batch is requested).
         """
+        groups, chance = self._draws(batch, seed=seed, epoch=epoch, start=start, steps=steps)
+        return self._batches(groups, batch, chance, self._cut)
+
+    def shuffled_windows(
+        self, *, batch: int, seed: int, epoch: int, start: int = 0, steps: int | None = None
+    ) -> Generator[WindowBatch, None, None]:
+        """Yield the batches of `shuffled` as the places of their patches in windows, to be gathered on a GPU.
+
+        The windows are in pinned memory if there is a GPU.
+
+        Raises:
+            InputError, ReadError: as for `shuffled`.
+        """
+        groups, chance = self._draws(batch, seed=seed, epoch=epoch, start=start, steps=steps)
+        return self._batches(groups, batch, chance, self._locate, allocate=pinned)
+
+    def _draws(
+        self, batch: int, *, seed: int, epoch: int, start: int, steps: int | None
+    ) -> tuple[Iterable[tuple[ShuffleGroup, int, int]], EpochGenerators]:
+        """The groups of an epoch from step `start` on, each with the range of its draws to use, and its generators."""
         steps = self.steps(batch) if steps is None else steps
         if not 0 <= start <= steps:
             raise InputError(
@@ -171,7 +196,7 @@ class Sampler:
             workers=self.workers,
         )
         wanted = groups_between(self._grouped(parts), start * batch, steps * batch)
-        return self._batches(wanted, batch, _EpochGenerators(seed, epoch, self.rank, self.augment))
+        return wanted, EpochGenerators(seed, epoch, self.rank, self.augment)
 
     def in_order(self, *, batch: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """Yield each of this worker's samples once, in grid order, for validation and testing; the last batch may be short.
@@ -182,10 +207,23 @@ class Sampler:
         Raises:
             ReadError: a window cannot be read.
         """
+        return self._batches(self._in_order(start, stop), batch, None, self._cut)
+
+    def shuffled_for(self, device: torch.device, **order: Any) -> Generator[Batch | WindowBatch, None, None]:
+        """Yield the batches of `shuffled` in the form that suits a device: windows for a GPU, patches for a CPU."""
+        return self.shuffled_windows(**order) if device.type == "cuda" else self.shuffled(**order)
+
+    def in_order_for(self, device: torch.device, *, batch: int) -> Iterator[Batch | WindowBatch]:
+        """Yield the batches of `in_order` in the form that suits a device."""
+        if device.type == "cuda":
+            return self._batches(self._in_order(0, None), batch, None, self._locate, allocate=pinned)
+        return self.in_order(batch=batch)
+
+    def _in_order(self, start: int, stop: int | None) -> Iterable[tuple[ShuffleGroup, int, int]]:
         table = self._table
         counted = ((i, table.samples(i)) for i in range(self.rank, len(table), self.workers))
         parts = (WindowDraws.full(i, 0, samples, samples) for i, samples in counted)
-        return self._batches(groups_between(self._grouped(parts), start, stop), batch, None)
+        return groups_between(self._grouped(parts), start, stop)
 
     def _grouped(self, parts: Iterable[WindowDraws]) -> Iterator[ShuffleGroup]:
         """Group the windows that are in memory together: as many as fit, or `FEWEST_WINDOWS` whole ones."""
@@ -199,22 +237,32 @@ class Sampler:
         return make_groups(parts, size=lambda part: layout.pixels(part.distinct) * layout.pixel_bytes, limit=limit)
 
     def _batches(
-        self, groups: Iterable[tuple[ShuffleGroup, int, int]], batch: int, chance: _EpochGenerators | None
-    ) -> Generator[Batch, None, None]:
+        self,
+        groups: Iterable[tuple[ShuffleGroup, int, int]],
+        batch: int,
+        chance: EpochGenerators | None,
+        cut: Callable[[Generator[tuple[ShuffleBuffer, int, int], None, None], int], Generator[AnyBatch, None, None]],
+        **allocate: Allocator,
+    ) -> Generator[AnyBatch, None, None]:
         threads = PrefetchThreads()
-        buffers = self._read(groups, chance, threads)
+        buffers = self._read(groups, chance, threads, **allocate)
         if not self.background:
-            return self._cut(buffers, batch)
+            return cut(buffers, batch)
         buffers = threads.prefetch(buffers, depth=1, name="mibf-read")
-        return threads.prefetch(self._cut(buffers, batch), depth=PREFETCH_BATCHES, name="mibf-cut")
+        return threads.prefetch(cut(buffers, batch), depth=PREFETCH_BATCHES, name="mibf-cut")
 
     def _read(
-        self, groups: Iterable[tuple[ShuffleGroup, int, int]], chance: _EpochGenerators | None, threads: PrefetchThreads
+        self,
+        groups: Iterable[tuple[ShuffleGroup, int, int]],
+        chance: EpochGenerators | None,
+        threads: PrefetchThreads,
+        **allocate: Allocator,
     ) -> Generator[tuple[ShuffleBuffer, int, int], None, None]:
         """Yield each group in memory, with the range of its draws to use; end early if no more batches are needed."""
         layout = self._layout
         for group, begin, end in groups:
-            buffer = ShuffleBuffer(layout, sum(layout.pixels(part.distinct) for part in group.parts), self._dropout)
+            pixels = sum(layout.pixels(part.distinct) for part in group.parts)
+            buffer = ShuffleBuffer(layout, pixels, self._dropout, **allocate)
             for part in group.parts:
                 if threads.stop.is_set():
                     return
@@ -227,7 +275,7 @@ class Sampler:
             del buffer  # otherwise it stays in memory while the next group is read
 
     def _add(
-        self, buffer: ShuffleBuffer, part: WindowDraws, chance: _EpochGenerators | None, threads: PrefetchThreads
+        self, buffer: ShuffleBuffer, part: WindowDraws, chance: EpochGenerators | None, threads: PrefetchThreads
     ) -> None:
         """Read one window and add it to the buffer with the samples that are drawn."""
         store, window = self._place(part.index)
@@ -302,34 +350,36 @@ class Sampler:
         finally:
             groups.close()
 
+    def _locate(
+        self, groups: Generator[tuple[ShuffleBuffer, int, int], None, None], batch: int
+    ) -> Generator[WindowBatch, None, None]:
+        """Locate the patches of batches, which are those of `_cut`."""
+        tables = self._tables
+        parts: list[tuple[WindowPixels, int]] = []
+        places: list[NDArray[np.int64]] = []
+        filled = 0
+        try:
+            for buffer, begin, end in groups:
+                while begin < end:
+                    number = min(batch - filled, end - begin)
+                    parts.append((buffer.pixels, number))
+                    places.append(buffer.places(begin, begin + number))
+                    begin, filled = begin + number, (filled + number) % batch
+                    if not filled:
+                        yield WindowBatch(tables, tuple(parts), np.concatenate(places, axis=1))
+                        parts, places = [], []
+                del buffer  # otherwise it stays in memory while waiting for the next group
+            if filled:
+                yield WindowBatch(tables, tuple(parts), np.concatenate(places, axis=1))
+        finally:
+            groups.close()
+
+    @cached_property
+    def _tables(self) -> PatchTables:
+        return self._layout.tables(self._dropout)
+
     def _batch(self, patches: Sequence[NDArray[np.float32]], labels: NDArray[np.int64]) -> Batch:
         """Reshape patches to the network's input, (B, C, p, p), channels last in memory."""
         sides = [self.patch * s.scale for s in self._layout.sources]
         shaped = (p.reshape(len(p), side, side, -1) for p, side in zip(patches, sides, strict=True))
         return Batch(tuple(p.transpose(0, 3, 1, 2) for p in shaped), labels)
-
-
-@dataclass(frozen=True)
-class _EpochGenerators:
-    """The random generators of a worker's epoch."""
-
-    seed: int
-    epoch: int
-    rank: int
-    augment: bool | str
-
-    def pick(self, part: WindowDraws) -> np.random.Generator:
-        """The generator for what is drawn from a window: the same for all workers that share it."""
-        return generator(RandomStream.PICK, self.seed, self.epoch, part.lap, part.index)
-
-    def shuffle(self, group: ShuffleGroup) -> np.random.Generator:
-        """The generator for the order of a group's draws."""
-        return generator(RandomStream.SHUFFLE, self.seed, self.epoch, self.rank, group.number)
-
-    def turn(self, group: ShuffleGroup) -> np.random.Generator | None:
-        """The generator for the symmetry of each of a group's draws; None without augmentation."""
-        return generator(RandomStream.TURN, self.seed, self.epoch, self.rank, group.number) if self.augment else None
-
-    def lose(self, group: ShuffleGroup) -> np.random.Generator:
-        """The generator for the source that each of a group's draws loses, if there is source dropout."""
-        return generator(RandomStream.LOSE, self.seed, self.epoch, self.rank, group.number)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mibf.training.batch import PatchTables, WindowPixels
 from pipeline.store.template import CHUNK, StoredSource
 
 #: Symmetries of the square: quarter turns counterclockwise, 0 to 3, then the same mirrored left to right.
@@ -27,6 +28,7 @@ ALLOWED: dict[bool | str, tuple[int, ...]] = {
 WHOLE, PATCHES = 0, 1
 #: Instead of a source's position: no source is dropped.
 NONE = -1
+Allocator = Callable[[tuple[int, int]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ class PatchLayout:
         """
         return {scale: self._offsets(scale) for scale in self.scales}
 
+    def tables(self, dropout: Dropout | None = None) -> PatchTables:
+        """How patches lie in the pixels, for a device that gathers them; a form is kind * `SYMMETRIES` + symmetry."""
+        offsets = {scale: values.reshape(2 * SYMMETRIES, -1) for scale, values in self.offsets.items()}
+        scales = tuple(source.scale for source in self.sources)
+        return PatchTables(self.patch, scales, offsets, () if dropout is None else dropout.filled)
+
     def _offsets(self, scale: int) -> NDArray[np.int64]:
         y, x = np.indices((self.patch * scale, self.patch * scale))
         plain = [y * stride * scale + x for stride in (self.side, self.patch)]
@@ -106,10 +114,18 @@ class ShuffleBuffer:
     Filled window by window with `add`, then ordered once with `arrange`.
     """
 
-    def __init__(self, layout: PatchLayout, pixels: int, dropout: Dropout | None = None) -> None:
-        """Allocate room for `pixels` reference pixels of every source."""
+    def __init__(
+        self,
+        layout: PatchLayout,
+        pixels: int,
+        dropout: Dropout | None = None,
+        *,
+        allocate: Allocator = lambda shape: np.empty(shape, np.float32),
+    ) -> None:
+        """Allocate room for `pixels` reference pixels of every source, with a function that makes an array of a shape."""
         self.layout, self.dropout = layout, dropout
-        self._values = [np.empty((pixels * s.scale**2, s.bands), np.float32) for s in layout.sources]
+        self._values = tuple(allocate((pixels * s.scale**2, s.bands)) for s in layout.sources)
+        self.pixels = WindowPixels(self._values)
         self._used = 0
         self._kinds: list[NDArray[np.uint8]] = []
         self._starts: list[dict[int, NDArray[np.int64]]] = []
@@ -196,3 +212,10 @@ class ShuffleBuffer:
         if self.dropout is not None and self.lost is not None:
             for position, (out, filled) in enumerate(zip(patches, self.dropout.filled, strict=True)):
                 out[self.lost[begin:end] == position] = filled
+
+    def places(self, begin: int, end: int) -> NDArray[np.int64]:
+        """Where the patches of the draws [begin, end) are, as in `mibf.training.batch.WindowBatch`."""
+        chosen = self.order[begin:end]
+        forms = self.kinds[chosen].astype(np.int64) * SYMMETRIES + self.turns[begin:end]
+        lost = np.full(end - begin, NONE) if self.lost is None else self.lost[begin:end]
+        return np.stack([self.labels[chosen], forms, lost, *(self.starts[s][chosen] for s in self.layout.scales)])

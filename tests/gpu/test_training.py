@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from jobs.train.settings import WorkerContext
 from jobs.train.worker_loop import run
 from jobs.workflow.workspace import Workspace
 from mibf.device import Precision
+from mibf.training.batch import BatchPlacer
 from mibf.training.checkpoint import Checkpoint, TrainingPosition
-from mibf.training.epoch import MetricAccumulator, Step, TrainState, train_epoch
+from mibf.training.epoch import Step, TrainState, train_epoch
+from mibf.training.epoch_metrics import MetricAccumulator
 from pipeline.io.checkpoints import Checkpoints
 from tests.support.gpu import BANDS, DEVICE, ON_GPU, Figures, batches_of, spec_with, train_state
 
@@ -33,6 +36,7 @@ TOLERANCES: dict[Precision, tuple[float, float]] = {"float32": (1e-5, 1e-3), "bf
 def gradients(state: TrainState, seed: int = 0) -> tuple[float, Tensor]:
     """Loss and gradient of one step, the gradient on the CPU in float64."""
     (batch,) = batches_of(state.network.spec, steps=1, size=256)
+    state.capture = None  # numbers that the CPU draws cannot be copied within a graph
     loss = train_epoch(state, [batch], seed=lambda step: seed + step).loss
     return loss, torch.cat([p.grad.cpu().double().flatten() for p in state.network.parameters() if p.grad is not None])
 
@@ -113,6 +117,41 @@ def test_two_trainings_give_the_same_bytes(precision: Precision) -> None:
 @pytest.mark.parametrize("precision", TRAINED)
 def test_resuming_gives_the_same_bytes_as_never_having_stopped(precision: Precision) -> None:
     assert_same(trained(precision, stop_after=5), trained(precision))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_graph_trains_as_steps_without_it(precision: Precision, figures: Figures) -> None:
+    torch.backends.cudnn.deterministic = True
+    spec, steps = spec_with(BANDS[0]), 8
+    batches = batches_of(spec, steps=steps, size=512 if ON_GPU else 64)
+    found = []
+    for graphs in (True, False):
+        state = train_state(spec, DEVICE, steps=steps, precision=precision)
+        if not graphs:
+            state.capture = None
+        loss = train_epoch(state, batches, seed=lambda step: step).loss
+        weights = torch.cat([p.detach().cpu().double().flatten() for p in state.network.parameters()])
+        found.append((loss, weights))
+        if graphs and ON_GPU:
+            assert state.capture is not None, "the step could not be captured: see the warning"
+    (loss, weights), (other_loss, other_weights) = found
+    difference = float((weights - other_weights).norm() / other_weights.norm())
+    figures.add(f"graph against steps, {precision}", loss=abs(loss / other_loss - 1), weights=difference)
+    assert loss == pytest.approx(other_loss, rel=1e-3)
+    assert difference < 1e-2
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_patches_gathered_on_the_device_are_those_cut_on_the_cpu(
+    scenes: dict[tuple[int, ...], Config], augment: bool
+) -> None:
+    sampler = Prepared.of(scenes[BANDS[0]]).sampler(augment=augment, source_dropout=0.3)
+    order = {"batch": 500, "seed": 1, "epoch": 0}
+    placed = BatchPlacer(DEVICE).timed(islice(sampler.shuffled_windows(**order), 40))
+    for batch, (windows, _) in zip(sampler.shuffled(**order), placed, strict=False):
+        assert torch.equal(windows.labels.cpu(), torch.from_numpy(batch.labels))
+        for ours, patches in zip(windows.patches(0, 500), batch.sources, strict=True):
+            assert torch.equal(ours.cpu(), torch.from_numpy(patches))
 
 
 class StopError(Exception):

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from mibf.device import Precision, to_device
 from mibf.network.mibfnet import MIBFNet
 from mibf.network.spec import NARROW, WIDE, NetworkPart, NetworkSpec, SourceSpec
-from mibf.training.epoch import Batch, TrainState, train_epoch
+from mibf.training.batch import Batch
+from mibf.training.epoch import TrainState, train_epoch
 from mibf.training.optimizer import make_optimizer
 from pipeline.grid import Window
 from tests.support.synthetic import synthetic_scene

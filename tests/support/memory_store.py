@@ -10,7 +10,7 @@ import numpy as np
 
 from mibf.bundle.classes import ClassName
 from mibf.normalization import BandScaling, Scaling
-from mibf.training.epoch import Batch
+from mibf.training.batch import Batch
 from pipeline.codes import UNLABELLED
 from pipeline.grid import Window, reflected, windows
 from pipeline.sampling.sampler import Sampler

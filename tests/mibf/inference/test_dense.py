@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import mibf.inference.dense
@@ -24,9 +22,11 @@ from mibf.inference.outputs import NEEDS_CODE, PRODUCT_NAMES
 from mibf.network.bottleneck import kl_divergence
 from mibf.network.mibfnet import MIBFNet, Output
 from mibf.network.spec import PARTS, NetworkPart
-from mibf.training.epoch import Batch, TrainState, train_epoch
+from mibf.training.batch import Batch
+from mibf.training.epoch import TrainState, train_epoch
 from mibf.training.optimizer import make_optimizer
 from tests.support.networks import spec_of
+from tests.support.operations import Operations
 
 
 def network_of(
@@ -445,18 +445,6 @@ def test_cells_computed_together_give_the_results_of_one_at_a_time() -> None:
     assert torch.equal(together["class"] == -1, ~valid[2:-2, 2:-2])
     with pytest.raises(InputError, match="cells is 0; at least one"):
         Dense(network, cells=0)
-
-
-class Operations(TorchDispatchMode):
-    """Counts operations that compute something: on a GPU, each is at least one launch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
 
 
 def test_sixteen_cells_take_few_operations(monkeypatch: pytest.MonkeyPatch, small_cells: int) -> None:

@@ -11,9 +11,10 @@ import torch
 
 from mibf.network.mibfnet import MIBFNet
 from mibf.network.spec import NARROW, NetworkSpec, SourceSpec
+from mibf.training.batch import Batch
 from mibf.training.batch_statistics import recompute_statistics
 from mibf.training.ema import ExponentialMovingAverage
-from mibf.training.epoch import Batch, TrainState, train_epoch, validate
+from mibf.training.epoch import TrainState, train_epoch, validate
 from mibf.training.optimizer import make_optimizer
 from tests.support.distributed import two_workers
 

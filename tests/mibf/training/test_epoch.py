@@ -24,18 +24,11 @@ from mibf.device import check_precision
 from mibf.errors import InputError
 from mibf.network.mibfnet import MIBFNet, Output
 from mibf.network.spec import NARROW, PARTS, NetworkPart, NetworkSpec, SourceSpec
+from mibf.training.batch import Batch
 from mibf.training.checkpoint import Checkpoint, DamagedCheckpointError
 from mibf.training.ema import ExponentialMovingAverage
-from mibf.training.epoch import (
-    Batch,
-    EpochMetrics,
-    MetricAccumulator,
-    NonFiniteError,
-    Step,
-    TrainState,
-    train_epoch,
-    validate,
-)
+from mibf.training.epoch import NonFiniteError, Step, TrainState, train_epoch, validate
+from mibf.training.epoch_metrics import EpochMetrics, MetricAccumulator
 from mibf.training.loss import class_weights, objective
 from mibf.training.optimizer import FLOOR, make_optimizer, schedule_factor
 from mibf.training.sync_batchnorm import synchronize

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import pipeline.sampling.sampler
 from jobs.workflow.workspace import Workspace
 from mibf.normalization import Scaling, scaling_from_json
-from mibf.training.epoch import Batch
+from mibf.training.batch import Batch, BatchPlacer, WindowBatch
 from pipeline.codes import CODES, UNLABELLED
 from pipeline.grid import Window, windows
 from pipeline.io import storage
@@ -270,3 +271,43 @@ def test_source_dropout_with_one_source_raises() -> None:
     store = MemoryStore(scattered_labels((40, 40), (0.5, 0.3, 0.1)), scales=(1,))
     with pytest.raises(ValueError, match="the only source"):
         next(make_sampler(store, source_dropout=0.5).shuffled(batch=10, seed=0, epoch=0))
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize("labelled", [0.9, 0.002])
+@pytest.mark.parametrize("how", [{}, {"augment": True, "source_dropout": 0.4}])
+def test_patches_gathered_from_windows_are_those_cut_for_a_cpu(labelled: float, how: dict[str, Any]) -> None:
+    """Batches span two groups at times."""
+    store = MemoryStore(scattered_labels((290, 150), (labelled / 2, labelled / 4, labelled / 4)), scales=(1, 4, 2))
+    part = replace(make_sampler(store, **how), scaling=distinct_fill_scaling(store))
+    placer, several = BatchPlacer(torch.device("cpu")), 0
+    orders: list[tuple[Iterable[Batch], Iterable[WindowBatch]]] = []
+    for start in (0, 1):
+        order = {"batch": 33, "seed": 2, "epoch": 1, "start": start}
+        orders.append((part.shuffled(**order), part.shuffled_windows(**order)))
+    for cut, located in orders:
+        for batch, windowed in islice(zip(cut, located, strict=True), 60):
+            placed = placer.place(windowed)
+            several += len(windowed.parts) > 1
+            assert torch.equal(placed.labels, torch.from_numpy(batch.labels))
+            assert np.array_equal(windowed.labels, batch.labels)
+            whole = placed.patches(0, 33)
+            pieces = [placed.patches(begin, end) for begin, end in ((0, 10), (10, 33))]
+            for number, patches in enumerate(batch.sources):
+                assert whole[number].is_contiguous(memory_format=torch.channels_last)
+                assert torch.equal(whole[number], torch.from_numpy(patches))
+                assert torch.equal(torch.cat([piece[number] for piece in pieces]), whole[number])
+    assert several or labelled < 0.1, "sparse labels fit one group"
+
+
+def test_form_of_a_batch_follows_from_the_device(dense: MemoryStore) -> None:
+    part = make_sampler(dense, subset="validation")
+    for device, form in (("cpu", Batch), ("cuda", WindowBatch)):
+        drawn = part.shuffled_for(torch.device(device), batch=8, seed=0, epoch=0)
+        assert isinstance(next(drawn), form)
+        drawn.close()
+        batches = list(part.in_order_for(torch.device(device), batch=5000))
+        assert all(isinstance(batch, form) for batch in batches)
+        assert np.array_equal(
+            np.concatenate([b.labels for b in batches]), np.concatenate([b.labels for b in part.in_order(batch=5000)])
+        )
