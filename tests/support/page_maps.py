@@ -74,11 +74,12 @@ def publish_page_map(
     tiles: Sequence[ListedTile] = (),
     block: int = 1024,
     sources: Sequence[str] = ("optical",),
+    bands: int = 3,
 ) -> Path:
     """Publish the map of these codes (band, y, x) by product, with a page; return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    values = np.random.default_rng(0).integers(1, 200, (3, *grid.shape), np.uint8)
-    profile = {"driver": "GTiff", "height": grid.shape[0], "width": grid.shape[1], "count": 3, "dtype": "uint8"}
+    values = np.random.default_rng(0).integers(1, 200, (bands, *grid.shape), np.uint8)
+    profile = {"driver": "GTiff", "height": grid.shape[0], "width": grid.shape[1], "count": bands, "dtype": "uint8"}
     with rasterio.open(
         folder / "s.tif", "w", **profile, transform=grid.affine, crs=grid.crs and grid.crs.to_wkt()
     ) as target:

@@ -8,7 +8,7 @@ Object.assign(Page.prototype, {
     document.title = id;
     find("title").textContent = id;
     const area = this.hectares(properties["mibf:pixels"]);
-    const facts = [properties.created?.slice(0, 10), `${this.grid.columns} × ${this.grid.rows} pixels`, area];
+    const facts = [properties.created?.slice(0, 10), `${this.grid.columns} × ${this.grid.rows} px`, area];
     find("subtitle").textContent = facts.filter(Boolean).join(" · ");
     for (const choice of this.choices()) {
       const input = make("input", {type: "radio", name: "layer", value: choice.id});
@@ -89,13 +89,13 @@ Object.assign(Page.prototype, {
   // --- overlays ---
 
   buildOverlays() {
-    const add = (id, title, note, layer) => {
+    const add = (id, title, layer, short = "", note = "") => {
       const input = make("input", {type: "checkbox", value: id});
       input.addEventListener("change", () => {
         this.state.overlays[input.checked ? "add" : "delete"](id);
         this.update();
       });
-      find("overlays").append(make("label", {className: "choice"}, input, title, make("small", {}, note)));
+      find("overlays").append(make("label", {className: "choice"}, input, title, make("small", {title: note}, short)));
       find("overlays-section").hidden = false;
       this.overlays.set(id, layer);
       this.drawn.getLayers().push(layer);
@@ -104,14 +104,15 @@ Object.assign(Page.prototype, {
       const asset = this.pictures.get(id);
       if (asset) {
         const step = asset["mibf:step"];
-        add(id, title, step > 1 ? `1 : ${step}` : "", this.picture(asset, {className: "ol-overlay"}));
+        const layer = this.picture(asset, {className: "ol-overlay", opacity: id === "split" ? 0.7 : 1});
+        add(id, title, layer, step > 1 ? `1 : ${step}` : "", `A pixel stands for ${step} × ${step} pixels of the map`);
       }
     }
     const tiles = this.item.assets["tiles.json"];
     if (tiles) {
       const style = (feature) => this.tileStyle(feature);
       const layer = new ol.layer.Vector({source: new ol.source.Vector(), style, visible: false});
-      add("tiles", "Tiles that failed", "", layer);
+      add("tiles", "Tiles that failed", layer);
       layer.on("change:visible", () => this.loadTiles(tiles, layer.getSource()));
     }
   },
@@ -189,7 +190,9 @@ Object.assign(Page.prototype, {
       button.addEventListener("click", () => this.toggleClass(entry.value));
       return make("li", {}, button);
     });
-    return make("ul", {className: "classes"}, ...rows);
+    const list = make("ul", {className: "classes"}, ...rows);
+    const areas = Object.keys(counts).length && this.hectares(1);
+    return areas ? make("div", {}, list, make("p", {className: "hint"}, "Areas count pixels; they are not estimates.")) : list;
   },
 
   toggleClass(value) {
@@ -254,6 +257,7 @@ Object.assign(Page.prototype, {
     if (query === this.query) { // otherwise another pixel was chosen meanwhile
       find("pixel").replaceChildren(...this.pixelParts(column, row, values));
       find("pixel").removeAttribute("aria-busy");
+      find("pixel").scrollIntoView({block: "nearest"});
     }
   },
 
