@@ -30,6 +30,8 @@ from pipeline.publishing.published_map import ITEM, PublishedMap
 from pipeline.publishing.stac_item import InvalidItemError, check_item, matches_grid
 from pipeline.publishing.stac_item_reader import ItemFile, PublishedItem, read_item
 
+#: The end of the names of files that programs which read a map may write to; no pixels depend on them.
+SIDECAR = ".aux.xml"
 #: What to do about a map that is out of date.
 TILES_TO_MAP = "run `mibf map`"
 #: Maximum number of corrupt items of a map that are listed by name.
@@ -178,7 +180,9 @@ class _Check:
         with progress_bar(f"{self.checked.scene}: verify the map's files", len(files), unit="files") as advance:
             for file in files:
                 fault = self._file_fault(file)
-                if fault:
+                if fault and file.name.endswith(SIDECAR) and file.name not in self.missing:
+                    self.checked.notes.append(f"{file.name}: {fault}; GDAL and QGIS add statistics to this file")
+                elif fault:
                     self.checked.broken.append(f"{file.name}: {fault}")
                 self.checked.files += 1
                 self.checked.bytes += file.bytes

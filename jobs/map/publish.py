@@ -116,7 +116,7 @@ def _published_files(scene: SceneMap) -> dict[str, FileContent]:
         item = PublishedItem.of(found)
     except InvalidItemError:
         return {}
-    return {file.name: FileContent(file.bytes, file.sha256) for file in item.files}
+    return {file.name: FileContent(file.bytes, file.sha256, file.pixels) for file in item.files}
 
 
 def _executor(scene: SceneMap) -> Executor:

@@ -32,7 +32,7 @@ from pipeline.maps.tile_checksums import tile_checksums, tiles_done_since
 from pipeline.maps.tile_selection import TileSelection, classify, select_tiles
 from pipeline.publishing.map_part import SourceTile
 from pipeline.publishing.publish import finish_interrupted
-from pipeline.publishing.published_map import ITEM
+from pipeline.publishing.published_map import ITEM, file_urls, files_exist
 from pipeline.store.patch_store import PatchStore, check_matching
 from pipeline.store.records import StoreRecords
 
@@ -183,7 +183,7 @@ class SceneMap:
         They are in the ledger, of which the item says how many events preceded the map.
         """
         item = self.item()
-        if item is None or not self._has_files(item):
+        if item is None or not files_exist(self.folder, item, role="data"):
             return {}
         properties = item["properties"]
         found = tile_checksums(self.ledger, properties.get(LEDGER_EVENTS))
@@ -213,12 +213,7 @@ class SceneMap:
         item = self.item()
         if item is None or item.get("properties", {}).get("mibf:content") != self.published_content():
             return False
-        return self._has_files(item)
-
-    def _has_files(self, item: Mapping[str, Any]) -> bool:
-        """Whether all files of a published map exist."""
-        hrefs = [str(asset["href"]) for asset in item.get("assets", {}).values() if "file:size" in asset]
-        return all(storage.exists(storage.join(self.folder, href.removeprefix("./"))) for href in hrefs)
+        return files_exist(self.folder, item)
 
     def published_content(self) -> str:
         """Digest of the map to publish: its tiles, block size and acquisition time."""
@@ -233,10 +228,10 @@ class SceneMap:
         return sum(last[window].pixels for window in self.planned)
 
     def published_files(self) -> list[str]:
-        """URLs of the files of the published map without those that its page needs, the item last."""
+        """URLs of the files of the published map without those that other files need beside them, the item last."""
         item = self.item() or {}
-        hrefs = [str(a["href"]) for a in item.get("assets", {}).values() if "file:size" in a and a["roles"] != ["metadata"]]
-        return [storage.join(self.folder, name.removeprefix("./")) for name in [*hrefs, ITEM]]
+        beside = file_urls(self.folder, item, role="metadata")
+        return [*(url for url in file_urls(self.folder, item) if url not in beside), storage.join(self.folder, ITEM)]
 
     def check_replaced(self, request: TileRequest) -> None:
         """Check that no other model's map would be replaced unless that is requested.

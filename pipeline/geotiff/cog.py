@@ -12,6 +12,7 @@ import rasterio
 from odc.geo.geobox import GeoBox
 
 from mibf.bundle.classes import ClassName
+from pipeline.geotiff.attribute_table import add_attribute_table
 from pipeline.geotiff.tile_codec import TILE, CogError
 from pipeline.grid import Window, windows
 from pipeline.maps.products import CLASS_PRODUCTS, Product
@@ -40,15 +41,22 @@ def pieces(name: str, shape_yx: tuple[int, int], *, block: int) -> list[tuple[st
     return [(f"{name}_y{window.y}_x{window.x}.tif", window) for window in windows(shape_yx, block)]
 
 
-def write_sidecar(path: Path, grid: GeoBox, classes: Sequence[ClassName]) -> list[Path]:
-    """Write what a GeoTIFF cannot hold to a sidecar file, if there is anything; check that the CRS can be read back."""
+def write_sidecar(
+    path: Path, grid: GeoBox, classes: Sequence[ClassName], *, pixels: Mapping[int, int] | None = None
+) -> list[Path]:
+    """Write what a GeoTIFF cannot hold to a sidecar file, if there is anything; check that the CRS can be read back.
+
+    Of a raster of class ids, that is their names and attribute table; `pixels` is the number of pixels of each id.
+    """
     sidecar = Path(f"{path}.aux.xml")
     sidecar.unlink(missing_ok=True)  # of GDAL
     root = Element("PAMDataset")
     if not _holds_crs(path, grid):
         SubElement(root, "SRS").text = grid.crs.to_wkt()
     if classes:
-        _categories(SubElement(root, "PAMRasterBand", band="1"), classes)
+        band = SubElement(root, "PAMRasterBand", band="1")
+        _categories(band, classes)
+        add_attribute_table(band, classes, pixels)
     if len(root):
         sidecar.write_text(_text(root), "utf-8")
     check_crs(path, grid)
@@ -102,10 +110,12 @@ def vrt(
     names: Sequence[str],
     classes: Sequence[ClassName],
     tags: Mapping[str, str],
+    pixels: Mapping[int, int] | None = None,
 ) -> str:
     """Build the VRT that mosaics the files of a product; it belongs in the same folder and refers to them by relative path.
 
-    GDAL reads it from disks, object stores and HTTP alike, and uses the files' overviews.
+    GDAL reads it from disks, object stores and HTTP alike, and uses the files' overviews. `pixels` is the number of pixels
+    of each class id, where it is known.
     """
     rows, columns = grid.shape
     root = Element("VRTDataset", rasterXSize=str(columns), rasterYSize=str(rows))
@@ -129,6 +139,7 @@ def vrt(
             table = SubElement(band, "ColorTable")
             for color in color_table(classes).values():
                 SubElement(table, "Entry", {f"c{i}": str(part) for i, part in enumerate(color, start=1)})
+            add_attribute_table(band, classes, pixels)
         for file, window in parts:
             _source(band, file, number, window, kind)
     return _text(root)

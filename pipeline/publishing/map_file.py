@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +12,7 @@ from odc.geo.geobox import GeoBox
 
 from mibf.bundle.classes import ClassName
 from pipeline.geotiff import cog
+from pipeline.geotiff.attribute_table import count_pixels
 from pipeline.geotiff.encoded_tiles import EncodedPart
 from pipeline.geotiff.raster_file import RasterFile, assemble
 from pipeline.grid import Window
@@ -51,6 +52,8 @@ class FileContent:
 
     bytes: int
     sha256: str
+    #: Number of pixels of each class id, of a raster of classes; None where it is not known.
+    pixels: Mapping[int, int] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class PublishedFile:
     name: str  #: file name in the map's folder
     window: Window  #: the part of the grid that the file covers
     content: FileContent
-    sidecars: tuple[str, ...] = ()  #: names of the files that hold what a GeoTIFF cannot
+    sidecars: Mapping[str, FileContent] = field(default_factory=dict)  #: by name; they hold what a GeoTIFF cannot
 
 
 def build_file(files: MapFiles, task: FileTask) -> PublishedFile:
@@ -99,13 +102,15 @@ def build_file(files: MapFiles, task: FileTask) -> PublishedFile:
                 published = _verified(storage.join(files.folder, task.name), task.published, Path(temporary))
             assemble(raster, task.number, task.parts, path, published=published)
             classes = files.classes if raster.product.name in CLASS_PRODUCTS else ()
-            sidecars = cog.write_sidecar(path, files.grid, classes)
-            content = file_content(path)
+            pixels = count_pixels(path, classes) if classes else None
+            sidecars = cog.write_sidecar(path, files.grid, classes, pixels=pixels)
+            content = replace(file_content(path), pixels=pixels)
+            beside = {each.name: file_content(each) for each in sidecars}
         if not local:
             for each in (path, *sidecars):
                 url = storage.join(files.staging, each.name)
                 call_with_retry(url, lambda each=each, url=url: storage.publish(str(each), url))  # type: ignore[misc]  # bound now
-    return PublishedFile(task.number, task.name, task.window, content, tuple(each.name for each in sidecars))
+    return PublishedFile(task.number, task.name, task.window, content, beside)
 
 
 def file_content(path: Path) -> FileContent:

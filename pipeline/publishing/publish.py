@@ -28,7 +28,7 @@ STAGING = ".staging"
 #: Record in a staging folder: everything there is complete.
 RECORD = "publication.json"
 #: File names of a map, for any products and blocks, those of earlier versions included.
-_FILES = re.compile(rf"({'|'.join([*MAP_PRODUCTS, *RENAMED_PRODUCTS])})(_y\d+_x\d+)?\.(tif|tif\.aux\.xml|vrt)")
+_FILES = re.compile(rf"({'|'.join([*MAP_PRODUCTS, *RENAMED_PRODUCTS])})(_y\d+_x\d+)?\.(tif|tif\.aux\.xml|vrt|qml)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.geotiff import cog
+from pipeline.geotiff.attribute_table import total_pixels
 from pipeline.geotiff.encoded_tiles import EncodedPart
 from pipeline.geotiff.tile_codec import TILE
 from pipeline.geotiff.tile_pyramid import TileKey, TileTree
@@ -25,7 +26,6 @@ from pipeline.io.lease import Lease
 from pipeline.io.retry import call_with_retry
 from pipeline.maps.products import CLASS_PRODUCTS
 from pipeline.parallel.executor import Executor
-from pipeline.publishing.class_counts import count_classes
 from pipeline.publishing.map_file import (
     DamagedFileError,
     FileContent,
@@ -40,6 +40,7 @@ from pipeline.publishing.page.overviews import scene_overviews
 from pipeline.publishing.page.page_file import PageFile, static_files, with_page
 from pipeline.publishing.publish import replace_published, staging_folder
 from pipeline.publishing.published_map import QUICKLOOK
+from pipeline.publishing.qgis_style import STYLE, qgis_style
 from pipeline.publishing.quicklook import quicklook
 from pipeline.publishing.stac_item import SOURCES_LAYER, Asset, check_item
 from pipeline.store.patch_store import PatchStore
@@ -110,14 +111,14 @@ def publish_map(
         mosaics = _write_mosaics(publication, rasters)
         ordered = sorted([*rasters, *mosaics], key=lambda file: file.number)
         kept = {name for file in plan.kept for name in (file.name, *file.sidecars)}
-        pictures = _draw_quicklook(publication, rasters, kept)
+        others = _draw_quicklook(publication, rasters, kept) + _write_styles(publication)
         page = _write_page(publication)
-        counts = _count_classes(publication, rasters, kept, executor) if page else {}
         kept |= {file.name for file in page if _is_published(publication, file)}
-        item = with_page(describe([*(_asset(files, file) for file in ordered), *pictures]), page, counts)
+        assets = [*(_asset(files, file) for file in ordered), *others, *_sidecar_assets(files, ordered)]
+        item = with_page(describe(assets), page, _class_pixels(files, rasters))
         check_item(item)
         names = [name for file in ordered for name in (file.name, *file.sidecars)]
-        names += [asset.name for asset in pictures] + [file.name for file in page]
+        names += [each.name for each in (*others, *page)]
         new = [name for name in names if name not in kept]
         replace_published(files.folder, staging, item, new=new, kept=sorted(kept), lease=lease)
         return []
@@ -129,6 +130,7 @@ class PublicationPlan:
 
     parts: list[Part] = field(default_factory=list)
     reused: set[str] = field(default_factory=set)  #: blocks of which the unchanged tiles are copied from published files
+    copied: list[str] = field(default_factory=list)  #: blocks without changed tiles whose files lack their sidecars
     kept: list[PublishedFile] = field(default_factory=list)  #: published files that stay as they are
 
 
@@ -138,16 +140,23 @@ def plan_publication(publication: Publication) -> PublicationPlan:
     bands = [len(names) for names in publication.files.names]
     level = part_level(publication.source.products, bands, publication.source.tile_size)
     tiles = _by_block(publication)
+    there = call_with_retry(publication.files.folder, lambda: set(storage.names(publication.files.folder)))
     for suffix, window in publication.blocks:
         contents = _reusable(publication, suffix, window)
         if contents is not None:
             plan.reused.add(suffix)
         parts = _parts(suffix, window, tiles[window], level, reuse=contents is not None)
         plan.parts.extend(parts)
-        if contents is not None and not parts:
+        if contents is None or parts:
+            continue
+        if not _has_sidecars(publication, suffix, there):
+            plan.copied.append(suffix)
+        else:
             for number, product in enumerate(publication.source.products):
                 name = f"{product.name}{suffix}.tif"
-                plan.kept.append(PublishedFile(number, name, window, contents[number], (f"{name}.aux.xml",)))
+                sidecar = f"{name}.aux.xml"
+                beside = {sidecar: publication.published[sidecar]} if sidecar in publication.published else {}
+                plan.kept.append(PublishedFile(number, name, window, contents[number], beside))
     return plan
 
 
@@ -171,6 +180,16 @@ def _reusable(publication: Publication, suffix: str, window: Window) -> list[Fil
             return None
         found.append(content)
     return found
+
+
+def _has_sidecars(publication: Publication, suffix: str, there: Collection[str]) -> bool:
+    """Whether a block's published files have the sidecars that the item lists; those of earlier versions list none."""
+    for product in publication.source.products:
+        name = f"{product.name}{suffix}.tif.aux.xml"
+        listed = name in publication.published
+        if listed != (name in there) or (product.name in CLASS_PRODUCTS and not listed):
+            return False
+    return True
 
 
 def _is_described(publication: Publication, number: int, name: str, window: Window) -> bool:
@@ -216,7 +235,7 @@ def _build(
 ) -> tuple[list[PublishedFile], list[Window]]:
     """Build the parts and then the files of a plan; return the files, or the damaged tiles."""
     products = publication.source.products
-    suffixes = list(dict.fromkeys(part.suffix for part in plan.parts))
+    suffixes = list(dict.fromkeys([*(part.suffix for part in plan.parts), *plan.copied]))
     encoded: dict[str, list[EncodedPart]] = {suffix: [] for suffix in suffixes}
     damaged: list[Window] = []
     files: list[PublishedFile] = []
@@ -264,16 +283,23 @@ def _write_mosaics(publication: Publication, rasters: Sequence[PublishedFile]) -
         return []
     rows, columns = files.grid.shape
     for number, product in enumerate(files.products):
-        parts = [(file.name, file.window) for file in rasters if file.number == number]
+        pieces = [file for file in rasters if file.number == number]
+        pixels = total_pixels(file.content.pixels for file in pieces)
         text = cog.vrt(
-            parts, product, grid=files.grid, names=files.names[number], classes=files.classes, tags=files.tags
+            [(file.name, file.window) for file in pieces],
+            product,
+            grid=files.grid,
+            names=files.names[number],
+            classes=files.classes,
+            tags=files.tags,
+            pixels=pixels,
         ).encode()
         name = f"{product.name}.vrt"
         with TemporaryDirectory(prefix="mibf-") as temporary:
             path = Path(temporary, name)
             path.write_bytes(text)
             cog.check_crs(path, files.grid)
-            content = file_content(path)
+            content = replace(file_content(path), pixels=pixels)
         url = storage.join(files.staging, name)
         call_with_retry(url, lambda url=url, text=text: storage.write_bytes(url, text))  # type: ignore[misc]  # bound now
         found.append(PublishedFile(number, name, Window(0, 0, rows, columns), content))
@@ -293,38 +319,52 @@ def _asset(files: MapFiles, file: PublishedFile) -> Asset:
         unit=product.unit,
         bands=files.sources if product.name == SOURCES_LAYER else files.names[file.number],
         window=file.window,
+        pixels=file.content.pixels,
     )
 
 
-def _files_of(
-    publication: Publication, names: Collection[str], rasters: Sequence[PublishedFile], kept: Collection[str]
-) -> list[tuple[str, Window]]:
-    """The files of the first product with one of the names: where they are now, and the windows that they cover."""
-    files = publication.files
-    number = next((i for i, product in enumerate(files.products) if product.name in names), None)
+def _sidecar_assets(files: MapFiles, rasters: Sequence[PublishedFile]) -> list[Asset]:
     return [
-        (storage.join(files.folder if file.name in kept else files.staging, file.name), file.window)
+        Asset(files.products[file.number].name, name, content.bytes, content.sha256)
         for file in rasters
-        if file.number == number
+        for name, content in file.sidecars.items()
     ]
+
+
+def _write_styles(publication: Publication) -> list[Asset]:
+    """Write the QGIS styles of the products that have one to the staging folder."""
+    files, found = publication.files, list[Asset]()
+    for product in files.products:
+        style = qgis_style(product, files.classes)
+        if style is not None:
+            name = f"{product.name}{STYLE}"
+            url = storage.join(files.staging, name)
+            call_with_retry(url, lambda url=url, style=style: storage.write_bytes(url, style))  # type: ignore[misc]  # bound now
+            found.append(Asset(product.name, name, len(style), hashlib.sha256(style).hexdigest()))
+    return found
 
 
 def _draw_quicklook(publication: Publication, rasters: Sequence[PublishedFile], kept: Collection[str]) -> list[Asset]:
     """Draw the quicklook of the first product of classes, if there is one, in the staging folder."""
-    files, parts = publication.files, _files_of(publication, CLASS_PRODUCTS, rasters, kept)
-    if not parts:
+    files = publication.files
+    number = next((i for i, product in enumerate(files.products) if product.name in CLASS_PRODUCTS), None)
+    if number is None:
         return []
+    parts = [
+        (storage.join(files.folder if file.name in kept else files.staging, file.name), file.window)
+        for file in rasters
+        if file.number == number
+    ]
     picture = quicklook(parts, files.grid.shape, files.classes)
     url = storage.join(files.staging, QUICKLOOK)
     call_with_retry(url, lambda: storage.write_bytes(url, picture))
-    return [Asset("quicklook", QUICKLOOK, len(picture), hashlib.sha256(picture).hexdigest(), "uint8", None, 1.0, "", ())]
+    return [Asset("quicklook", QUICKLOOK, len(picture), hashlib.sha256(picture).hexdigest())]
 
 
-def _count_classes(
-    publication: Publication, rasters: Sequence[PublishedFile], kept: Collection[str], executor: Executor
-) -> dict[str, int]:
-    parts = _files_of(publication, ["class"], rasters, kept)
-    return count_classes(parts, publication.files.classes, executor) if parts else {}
+def _class_pixels(files: MapFiles, rasters: Sequence[PublishedFile]) -> dict[int, int]:
+    """Number of pixels by class id in the class raster; empty if there is none."""
+    counts = [file.content.pixels for file in rasters if files.products[file.number].name == "class"]
+    return (total_pixels(counts) or {}) if counts else {}
 
 
 def _write_page(publication: Publication) -> list[PageFile]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,18 @@ from pipeline.rasters.untrusted import open_published
 
 #: File names of a map's item, without which it is not published, and of its quicklook.
 ITEM, QUICKLOOK = "item.json", "quicklook.png"
+
+
+def file_urls(folder: str, item: Mapping[str, Any], *, role: str | None = None) -> list[str]:
+    """URLs of the files of the map in a folder, or of those with a role: pixels are in files of the role `data`."""
+    files = [asset for asset in item.get("assets", {}).values() if "file:size" in asset]
+    hrefs = [str(file["href"]) for file in files if role is None or role in file.get("roles", [])]
+    return [storage.join(folder, href.removeprefix("./")) for href in hrefs]
+
+
+def files_exist(folder: str, item: Mapping[str, Any], *, role: str | None = None) -> bool:
+    """Whether all of these files exist."""
+    return all(map(storage.exists, file_urls(folder, item, role=role)))
 
 
 class PublishedMap:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import posixpath
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
@@ -38,14 +39,32 @@ EXTENSIONS = {
 }
 #: Products of class ids, and the product whose bits are sources.
 CLASS_LAYERS, SOURCES_LAYER = ("class", "second_class"), "sources"
-PICTURE = ".png"
+RASTERS, PICTURE = (".tif", ".vrt"), ".png"
 #: Media type and roles of a file by its extension. VRT has no media type of its own.
 KINDS = {
     ".tif": (pystac.MediaType.COG, ("data",)),
     ".vrt": (pystac.MediaType.XML, ("data",)),
     PICTURE: (pystac.MediaType.PNG, ("thumbnail", "overview")),
+    ".qml": (pystac.MediaType.XML, ("style",)),
+    ".xml": (pystac.MediaType.XML, ("metadata",)),
 }
+#: Titles of the products, and of the other files by their extension, in catalogues.
+TITLES = {
+    "class": "Most probable class",
+    "second_class": "Second most probable class",
+    "confidence": "Probability of the class",
+    "probabilities": "Probability of each class",
+    "entropy": "Entropy of the class probabilities",
+    "mutual_information": "Mutual information of class and model",
+    "kl": "KL divergence of the latent code from its prior",
+    "gate": "Share of each source in the relation",
+    "sources": "Sources with data",
+    "quicklook": "Quicklook",
+}
+OTHER_TITLES = {".qml": "{}: QGIS style", ".xml": "{}: GDAL's auxiliary metadata"}
 LEDGERS = {".json": "application/json", ".jsonl": "application/x-ndjson", ".parquet": "application/vnd.apache.parquet"}
+#: What the name of a block of a large map adds to that of its product.
+BLOCK = re.compile(r"_y(\d+)_x(\d+)(?=\.|$)")
 #: Processing level of model results, among the levels suggested by the extension.
 LEVEL = "L4"
 #: Prefix of a SHA-256 multihash: its code, and its length of 32 bytes.
@@ -60,31 +79,58 @@ class InvalidItemError(RuntimeError):
 class Asset:
     """One file of a map, in the same folder as its item.
 
-    `product` is a product's name, or any word for the quicklook; all files of a large map's product share it. `bands` are
-    the names of the bands; for `sources`, whose single band holds one bit per source, they are the sources from the lowest
-    bit up. `window` is the part of the grid that the file covers; None for the whole grid. `unit` is empty if there is
-    no unit.
+    `product` is a product's name, or any word for the quicklook; all files of a large map's product share it, those that
+    are not rasters included, of which only name, size and checksum are used. `bands` are the names of the bands; for
+    `sources`, whose single band holds one bit per source, they are the sources from the lowest bit up. `window` is the part
+    of the grid that the file covers; None for the whole grid. `unit` is empty if there is no unit. `pixels` is the number of
+    pixels of each class id; None where it is not known.
     """
 
     product: str
     name: str
     bytes: int
     sha256: str
-    dtype: str
-    nodata: float | None
-    scale: float
-    unit: str
-    bands: tuple[str, ...]
+    dtype: str = ""
+    nodata: float | None = None
+    scale: float = 1.0
+    unit: str = ""
+    bands: tuple[str, ...] = ()
     window: Window | None = None
+    pixels: Mapping[int, int] | None = None
+
+    @property
+    def key(self) -> str:
+        """Key in the item: the file name, of rasters and pictures without its extension."""
+        stem, ending = posixpath.splitext(self.name)
+        return stem if ending in (*RASTERS, PICTURE) else self.name
+
+    @property
+    def title(self) -> str:
+        """Title of the file, with its place in the grid if it is a block of a large map."""
+        title = TITLES.get(self.product, self.product)
+        ending = posixpath.splitext(self.name)[1]
+        place = BLOCK.search(self.name)
+        title = title if place is None else f"{title}, from row {place[1]} and column {place[2]}"
+        return OTHER_TITLES.get(ending, "{}").format(title)
 
 
 @dataclass(frozen=True)
 class ModelLink:
-    """The model that made a map: URL of its model.json, its digest and its name."""
+    """The model that made a map: location of its model.json, a URL or relative to the item; its digest and its name."""
 
     href: str
     digest: str
     name: str
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """An item's place in a catalog: its title, the id of its collection, and the locations of both, relative to the item."""
+
+    title: str
+    collection: str
+    collection_href: str
+    root_href: str
 
 
 def map_item(
@@ -103,6 +149,7 @@ def map_item(
     run: str,
     facts: Mapping[str, Any],
     area: Mapping[str, Any] | None = None,
+    entry: CatalogEntry | None = None,
 ) -> dict[str, Any]:
     """Build the item of one scene's map as JSON values. Deterministic: equal arguments give an equal item.
 
@@ -111,7 +158,7 @@ def map_item(
     Args:
         id: the item's id, unique among the maps of a catalogue.
         grid: the map's grid; without a CRS the item has no geometry, which STAC allows.
-        assets: the map's files; each becomes an asset whose key is the file name without its extension.
+        assets: the map's files; each becomes an asset (`Asset.key`).
         classes: classes of the map.
         created: creation time of the map, with a time zone.
         datetime: acquisition time of the scene (see `pipeline.scenes.acquisition_time`); None for `created`.
@@ -123,21 +170,20 @@ def map_item(
         run: name of the run.
         facts: additional properties, written as `mibf:NAME`.
         area: the outline of the scene's area, as for `footprint`; None: the item's geometry is the outline of the grid.
+        entry: the item's place in a catalog; None for none.
 
     Raises:
         ValueError: two assets have the same key, a file's type is unknown, or a time cannot be parsed.
     """
     created_utc = created.astimezone(UTC)
-    start, end = (created_utc, created_utc) if datetime is None else period(datetime)
     geometry, bbox = footprint(grid, area) or (None, None)
     item = pystac.Item(
         id=id,
         geometry=geometry,
         bbox=bbox,
-        datetime=start if start == end else None,
-        start_datetime=None if start == end else start,
-        end_datetime=None if start == end else end,
-        properties={"created": _format_time(created_utc)}
+        **_times(created_utc if datetime is None else datetime),
+        properties=({} if entry is None else {"title": entry.title})
+        | {"created": _format_time(created_utc)}
         | _projection(grid)
         | _processing(model, created_utc, files=len(inputs), version=version, run=run)
         | {f"mibf:{name}": _redacted(without_nan(value)) for name, value in facts.items()}
@@ -145,13 +191,21 @@ def map_item(
     )
     _add_assets(item, assets, grid, classes)
     item.add_asset("ledger", _ledger(storage.redact_url(ledger)))
-    item.add_links([_model_link(model), *(_input_link(url, stamp) for url, stamp in inputs.items())])
+    _add_links(item, entry, model, inputs)
     return _with_extensions(item.to_dict(include_self_link=False, transform_hrefs=False))
+
+
+def _add_links(item: pystac.Item, entry: CatalogEntry | None, model: ModelLink, inputs: Mapping[str, str]) -> None:
+    if entry is not None:
+        item.collection_id = entry.collection
+        rels = {"root": entry.root_href, "parent": entry.collection_href, "collection": entry.collection_href}
+        item.add_links([pystac.Link(rel, href, pystac.MediaType.JSON) for rel, href in rels.items()])
+    item.add_links([_model_link(model), *(_input_link(url, stamp) for url, stamp in inputs.items())])
 
 
 def _add_assets(item: pystac.Item, assets: Sequence[Asset], grid: GeoBox, classes: Sequence[ClassName]) -> None:
     for asset in assets:
-        key = posixpath.splitext(asset.name)[0]
+        key = asset.key
         if key in item.assets:
             raise ValueError(f"the files {asset.name} and {item.assets[key].href} of a map cannot both be asset {key!r}")
         item.add_asset(key, _asset(asset, grid, classes))
@@ -179,6 +233,14 @@ def check_item(item: Mapping[str, Any]) -> None:
         found = error.__cause__  # jsonschema's error, which has the JSON path
         cause = f"{getattr(found, 'json_path', '$')}: {getattr(found, 'message', error)}"
         raise InvalidItemError(f"the STAC item {item.get('id')!r} is not valid: {cause}") from error
+
+
+def _times(datetime: Instant | str) -> dict[str, Any]:
+    """An item's times: of an instant, or of an instant or interval as text."""
+    start, end = period(datetime) if isinstance(datetime, str) else (datetime, datetime)
+    if start == end:
+        return {"datetime": start}
+    return {"datetime": None, "start_datetime": start, "end_datetime": end}
 
 
 def matches_grid(item: Mapping[str, Any], grid: GeoBox) -> bool:
@@ -223,10 +285,10 @@ def _processing(model: ModelLink, created: Instant, *, files: int, version: str,
 
 
 def _model_link(model: ModelLink) -> pystac.Link:
-    """The link to the model that the STAC MLM extension asks for; plain JSON, as model.json is not a complete STAC item."""
+    """The link to the model that the STAC MLM extension asks for. In earlier bundles, it is not a complete STAC item."""
     fields = {"mlm:name": model.name, "mibf:digest": model.digest}
     href = storage.redact_url(model.href)
-    return pystac.Link("derived_from", href, pystac.MediaType.JSON, title="The model", extra_fields=fields)
+    return pystac.Link("derived_from", href, pystac.MediaType.GEOJSON, title="The model", extra_fields=fields)
 
 
 def _input_link(url: str, fingerprint: str) -> pystac.Link:
@@ -243,10 +305,10 @@ def _asset(asset: Asset, grid: GeoBox, classes: Sequence[ClassName]) -> pystac.A
     fields: dict[str, Any] = {"file:size": asset.bytes, "file:checksum": SHA256 + asset.sha256.lower()}
     if ending == PICTURE:
         fields |= _extent(covered.zoom_to(quicklook_shape(covered.shape)))
-    else:
+    elif ending in RASTERS:
         fields |= _values(asset, grid) | _meanings(asset, classes)
         fields |= {} if covered == grid else _extent(covered)
-    return pystac.Asset(f"./{asset.name}", media_type=kind, roles=list(roles), extra_fields=fields)
+    return pystac.Asset(f"./{asset.name}", title=asset.title, media_type=kind, roles=list(roles), extra_fields=fields)
 
 
 def _ledger(href: str) -> pystac.Asset:
@@ -289,6 +351,7 @@ def _meanings(asset: Asset, classes: Sequence[ClassName]) -> dict[str, Any]:
     if asset.product in CLASS_LAYERS:
         found: list[dict[str, Any]] = [
             {"value": c.id, "name": stac_mlm.class_key(c), "title": c.name, "color_hint": stac_mlm.color_hint(c)}
+            | ({} if asset.pixels is None else {"count": asset.pixels.get(c.id, 0)})
             for c in classes
         ]
         if asset.nodata is not None:

@@ -6,7 +6,6 @@ With it a map can be verified against its own metadata, whatever has changed in 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast, get_args
@@ -19,10 +18,8 @@ from pipeline.io.retry import call_with_retry
 from pipeline.maps.predictor import MissingDataPolicy
 from pipeline.maps.products import MAP_PRODUCTS, MapDtype, MapProductName, Product, product
 from pipeline.publishing.published_map import ITEM
-from pipeline.publishing.stac_item import CLASS_LAYERS, SHA256, SOURCES_LAYER, InvalidItemError
+from pipeline.publishing.stac_item import BLOCK, CLASS_LAYERS, SHA256, SOURCES_LAYER, InvalidItemError
 
-#: What the name of a block adds to that of its product.
-_BLOCK = re.compile(r"_y\d+_x\d+$")
 #: Bits per byte: the source mask has one bit per source.
 _BITS = 8
 
@@ -34,6 +31,7 @@ class ItemFile:
     name: str
     bytes: int
     sha256: str
+    pixels: Mapping[int, int] | None = None  #: number of pixels of each class id, where the item has it
 
 
 @dataclass(frozen=True)
@@ -109,14 +107,16 @@ def _file(asset: Mapping[str, Any]) -> ItemFile:
     name, checksum = str(asset["href"]).removeprefix("./"), str(asset["file:checksum"])
     if "/" in name or not checksum.startswith(SHA256):
         raise ValueError(f"{name} is not in the item's folder, or has no SHA-256 checksum")
-    return ItemFile(name, int(asset["file:size"]), checksum.removeprefix(SHA256))
+    classes = asset.get("classification:classes", [])
+    counted = {int(c["value"]): int(c["count"]) for c in classes if "count" in c}
+    return ItemFile(name, int(asset["file:size"]), checksum.removeprefix(SHA256), counted or None)
 
 
 def _products(listed: Mapping[str, Mapping[str, Any]]) -> tuple[Product, ...]:
     """The products of the listed rasters, each once; the name of a block's file begins with that of its product."""
     found: dict[str, Product] = {}
     for key, asset in listed.items():
-        name = _BLOCK.sub("", key)
+        name = BLOCK.sub("", key)
         if "data" in asset["roles"] and name not in found:
             found[name] = _product(name, str(asset["data_type"]))
     return tuple(found.values())

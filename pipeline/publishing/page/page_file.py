@@ -80,7 +80,7 @@ def is_page_file(name: str) -> bool:
     return name in STATIC or name == TILES or _PICTURES.fullmatch(name) is not None
 
 
-def with_page(item: Mapping[str, Any], files: Sequence[PageFile], class_pixels: Mapping[str, int]) -> dict[str, Any]:
+def with_page(item: Mapping[str, Any], files: Sequence[PageFile], class_pixels: Mapping[int, int]) -> dict[str, Any]:
     """Add the files of a page to an item: assets with sizes and checksums, whose keys are their names, and a link.
 
     Args:
@@ -90,7 +90,8 @@ def with_page(item: Mapping[str, Any], files: Sequence[PageFile], class_pixels: 
     """
     if not files:
         return dict(item)
-    properties = item["properties"] | ({"mibf:class_pixels": dict(class_pixels)} if class_pixels else {})
+    counts = {str(code): pixels for code, pixels in class_pixels.items()}
+    properties = item["properties"] | ({"mibf:class_pixels": counts} if counts else {})
     assets = {
         file.name: {
             "href": f"./{file.name}",

@@ -15,4 +15,5 @@ def test_map_is_published_by_a_thread_and_again_after_a_change(tmp_path: Path) -
     found = publishing._timed(config, publishing.THREAD, str(tmp_path / "published"))
     assert list(found) == [publishing.THREAD, publishing.CHANGE.format(publishing.THREAD)]
     names = {path.name for path in (tmp_path / "published/map").iterdir()}
-    assert names == {"class.tif", "class.tif.aux.xml", "confidence.tif", "item.json", "quicklook.png"}
+    rasters = {"class.tif", "class.tif.aux.xml", "class.qml", "confidence.tif", "confidence.qml"}
+    assert names == rasters | {"item.json", "quicklook.png"}

@@ -33,11 +33,15 @@ def change_pixel(path: Path, y: int, x: int, value: int) -> None:
 def test_intact_map_verifies(project: Project) -> None:
     found = project.verify("--sample", "2")
     assert found["intact"]
-    assert (found["files"], found["tiles"], found["sampled"]) == (4, 9, 2)  # three products and the quicklook
+    assert (found["files"], found["tiles"], found["sampled"]) == (
+        7,
+        9,
+        2,
+    )  # products, quicklook, styles, sidecar
     assert found["broken"] == found["notes"] == []
     assert found["published"] == project.item()["properties"]["created"]
     text = project.run("verify", "--sample", "100").stdout
-    assert "small: map: 4 files" in text
+    assert "small: map: 7 files" in text
     assert "9 tiles, 9 of them recomputed, intact" in text
 
 
@@ -55,7 +59,7 @@ def test_map_split_into_blocks_verifies_and_lost_files_are_reported(tmp_path: Pa
     project.run("map")
     found = project.verify("--sample", "1")
     assert found["intact"], found
-    assert (found["files"], found["tiles"]) == (7, 9)  # two blocks and a VRT per product, and the quicklook
+    assert (found["files"], found["tiles"]) == (10, 9)  # two blocks and a VRT per product, quicklook, style, two sidecars
     (project.map / "class_y512_x0.tif").unlink()
     lost, tile = project.verify(status=3)["broken"]
     assert lost == "class_y512_x0.tif: is missing"
@@ -90,6 +94,21 @@ def test_truncated_and_missing_files_are_reported(project: Project) -> None:
     found = project.verify(status=3)
     assert found["broken"] == ["class.tif: is missing"]
     assert "class missing: tile checksums cannot be computed" in found["notes"][0]
+
+
+def test_statistics_in_a_sidecar_are_noted_and_a_missing_one_is_reported(project: Project) -> None:
+    """GDAL and QGIS write statistics into `class.tif.aux.xml` when somebody looks at the map."""
+    path = project.map / "class.tif.aux.xml"
+    path.write_text(path.read_text().replace("</PAMDataset>", "<Metadata/></PAMDataset>"))
+    found = project.verify()
+    assert found["intact"]
+    assert "GDAL and QGIS add statistics to this file" in found["notes"][0]
+    path.unlink()
+    (project.map / "class.qml").write_text("changed")
+    broken = project.verify(status=3)["broken"]
+    assert [line.split(":")[0] for line in broken] == ["class.qml", "class.tif.aux.xml"]
+    project.run("map")
+    assert project.verify()["notes"] == []
 
 
 def test_changed_pixel_in_a_valid_file_is_reported(project: Project) -> None:

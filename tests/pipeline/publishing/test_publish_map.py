@@ -106,7 +106,7 @@ class Publisher:
 
     def contents(self) -> dict[str, FileContent]:
         """What the item says of the files that were published last."""
-        return {asset.name: FileContent(asset.bytes, asset.sha256) for asset in self.assets}
+        return {asset.name: FileContent(asset.bytes, asset.sha256, asset.pixels) for asset in self.assets}
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "maps/one") if request.param == "disk" else str(request.getfixturevalue("memory"))
 
 
-FILES = {"class.tif", "class.tif.aux.xml", "confidence.tif", QUICKLOOK, ITEM}
+FILES = {"class.tif", "class.tif.aux.xml", "class.qml", "confidence.tif", "confidence.qml", QUICKLOOK, ITEM}
 
 
 def test_map_is_published_with_sizes_and_checksums_of_its_files(folder: str, publisher: Publisher) -> None:
@@ -158,6 +158,9 @@ def test_map_is_published_with_sizes_and_checksums_of_its_files(folder: str, pub
         ("class", "class.tif", Window(0, 0, ROWS, COLUMNS)),
         ("confidence", "confidence.tif", Window(0, 0, ROWS, COLUMNS)),
         ("quicklook", QUICKLOOK, None),
+        ("class", "class.qml", None),
+        ("confidence", "confidence.qml", None),
+        ("class", "class.tif.aux.xml", None),
     ]
     for asset in publisher.assets:
         assert (asset.bytes, asset.sha256) == (len(found[asset.name]), hashlib.sha256(found[asset.name]).hexdigest())
@@ -170,11 +173,12 @@ def test_blocks_have_a_vrt_and_files_of_the_previous_map_are_removed(folder: str
     publisher(folder, *BOTH, block=512)
     expected = {f"{name}_{piece}.tif" for name in BOTH for piece in PIECES}
     expected |= {f"class_{piece}.tif.aux.xml" for piece in PIECES} | {"class.vrt", "confidence.vrt"}
+    expected |= {"class.qml", "confidence.qml"}
     assert set(content(folder)) == expected | {ITEM, QUICKLOOK, "notes.txt"}
     assert [a.name for a in publisher.assets[:5]] == [*(f"class_{piece}.tif" for piece in PIECES), "class.vrt"]
     assert [a.window for a in publisher.assets[3:5]] == [Window(512, 512, 188, 88), Window(0, 0, ROWS, COLUMNS)]
     publisher(folder, "confidence")
-    assert set(content(folder)) == {"confidence.tif", ITEM, "notes.txt"}, "without classes there is no quicklook"
+    assert set(content(folder)) == {"confidence.tif", "confidence.qml", ITEM, "notes.txt"}, "nothing of classes is left"
 
 
 def test_files_with_old_product_names_are_removed(folder: str, publisher: Publisher) -> None:
@@ -182,7 +186,7 @@ def test_files_with_old_product_names_are_removed(folder: str, publisher: Publis
     for name in (*names, "information.txt", "rates.tif"):
         storage.write_bytes(storage.join(folder, name), b"of an earlier version")
     publisher(folder, "class")
-    assert set(content(folder)) == FILES - {"confidence.tif"} | {"information.txt", "rates.tif"}
+    assert set(content(folder)) == FILES - {"confidence.tif", "confidence.qml"} | {"information.txt", "rates.tif"}
 
 
 @pytest.mark.parametrize("block", [1024, 512])
@@ -313,9 +317,34 @@ def test_published_files_without_changed_tiles_stay_where_they_are(tmp_path: Pat
     assert {name for name in after if after[name] != before[name]} - {ITEM} == built | {
         "class.vrt",
         "confidence.vrt",
+        "class.qml",
+        "confidence.qml",
         QUICKLOOK,
     }
     assert set(inodes) == set(after)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["lost", "of an earlier version"])
+def test_files_without_their_sidecars_get_them_and_keep_their_bytes(
+    tmp_path: Path, publisher: Publisher, known: bool
+) -> None:
+    """Maps of earlier versions have sidecars without an attribute table, which their items do not list."""
+    folder = tmp_path / "one"
+    layers = random_layers(BOTH, 1)
+    publisher(str(folder), *BOTH, layers=layers, block=512)
+    before, published = content(str(folder)), publisher.contents()
+    if known:
+        (folder / "class_y0_x512.tif.aux.xml").unlink()
+    else:
+        (folder / "class_y0_x512.tif.aux.xml").write_text("<PAMDataset/>")
+        published = {name: FileContent(file.bytes, file.sha256) for name, file in published.items() if name[-4:] == ".tif"}
+
+    def kept(tiles: Sequence[SourceTile]) -> list[SourceTile]:
+        shutil.rmtree(publisher.work / "map.zarr")
+        return unchanged(tiles, set())
+
+    assert publisher(str(folder), *BOTH, layers=layers, block=512, published=published, tiles=kept) == []
+    assert content(str(folder)) == before
 
 
 @pytest.mark.parametrize("block", [1024, 512])
@@ -412,7 +441,7 @@ def test_failure_before_the_record_keeps_the_previous_map(
     assert content(folder) == before
     assert not finish_interrupted(folder, Lease())
     publisher(folder, *BOTH, seed=2, block=512)
-    assert len(content(folder)) == 16
+    assert len(content(folder)) == 18
 
 
 def test_failed_upload_keeps_the_previous_map(memory: str, publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -560,7 +589,7 @@ def test_map_in_s3_bucket_is_published_read_back_and_republished(used_bucket: Ob
         publisher(folder, *BOTH, seed=seed, block=block)
         stored = {name.rsplit("/", 1)[1] for name in used_bucket.files.find(f"{used_bucket.bucket}/maps/one")}
         names = {asset.name for asset in publisher.assets}
-        assert stored == names | {f"{name}.aux.xml" for name in names if name.startswith("class") and "tif" in name} | {ITEM}
+        assert stored == names | {ITEM}
         reader = PublishedMap(folder)
         for layer_product in (CLASS, CONFIDENCE):
             window = Window(500, 490, 100, 64)
