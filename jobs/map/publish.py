@@ -14,6 +14,7 @@ from jobs.config.resolve import scene_urls
 from jobs.map.scene_map import LEDGER_EVENTS, TILES_DIGEST, VERSIONS, SceneMap
 from jobs.runtime.progress import progress_bar
 from jobs.workflow.found_items import found_items
+from jobs.workflow.workspace import Workspace
 from mibf import __version__
 from mibf.bundle.bundle import MODEL
 from mibf.errors import InputError
@@ -29,6 +30,7 @@ from pipeline.publishing.map_part import MapSource
 from pipeline.publishing.page.page_file import INDEX
 from pipeline.publishing.page.tile_list import ListedTile, tile_list
 from pipeline.publishing.publish_map import Publication, publish_map
+from pipeline.publishing.stac_catalog import catalog_entry, href_from_item
 from pipeline.publishing.stac_item import Asset, InvalidItemError, ModelLink, map_item
 from pipeline.publishing.stac_item_reader import PublishedItem
 
@@ -155,7 +157,11 @@ def make_item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str
         classes=spec.bundle.classes,
         created=datetime.now(UTC),
         datetime=scene.scene.datetime,
-        model=ModelLink(model_bundle.bundle_file(model, MODEL), spec.digest, posixpath.basename(storage.redact_url(model))),
+        model=ModelLink(
+            href_from_item(Workspace.of(config).url, model_bundle.bundle_file(model, MODEL)),
+            spec.digest,
+            posixpath.basename(storage.redact_url(model)),
+        ),
         inputs=_fingerprints(_inputs(config, scene.name)),
         ledger="./ledger",
         version=__version__,
@@ -163,6 +169,7 @@ def make_item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str
         run=run,
         facts=facts,
         area=scene.store.outline,
+        entry=catalog_entry(config.name, scene.name, config.run),
     )
 
 

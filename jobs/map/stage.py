@@ -38,6 +38,7 @@ from pipeline.io.lease import Lease
 from pipeline.maps.drift import describe_drift, matching_advice, measure_drift, unmatched
 from pipeline.maps.map_store import MapStore
 from pipeline.maps.tile_mapper import MapJob, Predictor
+from pipeline.publishing.stac_catalog import update_catalog
 
 #: Maximum length of a warning about drift, in characters.
 LONGEST_WARNING = 250
@@ -94,6 +95,7 @@ def map_scenes(
             _map_with_retries(attempt, selected, config.map)
             clock = time.monotonic()
             complete = publisher.finish()
+            update_catalog(workspace.url, lease)
             timings.publish = time.monotonic() - clock
     return _result(config, maps, complete, request, timings, published=len(map_stores))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,26 @@ def footprint(grid: GeoBox, area: Mapping[str, Any] | None = None) -> tuple[dict
     outline = _outline(np.unwrap(longitude, period=360), latitude)
     west, south, east, north = outline.bounds
     return _in_range(outline, tolerance=max(east - west, north - south) / (2 * max(grid.shape)))
+
+
+def union_of_bounds(bounds: Sequence[Sequence[float]]) -> list[float]:
+    """The smallest bounds [west, south, east, north] around others; where they cross the antimeridian, west is greater.
+
+    >>> union_of_bounds([[170, -20, -175, -10], [160, -15, 165, -5]])
+    [160, -20, -175, -5]
+    """
+    south, north = min(box[1] for box in bounds), max(box[3] for box in bounds)
+    spans = sorted((west, east if west <= east else east + 360) for west, _, east, _ in bounds)
+    # Around the circle, the bounds begin after the widest gap; if two are equally wide, after that at the antimeridian.
+    start, end = spans[0][0], max(east for _, east in spans)
+    widest, reached = start + 360 - end, max(start, end - 360)  # the last may reach around to the first
+    for west, east in spans:
+        if west - reached > widest:
+            widest, start, end = west - reached, west, reached
+        reached = max(reached, east)
+    if widest <= 0:
+        return [-180.0, south, 180.0, north]
+    return [start, south, end if end <= 180 else end - 360, north]
 
 
 def _in_range(outline: BaseGeometry, *, tolerance: float = 0.0) -> tuple[dict[str, Any], list[float]]:
