@@ -14,7 +14,7 @@ from mibf.errors import InputError
 #: float32 throughout, or bfloat16 or float16 where autocast considers it safe (weights and sums stay float32).
 Precision = Literal["float32", "bf16", "fp16"]
 #: Dtype of the convolutions at inference, by precision.
-DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -66,8 +66,8 @@ def check_precision(device: torch.device, precision: Precision, *, key: str = "t
     if precision == "fp16" and device.type != "cuda":
         raise InputError(f"{key} is fp16, which needs a GPU, and none was found; use bf16 or float32.")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        name, others = torch.cuda.get_device_name(device), "fp16 or float32" if key == "train.precision" else "float32"
-        raise InputError(f"{key} is bf16, which {name} does not support; use {others}.")
+        name = torch.cuda.get_device_name(device)
+        raise InputError(f"{key} is bf16, which {name} does not support; use fp16 or float32.")
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
@@ -77,11 +77,14 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 @contextmanager
-def ieee_float32(device: torch.device) -> Iterator[None]:
+def ieee_float32(device: torch.device, *, deterministic: bool = False) -> Iterator[None]:
     """Return a context in which float32 convolutions and matrix products on a GPU keep all 24 bits.
 
     With TF32, cuDNN's default, they round their inputs to 11 bits; NVIDIA's images set it for matrix products too. The flags
     are the process's, so the backward pass, which runs in a thread of its own, has to be within the context.
+
+    With `deterministic` convolutions also give the same result every time, whatever the process has set: no algorithm is
+    chosen by its speed, or adds up in an order that varies.
     """
     if device.type != "cuda":
         yield
@@ -90,7 +93,9 @@ def ieee_float32(device: torch.device) -> Iterator[None]:
     matrix_products = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with cudnn.flags(enabled=True, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+        benchmark = cudnn.benchmark and not deterministic
+        same_result = cudnn.deterministic or deterministic
+        with cudnn.flags(enabled=True, benchmark=benchmark, deterministic=same_result, allow_tf32=False):
             yield
     finally:
         torch.set_float32_matmul_precision(matrix_products)

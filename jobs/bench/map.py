@@ -29,7 +29,7 @@ from jobs.map.spec import MapSpec
 from jobs.map.stage import map_scenes
 from jobs.runtime.progress import info
 from jobs.workflow.workspace import Workspace
-from mibf.device import DTYPES, best_device, to_device
+from mibf.device import DTYPES, best_device, check_precision, to_device
 from mibf.errors import InputError
 from mibf.inference.cell import CELL
 from mibf.inference.dense import Dense
@@ -129,6 +129,8 @@ def bench_map(
         check_side(tile, option="--tile")
     if precision not in (None, *DTYPES):
         raise InputError(f"--precision {precision}: must be one of {', '.join(DTYPES)}.")
+    if precision is not None:
+        check_precision(best_device(), precision, key="--precision")
     with tempfile.TemporaryDirectory(prefix="mibf-bench-") as folder:
         if config is None:
             config = random_workspace(Path(folder), bands=bands, side=side)

@@ -30,10 +30,12 @@ class ResourcesSection(Section):
     """Whether training and mapping compute on GPUs: `auto` uses those that there are, `true` waits for them.
 
     `gpu_wait_minutes` limits the wait for a cluster's GPUs, such as those of a pool that autoscaling starts from zero.
+    `workers_per_gpu` workers share each GPU.
     """
 
     gpus: bool | Literal["auto"] = "auto"
     gpu_wait_minutes: float = Field(default=30.0, ge=0)
+    workers_per_gpu: int = Field(default=1, ge=1, le=16)
 
     @field_validator("gpus", mode="before")
     @classmethod
@@ -41,7 +43,8 @@ class ResourcesSection(Section):
         if isinstance(value, bool) or str(value).lower() in ("auto", "true", "false"):
             return value
         raise ValueError(
-            f"is {value!r}, but must be true, false or auto; the number of GPUs is that of the workers, one for each"
+            f"is {value!r}, but must be true, false or auto; the number of GPUs is that of the workers, one for each, or "
+            "one for each `resources.workers_per_gpu` of them"
         )
 
 

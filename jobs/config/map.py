@@ -40,7 +40,7 @@ class MapSection(Section):
     seed: Seed = 0
     workers: int = Field(default=1, ge=0)
     readers: int = Field(default=0, ge=0)
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
     attempts: int = Field(default=3, ge=1)
     backoff: float = Field(default=1.0, ge=0)
     drift: Literal["warn", "refuse", "ignore"] = "warn"

@@ -11,6 +11,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
+from jobs.runtime.ray_cluster import assigned_device
 from jobs.runtime.worker_resources import WorkerResources
 from jobs.workflow.errors import StageError
 from mibf.bundle.bundle import Bundle
@@ -40,7 +41,7 @@ def predict_on_ray(
         StageError: the processes or nodes of a task were lost, several times.
         Exception: what a task has raised.
     """
-    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=RETRIES)(_classify)
+    task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpu_share, max_retries=RETRIES)(_classify)
     models = {id(bundle): ray.put(bundle) for bundle, _, _ in requests}
     found: list[list[list[PartSums]]] = [[[] for _ in parts] for _, _, parts in requests]
     waiting = ((i, j, part) for i, (_, _, parts) in enumerate(requests) for j, part in enumerate(parts))
@@ -69,9 +70,9 @@ def predict_on_ray(
 
 
 def _classify(bundle: Bundle, sampler: Sampler, beta: float, part: Part, threads: int) -> list[PartSums]:
-    """Classify one part in a worker."""
+    """Classify one part in a worker, on the device that Ray assigned to it."""
     torch.set_num_threads(threads)
-    return predict_part(bundle, sampler, beta, part)
+    return predict_part(bundle, sampler, beta, part, device=assigned_device().device)
 
 
 def _ignore(line: str) -> None:

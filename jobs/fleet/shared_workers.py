@@ -105,7 +105,10 @@ class SharedWorkers:
                 return max(1, self._size)
             ray_cluster.ensure(workers=workers)
             total = ray.cluster_resources()
-            most = int(total.get("GPU", 0)) or int(total.get("CPU", 0)) - ray_cluster.driver_takes_cpu()
+            most = (
+                int(total.get("GPU", 0)) * resources.workers_per_gpu
+                or int(total.get("CPU", 0)) - ray_cluster.driver_takes_cpu()
+            )
             wanted, most = self._runs * workers, max(1, most)
             if wanted > most:
                 info(
@@ -114,14 +117,14 @@ class SharedWorkers:
                 )
             self._share = ray_cluster.share_cluster(resources, min(wanted, most))
             info(f"mapping on {self._share}, shared by all runs")
-            self._health = DeviceHealth(self._share.workers)
+            self._health = DeviceHealth(self._share.devices)
             for _ in range(self._share.workers):
                 self._start_one()
             return self._size
 
     def _start_one(self) -> None:
         assert self._share is not None
-        actor = ray.remote(num_cpus=self._share.cpus, num_gpus=self._share.gpus)(MapWorker).remote(self._share.cpus)
+        actor = ray.remote(num_cpus=self._share.cpus, num_gpus=self._share.gpu_share)(MapWorker).remote(self._share.cpus)
         self._starting[actor.ready.remote()] = actor
         self._size += 1
 

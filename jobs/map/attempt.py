@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from jobs.config.config import ResourcesSection
 from jobs.map.scene_map import SceneMap
@@ -18,6 +19,7 @@ from jobs.runtime.progress import info, pluralize, progress_bar
 from jobs.runtime.prometheus import MapMetrics, map_metrics
 from jobs.runtime.worker_resources import own_device
 from jobs.workflow.errors import StageError
+from mibf.device import check_precision
 from pipeline.grid import Tile
 from pipeline.io import storage
 from pipeline.io.lease import Lease
@@ -260,6 +262,8 @@ def _executor(
         resources = ray_cluster.share_cluster(spec.config.resources, section.workers, reserved_cpus=readers)
         if resources.gpus and not isolated:
             ray_cluster.check_gpu(section.precision, key="map.precision")
+        elif not resources.gpus:
+            check_precision(torch.device("cpu"), section.precision, key="map.precision")
 
         def on_ray(tiles: Sequence[Tile], take: Callable[[TileOutcome], None]) -> None:
             map_on_ray(job, tiles, resources, each=take, isolated=isolated, readers=section.readers)

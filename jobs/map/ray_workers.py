@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from threading import Condition, Lock, Semaphore
 from typing import Any
@@ -70,7 +70,7 @@ def map_on_ray(
     Raises:
         StageError: all devices were given up.
     """
-    health = DeviceHealth(share.workers)
+    health = DeviceHealth(share.devices)
     expected: set[tuple[Device, str]] = set()  # replaced workers that were reported, and devices whose process was ended
     left = list(tiles)
     with ExitStack() as held:
@@ -98,7 +98,7 @@ def map_on_ray(
             # After a complete pass, the tiles that are open but not returned are those whose workers died.
             left = list(open_tiles if lost else put_back)
             for device in lost:
-                share = replace(share, workers=share.workers - 1)
+                share = share.without_device()
                 warn(format_given_up(device, health.given_up[device], share.workers))
                 if not share.workers:
                     raise StageError(format_all_failed(health.given_up, len(left)))
@@ -150,7 +150,7 @@ def _rows(
             batch_size=size,
             compute=ray.data.ActorPoolStrategy(size=share.workers, max_tasks_in_flight_per_actor=queued),
             num_cpus=share.cpus,
-            num_gpus=share.gpus or None,
+            num_gpus=share.gpu_share or None,
             max_concurrency=steps,
             **deaths,
         )

@@ -296,7 +296,8 @@ def share_cluster(
 ) -> WorkerResources:
     """Divide the cluster's current resources among workers. GPUs are used only if there is one per required worker.
 
-    Where their number is elastic, there are then as many workers as GPUs, and each has one.
+    Where their number is elastic, there are then as many workers as GPUs, and each has one; or several share one, where
+    `workers_per_gpu` says so.
 
     Args:
         wanted: whether GPUs are waited for, or not used.
@@ -307,24 +308,35 @@ def share_cluster(
     Raises:
         InputError, GpusUnavailableError: as for `await_gpus`; or a node that has joined has another version of mibf.
     """
-    required = workers if fewest is None else fewest
+    required, per_gpu = workers if fewest is None else fewest, wanted.workers_per_gpu
     if wanted.gpus is True:
-        await_gpus(required, minutes=wanted.gpu_wait_minutes)
+        await_gpus(-(-required // per_gpu), minutes=wanted.gpu_wait_minutes)
         if os.environ.get("RAY_ADDRESS", "local") != "local":
             _check_nodes()  # some may have joined since `ensure`
     nodes, places = _nodes()
     own_gpus = _driver_gpus()
     cpus, gpus = sum(node.cpus for node in nodes) - bool(places), sum(node.gpus for node in nodes) - own_gpus
-    on_gpus = wanted.gpus is not False and gpus >= required
+    on_gpus = wanted.gpus is not False and gpus * per_gpu >= required
     if on_gpus:
-        workers = min(workers, gpus)
+        workers = min(workers, gpus * per_gpu)
     elif gpus > 0 and wanted.gpus is not False:
-        info(f"warning: only {gpus} GPU for {required} workers, so no GPU is used; set workers to {gpus} to use GPUs")
+        info(
+            f"warning: only {gpus} GPU for {required} workers, so no GPU is used; set workers to {gpus * per_gpu}, or "
+            f"resources.workers_per_gpu to {-(-required // gpus)}, to use GPUs"
+        )
     if cpus < required + reserved_cpus:
         others = f" plus {reserved_cpus} reserved CPU" if reserved_cpus else ""
         info(f"warning: the cluster has {cpus} CPU for {required} workers{others}; waiting for more")
-    each = cpus_each(nodes, workers, driver=places, driver_gpus=own_gpus, reserved_cpus=reserved_cpus, on_gpus=on_gpus)
-    return WorkerResources(workers, each, int(on_gpus))
+    each = cpus_each(
+        nodes,
+        workers,
+        driver=places,
+        driver_gpus=own_gpus,
+        reserved_cpus=reserved_cpus,
+        on_gpus=on_gpus,
+        per_gpu=per_gpu,
+    )
+    return WorkerResources(workers, each, int(on_gpus), per_gpu if on_gpus else 1)
 
 
 def driver_takes_cpu() -> bool:

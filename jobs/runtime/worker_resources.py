@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jobs.config.config import ResourcesSection
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Environment variable that Ray sets in the drivers of submitted jobs.
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+#: Parts of a GPU that Ray counts.
+GPU_PARTS = 10_000
 
 
 class GpusUnavailableError(Exception):
@@ -51,7 +53,7 @@ def own_device(wanted: ResourcesSection) -> torch.device:
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """Resources per worker: CPUs without fractions, and a GPU if available.
+    """Resources per worker: CPUs without fractions, and a GPU or an equal share of one if available.
 
     With 0 workers, the resources of the command's own process.
     """
@@ -59,14 +61,30 @@ class WorkerResources:
     workers: int
     cpus: int
     gpus: int
+    per_gpu: int = 1  #: workers that share a GPU
 
     @property
-    def resources(self) -> dict[str, int]:
+    def gpu_share(self) -> float:
+        """The part of a GPU that a worker takes, 0 for none; rounded down to Ray's precision, so that all fit."""
+        return self.gpus * (GPU_PARTS // self.per_gpu) / GPU_PARTS
+
+    @property
+    def resources(self) -> dict[str, float]:
         """The resources as a Ray resource request."""
-        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+        return {"CPU": self.cpus} | ({"GPU": self.gpu_share} if self.gpus else {})
+
+    @property
+    def devices(self) -> int:
+        """Number of devices of all workers: GPUs, or as many CPU devices as workers."""
+        return -(-self.workers // self.per_gpu) if self.gpus else self.workers
+
+    def without_device(self) -> WorkerResources:
+        """What is left after the loss of a device, whose workers may move to the others as far as these have room."""
+        return replace(self, workers=min(self.workers - 1, (self.devices - 1) * self.per_gpu))
 
     def __str__(self) -> str:
-        device = "a GPU" if self.gpus else f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}"
+        gpu = "a GPU" if self.per_gpu == 1 else f"1/{self.per_gpu} of a GPU"
+        device = gpu if self.gpus else f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}"
         if self.workers == 0:
             return f"{device} in this process"
         return f"{'1 worker' if self.workers == 1 else f'{self.workers} workers'} with {device} each"
@@ -92,6 +110,7 @@ def cpus_each(
     driver_gpus: int = 0,
     reserved_cpus: int = 0,
     on_gpus: bool = False,
+    per_gpu: int = 1,
 ) -> int:
     """Return the most whole CPUs per worker, each worker fitting on one node; 1 if they do not fit.
 
@@ -101,14 +120,15 @@ def cpus_each(
         driver: indices of the nodes on one of which the driver takes a CPU; empty if it takes none.
         driver_gpus: GPUs that the driver takes there.
         reserved_cpus: CPUs reserved for other processes.
-        on_gpus: whether each worker also takes a GPU.
+        on_gpus: whether each worker also takes a GPU, or a share of one.
+        per_gpu: workers that share a GPU.
     """
     if driver:
         own = Node(1, driver_gpus)
         left = [[node.without(own) if p == taken else node for p, node in enumerate(nodes)] for taken in driver]
-        return min(cpus_each(rest, workers, reserved_cpus=reserved_cpus, on_gpus=on_gpus) for rest in left)
+        return min(cpus_each(rest, workers, reserved_cpus=reserved_cpus, on_gpus=on_gpus, per_gpu=per_gpu) for rest in left)
     for each in range(max((node.cpus for node in nodes), default=1), 1, -1):
-        room = sum(min(node.cpus // each, node.gpus) if on_gpus else node.cpus // each for node in nodes)
+        room = sum(min(node.cpus // each, node.gpus * per_gpu) if on_gpus else node.cpus // each for node in nodes)
         if room >= workers and sum(node.cpus for node in nodes) - each * workers >= reserved_cpus:
             return each
     return 1

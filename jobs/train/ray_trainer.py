@@ -111,6 +111,8 @@ def _fit(settings: Settings, share: WorkerResources, actor: Any) -> ray.train.Tr
                 use_gpu=share.gpus > 0,
                 resources_per_worker=share.resources,
             ),
+            # NCCL refuses two workers on one GPU.
+            torch_config=ray.train.torch.TorchConfig(backend="gloo") if share.per_gpu > 1 else None,
             # Only Ray's own state goes there; no checkpoint is handed to Ray. Failures are counted here, where progress is
             # known: Ray counts those of a whole training.
             run_config=ray.train.RunConfig(

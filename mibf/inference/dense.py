@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mibf.device import DTYPES, Precision, ieee_float32
+from mibf.device import DTYPES, Precision, check_precision, ieee_float32
 from mibf.errors import InputError
 from mibf.inference import gpu_kernels
 from mibf.inference.batchnorm_folding import FoldedNetwork
@@ -53,7 +53,8 @@ class Dense:
 
     Args:
         network: in evaluation mode, on the device to compute on.
-        precision: of the per-patch convolutions; what patches share and the bottleneck always use float32.
+        precision: of the per-patch convolutions; what patches share and the bottleneck always use float32. "fp16", for GPUs
+            alone, has a small range: values beyond it are an error.
         temperature: divisor of the logits before the softmax; stored in the bundle.
         mc_samples: number of Monte Carlo samples of the code, for `mutual_information`.
         seed: of these samples.
@@ -100,6 +101,7 @@ class Dense:
             raise InputError(f"precision is {precision!r}; it must be one of {', '.join(DTYPES)}.")
         self.spec: NetworkSpec = network.spec
         self.device = next(network.parameters()).device
+        check_precision(self.device, precision, key="precision")
         self.dtype = DTYPES[precision]
         self.folded = FoldedNetwork.of(network, device=self.device, dtype=self.dtype)
         noise = standard_draws(mc_samples, HIDDEN, seed=seed).to(self.device)
@@ -152,7 +154,8 @@ class Dense:
 
         Raises:
             InputError: the number of sources, bands or pixels does not match the spec, values are not float32, a value
-                is not finite where data are valid, or a product is unknown or needs a bottleneck that the network lacks.
+                is not finite where data are valid, or a product is unknown or needs a bottleneck that the network lacks; or
+            values overflow float16.
         """
         products = check_products(products, without=self.spec.without)
         height, width = self._tile_shape(sources)
@@ -171,14 +174,17 @@ class Dense:
         ]
         groups = [corners[start : start + self.cells] for start in range(0, len(corners), self.cells)]
         results = {name: self._empty(name, height, width) for name in products}
-        with ieee_float32(self.device):
+        overflows: list[Tensor] = []
+        with ieee_float32(self.device, deterministic=True):
             if self.device.type == "cpu":
-                tile = _Tile(sources, valid, wanted, results)
+                tile = _Tile(sources, valid, wanted, results, overflows)
                 parallel_for(partial(self._compute, tile), groups)
             elif groups:
-                tile = _Tile(self._placed(sources, valid, height, width), None, wanted, results)
+                tile = _Tile(self._placed(sources, valid, height, width), None, wanted, results, overflows)
                 for group in groups:
                     self._compute(tile, group)
+        if overflows and torch.stack(overflows).any():
+            raise InputError("values overflow float16 in the network; use precision bf16 or float32.")
         for name, values in results.items():
             values.masked_fill_(~wanted.to(self.device), _none(name))
         return results
@@ -210,6 +216,9 @@ class Dense:
                 change=None if change is None else change[:, row : row + self.rows].flatten(0, 2),
                 kernels=self.kernels,
             )
+            if self.dtype == torch.float16:
+                # Read once a tile, so that the host does not wait for a group. Zero times infinity is NaN.
+                tile.overflows.append((outputs.logits * 0).sum() != 0)
             for name, result in tile.results.items():
                 values = self.decoder.product(name, outputs).view(self.cells, self.rows, CELL, -1).permute(0, 3, 1, 2)
                 for (down, across), of_cell in zip(spans, values, strict=False):  # those filled up are dropped
@@ -269,6 +278,7 @@ class _Tile:
     valid: Tensor | None
     wanted: Tensor  #: bool (H, W), on the CPU
     results: dict[ProductName, Tensor]
+    overflows: list[Tensor]  #: in float16, whether a logit is not finite, for each group of rows
 
 
 def _check_mask(name: str, mask: Tensor, shape: tuple[int, int]) -> None:

@@ -84,6 +84,7 @@ def predict(
     advance: Callable[[int], None],
     *,
     part: Part | None = None,
+    device: torch.device | None = None,
     reliability: type[Reliability] = Reliability,
 ) -> Predictions:
     """Classify the samples of a subset once, for every setting of the class priors that the model supports.
@@ -94,13 +95,14 @@ def predict(
         beta: weight of the KL term in the loss, which is not part of the result.
         advance: called with the number of samples after each batch.
         part: of the samples; None for all.
+        device: that computes networks; None for the best one here.
         reliability: adds up the metrics.
     """
     start, stop = (0, None) if part is None else (part.start, part.stop)
     single = bundle.single
-    model = SampleModel(bundle, sampler.report) if single is None else None
-    network = None if single is None else to_device(bundle.network(), best_device())
-    device = best_device() if model is None else model.device
+    device = device or best_device()
+    model = SampleModel(bundle, sampler.report, device) if single is None else None
+    network = None if single is None else to_device(bundle.network(), device)
     corrections = {c: None if c == "trained" else bundle.correction(c) for c in known_priors(bundle)}
     make = partial(reliability, bundle.spec.classes, device)
     if network is not None and single is not None:
@@ -130,9 +132,11 @@ def predict(
     return predictions
 
 
-def predict_part(bundle: Bundle, sampler: Sampler, beta: float, part: Part) -> list[PartSums]:
+def predict_part(
+    bundle: Bundle, sampler: Sampler, beta: float, part: Part, *, device: torch.device | None = None
+) -> list[PartSums]:
     """Classify one part: its sums, uncalibrated, then for each setting of the priors."""
-    found = predict(bundle, sampler, beta, lambda samples: None, part=part, reliability=_PartReliability)
+    found = predict(bundle, sampler, beta, lambda samples: None, part=part, device=device, reliability=_PartReliability)
     sums = []
     for one in (found.uncalibrated, *found.by_priors.values()):
         assert isinstance(one, _PartReliability)

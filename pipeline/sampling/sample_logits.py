@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -39,11 +39,7 @@ class SampleModel:
 
     bundle: Bundle
     report: Callable[[str], None] = lambda line: None
-
-    @cached_property
-    def device(self) -> torch.device:
-        """The device of the networks, and of the logits."""
-        return best_device()
+    device: torch.device = field(default_factory=best_device)  #: of the networks, and of the logits
 
     @cached_property
     def _networks(self) -> list[MIBFNet]:

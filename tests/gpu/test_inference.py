@@ -99,14 +99,15 @@ def test_patchwise_network_equals_cpu_and_dense(bands: tuple[int, ...], figures:
     assert label_differences(theirs.T, ours.T) == 0
 
 
+@pytest.mark.parametrize("precision", ["bf16", *(["fp16"] if ON_GPU else [])])
 @pytest.mark.parametrize("bands", BANDS)
-def test_bf16_keeps_999_labels_in_a_thousand(bands: tuple[int, ...], figures: Figures) -> None:
+def test_16_bits_keep_999_labels_in_a_thousand(bands: tuple[int, ...], precision: Precision, figures: Figures) -> None:
     network = network_of(bands)
     tile, placed = tile_of(network), on_device(network)
     exact = Dense(placed)(tile, products=["class"])["class"]
-    rounded = Dense(placed, precision="bf16")(tile, products=["class"])["class"]
+    rounded = Dense(placed, precision=precision)(tile, products=["class"])["class"]
     share = float((exact == rounded).float().mean())
-    figures.add(f"bf16 against float32, {bands}", equal_labels=share)
+    figures.add(f"{precision} against float32, {bands}", equal_labels=share)
     assert share >= (0.999 if ON_GPU else 0.9)
 
 

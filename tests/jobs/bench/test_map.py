@@ -87,7 +87,8 @@ def test_bench_tiles_maps_each_empty_tile_once(monkeypatch: pytest.MonkeyPatch) 
         (["--memory", "--size", "100"], "a multiple of 64"),
         (["--memory", "--tiles", "100"], "give only one"),
         (["any.yaml", "--memory"], "omit CONFIG"),
-        (["--precision", "fp16"], "--precision fp16: must be one of float32, bf16"),
+        (["--precision", "fp8"], "--precision fp8: must be one of float32, bf16, fp16"),
+        (["--precision", "fp16"], "--precision is fp16, which needs a GPU"),
     ],
 )
 def test_bench_map_with_invalid_options_exits_2(options: list[str], message: str) -> None:

@@ -87,7 +87,12 @@ def job_on(prepared: tuple[SmallScene, Workspace], folder: Path, predictor: Call
 
 
 def mapped(
-    prepared: tuple[SmallScene, Workspace], folder: Path, workers: int, is_failed: Callable[[str], bool]
+    prepared: tuple[SmallScene, Workspace],
+    folder: Path,
+    workers: int,
+    is_failed: Callable[[str], bool],
+    *,
+    per_gpu: int = 1,
 ) -> tuple[list[Tile], list[TileOutcome]]:
     """Map the small scene; return its tiles and the outcomes."""
     failures = folder / "failures"
@@ -95,7 +100,7 @@ def mapped(
     job = job_on(prepared, folder, failing_on(is_failed, failures))
     tiles = tile_grid("small", PatchStore(job.stores["small"]).shape, SIDE)
     outcomes: list[TileOutcome] = []
-    map_on_ray(job, tiles, WorkerResources(workers, cpus=1, gpus=1), each=outcomes.append)
+    map_on_ray(job, tiles, WorkerResources(workers, cpus=1, gpus=1, per_gpu=per_gpu), each=outcomes.append)
     return tiles, outcomes
 
 
@@ -176,6 +181,13 @@ def test_failed_device_is_given_up_and_no_tile_fails(
     reported = capsys.readouterr().err
     assert reported.count("GPU 0 failed 2 times in a row (RuntimeError: CUDA error: an illegal memory access") == 1
     assert "the map continues with 1 worker" in reported
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_gpus")
+def test_workers_that_share_a_gpu_map_all_tiles(prepared: tuple[SmallScene, Workspace], tmp_path: Path) -> None:
+    tiles, outcomes = mapped(prepared, tmp_path, 2, lambda _: False, per_gpu=2)
+    assert {outcome.tile for outcome in outcomes if not outcome.cause} == set(tiles)
 
 
 @pytest.mark.slow

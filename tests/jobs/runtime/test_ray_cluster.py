@@ -12,8 +12,10 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from jobs.config.config import ResourcesSection
+from jobs.evaluate import on_ray
 from jobs.runtime import ray_cluster
 from jobs.runtime.ray_cluster import share_cluster
 from jobs.runtime.worker_resources import JOB, Node, WorkerResources, cpus_each, hide_unassigned_gpus, own_device
@@ -100,6 +102,60 @@ def test_gpus_are_used_if_every_required_worker_gets_one(
 ) -> None:
     simulate(monkeypatch, [Node(8, gpus)])
     assert share_cluster(AUTO, workers, fewest=fewest) == expected
+
+
+@pytest.mark.parametrize(
+    ("workers", "fewest", "gpus", "per_gpu", "expected"),
+    [
+        (4, None, 2, 2, WorkerResources(4, 2, 1, 2)),
+        (3, None, 2, 2, WorkerResources(3, 2, 1, 2)),
+        (5, None, 2, 2, WorkerResources(5, 1, 0)),
+        (8, 2, 1, 3, WorkerResources(3, 2, 1, 3)),
+        (7, None, 1, 7, WorkerResources(7, 1, 1, 7)),
+    ],
+)
+def test_workers_share_gpus(
+    monkeypatch: pytest.MonkeyPatch, workers: int, fewest: int | None, gpus: int, per_gpu: int, expected: WorkerResources
+) -> None:
+    simulate(monkeypatch, [Node(8, gpus)])
+    assert share_cluster(ResourcesSection(workers_per_gpu=per_gpu), workers, fewest=fewest) == expected
+
+
+@given(st.integers(1, 16))
+def test_shares_of_a_gpu_fit_into_it_at_the_precision_of_ray(per_gpu: int) -> None:
+    share = WorkerResources(per_gpu, 1, 1, per_gpu).resources["GPU"]
+    parts = share * 10_000
+    assert parts == pytest.approx(round(parts), abs=1e-9), "Ray refuses finer parts"
+    assert per_gpu * round(parts) <= 10_000 < (per_gpu + 1) * round(parts)
+
+
+def test_loss_of_a_shared_gpu_leaves_as_many_workers_as_the_others_have_room_for() -> None:
+    share = WorkerResources(5, 1, 1, 2)
+    left = []
+    while share.workers:
+        left.append((share.devices, share.workers))
+        share = share.without_device()
+    assert left == [(3, 5), (2, 4), (1, 2)]
+    assert WorkerResources(3, 2, 0).without_device() == WorkerResources(2, 2, 0)
+
+
+def test_samples_are_classified_on_the_device_that_ray_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it sees a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    here = ray_cluster.AssignedDevice("node", "worker", torch.device("cpu"))
+    monkeypatch.setattr(on_ray, "assigned_device", lambda: here)
+    monkeypatch.setattr(on_ray, "predict_part", lambda *_, device: [device])
+    threads = torch.get_num_threads()
+    found: Any = on_ray._classify(*[None] * 4, threads)  # type: ignore[arg-type]  # only the device is looked at
+    assert found == [torch.device("cpu")]
+
+
+def test_numbers_in_place_of_a_choice_of_gpus_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"one for each `resources\.workers_per_gpu` of them"):
+        ResourcesSection.model_validate({"gpus": 0.5})
+    for number in (0, 0.5, 17):
+        with pytest.raises(ValidationError, match="workers_per_gpu"):
+            ResourcesSection.model_validate({"workers_per_gpu": number})
 
 
 def test_workers_of_the_kubernetes_layout_get_all_cpus_of_their_pods(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -369,7 +369,8 @@ def test_invalid_settings_and_networks_raise() -> None:
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"mc_samples": 1}, "mc_samples is 1; .* two samples"),
-        ({"precision": "fp16"}, "precision is 'fp16'; it must be one of float32, bf16"),
+        ({"precision": "fp16"}, "precision is fp16, which needs a GPU"),
+        ({"precision": "fp8"}, "precision is 'fp8'; it must be one of float32, bf16, fp16"),
     ]:
         with pytest.raises(InputError, match=message):
             Dense(network, **wrong)
@@ -445,6 +446,20 @@ def test_cells_computed_together_give_the_results_of_one_at_a_time() -> None:
     assert torch.equal(together["class"] == -1, ~valid[2:-2, 2:-2])
     with pytest.raises(InputError, match="cells is 0; at least one"):
         Dense(network, cells=0)
+
+
+def test_float16_keeps_labels_and_refuses_values_beyond_its_range(monkeypatch: pytest.MonkeyPatch, small_cells: int) -> None:
+    """Products are the same as on a GPU; a CPU is only refused because it is slow in float16."""
+    monkeypatch.setattr(mibf.inference.dense, "check_precision", lambda *_, **__: None)
+    network = network_of(3, 2, patch=5)
+    tile = tile_of(network, small_cells, small_cells)
+    exact, rough = (Dense(network, precision=p)(tile, products=["class"])["class"] for p in ("float32", "fp16"))
+    assert (exact == rough).float().mean() > 0.97
+    with torch.no_grad():
+        network.join[0].weight.mul_(1e6)
+    Dense(network)(tile, products=["class"])
+    with pytest.raises(InputError, match="values overflow float16 in the network; use precision bf16 or float32"):
+        Dense(network, precision="fp16")(tile, products=["class"])
 
 
 def test_sixteen_cells_take_few_operations(monkeypatch: pytest.MonkeyPatch, small_cells: int) -> None:
