@@ -118,7 +118,7 @@ def publish_map(
         item = with_page(describe(assets), page, _class_pixels(files, rasters))
         check_item(item)
         names = [name for file in ordered for name in (file.name, *file.sidecars)]
-        names += [each.name for each in (*others, *page)]
+        names += [asset.name for asset in others] + [file.name for file in page]
         new = [name for name in names if name not in kept]
         replace_published(files.folder, staging, item, new=new, kept=sorted(kept), lease=lease)
         return []
