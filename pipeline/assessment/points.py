@@ -141,8 +141,14 @@ def read_table(url: str) -> pd.DataFrame:
         gdal.configure_gdal()
         path = gdal.gdal_path(url)
         gdal.drop_cached(path, "pyogrio")
-        check_vector_driver(url, pyogrio.read_info(path)["driver"])
-        frame: pd.DataFrame = geopandas.read_file(path, engine="pyogrio")
+        layers = [str(name) for name in pyogrio.list_layers(path)[:, 0]]
+        if len(layers) > 1 and LAYER not in layers:
+            raise InputError(
+                f"{storage.redact_url(url)}: has several layers ({', '.join(layers)}); name that of the points {LAYER!r}."
+            )
+        layer = LAYER if LAYER in layers else None
+        check_vector_driver(url, pyogrio.read_info(path, layer=layer)["driver"])
+        frame: pd.DataFrame = geopandas.read_file(path, engine="pyogrio", layer=layer)
         return frame
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{storage.redact_url(url)}: cannot be read as points ({error}); use GeoPackage or CSV.") from error

@@ -126,6 +126,17 @@ def test_files_without_points_are_refused(tmp_path: Path) -> None:
         read_table(str(tmp_path / "bad.csv"))
 
 
+def test_layer_of_the_points_is_read_and_others_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "several.gpkg"
+    frame = geopandas.GeoDataFrame({"label": ["1"]}, geometry=geopandas.points_from_xy([0], [0]), crs="EPSG:4326")
+    for layer in ("mine", "other"):
+        frame.to_file(path, layer=layer)
+    with pytest.raises(InputError, match=r"has several layers \(mine, other\); name that of the points 'points'"):
+        read_table(str(path))
+    labelled().pipe(lambda table: write_geopackage(path, table, scenes(one=UTM)))
+    assert len(read_table(str(path))) == 5
+
+
 def test_design_is_read_back_as_it_was_written() -> None:
     found = Design.of_json(DESIGN.to_json(), "design.json")
     assert found == DESIGN

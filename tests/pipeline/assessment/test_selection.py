@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,3 +140,15 @@ def test_every_pixel_has_the_same_inclusion_probability(make_frame: Frames) -> N
 def test_unknown_class_id_is_refused(make_frame: Frames) -> None:
     with pytest.raises(InputError, match="has the class id 9"):
         survey([make_frame(np.full((8, 8), 9))], strata=BY_CLASS, keep=1, seed=0)
+
+
+def test_memory_does_not_grow_with_the_map(make_frame: Frames, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "SIDE", 128)
+    peaks = []
+    for side in (256, 256, 1024):  # the first one also imports and caches
+        frame = make_frame(np.random.default_rng(0).choice(IDS, (side, side)))
+        tracemalloc.start()
+        survey([frame], strata=BY_CLASS, keep=50, seed=0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.2 * peaks[1]
