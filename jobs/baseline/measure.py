@@ -20,6 +20,7 @@ from jobs.baseline.learners import FeatureSet, FittedLearner, Variant, variants
 from jobs.baseline.samples import Samples, model_probabilities, read_samples
 from jobs.baseline.table import MODEL_ROWS, Baselines, Row, SubsetTable
 from jobs.config.config import Config
+from jobs.evaluate.intervals import SQUARE
 from jobs.evaluate.stage import UNKNOWN_TRAINING
 from jobs.runtime.progress import progress_bar
 from jobs.workflow.fingerprint import fingerprint, imported_checkpoint
@@ -42,8 +43,6 @@ from pipeline.store.template import StoredSource
 CLASSIFIED = 25_000
 #: Least number of training samples of each class, as far as there are some.
 LEAST = 20
-#: Side in pixels of the blocks of the bootstrap where the split has none.
-SQUARE = 64
 #: Shares of the time: until training samples are read, until all samples are read, and for the trained model's predictions.
 TRAIN_READ, ALL_READ, MODEL = 0.2, 0.4, 0.2
 #: Samples on which the trained model's speed is measured, and the number of samples that it always classifies.

@@ -18,14 +18,13 @@ from pipeline.classifiers.pixel_features import pixel_features
 from pipeline.codes import Subset
 from pipeline.io.retry import call_with_retry
 from pipeline.sampling.drawn_pixels import DrawnPixels, draw_pixels
+from pipeline.sampling.sample_blocks import MOST_BLOCKS
 from pipeline.sampling.sample_logits import SampleModel
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.template import StoredSource
 
 #: Windows of a subset that are always read, as far as there are some.
 WINDOWS = 8
-#: Largest number of blocks in which samples are counted; of more, neighboring ones are merged.
-MOST_BLOCKS = 1000
 
 
 @dataclass(frozen=True)

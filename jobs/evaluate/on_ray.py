@@ -15,7 +15,7 @@ from jobs.runtime.ray_cluster import assigned_device
 from jobs.runtime.worker_resources import WorkerResources
 from jobs.workflow.errors import StageError
 from mibf.bundle.bundle import Bundle
-from pipeline.sampling.predictions import Part, PartSums, Predictions, joined, predict_part
+from pipeline.sampling.predictions import Counted, Part, PartResult, Predictions, joined, predict_part
 from pipeline.sampling.sampler import Sampler
 
 #: Times that a task whose process or node was lost is repeated, and tasks per worker that wait or run.
@@ -27,6 +27,7 @@ def predict_on_ray(
     share: WorkerResources,
     *,
     beta: float,
+    counted: Counted,
     advance: Callable[[int], None],
 ) -> list[Predictions]:
     """Classify the parts of the samplers' samples with their models, on workers with the resources of `share`.
@@ -35,6 +36,7 @@ def predict_on_ray(
         requests: a model, a sampler and all its parts, each.
         share: number and resources of the workers.
         beta: weight of the KL term in the loss.
+        counted: what is counted by spatial block.
         advance: called with a number of samples when they are done.
 
     Raises:
@@ -43,7 +45,7 @@ def predict_on_ray(
     """
     task = ray.remote(num_cpus=share.cpus, num_gpus=share.gpu_share, max_retries=RETRIES)(_classify)
     models = {id(bundle): ray.put(bundle) for bundle, _, _ in requests}
-    found: list[list[list[PartSums]]] = [[[] for _ in parts] for _, _, parts in requests]
+    found: list[list[PartResult | None]] = [[None for _ in parts] for _, _, parts in requests]
     waiting = ((i, j, part) for i, (_, _, parts) in enumerate(requests) for j, part in enumerate(parts))
     samplers: dict[int, Any] = {}
     running: dict[Any, tuple[int, int, int]] = {}
@@ -53,7 +55,7 @@ def predict_on_ray(
                 bundle, sampler, _ = requests[i]
                 if i not in samplers:
                     samplers = {i: ray.put(replace(sampler, report=_ignore))}  # without what it has cached
-                reference = task.remote(models[id(bundle)], samplers[i], beta, part, share.cpus)
+                reference = task.remote(models[id(bundle)], samplers[i], beta, part, counted, share.cpus)
                 running[reference] = i, j, part.samples
             if not running:
                 break
@@ -66,22 +68,23 @@ def predict_on_ray(
         for reference in running:
             ray.cancel(reference)
         raise
-    return [joined(bundle, sums) for (bundle, _, _), sums in zip(requests, found, strict=True)]
+    done_all = [[part for part in results if part is not None] for results in found]
+    return [joined(bundle, results) for (bundle, _, _), results in zip(requests, done_all, strict=True)]
 
 
-def _classify(bundle: Bundle, sampler: Sampler, beta: float, part: Part, threads: int) -> list[PartSums]:
+def _classify(bundle: Bundle, sampler: Sampler, beta: float, part: Part, counted: Counted, threads: int) -> PartResult:
     """Classify one part in a worker, on the device that Ray assigned to it."""
     torch.set_num_threads(threads)
-    return predict_part(bundle, sampler, beta, part, device=assigned_device().device)
+    return predict_part(bundle, sampler, beta, part, counted, device=assigned_device().device)
 
 
 def _ignore(line: str) -> None:
     """Drop a line about an object store that does not respond: the worker retries."""
 
 
-def _result(reference: Any) -> list[PartSums]:
+def _result(reference: Any) -> PartResult:
     try:
-        found: list[PartSums] = ray.get(reference)
+        found: PartResult = ray.get(reference)
     except RayTaskError as error:
         raise error.cause from error
     except RayError as error:

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from jobs.config.config import Config
+from jobs.evaluate.intervals import SQUARE, block_intervals, interval_line
 from jobs.evaluate.prior_effect import TRADED, changes_predictions, prior_notes
 from jobs.runtime.progress import info, progress_bar, warn
 from jobs.workflow.fingerprint import fingerprint as compute_fingerprint
 from jobs.workflow.fingerprint import imported_checkpoint
 from jobs.workflow.manifest import StageResult, read_manifest
 from jobs.workflow.runner import invalidate
-from jobs.workflow.seed_summary import REPORTED, format_accuracies, mean_and_deviation
+from jobs.workflow.seed_summary import REPORTED, format_accuracies, format_with_interval, mean_and_deviation
 from jobs.workflow.split_caveat import split_caveat
 from jobs.workflow.stores import open_stores
 from jobs.workflow.workspace import Workspace
@@ -36,7 +37,8 @@ from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.predictor import check_sources
 from pipeline.parallel.cpu_count import cpu_count
-from pipeline.sampling.predictions import Predictions, parts, predict
+from pipeline.sampling.predictions import Counted, Predictions, parts, predict
+from pipeline.sampling.sample_blocks import Block, BlockSums, add_blocks, block_side
 from pipeline.sampling.sampler import Sampler
 from pipeline.store.patch_store import check_matching
 
@@ -63,19 +65,20 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
     torch.set_num_threads(cpu_count())
     sampler = Sampler(stores, bundle.scaling, bundle.spec.patch, "test")
     held_out = replace(sampler, subset="validation") if changes_predictions(bundle, config.prediction.priors) else None
+    counted = Counted(config.prediction.priors, block_side([sampler], config.split_block or SQUARE))
     total = sampler.samples() * (1 + len(others)) + (0 if held_out is None else held_out.samples())
     by_scene = {s.name: replace(sampler, stores=stores[i : i + 1]) for i, s in enumerate(config.scenes)}
     with progress_bar("evaluate", total, unit="samples") as advance:
         requests = [(each, own) for each in (bundle, *others) for own in by_scene.values()]
         more = [] if held_out is None or not held_out.samples() else [(bundle, held_out)]
-        found = _classify(config, workspace, [*requests, *more], advance)
+        found = _classify(config, workspace, [*requests, *more], counted, advance)
     by_model = [found[i : i + len(by_scene)] for i in range(0, len(requests), len(by_scene))]
     of_scenes = [dict(zip(by_scene, own, strict=True)) for own in by_model]
     predictions = [pooled(each.values()) for each in of_scenes]
     on_validation = _on_validation(found[-1], config) if more else None
     split = storage.read_json(workspace.split)
     priors = config.prediction.priors
-    measured = predictions[0].by_priors[priors]
+    measured, names = predictions[0].by_priors[priors], [c.name for c in bundle.classes]
     confusion = measured.confusion()
     evaluation: dict[str, Any] = measured.figures() | {
         "fingerprint": fingerprint,
@@ -95,9 +98,12 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
         "overlap": split["overlap"],
         "source_overlap": split.get("source_overlap"),
         "caveat": model_caveat(bundle, split),
-        "classes": per_class(confusion, [c.name for c in bundle.classes]),
+        "classes": per_class(confusion, names),
+        "intervals": (intervals := block_intervals(predictions[0].blocks, side=counted.side)),
         "confusion": confusion.counts.tolist(),
     }
+    for row, found_f1 in zip(evaluation["classes"], intervals["class_f1"] if intervals else [], strict=False):
+        row["f1_interval"] = found_f1
     if len(config.scenes) > 1:
         of_bundle = {name: each.by_priors[priors] for name, each in of_scenes[0].items() if by_scene[name].samples()}
         evaluation["scenes"] = {name: scene_figures(own, bundle) for name, own in of_bundle.items()}
@@ -109,9 +115,13 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
 def pooled(parts: Iterable[Predictions]) -> Predictions:
     """Return the reliability on the samples of all parts, at least one, of the same model."""
     first, *rest = parts
+    blocks: dict[Block, BlockSums] = {}
+    for part in (first, *rest):
+        add_blocks(blocks, part.blocks)
     return Predictions(
         sum((part.uncalibrated for part in rest), first.uncalibrated),
         {c: sum((part.by_priors[c] for part in rest), first.by_priors[c]) for c in first.by_priors},
+        blocks,
     )
 
 
@@ -130,12 +140,13 @@ def _classify(
     config: Config,
     workspace: Workspace,
     requests: Sequence[tuple[Bundle, Sampler]],
+    counted: Counted,
     advance: Callable[[int], None],
 ) -> list[Predictions]:
     """Classify the samples of each sampler with its model: on `train.workers` Ray workers, or in this process if few."""
     beta, cut = config.model.beta, [parts(bundle, sampler) for bundle, sampler in requests]
     if config.train.workers < 2 or sum(map(len, cut)) < LEAST_PARTS:
-        return [predict(bundle, sampler, beta, advance) for bundle, sampler in requests]
+        return [predict(bundle, sampler, beta, advance, counted=counted) for bundle, sampler in requests]
     from jobs.evaluate.on_ray import predict_on_ray
     from jobs.runtime import ray_cluster  # import Ray only where it is used
 
@@ -147,6 +158,7 @@ def _classify(
         [(bundle, sampler, own) for (bundle, sampler), own in zip(requests, cut, strict=True)],
         share,
         beta=beta,
+        counted=counted,
         advance=advance,
     )
 
@@ -203,12 +215,14 @@ def per_class(confusion: ConfusionMatrix, names: list[str]) -> list[dict[str, An
 
 def summary(evaluation: dict[str, Any]) -> list[str]:
     """Format the metrics as lines for a terminal."""
+    intervals = (evaluation["intervals"] or {}).get("metrics", {})
+    shown = {key: format_with_interval(evaluation[key], intervals.get(key)) for key, _ in REPORTED}
     lines = [f"note: {note}" for note in (evaluation["caveat"], *evaluation.get("prior_notes", ())) if note]
     lines += [
-        f"overall accuracy {evaluation['overall_accuracy']:.3f} on {evaluation['samples']:,} test samples "
+        f"overall accuracy {shown['overall_accuracy']} on {evaluation['samples']:,} test samples "
         f"({evaluation['split']} split; the majority class alone gives {evaluation['majority_share']:.3f})",
-        f"average accuracy {evaluation['average_accuracy']:.3f}, macro-F1 {evaluation['macro_f1']:.3f}, "
-        f"kappa {evaluation['kappa']:.3f}",
+        f"average accuracy {shown['average_accuracy']}, macro-F1 {shown['macro_f1']}, kappa {shown['kappa']}",
+        interval_line(evaluation["intervals"]),
         f"{_calibration(evaluation)}: expected calibration error {evaluation['ece']:.3f} "
         f"({evaluation['ece_uncalibrated']:.3f} without temperature), Brier score {evaluation['brier']:.3f}",
     ]
@@ -237,7 +251,7 @@ def class_table(classes: list[dict[str, Any]]) -> list[str]:
     for row in classes:
         lines.append(
             f"{row['name']:<{width}}  {row['samples']:>9,}  {_share(row['precision']):>9}  "
-            f"{_share(row['recall']):>6}  {_share(row['f1']):>5}"
+            f"{_share(row['recall']):>6}  {format_with_interval(row['f1'], row.get('f1_interval')):>5}"
         )
     return lines
 

@@ -61,6 +61,13 @@ class BlockCounts:
         rows = [_figures(counts, sums) for counts, sums in zip(confusion.astype(np.int64), bins, strict=True)]
         return {name: np.array([row[name] for row in rows]) for name in MEASURED}
 
+    def class_f1(self, drawn: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the F1 of each class in every replicate (R, classes); NaN where a replicate has no sample of the class."""
+        confusion = np.tensordot(drawn.astype(np.float64), self.confusion, axes=1)
+        agreed, support = 2 * np.diagonal(confusion, axis1=1, axis2=2), confusion.sum(axis=2)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(support > 0, agreed / (support + confusion.sum(axis=1)), np.nan)
+
 
 def _figures(confusion: NDArray[np.int64], bins: NDArray[np.float64]) -> dict[str, float]:
     found = ConfusionMatrix(confusion).figures() | {"ece": expected_calibration_error(bins)}

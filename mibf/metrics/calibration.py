@@ -79,8 +79,8 @@ class Reliability:
         self.classes, self.temperature = classes, temperature
         self.correction = torch.zeros(classes, device=device) if correction is None else correction.to(device)
         self.counts = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-        #: Per bin: number of samples, sum of their confidences, number of correct ones.
-        self.bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)
+        #: Per predicted class and bin: number of samples, sum of their confidences, number of correct ones.
+        self.bins = torch.zeros(3, classes, BINS, dtype=torch.float64, device=device)
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # squared differences, log-likelihood
 
     def __add__(self, other: Reliability) -> Reliability:
@@ -93,10 +93,14 @@ class Reliability:
         )
         return total
 
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """Return the logarithms of the probabilities (B, classes) of logits (B, classes)."""
+        return F.log_softmax((logits.float() + self.correction) / self.temperature, dim=1)
+
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch of logits (B, classes) and class positions (B,)."""
-        logarithms = F.log_softmax((logits.float() + self.correction) / self.temperature, dim=1)
+        logarithms = self.log_probabilities(logits)
         probabilities = logarithms.exp().double()
         confidence, named = probabilities.max(dim=1)
         pairs = labels * self.classes + named
@@ -104,7 +108,7 @@ class Reliability:
         # A bin includes its upper edge, as in Guo et al.
         bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
         sums = torch.stack([torch.ones_like(confidence), confidence, (named == labels).double()])
-        self.bins.scatter_add_(1, bins.expand(3, -1), sums)
+        self.bins.view(3, -1).scatter_add_(1, (named * BINS + bins).expand(3, -1), sums)
         columns = labels[:, None]
         squared = probabilities.square().sum() - 2 * probabilities.gather(1, columns).sum() + len(labels)
         self.sums += torch.stack([squared, logarithms.double().gather(1, columns).sum()])
@@ -121,20 +125,28 @@ class Reliability:
         `ece`: expected calibration error, the mean of |accuracy - confidence| over `BINS` bins of equal width, weighted
         by samples (Guo et al. 2017). `brier`: mean over samples of the sum over classes of (p - y)^2, from 0 to 2 (Brier
         1950). `log_loss`: mean negative log-likelihood, in nats. `bins`: number of samples, mean confidence and accuracy
-        per bin, for a reliability diagram. The metrics are NaN if there are no samples.
+        per bin, for a reliability diagram; `class_bins` the same of the samples that are predicted as each class. The
+        metrics are NaN if there are no samples.
         """
         bins, sums = self.bins.clone(), self.sums.clone()
         sum_over_workers(bins, sums)
-        count, confident, right = bins.cpu().numpy()
-        samples = float(count.sum())
+        by_class = bins.cpu().numpy()
+        of_all = by_class.sum(axis=1)
+        samples = float(of_all[0].sum())
         squared, likelihood = sums.tolist()
         nothing = float("nan")
         return self.confusion().figures() | {
-            "ece": expected_calibration_error(bins.cpu().numpy()),
+            "ece": expected_calibration_error(of_all),
             "brier": squared / samples if samples else nothing,
             "log_loss": -likelihood / samples if samples else nothing,
-            "bins": [
-                {"samples": int(n), "confidence": c / n if n else None, "accuracy": r / n if n else None}
-                for n, c, r in zip(count.tolist(), confident.tolist(), right.tolist(), strict=True)
-            ],
+            "bins": _bins(of_all),
+            "class_bins": [_bins(by_class[:, position]) for position in range(self.classes)],
         }
+
+
+def _bins(sums: NDArray[np.float64]) -> list[dict[str, float | int | None]]:
+    """Number of samples, mean confidence and accuracy per bin, from their sums (3, bins)."""
+    return [
+        {"samples": int(n), "confidence": c / n if n else None, "accuracy": r / n if n else None}
+        for n, c, r in zip(*sums.tolist(), strict=True)
+    ]

@@ -19,6 +19,7 @@ from mibf.ensemble import mixture_log_probabilities
 from mibf.metrics.calibration import Reliability
 from mibf.training.epoch import validate
 from pipeline.sampling.drawn_pixels import every_pixel
+from pipeline.sampling.sample_blocks import Block, BlockCounter, BlockSums, add_blocks, sample_blocks
 from pipeline.sampling.sample_logits import SampleModel
 from pipeline.sampling.sampler import Sampler
 
@@ -35,6 +36,14 @@ class Predictions(NamedTuple):
 
     uncalibrated: Reliability
     by_priors: dict[PriorSetting, Reliability]
+    blocks: dict[Block, BlockSums]  #: counts by block; empty unless they were requested
+
+
+class Counted(NamedTuple):
+    """What is counted by spatial block: predictions with this setting of the priors, in blocks of this side in pixels."""
+
+    priors: PriorSetting
+    side: int
 
 
 class Part(NamedTuple):
@@ -66,6 +75,13 @@ class PartSums(NamedTuple):
     steps: NDArray[np.float64]
 
 
+class PartResult(NamedTuple):
+    """The sums of one part, uncalibrated, then for each setting of the priors; and its counts by block."""
+
+    sums: list[PartSums]
+    blocks: dict[Block, BlockSums]
+
+
 def parts(bundle: Bundle, sampler: Sampler) -> list[Part]:
     """Cut the samples of a subset into parts that `predict_part` classifies as `predict` would, batch by batch."""
     totals = sampler.window_totals()
@@ -86,6 +102,7 @@ def predict(
     part: Part | None = None,
     device: torch.device | None = None,
     reliability: type[Reliability] = Reliability,
+    counted: Counted | None = None,
 ) -> Predictions:
     """Classify the samples of a subset once, for every setting of the class priors that the model supports.
 
@@ -97,6 +114,7 @@ def predict(
         part: of the samples; None for all.
         device: that computes networks; None for the best one here.
         reliability: adds up the metrics.
+        counted: what is counted by block; None for nothing.
     """
     start, stop = (0, None) if part is None else (part.start, part.stop)
     single = bundle.single
@@ -107,18 +125,21 @@ def predict(
     make = partial(reliability, bundle.spec.classes, device)
     if network is not None and single is not None:
         by_priors = {c: make(temperature=single.temperature, correction=own) for c, own in corrections.items()}
-        predictions = Predictions(make(), by_priors)
+        predictions = Predictions(make(), by_priors, {})
+        counters = _counters(predictions, sampler, counted, first=start)
         validate(
             network,
             sampler.in_order(batch=BATCH, start=start, stop=stop),
             beta=beta,
             precision="float32",
-            observers=[predictions.uncalibrated, *by_priors.values()],
+            observers=[predictions.uncalibrated, *by_priors.values(), *counters],
             after_step=advance,
         )
         return predictions
     assert model is not None
-    predictions = Predictions(make(), {choice: make() for choice in corrections})
+    predictions = Predictions(make(), {choice: make() for choice in corrections}, {})
+    first = int(sampler.window_totals()[:start].sum(dtype=np.int64))
+    counters = _counters(predictions, sampler, counted, first=first)
     shares = [member.share for member in bundle.members]
     temperatures, ones = [member.temperature for member in bundle.members], [1.0] * len(shares)
     for pixels in every_pixel(sampler.stores, sampler.subset, start=start, stop=stop, report=sampler.report):
@@ -128,24 +149,42 @@ def predict(
             for choice, correction in corrections.items():
                 own = mixture_log_probabilities(logits, temperatures, shares, correction)
                 predictions.by_priors[choice].add(own, labels)
+                for counter in counters if counted is not None and choice == counted.priors else ():
+                    counter.add(own, labels)
             advance(len(labels))
     return predictions
 
 
+def _counters(predictions: Predictions, sampler: Sampler, counted: Counted | None, *, first: int) -> list[BlockCounter]:
+    """The counter of blocks, if one was requested, for the samples from number `first` on."""
+    if counted is None:
+        return []
+    blocks = sample_blocks(sampler, counted.side, first=first)
+    return [BlockCounter(predictions.by_priors[counted.priors], blocks, predictions.blocks)]
+
+
 def predict_part(
-    bundle: Bundle, sampler: Sampler, beta: float, part: Part, *, device: torch.device | None = None
-) -> list[PartSums]:
-    """Classify one part: its sums, uncalibrated, then for each setting of the priors."""
-    found = predict(bundle, sampler, beta, lambda samples: None, part=part, device=device, reliability=_PartReliability)
+    bundle: Bundle,
+    sampler: Sampler,
+    beta: float,
+    part: Part,
+    counted: Counted | None = None,
+    *,
+    device: torch.device | None = None,
+) -> PartResult:
+    """Classify one part on a device, by default the best one here."""
+    found = predict(
+        bundle, sampler, beta, lambda _: None, part=part, device=device, reliability=_PartReliability, counted=counted
+    )
     sums = []
     for one in (found.uncalibrated, *found.by_priors.values()):
         assert isinstance(one, _PartReliability)
         steps = torch.stack(one.steps).cpu().numpy() if one.steps else np.zeros((0, 2))
         sums.append(PartSums(one.counts.cpu().numpy(), one.bins.cpu().numpy(), steps))
-    return sums
+    return PartResult(sums, found.blocks)
 
 
-def joined(bundle: Bundle, found: Sequence[list[PartSums]]) -> Predictions:
+def joined(bundle: Bundle, found: Sequence[PartResult]) -> Predictions:
     """Add the sums of all parts, in their order: the result of `predict`, to the last bit.
 
     Counts are integers. The sums of each batch are added one after the other, as `predict` adds them. Confidences are
@@ -153,12 +192,14 @@ def joined(bundle: Bundle, found: Sequence[list[PartSums]]) -> Predictions:
     """
     choices = known_priors(bundle)
     total = [Reliability(bundle.spec.classes, torch.device("cpu")) for _ in range(1 + len(choices))]
-    for sums in found:
-        for one, part in zip(total, sums, strict=True):
+    blocks: dict[Block, BlockSums] = {}
+    for result in found:
+        add_blocks(blocks, result.blocks)
+        for one, part in zip(total, result.sums, strict=True):
             one.counts += torch.tensor(part.counts)
             one.bins += torch.tensor(part.bins)
             one.sums = torch.from_numpy(np.add.accumulate(np.concatenate([one.sums.numpy()[None], part.steps]))[-1].copy())
-    return Predictions(total[0], dict(zip(choices, total[1:], strict=True)))
+    return Predictions(total[0], dict(zip(choices, total[1:], strict=True)), blocks)
 
 
 def known_priors(bundle: Bundle) -> tuple[PriorSetting, ...]:
