@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jobs.config.config import Config
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.assessment.selection import SceneFrame
 from pipeline.codes import Subset
-from pipeline.io import checksums, storage
+from pipeline.io import storage
 from pipeline.publishing.published_map import ITEM, PublishedMap
 from pipeline.publishing.stac_item import InvalidItemError, matches_grid
-from pipeline.publishing.stac_item_reader import PublishedItem, read_item
+from pipeline.publishing.stac_item_reader import PublishedItem, class_digest, is_class_raster, read_item
 from pipeline.store.patch_store import PatchStore
 
 
@@ -72,7 +71,7 @@ class RunMap:
     @property
     def digest(self) -> str:
         """Digest of the class rasters: maps with the same one have the same class at every pixel."""
-        return checksums.digest([[scene.name, _class_files(scene.item)] for scene in self.scenes])
+        return class_digest({scene.name: scene.item for scene in self.scenes})
 
     @property
     def item_ids(self) -> dict[str, str]:
@@ -111,24 +110,9 @@ def _open(workspace: Workspace, name: str) -> SceneOfMap:
 def _classes(scene: SceneOfMap) -> tuple[MapClass, ...]:
     """The classes of a map, from its item."""
     for asset in scene.item.item["assets"].values():
-        if _is_class_raster(asset) and "classification:classes" in asset:
+        if is_class_raster(asset) and "classification:classes" in asset:
             values = [value for value in asset["classification:classes"] if not value.get("nodata")]
             return tuple(MapClass(v["value"], v["title"], f"#{v['color_hint'].lower()}") for v in values)
     raise InputError(
         f"{storage.redact_url(scene.folder)}: the map has no class raster; add `class` to `map.products` and run `mibf map`."
     )
-
-
-def _class_files(item: PublishedItem) -> list[tuple[str, str]]:
-    """Name and checksum of each file with the classes of a map."""
-    return sorted(
-        (str(asset["href"]), str(asset["file:checksum"]))
-        for asset in item.item["assets"].values()
-        if _is_class_raster(asset)
-    )
-
-
-def _is_class_raster(asset: dict[str, Any]) -> bool:
-    """Whether an asset of a map's item is its class raster, or a block of it."""
-    name = str(asset["href"]).removeprefix("./")
-    return name.endswith(".tif") and (name == "class.tif" or name.startswith("class_y"))

@@ -15,11 +15,11 @@ from typing import Any
 import jinja2
 import numpy as np
 import zarr
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from jobs.config.config import Config
-from jobs.report.pictures import colored, display_bands, png, shades, stretched, svg
+from jobs.report.pictures import colored, display_bands, png, shades, stretched
+from jobs.report.plots import SUBSET_COLORS, class_reliability_plot, reliability_plot, training_curve
 from jobs.trials.table import HEADINGS as TRIAL_METRICS
 from jobs.workflow.fingerprint import fingerprint as compute_fingerprint
 from jobs.workflow.manifest import Manifest, StageResult, dependencies, read_manifest
@@ -38,6 +38,8 @@ from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.products import CLASS_PRODUCTS, Product, product
 from pipeline.publishing.published_map import PublishedMap
+from pipeline.publishing.stac_item import InvalidItemError
+from pipeline.publishing.stac_item_reader import class_digest, read_item
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.template import CHUNK
 
@@ -46,7 +48,6 @@ PICTURE = 640
 #: Maximum chunks of a store to read along an axis for a picture. Every pixel of a subsample costs a complete chunk, so the
 #: pictures of a store of more chunks are coarser, and drawn in larger squares.
 PICTURE_CHUNKS = 160
-SUBSET_COLORS = {"train": "#0072b2", "validation": "#e69f00", "test": "#cc79a7"}
 
 
 def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease) -> StageResult:
@@ -65,7 +66,7 @@ def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease)
         (m.figures["priors"] for m in manifests if m.stage == "map" and "priors" in m.figures), evaluation["priors"]
     )
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"share": _share, "thousands": lambda n: f"{n:,}"}
+    environment.filters |= {"share": _share, "amount": _amount, "thousands": lambda n: f"{n:,}"}
     template = environment.from_string(files("jobs.report").joinpath("report.html.jinja").read_text("utf-8"))
     page = template.render(
         name=config.name,
@@ -83,8 +84,11 @@ def report(config: Config, workspace: Workspace, fingerprint: str, lease: Lease)
         subsets=SUBSETS,
         subset_colors=SUBSET_COLORS,
         scenes=[_pictures(config, workspace, bundle, scene.name) for scene in config.scenes],
-        curve=_training_curve(history) if history else None,
-        reliability=_reliability(evaluation["bins"]),
+        curve=training_curve(history) if history else None,
+        reliability=reliability_plot(evaluation["bins"]),
+        class_reliability=class_reliability_plot(bundle.classes, evaluation.get("class_bins")),
+        intervals=evaluation.get("intervals"),
+        estimates=_estimates(workspace),
         accuracies=REPORTED,
         spread=mean_and_deviation(evaluation["seeds"]) if len(evaluation["seeds"]) > 1 else None,
         selected=bundle.provenance.get("hyperparameters", {}).get("select"),
@@ -115,6 +119,17 @@ def _baselines(config: Config, manifests: Sequence[Manifest]) -> dict[str, Any] 
     return found.figures
 
 
+def _estimates(workspace: Workspace) -> dict[str, Any] | None:
+    """Accuracy and areas that were estimated from a sample of the map; None without, or if the map has changed since."""
+    try:
+        found: dict[str, Any] = storage.read_json(workspace.estimates)
+        items = {name: read_item(workspace.map_folder(name)) for name in found["scenes"]}
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, InvalidItemError):
+        return None
+    published = {name: item for name, item in items.items() if item is not None}
+    return found if len(published) == len(items) and class_digest(published) == found.get("map_digest") else None
+
+
 def _trials(workspace: Workspace, bundle: Bundle) -> dict[str, Any] | None:
     """The record of the trials from which the model was chosen; None if it was trained without, or elsewhere."""
     try:
@@ -126,6 +141,10 @@ def _trials(workspace: Workspace, bundle: Bundle) -> dict[str, Any] | None:
 
 def _share(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _amount(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
 
 
 def _shaded(counts: list[list[int]]) -> list[list[tuple[int, float]]]:
@@ -201,43 +220,3 @@ def _product_picture(
     band = "" if map_product.bands == "one" else ", band 1"
     caption = f"{name}{band}: 0 (dark) to {high:.2f} {map_product.unit}".rstrip() + " (bright)"
     return caption, png(shades(values, 0.0, high or 1.0))
-
-
-def _training_curve(history: list[dict[str, Any]]) -> str:
-    """Plot cross-entropy and overall accuracy by epoch for training and validation."""
-    figure = Figure(figsize=(8.5, 3), layout="constrained")
-    epochs = [line["epoch"] for line in history]
-    lines = {"train": history, "validation": [line for line in history if "validation_loss" in line]}
-    for axes, key, title in zip(
-        figure.subplots(1, 2),
-        ("cross_entropy", "overall_accuracy"),
-        ("cross-entropy (nats)", "overall accuracy"),
-        strict=True,
-    ):
-        for subset, own in lines.items():
-            points = [line["epoch"] for line in own], [line[f"{subset}_{key}"] for line in own]
-            if own:
-                axes.plot(*points, "o-" if len(own) <= 50 else "-", color=SUBSET_COLORS[subset], label=subset)
-        axes.set(xlabel="epoch", title=title)
-        axes.set_xticks(epochs if len(epochs) <= 12 else epochs[:: math.ceil(len(epochs) / 12)])
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    figure.axes[0].legend(frameon=False)
-    return svg(figure)
-
-
-def _reliability(bins: list[dict[str, Any]]) -> str:
-    """Plot accuracy against confidence of the test samples by bin, and the number of samples per bin."""
-    figure = Figure(figsize=(8.5, 3), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    known = [b for b in bins if b["samples"]]
-    left.plot([0, 1], [0, 1], color="#99a", linewidth=1, linestyle="--")
-    left.plot([b["confidence"] for b in known], [b["accuracy"] for b in known], "o-", color=SUBSET_COLORS["test"])
-    left.set(xlabel="confidence", title="accuracy", xlim=(0, 1), ylim=(0, 1))
-    edges = np.arange(len(bins)) / len(bins)
-    right.bar(edges, [b["samples"] for b in bins], width=1 / len(bins), align="edge", color=SUBSET_COLORS["test"])
-    right.set(xlabel="confidence", title="test samples", xlim=(0, 1))
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    return svg(figure)

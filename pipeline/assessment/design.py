@@ -60,7 +60,7 @@ class Design:
     design: DesignName
     strata: tuple[Stratum, ...]
     classes: tuple[ClassCount, ...]  #: of the map, for stratifying a sample after it was drawn
-    map_digest: str  #: of the class rasters; see `jobs.assess.run_map`
+    map_digest: str  #: of the class rasters; see `pipeline.publishing.stac_item_reader.class_digest`
     scenes: Mapping[str, str]  #: the STAC item's id of each scene
     seed: int | None = None
     allocation: Allocation | None = None

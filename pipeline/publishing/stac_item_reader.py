@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 import numpy as np
 
 from pipeline.codes import RENAMED_PRODUCTS
-from pipeline.io import storage
+from pipeline.io import checksums, storage
 from pipeline.io.retry import call_with_retry
 from pipeline.maps.predictor import MissingDataPolicy
 from pipeline.maps.products import MAP_PRODUCTS, MapDtype, MapProductName, Product, product
@@ -79,6 +79,21 @@ class PublishedItem:
         """Names of the files to read for a product: its GeoTIFF, or the VRT over several; empty if the item lists none."""
         wanted = (f"{product.name}.tif", f"{product.name}.vrt")
         return tuple(file.name for file in self.files if file.name in wanted)
+
+
+def is_class_raster(asset: Mapping[str, Any]) -> bool:
+    """Whether an asset of a map's item is its class raster, or a block of it."""
+    name = str(asset["href"]).removeprefix("./")
+    return name.endswith(".tif") and (name == "class.tif" or name.startswith("class_y"))
+
+
+def class_digest(items: Mapping[str, PublishedItem]) -> str:
+    """Digest of the class rasters of scenes' maps, by name: equal ones have the same class at every pixel."""
+    found = []
+    for name, each in items.items():
+        rasters = [asset for asset in each.item["assets"].values() if is_class_raster(asset)]
+        found.append([name, sorted((str(asset["href"]), str(asset["file:checksum"])) for asset in rasters)])
+    return checksums.digest(found)
 
 
 def read_item(folder: str) -> PublishedItem | None:

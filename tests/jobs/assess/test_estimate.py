@@ -50,6 +50,22 @@ def test_estimates_are_stored_and_published(mapped: Mapped, label: Label) -> Non
     assert mapped.does("verify").status == 0
 
 
+def test_report_shows_the_estimates_of_the_map_that_is_published(mapped: Mapped, label: Label) -> None:
+    for stage in ("evaluate", "report"):
+        mapped.does(stage, "baselines.enabled=false")
+    page = mapped.folder / "work/report/index.html"
+    assert "Accuracy and areas of the map" not in page.read_text()
+    assert "Accuracy against confidence by predicted class" in page.read_text()
+    mapped.does("sample", *N)
+    mapped.does("estimate", "baselines.enabled=false", "--sample", str(label()))
+    shown = page.read_text()
+    assert "Accuracy and areas of the map" in shown
+    assert all(f"<td>{row['mapped_area']:,.1f}</td>" in shown for row in stored(mapped)["classes"])
+    mapped.does("map", "--replace", "prediction.priors=uniform")
+    mapped.does("report", "baselines.enabled=false", "prediction.priors=uniform")
+    assert "Accuracy and areas of the map" not in page.read_text()
+
+
 def test_perfect_labels_have_exact_intervals(mapped: Mapped, label: Label) -> None:
     mapped.does("sample", *N)
     found = mapped.does("estimate", "--sample", str(label(wrong=0)), "--json").json
