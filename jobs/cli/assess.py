@@ -115,13 +115,18 @@ def estimate(
     """Estimate the map's accuracy, and the area of every class, with confidence intervals."""
     from jobs.assess.estimate import estimate_map
     from jobs.config.loader import load
+    from jobs.runtime.progress import warn
     from jobs.workflow.manifest import read_manifest
     from jobs.workflow.workspace import Workspace
+    from mibf.errors import InputError
 
     loaded = load(config, overrides=set_ or ())
     found = estimate_map(loaded, sample, design_url=design, other_map=other_map, skip_unlabelled=skip_unlabelled)
     if read_manifest(Workspace.of(loaded), "report") is not None:
-        run_one_stage(loaded, "report", keep_current=False)
+        try:
+            run_one_stage(loaded, "report", keep_current=False)
+        except InputError as error:  # the estimates are complete without it
+            warn(f"the report was not written again: {error}")
     return found
 
 

@@ -107,6 +107,19 @@ def write_geopackage(path: Path, table: pd.DataFrame, scenes: Sequence[SceneFram
         frame.to_file(path, layer=LAYER, driver="GPKG", engine="pyogrio")
 
 
+def _read_csv(content: bytes) -> pd.DataFrame:
+    """Read a table, also as spreadsheets write it where the decimal separator is a comma: with semicolons."""
+    head = content.partition(b"\n")[0]
+    separator, point = (";", ",") if b";" in head and b"," not in head else (",", ".")
+    return pd.read_csv(
+        io.BytesIO(content),
+        dtype={"label": "string", "scene": "string"},
+        encoding="utf-8-sig",
+        sep=separator,
+        decimal=point,
+    )
+
+
 @dataclass(frozen=True)
 class LabelledPoints:
     """The points of a sample, with labels as positions of classes, -1 where there is none: (n,) each."""
@@ -135,7 +148,7 @@ def read_table(url: str) -> pd.DataFrame:
         if url.lower().endswith(".csv"):
             with storage.as_input_errors(url):
                 content = storage.read_at_most(url, 2**30)
-            return pd.read_csv(io.BytesIO(content), dtype={"label": "string", "scene": "string"})
+            return _read_csv(content)
         import pyogrio  # only for vector files: it loads a GDAL of its own
 
         gdal.configure_gdal()

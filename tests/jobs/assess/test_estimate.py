@@ -66,6 +66,16 @@ def test_report_shows_the_estimates_of_the_map_that_is_published(mapped: Mapped,
     assert "Accuracy and areas of the map" not in page.read_text()
 
 
+def test_estimates_are_kept_if_the_report_cannot_be_written(mapped: Mapped, label: Label) -> None:
+    for stage in ("evaluate", "report"):
+        mapped.does(stage, "baselines.enabled=false")
+    (mapped.folder / "work/runs/main/manifests/evaluate.json").unlink()
+    mapped.does("sample", *N)
+    done = mapped.does("estimate", "baselines.enabled=false", "--sample", str(label()))
+    assert "the report was not written again" in done.stderr
+    assert stored(mapped)["points"] == 40
+
+
 def test_perfect_labels_have_exact_intervals(mapped: Mapped, label: Label) -> None:
     mapped.does("sample", *N)
     found = mapped.does("estimate", "--sample", str(label(wrong=0)), "--json").json

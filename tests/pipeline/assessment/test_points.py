@@ -126,6 +126,14 @@ def test_files_without_points_are_refused(tmp_path: Path) -> None:
         read_table(str(tmp_path / "bad.csv"))
 
 
+def test_tables_of_spreadsheets_with_semicolons_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "excel.csv"
+    labelled().to_csv(path, index=False, sep=";", decimal=",", encoding="utf-8-sig")
+    found = check(read_table(str(path)))
+    assert found.rows.tolist() == [0, 3, 9, 20, 39]
+    assert found.labels.tolist() == [0, 1, 1, 2, -1]
+
+
 def test_layer_of_the_points_is_read_and_others_are_not(tmp_path: Path) -> None:
     path = tmp_path / "several.gpkg"
     frame = geopandas.GeoDataFrame({"label": ["1"]}, geometry=geopandas.points_from_xy([0], [0]), crs="EPSG:4326")
