@@ -1,9 +1,9 @@
 """Measure the page of a large map: time to the first pixels, to the complete first view, and requests for ranges.
 
-Run `PYTHONPATH=. python benchmarks/view.py [SIDE]` (default 16384) with Chromium and selenium installed; a map of SIDE x
-SIDE pixels is made in a temporary folder, of fields of classes with noisy edges, and its confidence. The page is opened
-repeatedly, each time in a new browser with an empty cache, from the server of `mibf view`. Baseline: the quicklook alone in
-the same browser, which is what a map without a page has to show.
+Run `PYTHONPATH=. python benchmarks/view.py [SIDE] [FOLDER]` (default 16384) with Chromium and selenium installed; a map of
+SIDE x SIDE pixels is made in FOLDER, default a temporary one, of fields of classes with noisy edges, and its confidence.
+The page is opened repeatedly, each time in a new browser with an empty cache, from the server of `mibf view`. Baseline: the
+quicklook alone in the same browser, which is what a map without a page has to show.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.maps.products import product
 from tests.support.browser import Browser, chromium, served
 from tests.support.page_maps import CLASSES, publish_page_map
 
-REPEATS, FIELD = 5, 64
+REPEATS, FIELD = 3, 64
 #: Deep links: the entire map, and a place at full resolution with its neighbours.
 VIEWS = {"entire map": "", "entire map, confidence": "#layer=confidence", "1 : 1": "#center=570000,5730000&pixel=1"}
 
@@ -85,7 +85,10 @@ def main() -> None:
     """Make a map, measure all views in alternation, and print medians."""
     side = int(sys.argv[1]) if len(sys.argv) > 1 else 16384
     with tempfile.TemporaryDirectory(prefix="mibf-bench-") as temporary:
-        folder = write_map(Path(temporary), side)
+        kept = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(temporary)
+        folder = kept / "map"
+        if not (folder / "item.json").exists():
+            write_map(kept, side)
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
         print(f"{side} x {side} pixels; bytes: {sizes}")
         rows: dict[str, list[Any]] = {name: [] for name in VIEWS}

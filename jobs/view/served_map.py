@@ -51,6 +51,7 @@ class ServedMap:
 
         Raises:
             StorageUnavailableError: the object store does not respond.
+            OSError: the file may not be read.
         """
         static = next((file for file in static_files() if file.name == name), None)
         if static is not None:
@@ -96,6 +97,8 @@ class ServedMap:
         if known is None or time.monotonic() - known[0] > REMEMBERED_SECONDS:
             filesystem, path = storage.open_url(url)
             info = call_with_retry(url, lambda: filesystem.info(path), timeout=TIMEOUT_SECONDS)
+            if info.get("size") is None:
+                raise StorageUnavailableError(f"{storage.redact_url(url)}: the server does not state the size of the file")
             etag = str(info.get("ETag") or info.get("etag") or info.get("LastModified") or info["size"]).strip('"')
             known = time.monotonic(), int(info["size"]), etag
             with self._lock:

@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from jobs.view.served_map import Content, ServedMap
 from mibf.errors import InputError
+from mibf.redaction import without_queries
 from pipeline.io.retry import StorageUnavailableError
 from pipeline.publishing.page.page_file import INDEX
 from pipeline.publishing.published_map import ITEM
@@ -112,8 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_file(self, served: ServedMap, name: str) -> None:
         try:
             content = served.open(name)
-        except StorageUnavailableError as error:
-            self._send(HTTPStatus.BAD_GATEWAY, f"{error}\n".encode())
+        except (StorageUnavailableError, OSError) as error:
+            self._send(HTTPStatus.BAD_GATEWAY, f"{name}: {without_queries(str(error))}\n".encode())
             return
         if content is None:
             self._send(HTTPStatus.NOT_FOUND, f"{name}: there is no such file of a published map\n".encode())
@@ -141,7 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 for part in content.read(first, end):
                     self.wfile.write(part)
-            except (StorageUnavailableError, FileNotFoundError):  # the browser finds that bytes are missing
+            except BrokenPipeError:
+                raise
+            except (StorageUnavailableError, OSError):  # the browser finds that bytes are missing
                 self.close_connection = True
 
     def _send(

@@ -32,7 +32,7 @@ Object.assign(Page.prototype, {
     });
     const item = make("a", {href: ITEM}, "STAC item");
     const version = properties["processing:version"];
-    find("footer").append(item, ` · mibf ${version || ""} · OpenLayers, geotiff.js`);
+    find("footer").append(item, ` · mibf ${version || ""}`);
     find("panel").hidden = false;
   },
 
@@ -81,7 +81,7 @@ Object.assign(Page.prototype, {
 
   placeSwipe() {
     const handle = find("swipe");
-    handle.hidden = !this.state.compare;
+    handle.hidden = !this.isComparing;
     handle.style.left = `${this.state.swipe}%`;
     handle.setAttribute("aria-valuenow", this.state.swipe);
   },
@@ -221,9 +221,10 @@ Object.assign(Page.prototype, {
     const range = product.bits.length ? Promise.resolve([0, product.bits.length]) : this.guard(product.findRange());
     range.then((found) => {
       const [lowest, highest] = found || [NaN, NaN]; // NaN: what is wrong was reported
-      low.textContent = format(lowest);
-      high.textContent = format(highest);
-      canvas.setAttribute("aria-label", `${title}: ${format(lowest)} to ${format(highest)}`);
+      const [start, end] = [lowest, highest].map((value) => (Number.isInteger(value) ? String(value) : format(value)));
+      low.textContent = start;
+      high.textContent = end;
+      canvas.setAttribute("aria-label", `${title}: ${start} to ${end}`);
     });
     return make("div", {}, make("p", {className: "hint"}, title), canvas, make("p", {className: "ends"}, low, high));
   },

@@ -117,6 +117,11 @@ class Page {
     return product ? product.classes : [];
   }
 
+  /** Whether two layers are shown; a layer is not compared with itself. */
+  get isComparing() {
+    return this.state.compare !== "" && this.state.compare !== this.state.layer;
+  }
+
   // --- layers of the map ---
 
   palette(product) {
@@ -206,8 +211,8 @@ class Page {
 
   /** Where two layers are compared, each is drawn on its side of the divider. */
   clip(layer, event) {
-    const {compare, swipe} = this.state;
-    if (!compare) {
+    const {swipe} = this.state;
+    if (!this.isComparing) {
       return;
     }
     const gl = event.context;
@@ -318,7 +323,7 @@ class Page {
       made.setVisible(false);
     }
     const left = this.shown(layer, band);
-    const right = compare ? this.shown(compare, 0) : [];
+    const right = this.isComparing ? this.shown(compare, 0) : [];
     for (const [side, made] of [["left", left], ["right", right]]) {
       for (const one of made) {
         one.set("side", side);
