@@ -34,11 +34,12 @@ from jobs.workflow.workspace import Workspace
 from mibf.device import check_precision
 from mibf.errors import InputError
 from pipeline.grid import Tile, Window
+from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.drift import describe_drift, matching_advice, measure_drift, unmatched
 from pipeline.maps.map_store import MapStore
 from pipeline.maps.tile_mapper import MapJob, Predictor
-from pipeline.publishing.stac_catalog import update_catalog
+from pipeline.publishing.stac_catalog import CATALOG, update_catalog
 
 #: Maximum length of a warning about drift, in characters.
 LONGEST_WARNING = 250
@@ -186,6 +187,7 @@ def _result(
         "priors": config.prediction.priors,
     }
     outputs = [url for urls in each_scene(SceneMap.published_files, maps).values() for url in urls]
+    outputs.append(storage.join(Workspace.of(config).url, CATALOG))
     return StageResult(summary | figures | {"scenes_published": published}, lines, outputs)
 
 

@@ -110,7 +110,8 @@ def publish_map(
         rasters = sorted([*plan.kept, *built], key=lambda file: (file.number, file.window))
         mosaics = _write_mosaics(publication, rasters)
         ordered = sorted([*rasters, *mosaics], key=lambda file: file.number)
-        kept = {name for file in plan.kept for name in (file.name, *file.sidecars)}
+        # Sidecars that no item lists are kept, too: those of earlier versions, and statistics that QGIS has added.
+        kept = {name for file in plan.kept for name in (file.name, f"{file.name}.aux.xml")}
         others = _draw_quicklook(publication, rasters, kept) + _write_styles(publication)
         page = _write_page(publication)
         kept |= {file.name for file in page if _is_published(publication, file)}
@@ -183,11 +184,11 @@ def _reusable(publication: Publication, suffix: str, window: Window) -> list[Fil
 
 
 def _has_sidecars(publication: Publication, suffix: str, there: Collection[str]) -> bool:
-    """Whether a block's published files have the sidecars that the item lists; those of earlier versions list none."""
+    """Whether a block's published files have the sidecars that the item lists; items of earlier versions list none."""
     for product in publication.source.products:
         name = f"{product.name}{suffix}.tif.aux.xml"
         listed = name in publication.published
-        if listed != (name in there) or (product.name in CLASS_PRODUCTS and not listed):
+        if (listed and name not in there) or (product.name in CLASS_PRODUCTS and not listed):
             return False
     return True
 

@@ -67,11 +67,9 @@ def update_catalog(workspace: str, lease: Lease) -> None:
     if not items and not storage.exists(storage.join(workspace, CATALOG)):
         return
     for _ in range(ATTEMPTS):
-        _write(workspace, items, lease)
-        now = _read_items(workspace)
-        if now == items:
+        if not _write(workspace, items, lease):
             return
-        items = now
+        items = _read_items(workspace)
 
 
 def catalog_files(workspace: str, items: Items) -> dict[str, dict[str, Any]]:
@@ -163,19 +161,26 @@ def _retried(url: str, read: Callable[[str], Result]) -> Result:
     return call_with_retry(url, lambda: read(url))
 
 
-def _write(workspace: str, items: Items, lease: Lease) -> None:
-    """Write the files that differ from those that there are, the catalog last; remove the collections of other runs."""
-    files = catalog_files(workspace, items)
+def _write(workspace: str, items: Items, lease: Lease) -> bool:
+    """Write the files that differ from those that there are, the catalog last, and remove the collections of other runs.
+
+    Returns:
+        Whether anything had to be changed.
+    """
+    files, changed = catalog_files(workspace, items), False
     for path, content in files.items():
         url = storage.join(workspace, *path.split("/"))
         if _read_json(url) != content:
             lease.check()
+            changed = True
             call_with_retry(url, lambda url=url, content=content: storage.write_json(url, content))  # type: ignore[misc]  # bound now
     folder = storage.join(workspace, COLLECTIONS)
     for name in _retried(folder, storage.names):
         if f"{COLLECTIONS}/{name}" not in files and name.endswith(".json"):
             lease.check()
+            changed = True
             storage.remove(storage.join(folder, name))
+    return changed
 
 
 def _read_json(url: str) -> Any:

@@ -423,6 +423,7 @@ FAILURES_BEFORE_RECORD = [
     (cog, "vrt", 2),
     (cog, "write_sidecar", 3),
     (publish_map, "quicklook", 1),
+    (publish_map, "qgis_style", 2),
     (publish_map, "check_item", 1),
     (storage, "write_json", 1),
 ]
