@@ -26,7 +26,7 @@ from pipeline.polygons.vector_files import PolygonBatch, format_of
 from pipeline.publishing.class_map import ClassMap
 
 #: Polygons, and points of their outlines, that are written together.
-BATCH, BATCH_POINTS = 5_000, 500_000
+BATCH, BATCH_POINTS = 1_000, 200_000
 #: Confidence in float32 is summed in these steps, so that sums are exact.
 FLOAT_STEP = 2.0**-24
 
