@@ -34,7 +34,7 @@ ORDER = (
     *("sample", "estimate"),
     *("plan", "status", "verify", "runs", "schema"),
     *("rerun", "submit"),
-    *("bundle", "baseline", "ablate", "benchmark", "import-checkpoint", "export"),
+    *("bundle", "baseline", "calibrate", "ablate", "benchmark", "import-checkpoint", "export"),
     *("synth", "bench"),
 )
 #: The stages in the order in which `mibf run` runs them.

@@ -1,4 +1,4 @@
-"""Commands for models: bundle show, baseline, ablate, benchmark, import-checkpoint."""
+"""Commands for models: bundle show, baseline, calibrate, ablate, benchmark, import-checkpoint."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ def baseline(
     from jobs.config.loader import load
 
     return run_baseline(load(config, overrides=set_ or ()), test=test, samples=samples, seconds=seconds)
+
+
+@command("Models")
+def calibrate(config: ConfigPath, set_: Overrides = None) -> Result:
+    """Fit the thresholds of prediction sets of the run's model to validation pixels, without training again."""
+    from jobs.config.loader import load
+    from jobs.models.calibrate import calibrate as calibrate_run
+
+    return calibrate_run(load(config, overrides=set_ or ()))
 
 
 @command("Models")

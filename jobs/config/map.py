@@ -7,12 +7,33 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from jobs.config.base import Section, Seed
+from mibf.metrics.prediction_sets import PERCENT, SetChoice
+
+
+class SetsSection(Section):
+    """Prediction sets: the share of pixels whose set is to hold their class, and whether it is that of each class."""
+
+    coverage: float = 0.9
+    class_conditional: bool = False
+
+    @field_validator("coverage")
+    @classmethod
+    def _whole_percent(cls, value: float) -> float:
+        if abs(100 * value - round(100 * value)) > 1e-6 or round(100 * value) not in PERCENT:
+            raise ValueError("must be a share from 0.5 to 0.99 in steps of 0.01, such as 0.9")
+        return round(value, 2)
 
 
 class PredictionSection(Section):
-    """Class priors of evaluation and map: as sampled in training, as in the training pixels, or uniform."""
+    """Class priors of evaluation and map: as sampled in training, as in the training pixels, or uniform; prediction sets."""
 
     priors: Literal["trained", "natural", "uniform"] = "trained"
+    sets: SetsSection = SetsSection()
+
+    @property
+    def set_choice(self) -> SetChoice:
+        """Which prediction sets are wanted."""
+        return SetChoice(self.sets.coverage, self.sets.class_conditional)
 
 
 class MapSection(Section):
@@ -29,7 +50,17 @@ class MapSection(Section):
     tile_size: int = 512
     products: tuple[
         Literal[
-            "class", "second_class", "confidence", "probabilities", "entropy", "mutual_information", "kl", "gate", "sources"
+            "class",
+            "second_class",
+            "confidence",
+            "probabilities",
+            "entropy",
+            "mutual_information",
+            "kl",
+            "gate",
+            "sources",
+            "set_size",
+            "prediction_set",
         ],
         ...,
     ] = Field(default=("class", "confidence"), min_length=1)

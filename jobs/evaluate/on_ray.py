@@ -15,6 +15,7 @@ from jobs.runtime.ray_cluster import assigned_device
 from jobs.runtime.worker_resources import WorkerResources
 from jobs.workflow.errors import StageError
 from mibf.bundle.bundle import Bundle
+from mibf.metrics.prediction_sets import SetChoice
 from pipeline.sampling.predictions import Counted, Part, PartResult, Predictions, joined, predict_part
 from pipeline.sampling.sampler import Sampler
 
@@ -29,6 +30,7 @@ def predict_on_ray(
     beta: float,
     counted: Counted,
     advance: Callable[[int], None],
+    sets: SetChoice | None = None,
 ) -> list[Predictions]:
     """Classify the parts of the samplers' samples with their models, on workers with the resources of `share`.
 
@@ -38,6 +40,7 @@ def predict_on_ray(
         beta: weight of the KL term in the loss.
         counted: what is counted by spatial block.
         advance: called with a number of samples when they are done.
+        sets: which prediction sets are counted; see `predict`.
 
     Raises:
         StageError: the processes or nodes of a task were lost, several times.
@@ -55,7 +58,7 @@ def predict_on_ray(
                 bundle, sampler, _ = requests[i]
                 if i not in samplers:
                     samplers = {i: ray.put(replace(sampler, report=_ignore))}  # without what it has cached
-                reference = task.remote(models[id(bundle)], samplers[i], beta, part, counted, share.cpus)
+                reference = task.remote(models[id(bundle)], samplers[i], beta, part, counted, sets, share.cpus)
                 running[reference] = i, j, part.samples
             if not running:
                 break
@@ -72,10 +75,12 @@ def predict_on_ray(
     return [joined(bundle, results) for (bundle, _, _), results in zip(requests, done_all, strict=True)]
 
 
-def _classify(bundle: Bundle, sampler: Sampler, beta: float, part: Part, counted: Counted, threads: int) -> PartResult:
+def _classify(
+    bundle: Bundle, sampler: Sampler, beta: float, part: Part, counted: Counted, sets: SetChoice | None, threads: int
+) -> PartResult:
     """Classify one part in a worker, on the device that Ray assigned to it."""
     torch.set_num_threads(threads)
-    return predict_part(bundle, sampler, beta, part, counted, device=assigned_device().device)
+    return predict_part(bundle, sampler, beta, part, counted, sets=sets, device=assigned_device().device)
 
 
 def _ignore(line: str) -> None:

@@ -18,6 +18,7 @@ import torch
 from jobs.config.config import Config
 from jobs.evaluate.intervals import SQUARE, block_intervals, interval_line
 from jobs.evaluate.prior_effect import TRADED, changes_predictions, prior_notes
+from jobs.evaluate.set_coverage import set_coverage, set_lines
 from jobs.runtime.progress import info, progress_bar, warn
 from jobs.workflow.fingerprint import fingerprint as compute_fingerprint
 from jobs.workflow.fingerprint import imported_checkpoint
@@ -99,6 +100,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
         "source_overlap": split.get("source_overlap"),
         "caveat": model_caveat(bundle, split),
         "classes": per_class(confusion, names),
+        "prediction_sets": set_coverage(measured, bundle, config),
         "intervals": (intervals := block_intervals(predictions[0].blocks, side=counted.side)),
         "confusion": confusion.counts.tolist(),
     }
@@ -144,9 +146,10 @@ def _classify(
     advance: Callable[[int], None],
 ) -> list[Predictions]:
     """Classify the samples of each sampler with its model: on `train.workers` Ray workers, or in this process if few."""
+    sets = config.prediction.set_choice
     beta, cut = config.model.beta, [parts(bundle, sampler) for bundle, sampler in requests]
     if config.train.workers < 2 or sum(map(len, cut)) < LEAST_PARTS:
-        return [predict(bundle, sampler, beta, advance, counted=counted) for bundle, sampler in requests]
+        return [predict(bundle, sampler, beta, advance, counted=counted, sets=sets) for bundle, sampler in requests]
     from jobs.evaluate.on_ray import predict_on_ray
     from jobs.runtime import ray_cluster  # import Ray only where it is used
 
@@ -160,6 +163,7 @@ def _classify(
         beta=beta,
         counted=counted,
         advance=advance,
+        sets=sets,
     )
 
 
@@ -226,6 +230,7 @@ def summary(evaluation: dict[str, Any]) -> list[str]:
         f"{_calibration(evaluation)}: expected calibration error {evaluation['ece']:.3f} "
         f"({evaluation['ece_uncalibrated']:.3f} without temperature), Brier score {evaluation['brier']:.3f}",
     ]
+    lines += set_lines(evaluation.get("prediction_sets"))
     if len(evaluation["by_priors"]) > 1:
         lines.append("by class priors (prediction.priors; the map uses those marked *):")
         lines += [

@@ -129,7 +129,7 @@ def plan_map(config: Config, workspace: Workspace, scene: PreparedScene, setting
     taken = [source for source in template.sources if chosen is None or source.name in chosen]
     names = [source.name for source in taken]
     cut = tile_grid(scene.name, template.shape, section.tile_size)
-    products = [product(name, section.dtype, sources=len(taken)) for name in section.products]
+    products = [product(name, section.dtype, sources=len(taken), classes=len(template.classes)) for name in section.products]
     pixel = {p.name: len(p.band_names(template.classes, names)) * np.dtype(p.dtype).itemsize for p in products}
     side = min(section.tile_size, max(rows, columns))
     read = sum(s.bands * ((side + 2 * (config.model.patch // 2)) * s.scale) ** 2 for s in taken) * _FLOAT

@@ -200,6 +200,7 @@ def make_job(spec: MapSpec, maps: Mapping[str, SceneMap]) -> MapJob:
         mc_samples=section.mc_samples,
         seed=section.seed,
         missing=section.missing,
+        set_thresholds=spec.set_thresholds,
         reader=TileReader.of(spec.bundle, section.missing),
         predictor=spec.predictor,
     )

@@ -12,6 +12,7 @@ from typing import Any
 from jobs.config.config import Config
 from jobs.config.resolve import scene_urls
 from jobs.map.scene_map import LEDGER_EVENTS, TILES_DIGEST, VERSIONS, SceneMap
+from jobs.map.spec import MapSpec
 from jobs.runtime.progress import progress_bar
 from jobs.workflow.found_items import found_items
 from jobs.workflow.workspace import Workspace
@@ -145,6 +146,7 @@ def make_item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str
         "tile": scene.tile_size,
         "pixels": scene.pixels(),
         "temperature": None if spec.bundle.single is None else spec.bundle.single.temperature,
+        **_prediction_sets(spec),
         "priors": config.prediction.priors,
         "precision": config.map.precision,
         "missing": config.map.missing,
@@ -171,6 +173,14 @@ def make_item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str
         area=scene.store.outline,
         entry=catalog_entry(config.name, scene.name, config.run),
     )
+
+
+def _prediction_sets(spec: MapSpec) -> dict[str, Any]:
+    """What the mapped prediction sets promise, and their thresholds in the order of the classes; nothing without them."""
+    if not spec.set_thresholds:
+        return {}
+    choice = spec.config.prediction.set_choice
+    return {"prediction_sets": choice._asdict() | {"thresholds": list(spec.set_thresholds)}}
 
 
 def _inputs(config: Config, name: str) -> list[str]:

@@ -18,7 +18,7 @@ from pipeline.grid import grid_to_json
 from pipeline.io import checksums, model_bundle, storage
 from pipeline.maps import ALGORITHM_VERSION
 from pipeline.maps.mixture import NEED_NETWORKS
-from pipeline.maps.products import Product, product, products_of_network
+from pipeline.maps.products import SET_PRODUCTS, Product, product, products_of_network
 from pipeline.maps.tile_mapper import MapJob, Predictor
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.scene_quantiles import MATCHING_VERSION
@@ -49,10 +49,12 @@ class MapSpec:
             bundle = model_bundle.read_bundle(model)
         bundle.correction(config.prediction.priors)
         sources = len(bundle.spec.sources)
-        products = tuple(product(name, config.map.dtype, sources=sources) for name in config.map.products)
+        classes = bundle.spec.classes
+        products = tuple(product(name, config.map.dtype, sources=sources, classes=classes) for name in config.map.products)
         check_products(products_of_network(products), without=bundle.spec.without)
         _check_has_networks(products, bundle, model)
         _check_has_sources(config, bundle, model)
+        _check_has_sets(config, bundle, model)
         _check_classes(config, bundle, model)
         # Where a model's only source has no data, nothing is mapped, so it needs no source dropout.
         if config.map.missing == "map" and not bundle.source_dropout and sources > 1:
@@ -67,6 +69,14 @@ class MapSpec:
     def sources(self) -> tuple[str, ...]:
         """Names of the model's sources."""
         return tuple(source.name for source in self.bundle.spec.sources)
+
+    @property
+    def set_thresholds(self) -> tuple[float, ...]:
+        """Least probability of each class in a prediction set; empty if no prediction sets are mapped."""
+        sets = self.bundle.prediction_sets
+        if sets is None or not SET_PRODUCTS.intersection(p.name for p in self.products):
+            return ()
+        return sets.thresholds(self.config.prediction.priors, self.config.prediction.set_choice)
 
     def settings(self, store: PatchStore) -> str:
         """Digest of everything that a tile's pixels depend on except model and input; includes the tile layout."""
@@ -83,6 +93,8 @@ class MapSpec:
         ]
         if self.config.prediction.priors != "trained":
             options.append(CORRECTION_VERSION)
+        if self.set_thresholds:
+            options.append(["prediction sets", *self.config.prediction.set_choice, *self.set_thresholds])
         if any(bands.reference is not None for bands in self.bundle.scaling.values()):
             found = {name: None if q is None else q.tolist() for name, q in store.quantiles.items()}
             options.append([MATCHING_VERSION, found])
@@ -110,6 +122,18 @@ def _check_has_sources(config: Config, bundle: Bundle, model: str) -> None:
         raise InputError(
             f"map.products contains gate, the weights of the sources against each other, but {storage.redact_url(model)} "
             f"has only one source ({bundle.spec.sources[0].name}); remove gate."
+        )
+
+
+def _check_has_sets(config: Config, bundle: Bundle, model: str) -> None:
+    """Check that the model has the thresholds of requested prediction sets."""
+    lacking = [name for name in config.map.products if name in SET_PRODUCTS]
+    if lacking and bundle.prediction_sets is None:
+        where = "with the configuration that it was trained with, " if config.map.model is not None else ""
+        raise InputError(
+            f"map.products contains {', '.join(lacking)}, but {storage.redact_url(model)} has no thresholds of prediction "
+            "sets: it is of an earlier version, or its split had no validation pixels. Fit them to validation pixels, "
+            f"without training again: {where}run `mibf calibrate CONFIG`."
         )
 
 

@@ -36,7 +36,7 @@ from pipeline.codes import SUBSETS, UNLABELLED
 from pipeline.grid import Window
 from pipeline.io import storage
 from pipeline.io.lease import Lease
-from pipeline.maps.products import CLASS_PRODUCTS, Product, product
+from pipeline.maps.products import CLASS_PRODUCTS, MASKS, Product, product
 from pipeline.publishing.published_map import PublishedMap
 from pipeline.publishing.stac_item import InvalidItemError
 from pipeline.publishing.stac_item_reader import class_digest, read_item
@@ -178,7 +178,7 @@ def _pictures(config: Config, workspace: Workspace, bundle: Bundle, scene: str) 
     pictures.append((f"split: {', '.join(SUBSETS)} (labelled pixels)", png(colored(subset_codes, subsets), enlarged)))
     published = PublishedMap(workspace.map_folder(scene))
     for name in config.map.products:
-        map_product = product(name, config.map.dtype, sources=len(bundle.spec.sources))
+        map_product = product(name, config.map.dtype, sources=len(bundle.spec.sources), classes=bundle.spec.classes)
         pictures.append(_product_picture(published, map_product, store, bundle.classes, step // enlarged))
     return {"name": scene, "pictures": pictures, "rows": store.shape[0], "columns": store.shape[1]}
 
@@ -207,10 +207,12 @@ def _product_picture(
     codes = published.read(map_product, Window(0, 0, rows, columns), shape_yx=(-(-rows // step), -(-columns // step)))[0]
     if map_product.name in CLASS_PRODUCTS:
         return "map" if map_product.name == "class" else "second class", png(colored(codes, classes))
-    if map_product.name == "sources":
-        counts = np.where(map_product.present(codes), np.bitwise_count(codes), np.nan)
+    if map_product.name in MASKS or map_product.name == "set_size":
+        found = np.bitwise_count(codes) if map_product.name in MASKS else codes
+        counts = np.where(map_product.present(codes), found, np.nan)
         most = max(int(np.nanmax(counts, initial=0)), 1)
-        return f"sources with data: 0 (dark) to {most} (bright)", png(shades(counts, 0.0, most))
+        what = "sources with data" if map_product.name == "sources" else "classes in the prediction set"
+        return f"{what}: 0 (dark) to {most} (bright)", png(shades(counts, 0.0, most))
     values = map_product.decode(codes)
     if map_product.name == "confidence":
         low = 1 / len(classes)

@@ -14,6 +14,7 @@ from jobs.config.config import Config
 from jobs.models.auto import plan_training
 from jobs.models.members import TrialBlend, combine, describe_members, fit_to_validation, measure, with_figures
 from jobs.models.pixelwise import FittedClassifier, fit_classifier, read_pixel_samples, trained_classifiers
+from jobs.models.prediction_sets import describe, with_prediction_sets
 from jobs.runtime.progress import pluralize, warn
 from jobs.runtime.worker_resources import WorkerResources
 from jobs.train.networks import TrainedNetworks, share_resources, train_networks
@@ -80,6 +81,9 @@ def train(config: Config, workspace: Workspace, fingerprint: str, lease: Lease, 
         lines += _model_lines(model, None if measured is None else measured.calibrated["trained"])
         if networks is None and measured is not None:
             seeds = [{"seed": first_seed, "chosen": model.provenance["chosen"], "calibrated": measured.calibrated}]
+    model = with_prediction_sets(config, model, stores)
+    if model.prediction_sets is not None:
+        lines += [describe(model.prediction_sets)]
     _write_bundles(workspace, model, {} if networks is None or config.train.ensemble else networks.bundles, lease)
     return StageResult(
         {"chosen": model.provenance["chosen"], "parameters": model.parameters, "seeds": seeds},

@@ -20,6 +20,7 @@ from mibf.bundle.bundle import MODEL
 from mibf.class_priors import CORRECTION_VERSION
 from pipeline.io import checksums, model_bundle, storage
 from pipeline.io.sidecars import Listings
+from pipeline.maps.products import SET_PRODUCTS
 from pipeline.store.scene_quantiles import MATCHING_VERSION
 from pipeline.stratification.assign import SEEDED_ASSIGNMENT_VERSION
 
@@ -94,10 +95,10 @@ def fingerprint(config: Config, stage: StageName, *, checkpoint: str | None = No
         parts["configuration"] = values.get("prediction")
     elif stage == "baseline":
         limits = {k: v for k, v in values.get("baselines", {}).items() if k != "enabled"}
-        parts["configuration"] = [limits, values.get("prediction"), mibf.metrics.ALGORITHM_VERSION]
+        parts["configuration"] = [limits, _without_sets(values.get("prediction")), mibf.metrics.ALGORITHM_VERSION]
     elif stage == "map":
         changing = {k: v for k, v in values.get("map", {}).items() if k not in MAP_KEYS_WITHOUT_EFFECT}
-        parts["configuration"] = [changing, values.get("prediction"), [scene.datetime for scene in config.scenes]]
+        parts["configuration"] = [changing, _of_map(values, config), [scene.datetime for scene in config.scenes]]
         if config.prediction.priors != "trained":
             parts["correction"] = CORRECTION_VERSION
         if config.map.model is not None:
@@ -119,6 +120,18 @@ def _input_fingerprints(config: Config, *, without: frozenset[str]) -> dict[str,
     if config.split.method == "raster":
         found |= checksums.input_fingerprints([config.split.url], listings)
     return found
+
+
+def _of_map(values: dict[str, Any], config: Config) -> dict[str, Any] | None:
+    """What a map depends on of the section `prediction`: on prediction sets only if they are mapped."""
+    prediction = values.get("prediction")
+    return prediction if SET_PRODUCTS.intersection(config.map.products) else _without_sets(prediction)
+
+
+def _without_sets(prediction: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Drop the choice of prediction sets, on which few results depend; None if nothing is left, as where it is not given."""
+    kept = {key: value for key, value in (prediction or {}).items() if key != "sets"}
+    return kept or None
 
 
 def _content(url: str) -> str:

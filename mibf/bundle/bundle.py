@@ -29,6 +29,7 @@ from mibf.bundle.members import (
 )
 from mibf.class_priors import Priors, PriorSetting, check_choice
 from mibf.errors import InputError
+from mibf.metrics.prediction_sets import PredictionSets
 from mibf.network.mibfnet import MIBFNet
 from mibf.network.spec import NetworkSpec
 from mibf.normalization import Scaling, scaling_to_json
@@ -45,7 +46,8 @@ class Bundle:
 
     `spec` describes the inputs, classes and patch of all members, and the layers of those that are networks. Each member's
     temperature divides its logits before the softmax. `priors` are the class priors, None where they were not recorded: in
-    format 2 and for reference checkpoints.
+    format 2 and for reference checkpoints. `prediction_sets` are their thresholds, None without validation pixels and in
+    models of earlier versions; no other prediction depends on them.
     """
 
     spec: NetworkSpec
@@ -54,6 +56,7 @@ class Bundle:
     classes: tuple[ClassName, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
     priors: Priors | None = None
+    prediction_sets: PredictionSets | None = None
 
     @classmethod
     def of_network(

@@ -19,6 +19,7 @@ from mibf.bundle.members import LinearMember, Member, NetworkMember, TreesMember
 from mibf.bundle.model_card import model_card
 from mibf.class_priors import Priors
 from mibf.errors import InputError
+from mibf.metrics.prediction_sets import PredictionSets
 from mibf.network.spec import NetworkSpec
 from mibf.normalization import scaling_from_json
 from mibf.redaction import control_character
@@ -41,6 +42,7 @@ def to_files(bundle: Bundle) -> dict[str, bytes]:
         **values,
         "provenance": bundle.provenance,
         key: members,
+        **({} if bundle.prediction_sets is None else {"prediction_sets": bundle.prediction_sets.to_json()}),
         **stac_mlm.item(bundle),
     }
     contents = zip(file_names(bundle.members), bundle.members, strict=True)
@@ -85,6 +87,7 @@ def from_files(files: Mapping[str, bytes]) -> Bundle:
             classes=tuple(ClassName(**c) for c in model["classes"]),
             provenance=model["provenance"],
             priors=None if model.get("priors") is None else Priors.from_json(model["priors"]),
+            prediction_sets=_prediction_sets(model),
         )
         _check(bundle)
     except RecursionError as error:
@@ -92,6 +95,11 @@ def from_files(files: Mapping[str, bytes]) -> Bundle:
     except (KeyError, ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise InputError(f"the model bundle is damaged ({error!r}); {REMEDY}.") from error
     return bundle
+
+
+def _prediction_sets(model: Mapping[str, Any]) -> PredictionSets | None:
+    found = model.get("prediction_sets")
+    return None if found is None else PredictionSets.from_json(found, classes=len(model["classes"]))
 
 
 def _members(model: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[Member, ...]:

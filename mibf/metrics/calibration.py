@@ -6,6 +6,7 @@ predicted classes do not change (Guo et al., "On calibration of modern neural ne
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mibf.distributed import sum_over_workers
 from mibf.metrics.confusion import ConfusionMatrix
+from mibf.metrics.prediction_sets import set_figures, set_members
 
 #: Candidate temperatures: from 1/4 to 8, eight per octave.
 CANDIDATES = 2.0 ** (torch.arange(-16, 25) / 8)
@@ -70,22 +72,31 @@ class Reliability:
     """Accuracy and calibration of probabilities, from sums over samples, batches and workers.
 
     Probabilities are softmax((logits + correction) / temperature); `correction` (classes,) adjusts the logits to other
-    class priors (`mibf.class_priors`); default 0.
+    class priors (`mibf.class_priors`); default 0. With `thresholds` (classes,), prediction sets are counted, too.
     """
 
     def __init__(
-        self, classes: int, device: torch.device, *, temperature: float = 1.0, correction: Tensor | None = None
+        self,
+        classes: int,
+        device: torch.device,
+        *,
+        temperature: float = 1.0,
+        correction: Tensor | None = None,
+        thresholds: Sequence[float] | None = None,
     ) -> None:
-        self.classes, self.temperature = classes, temperature
+        self.classes, self.temperature, self.thresholds = classes, temperature, thresholds
         self.correction = torch.zeros(classes, device=device) if correction is None else correction.to(device)
         self.counts = torch.zeros(classes * classes, dtype=torch.int64, device=device)
         #: Per predicted class and bin: number of samples, sum of their confidences, number of correct ones.
         self.bins = torch.zeros(3, classes, BINS, dtype=torch.float64, device=device)
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # squared differences, log-likelihood
+        #: By class: samples, those whose set holds it, the sum of the sizes of their sets, those whose set is one class.
+        self.sets = torch.zeros(4, classes, dtype=torch.int64, device=device)
 
     def __add__(self, other: Reliability) -> Reliability:
         """Return the sums over the samples of both, which are of the same model."""
         total = Reliability(self.classes, self.counts.device, temperature=self.temperature, correction=self.correction)
+        total.thresholds, total.sets = self.thresholds, self.sets + other.sets
         total.counts, total.bins, total.sums = (
             self.counts + other.counts,
             self.bins + other.bins,
@@ -112,6 +123,11 @@ class Reliability:
         columns = labels[:, None]
         squared = probabilities.square().sum() - 2 * probabilities.gather(1, columns).sum() + len(labels)
         self.sums += torch.stack([squared, logarithms.double().gather(1, columns).sum()])
+        if self.thresholds is not None:
+            members = set_members(probabilities, self.thresholds, dim=1)
+            size = members.sum(dim=1)
+            found = torch.stack([torch.ones_like(size), members.gather(1, columns)[:, 0].long(), size, (size == 1).long()])
+            self.sets.scatter_add_(1, labels.expand(4, -1), found)
 
     def confusion(self) -> ConfusionMatrix:
         """Return the confusion matrix over all workers."""
@@ -142,6 +158,12 @@ class Reliability:
             "bins": _bins(of_all),
             "class_bins": [_bins(by_class[:, position]) for position in range(self.classes)],
         }
+
+    def set_figures(self) -> dict[str, Any]:
+        """Return what `mibf.metrics.prediction_sets.set_figures` does of the sets of the samples of all workers."""
+        sets = self.sets.clone()
+        sum_over_workers(sets)
+        return set_figures(sets.cpu().numpy())
 
 
 def _bins(sums: NDArray[np.float64]) -> list[dict[str, float | int | None]]:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -19,13 +19,14 @@ from mibf.ensemble import mixture_log_probabilities
 from mibf.errors import InputError
 from mibf.inference.dense import MC_SAMPLES, Dense
 from mibf.inference.outputs import RANKED, ProductName
+from mibf.metrics.prediction_sets import set_members
 from mibf.normalization import Scaling
 from pipeline.classifiers.pixel_features import REACH, features_of, read_values
 from pipeline.classifiers.reading import Classifier, read_classifiers
 from pipeline.codes import UNLABELLED
 from pipeline.grid import Tile, Window
 from pipeline.maps.mixture import Mixture, needed_of_networks
-from pipeline.maps.products import Product, products_of_network
+from pipeline.maps.products import SET_PRODUCTS, Product, products_of_network
 from pipeline.stac.periods import without_years
 from pipeline.store.patch_store import PatchStore, scaled_window, usable
 from pipeline.store.template import StoredSource
@@ -177,10 +178,13 @@ class TilePredictor:
         seed: int = 0,
         missing: MissingDataPolicy = "declared",
         device: torch.device | None = None,
+        set_thresholds: Sequence[float] = (),
     ) -> None:
+        """Prepare the model; `set_thresholds` are the least probabilities of the classes in prediction sets, if any."""
         self.bundle = bundle
         self.products = tuple(products)
         self.reader = TileReader.of(bundle, missing)
+        self._set_thresholds = tuple(set_thresholds)
         self._priors: PriorSetting = priors
         self._device = device or best_device()
         self._make_dense = partial(Dense, precision=precision, mc_samples=mc_samples, seed=seed)
@@ -245,10 +249,27 @@ class TilePredictor:
                 found = self.dense[0](sources, products=network_products, wanted=wanted)
             else:
                 found = self._mixture(tile, sources, network_products, wanted)
-        return {
-            product.name: tile.present[None] if product.name == "sources" else self._layer(product, found[product.name])
-            for product in self.products
-        }
+        return {product.name: self._codes(product, tile, found) for product in self.products}
+
+    def _codes(self, product: Product, tile: TileInput, found: Mapping[ProductName, torch.Tensor]) -> NDArray[Any]:
+        """The codes (band, rows, columns) of a product of a tile, from what the model computed."""
+        if product.name == "sources":
+            return tile.present[None]
+        if product.name in SET_PRODUCTS:
+            return self._sets(product, found["probabilities"])
+        return self._layer(product, found[cast(ProductName, product.name)])
+
+    def _sets(self, product: Product, probabilities: torch.Tensor) -> NDArray[Any]:
+        """The sizes of the prediction sets, or the sets as masks with a bit for each class, (1, rows, columns)."""
+        mapped = ~torch.isnan(probabilities[0])
+        members = (set_members(probabilities, self._set_thresholds, dim=0) & mapped).cpu().numpy()
+        dtype = np.dtype(product.dtype)
+        if product.name == "set_size":
+            return np.asarray(members.sum(axis=0, dtype=dtype)[None])
+        codes = np.zeros((1, *members.shape[1:]), dtype)
+        for bit, is_member in enumerate(members):
+            codes[0] |= is_member.astype(dtype) << dtype.type(bit)
+        return codes
 
     def _mixture(
         self, tile: TileInput, sources: list[torch.Tensor], products: tuple[ProductName, ...], wanted: torch.Tensor

@@ -14,11 +14,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mibf.bundle.classes import ClassName
+from mibf.errors import InputError
 from mibf.inference.outputs import PRODUCT_NAMES, ProductName
 from pipeline.codes import UNLABELLED
 
 MapProductName = Literal[
-    "class", "second_class", "confidence", "probabilities", "entropy", "mutual_information", "kl", "gate", "sources"
+    "class",
+    "second_class",
+    "confidence",
+    "probabilities",
+    "entropy",
+    "mutual_information",
+    "kl",
+    "gate",
+    "sources",
+    "set_size",
+    "prediction_set",
 ]
 MAP_PRODUCTS: tuple[MapProductName, ...] = get_args(MapProductName)
 #: How continuous products are stored. Class ids and the source mask have fixed types.
@@ -27,6 +38,12 @@ Bands = Literal["one", "classes", "sources"]
 Overviews = Literal["mode", "nearest", "average"]
 #: Products that hold class ids.
 CLASS_PRODUCTS: frozenset[MapProductName] = frozenset({"class", "second_class"})
+#: Products of prediction sets, which need their thresholds.
+SET_PRODUCTS: frozenset[MapProductName] = frozenset({"set_size", "prediction_set"})
+#: Products whose bits are sources, or classes.
+MASKS: frozenset[MapProductName] = frozenset({"sources", "prediction_set"})
+#: Bits of the widest integer that holds a mask.
+MOST_BITS = 64
 #: Continuous products by name: their bands, unit ("nat"; empty for fractions), and the scale of a code in uint16 and uint8.
 _MEASURES: Mapping[str, tuple[Bands, str, float, float | None]] = {
     "confidence": ("one", "", 1e-4, 0.004),
@@ -86,16 +103,27 @@ class Product:
         return np.asarray(~np.isnan(codes) if np.isnan(self.nodata) else codes != self.nodata)
 
 
-def product(name: MapProductName, dtype: MapDtype = "uint16", *, sources: int = 8) -> Product:
-    """Create a product; `dtype` is the type of continuous products, `sources` the number of the model's sources.
+def product(name: MapProductName, dtype: MapDtype = "uint16", *, sources: int = 8, classes: int = 8) -> Product:
+    """Create a product; `dtype` is the type of continuous products, the numbers are of the model's sources and classes.
 
     The product `sources` is a mask, bit i set where source i has data, in the smallest unsigned integer with enough bits;
-    its nodata value, 0, means that no source has data. With uint8 the KL term (`kl`) is stored as float32.
+    its nodata value, 0, means that no source has data. So is `prediction_set`, with a bit for each class in their order; no
+    set is empty. With uint8 the KL term (`kl`) is stored as float32.
+
+    Raises:
+        InputError: a prediction set has more classes than an integer has bits.
     """
     if name in CLASS_PRODUCTS:
         return Product(name, "uint8", UNLABELLED, "mode", 2)
-    if name == "sources":
-        return Product(name, str(np.min_scalar_type((1 << sources) - 1)), 0, "nearest", 2)
+    if name == "set_size":
+        return Product(name, "uint8", 0, "mode", 2)
+    if name == "prediction_set" and classes > MOST_BITS:
+        raise InputError(
+            f"map.products contains prediction_set, which has a bit for each class, at most {MOST_BITS}; the model has "
+            f"{classes} classes. Map set_size or probabilities instead."
+        )
+    if name in MASKS:
+        return Product(name, mask_dtype(sources if name == "sources" else classes), 0, "nearest", 2)
     bands, unit, fine, coarse = _MEASURES[name]
     scale = {"uint16": fine, "uint8": coarse, "float32": None}[dtype]
     if scale is None:
@@ -103,6 +131,17 @@ def product(name: MapProductName, dtype: MapDtype = "uint16", *, sources: int = 
     return Product(name, dtype, np.iinfo(dtype).max, "average", 2, bands, scale, unit)
 
 
+def mask_dtype(bits: int) -> str:
+    """Return the smallest unsigned integer with this many bits, at most 64."""
+    return str(np.min_scalar_type((1 << bits) - 1))
+
+
 def products_of_network(products: Sequence[Product]) -> tuple[ProductName, ...]:
-    """Names of the products computed by the network; `sources` is computed from the sources' validity instead."""
-    return tuple(cast(ProductName, p.name) for p in products if p.name in PRODUCT_NAMES)
+    """Names of the products computed by the network.
+
+    `sources` is computed from the sources' validity instead, and prediction sets from the probabilities.
+    """
+    names = [cast(ProductName, p.name) for p in products if p.name in PRODUCT_NAMES]
+    if any(p.name in SET_PRODUCTS for p in products) and "probabilities" not in names:
+        names.append("probabilities")
+    return tuple(names)

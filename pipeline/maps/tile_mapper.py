@@ -67,6 +67,7 @@ class MapJob:
     mc_samples: int
     seed: int
     missing: MissingDataPolicy
+    set_thresholds: tuple[float, ...] = ()  #: least probability of each class in a prediction set, if sets are mapped
     reader: TileReader | None = None  #: what the model reads; by default the predictor's
     predictor: Callable[[MapJob], Predictor] | None = None  #: replaces the network, to measure everything else
 
@@ -100,6 +101,7 @@ class MapJob:
             seed=self.seed,
             missing=self.missing,
             device=device,
+            set_thresholds=self.set_thresholds,
         )
 
 

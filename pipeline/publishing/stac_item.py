@@ -37,8 +37,8 @@ EXTENSIONS = {
     "processing": "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
     "file": "https://stac-extensions.github.io/file/v2.1.0/schema.json",
 }
-#: Products of class ids, and the product whose bits are sources.
-CLASS_LAYERS, SOURCES_LAYER = ("class", "second_class"), "sources"
+#: Products of class ids, the product whose bits are sources, and that whose bits are classes.
+CLASS_LAYERS, SOURCES_LAYER, SETS_LAYER = ("class", "second_class"), "sources", "prediction_set"
 RASTERS, PICTURE = (".tif", ".vrt"), ".png"
 #: Media type and roles of a file by its extension. VRT has no media type of its own.
 KINDS = {
@@ -361,14 +361,20 @@ def _meanings(asset: Asset, classes: Sequence[ClassName]) -> dict[str, Any]:
         if asset.bands == (SOURCES_LAYER,):
             raise ValueError(f"{asset.name}: bands must name the sources of its bits, lowest bit first")
         return {"classification:bitfields": [_bit(offset, source) for offset, source in enumerate(asset.bands)]}
+    if asset.product == SETS_LAYER:
+        return {"classification:bitfields": [_class_bit(offset, c) for offset, c in enumerate(classes)]}
     return {}
 
 
 def _bit(offset: int, source: str) -> dict[str, Any]:
-    return {
-        "name": stac_mlm.as_name(source) or f"source_{offset}",
-        "description": f"Whether source {source} has data",
-        "offset": offset,
-        "length": 1,
-        "classes": [{"value": 0, "name": "without", "title": "Without"}, {"value": 1, "name": "with", "title": "With"}],
-    }
+    name = stac_mlm.as_name(source) or f"source_{offset}"
+    return {"name": name, "description": f"Whether source {source} has data"} | _one_bit(offset)
+
+
+def _class_bit(offset: int, c: ClassName) -> dict[str, Any]:
+    return {"name": stac_mlm.class_key(c), "description": f"Whether {c.name} is in the prediction set"} | _one_bit(offset)
+
+
+def _one_bit(offset: int) -> dict[str, Any]:
+    values = [{"value": 0, "name": "without", "title": "Without"}, {"value": 1, "name": "with", "title": "With"}]
+    return {"offset": offset, "length": 1, "classes": values}

@@ -16,11 +16,11 @@ from pipeline.codes import RENAMED_PRODUCTS
 from pipeline.io import checksums, storage
 from pipeline.io.retry import call_with_retry
 from pipeline.maps.predictor import MissingDataPolicy
-from pipeline.maps.products import MAP_PRODUCTS, MapDtype, MapProductName, Product, product
+from pipeline.maps.products import MAP_PRODUCTS, MASKS, MapDtype, MapProductName, Product, product
 from pipeline.publishing.published_map import ITEM
-from pipeline.publishing.stac_item import BLOCK, CLASS_LAYERS, SHA256, SOURCES_LAYER, InvalidItemError
+from pipeline.publishing.stac_item import BLOCK, CLASS_LAYERS, SHA256, InvalidItemError
 
-#: Bits per byte: the source mask has one bit per source.
+#: Bits per byte: a mask has one bit per source or class.
 _BITS = 8
 
 
@@ -145,8 +145,11 @@ def _product(name: str, dtype: str) -> Product:
     known: MapProductName = name
     if known in CLASS_LAYERS:
         return product(known)
-    if known == SOURCES_LAYER:
-        return product(known, sources=_BITS * np.dtype(dtype).itemsize)
+    if known in MASKS:
+        bits = _BITS * np.dtype(dtype).itemsize
+        return product(known, sources=bits, classes=bits)
+    if known == "set_size":
+        return product(known)
     if dtype not in get_args(MapDtype):
         raise ValueError(f"{name} is stored as {dtype}")
     return product(known, cast(MapDtype, dtype))

@@ -17,6 +17,7 @@ from mibf.class_priors import CHOICES, PriorSetting
 from mibf.device import best_device, to_device
 from mibf.ensemble import mixture_log_probabilities
 from mibf.metrics.calibration import Reliability
+from mibf.metrics.prediction_sets import SetChoice
 from mibf.training.epoch import validate
 from pipeline.sampling.drawn_pixels import every_pixel
 from pipeline.sampling.sample_blocks import Block, BlockCounter, BlockSums, add_blocks, sample_blocks
@@ -68,10 +69,11 @@ class _PartReliability(Reliability):
 
 
 class PartSums(NamedTuple):
-    """What a `Reliability` adds up, of one part: counts, bins, and the sums of each batch (batch, 2)."""
+    """What a `Reliability` adds up, of one part: counts, bins, sets, and the sums of each batch (batch, 2)."""
 
     counts: NDArray[np.int64]
     bins: NDArray[np.float64]
+    sets: NDArray[np.int64]
     steps: NDArray[np.float64]
 
 
@@ -101,6 +103,7 @@ def predict(
     *,
     part: Part | None = None,
     device: torch.device | None = None,
+    sets: SetChoice | None = None,
     reliability: type[Reliability] = Reliability,
     counted: Counted | None = None,
 ) -> Predictions:
@@ -113,6 +116,7 @@ def predict(
         advance: called with the number of samples after each batch.
         part: of the samples; None for all.
         device: that computes networks; None for the best one here.
+        sets: which prediction sets are counted, if the model has thresholds of them; default none.
         reliability: adds up the metrics.
         counted: what is counted by block; None for nothing.
     """
@@ -122,9 +126,14 @@ def predict(
     model = SampleModel(bundle, sampler.report, device) if single is None else None
     network = None if single is None else to_device(bundle.network(), device)
     corrections = {c: None if c == "trained" else bundle.correction(c) for c in known_priors(bundle)}
+    fitted = None if sets is None else bundle.prediction_sets
+    thresholds = {c: None if fitted is None or sets is None else fitted.thresholds(c, sets) for c in corrections}
     make = partial(reliability, bundle.spec.classes, device)
     if network is not None and single is not None:
-        by_priors = {c: make(temperature=single.temperature, correction=own) for c, own in corrections.items()}
+        by_priors = {
+            c: make(temperature=single.temperature, correction=own, thresholds=thresholds[c])
+            for c, own in corrections.items()
+        }
         predictions = Predictions(make(), by_priors, {})
         counters = _counters(predictions, sampler, counted, first=start)
         validate(
@@ -137,7 +146,7 @@ def predict(
         )
         return predictions
     assert model is not None
-    predictions = Predictions(make(), {choice: make() for choice in corrections}, {})
+    predictions = Predictions(make(), {c: make(thresholds=thresholds[c]) for c in corrections}, {})
     first = int(sampler.window_totals()[:start].sum(dtype=np.int64))
     counters = _counters(predictions, sampler, counted, first=first)
     shares = [member.share for member in bundle.members]
@@ -170,17 +179,26 @@ def predict_part(
     part: Part,
     counted: Counted | None = None,
     *,
+    sets: SetChoice | None = None,
     device: torch.device | None = None,
 ) -> PartResult:
     """Classify one part on a device, by default the best one here."""
     found = predict(
-        bundle, sampler, beta, lambda _: None, part=part, device=device, reliability=_PartReliability, counted=counted
+        bundle,
+        sampler,
+        beta,
+        lambda _: None,
+        part=part,
+        device=device,
+        sets=sets,
+        reliability=_PartReliability,
+        counted=counted,
     )
     sums = []
     for one in (found.uncalibrated, *found.by_priors.values()):
         assert isinstance(one, _PartReliability)
         steps = torch.stack(one.steps).cpu().numpy() if one.steps else np.zeros((0, 2))
-        sums.append(PartSums(one.counts.cpu().numpy(), one.bins.cpu().numpy(), steps))
+        sums.append(PartSums(one.counts.cpu().numpy(), one.bins.cpu().numpy(), one.sets.cpu().numpy(), steps))
     return PartResult(sums, found.blocks)
 
 
@@ -198,6 +216,7 @@ def joined(bundle: Bundle, found: Sequence[PartResult]) -> Predictions:
         for one, part in zip(total, result.sums, strict=True):
             one.counts += torch.tensor(part.counts)
             one.bins += torch.tensor(part.bins)
+            one.sets += torch.tensor(part.sets)
             one.sums = torch.from_numpy(np.add.accumulate(np.concatenate([one.sums.numpy()[None], part.steps]))[-1].copy())
     return Predictions(total[0], dict(zip(choices, total[1:], strict=True)), blocks)
 

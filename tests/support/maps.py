@@ -19,6 +19,8 @@ from pipeline.store.build import PreparedScene, build_store
 from pipeline.store.patch_store import PatchStore
 
 ALL_PRODUCTS = [product(name) for name in MAP_PRODUCTS]
+#: Least probabilities of the three classes in prediction sets.
+SET_THRESHOLDS = (0.3, 0.34, 0.25)
 
 
 def build_small_store(folder: Path, sources: list[Source]) -> PatchStore:
@@ -36,7 +38,9 @@ def write_map(
 ) -> MapStore:
     """Map a store tile by tile with all products."""
     work = MapStore.create(str(url), store=store, products=ALL_PRODUCTS, tile=side)
-    predictor = TilePredictor(bundle, products=ALL_PRODUCTS, precision="float32", missing=missing)
+    predictor = TilePredictor(
+        bundle, products=ALL_PRODUCTS, precision="float32", missing=missing, set_thresholds=SET_THRESHOLDS
+    )
     for tile in tile_grid("small", store.shape, side):
         work.write(tile, predictor.predict(store, tile))
     return work

@@ -177,10 +177,10 @@ def test_example_configurations_load(name: str, monkeypatch: pytest.MonkeyPatch)
 def test_every_map_product_can_be_configured() -> None:
     from jobs.config.map import MapSection
     from mibf.inference.outputs import PRODUCT_NAMES
-    from pipeline.maps.products import MAP_PRODUCTS
+    from pipeline.maps.products import MAP_PRODUCTS, SET_PRODUCTS
 
     assert MapSection(products=MAP_PRODUCTS).products == MAP_PRODUCTS
-    assert set(MAP_PRODUCTS) == set(PRODUCT_NAMES) - {"logits"} | {"sources"}
+    assert set(MAP_PRODUCTS) == set(PRODUCT_NAMES) - {"logits"} | {"sources"} | SET_PRODUCTS
 
 
 @pytest.mark.parametrize("override", ["map.block=1000", "map.block=0", "map.dtype=int16", "map.missing=exclude"])

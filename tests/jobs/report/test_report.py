@@ -90,6 +90,8 @@ def test_product_images_have_the_expected_pixels_and_captions(
         "KL term: 0 (dark) to 0.50 nat (bright)",
         "gate, band 1: 0 (dark) to 0.50 (bright)",
         "sources with data: 0 (dark) to 1 (bright)",
+        "classes in the prediction set: 0 (dark) to 1 (bright)",
+        "classes in the prediction set: 0 (dark) to 1 (bright)",
     ]
 
 

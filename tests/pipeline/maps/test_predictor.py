@@ -23,7 +23,7 @@ from pipeline.scenes.source import Source
 from pipeline.scenes.split import dilate
 from pipeline.store.patch_store import PatchStore, scaled_window
 from pipeline.store.template import StoredSource
-from tests.support.maps import ALL_PRODUCTS, build_small_store, write_map
+from tests.support.maps import ALL_PRODUCTS, SET_THRESHOLDS, build_small_store, write_map
 from tests.support.scenes import COLUMNS, ROWS, write_raster
 
 CLASS, CONFIDENCE = product("class"), product("confidence")
@@ -45,6 +45,15 @@ def test_map_bytes_do_not_depend_on_the_tile_size(store: PatchStore, bundle: Bun
         there = layer[0] != UNLABELLED
         np.testing.assert_array_equal(chosen[there], np.sort(probabilities, axis=0)[rank][there])
     assert (one.array(CONFIDENCE)[0] == np.where(there, probabilities.max(axis=0), 65535)).all()
+    masks, sizes = one.array(product("prediction_set"))[0], one.array(product("set_size"))[0]
+    np.testing.assert_array_equal(np.bitwise_count(masks), sizes)
+    np.testing.assert_array_equal(sizes > 0, there)
+    for bit, (least, layer) in enumerate(zip(SET_THRESHOLDS, probabilities / 1e4, strict=True)):
+        inside = ((masks >> bit) & 1).astype(bool)
+        assert inside[there & (layer > least + 1e-4)].all()
+        top = first[0] == ids[bit]
+        assert inside[there & top].all()
+        assert not inside[there & ~top & (layer < least - 1e-4)].any()
 
 
 @pytest.fixture
@@ -134,7 +143,7 @@ def test_reading_tiles_loads_no_network_on_any_device(
         raise AssertionError("a network was placed on a device")
 
     monkeypatch.setattr("pipeline.maps.predictor.to_device", refuse)
-    predictor = TilePredictor(bundle, products=ALL_PRODUCTS, precision="float32")
+    predictor = TilePredictor(bundle, products=ALL_PRODUCTS, precision="float32", set_thresholds=SET_THRESHOLDS)
     tile = predictor.read(quartered, Tile("small", Window(0, 0, 64, 64)))
     with pytest.raises(AssertionError, match="placed on a device"):
         predictor.compute(tile)
@@ -167,7 +176,7 @@ def test_out_of_memory_permanently_halves_the_rows_computed_at_once(
     store: PatchStore, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     tile = Tile("small", Window(0, 0, 64, 64))
-    predictor = TilePredictor(bundle, products=ALL_PRODUCTS, precision="float32")
+    predictor = TilePredictor(bundle, products=ALL_PRODUCTS, precision="float32", set_thresholds=SET_THRESHOLDS)
     wanted, first = predictor.predict(store, tile), predictor.rows
     asked: list[int] = []
     enough = first // 4
