@@ -74,7 +74,7 @@ def write_sheet(
         columns=list(table.columns),
         rows=[[_plain(value) for value in row] for row in rows.to_numpy().tolist()],
         classes=classes,
-        key=f"mibf-sample {title} {table['x'].sum():.3f} {len(table)}",
+        key=f"mibf-sample-{table['sample'].iloc[0]}",
         points=_points(table, stores, _read_scaling(scaling), shown, advance),
     )
     with path.open("w", encoding="utf-8") as file:
