@@ -23,7 +23,7 @@ def test_item_lists_every_file_of_the_page_and_counts_classes(tmp_path: Path) ->
     assert found is not None
     check_item(found.item)
     listed = {file.name: (file.bytes, file.sha256) for file in found.files}
-    assert {"class.tif", "quicklook.png", "overview_source0.webp", *PAGE} == set(listed)
+    assert {"class.tif", "class.tif.aux.xml", "class.qml", "quicklook.png", "overview_source0.webp", *PAGE} == set(listed)
     assert all(checksums.sha256(str(folder / name)) == listed[name] for name in listed)
     counts = found.item["properties"]["mibf:class_pixels"]
     assert counts == {**dict.fromkeys(map(str, MARKERS), SQUARE**2), "1": 700 * 600 - 3 * SQUARE**2}
