@@ -6,6 +6,7 @@ import io
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 #: WebGL without a GPU; colours of the screen are those of the page.
@@ -79,8 +81,10 @@ class Browser:
 
     def screen(self) -> NDArray[np.uint8]:
         """The window's pixels, (y, x, 3)."""
-        with MemoryFile(io.BytesIO(self.driver.get_screenshot_as_png())) as file, file.open() as picture:
-            return np.moveaxis(picture.read([1, 2, 3]), 0, -1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with MemoryFile(io.BytesIO(self.driver.get_screenshot_as_png())) as file, file.open() as picture:
+                return np.moveaxis(picture.read([1, 2, 3]), 0, -1)
 
     def log(self) -> list[str]:
         """What the page wrote to its console since it was opened, and errors of its requests."""

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from pipeline.io import checksums
+from pipeline.io import checksums, storage
+from pipeline.io.lease import Lease
 from pipeline.publishing.page.page_file import STATIC, is_page_file
+from pipeline.publishing.publish import finish_interrupted
 from pipeline.publishing.stac_item import check_item
 from pipeline.publishing.stac_item_reader import read_item
 from tests.support.mapped_scene import Mapped
@@ -35,6 +38,27 @@ def test_products_without_classes_have_a_page_too(tmp_path: Path) -> None:
     item = json.loads((folder / "item.json").read_text())
     assert "mibf:class_pixels" not in item["properties"]
     assert "index.html" in item["assets"]
+
+
+def test_interrupted_replacement_is_completed_with_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = publish_page_map(tmp_path, GRIDS["utm"], {"class": marked(GRIDS["utm"])})
+    move = storage.move_file
+
+    def fail_at_the_page(url: str, target: str) -> None:
+        if target.endswith("view.js"):
+            raise OSError("the disk is gone")
+        move(url, target)
+
+    monkeypatch.setattr(storage, "move_file", fail_at_the_page)
+    with pytest.raises(OSError, match="the disk is gone"):
+        publish_page_map(tmp_path, GRIDS["utm"], {"class": np.full((1, 700, 600), 2, np.uint8)})
+    assert read_item(str(folder)) is None
+    monkeypatch.undo()
+    assert finish_interrupted(str(folder), Lease())
+    found = read_item(str(folder))
+    assert found is not None
+    assert found.item["properties"]["mibf:class_pixels"]["2"] == 700 * 600
+    assert all(checksums.sha256(str(folder / file.name)) == (file.bytes, file.sha256) for file in found.files)
 
 
 def test_page_is_added_kept_and_removed_as_configured(reference: Mapped, tmp_path: Path) -> None:
