@@ -75,13 +75,18 @@ class BandScaling:
         one.
         """
         values = self.matched(values, scene=scene)
-        bands = (slice(None), None, None)
         span = np.where(self.constant, 1, self.high - self.low).astype(np.float32)
         gain = np.where(self.constant, 0, 1 / span).astype(np.float32)
-        filled = np.where(valid, values, self.fill[bands]).astype(np.float32)
-        filled -= self.low[bands]
-        filled *= gain[bands]
-        return np.clip(filled, 0, 1, out=filled)
+        missing = None if valid.all() else np.broadcast_to(~valid, values.shape)
+        scaled = np.empty(values.shape, np.float32)
+        for band, target in enumerate(scaled):  # one after the other: a band stays in the processor's cache
+            np.copyto(target, values[band], casting="same_kind")
+            if missing is not None:
+                np.copyto(target, self.fill[band], where=missing[band])
+            target -= self.low[band]
+            target *= gain[band]
+            np.clip(target, 0, 1, out=target)
+        return scaled
 
     def matched(self, values: NDArray[Any], *, scene: NDArray[np.float64] | None) -> NDArray[Any]:
         """Match (band, y, x) values of a scene with these quantiles to `reference`; as they are without either of them."""

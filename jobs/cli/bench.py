@@ -201,6 +201,21 @@ def bench_map(
     )
 
 
+@command(name="loader", group=bench)
+def bench_loader(
+    bands: Annotated[
+        list[str] | None,
+        typer.Option(metavar="B1+B2", help="Bands of each source of a random scene; repeatable. [default: 4+2 and 64+2]"),
+    ] = None,
+    size: Annotated[int, typer.Option(metavar="N", help="Side length of the scenes in pixels.")] = 2048,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of timing rounds; medians are reported.")] = 3,
+) -> Result:
+    """Benchmark what a map reads and writes on one core, with a network that costs nothing."""
+    from jobs.bench import map_loader
+
+    return map_loader.bench_loader([parse_bands(text) for text in bands or ("4+2", "64+2")], side=size, rounds=rounds)
+
+
 @command(name="publish", group=bench)
 def bench_publish(
     size: Annotated[int, typer.Option(metavar="N", help="Side length of the map in pixels.")] = 8192,

@@ -166,10 +166,10 @@ class PatchStore:
         if source.is_filled:
             counts = self._read(f"counts/{name}", (slice(None), *box), keep=keep, border=border)
             valid = known_bands(source, valid, counts)
-        if _in_row(rows) and _in_row(columns):
-            return values, valid
-        at = np.ix_(rows - box[0].start, columns - box[1].start)
-        return values[:, at[0], at[1]], valid[..., at[0], at[1]]
+        for axis, indices, cut in ((-2, rows, box[0]), (-1, columns, box[1])):
+            if not _in_row(indices):  # one axis after the other: bands stay one behind the other in memory
+                values, valid = (each.take(indices - cut.start, axis=axis) for each in (values, valid))
+        return values, valid
 
     def read_counts(self, name: str, window: Window) -> NDArray[np.uint16]:
         """Read the number of clear dates (period, height * scale, width * scale) of a window of a source.
