@@ -73,8 +73,10 @@ def assert_equals_local_map(bucket: ObjectStore, run: str, reference: Mapped) ->
         assert (pixels(bucket, run, product) == reference.pixels(product)).all()
     folder = f"{bucket.bucket}/scene/work/maps/small/{run}"
     names = {name.removeprefix(f"{folder}/").partition("/")[0] for name in bucket.files.find(folder)}
-    assert {"class.tif", "confidence.tif", "item.json", "quicklook.png", "ledger"} <= names
+    assert {"class.tif", "class.qml", "confidence.tif", "item.json", "quicklook.png", "ledger"} <= names
     assert "map.zarr" not in names, "no working map remains"
+    collection = json.loads(bucket.files.cat_file(f"{bucket.bucket}/scene/work/collections/{run}.json"))
+    assert f"../maps/small/{run}/item.json" in [link["href"] for link in collection["links"]]
 
 
 def test_concurrent_map_runs_second_exits_with_lease_held(
