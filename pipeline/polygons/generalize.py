@@ -7,7 +7,6 @@ size of the windows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +22,7 @@ from pipeline.polygons import NODATA, WINDOW
 from pipeline.polygons.grow import Connectivity, grow
 from pipeline.polygons.majority import majority
 from pipeline.polygons.regions import SeamRegions, at_seams, label_window
-from pipeline.polygons.scratch import Read, read_padded, reading, writing
+from pipeline.polygons.scratch import Read, create, read_padded, reader
 
 #: Layers of pixels that are filled in one pass over the map.
 LAYERS = 64
@@ -60,8 +59,7 @@ class Rules:
         return self.sieve > 1 or self.minimum_hectares > 0
 
 
-@contextmanager
-def generalized(
+def generalize(
     read: Read,
     shape_yx: tuple[int, int],
     rules: Rules,
@@ -70,8 +68,8 @@ def generalized(
     *,
     side: int = WINDOW,
     layers: int = LAYERS,
-) -> Iterator[Read]:
-    """Generalize a map; yields the function that reads the result, which is in a temporary folder.
+) -> Read:
+    """Generalize a map; return the function that reads the result, which is in a temporary folder.
 
     Args:
         read: reads the map.
@@ -83,20 +81,18 @@ def generalized(
         layers: that are filled in one pass over the map; like `side`, it does not affect the result.
     """
     gdal.configure_gdal()
-    with ExitStack() as stack:
-        if rules.majority > 1:
-            _filter(read, shape_yx, rules.majority, folder / "majority.tif", side)
-            read = stack.enter_context(reading(folder / "majority.tif"))
-        if rules.removes:
-            path = _without_small(read, shape_yx, rules, area, folder, side=side, layers=layers)
-            read = stack.enter_context(reading(path))
-        yield read
+    if rules.majority > 1:
+        _filter(read, shape_yx, rules.majority, folder / "majority.tif", side)
+        read = reader(folder / "majority.tif")
+    if rules.removes:
+        read = reader(_without_small(read, shape_yx, rules, area, folder, side=side, layers=layers))
+    return read
 
 
 def _filter(read: Read, shape_yx: tuple[int, int], size: int, path: Path, side: int) -> None:
-    with writing(path, shape_yx) as write:
-        for window in windows(shape_yx, side):
-            write(window, majority(read_padded(read, window, size // 2, shape_yx), size))
+    write = create(path, shape_yx)
+    for window in windows(shape_yx, side):
+        write(window, majority(read_padded(read, window, size // 2, shape_yx), size))
 
 
 def _without_small(
@@ -112,24 +108,23 @@ def _without_small(
     """Write the map without its small regions, and fill their place; return its path."""
     path = folder / "kept.tif"
     small = _small_regions(read, shape_yx, rules, area, side)
-    with writing(path, shape_yx) as write:
-        for window, marks in zip(windows(shape_yx, side), small, strict=True):
-            classes = read(window)
-            labels, _ = label_window(classes, rules.connectivity)
-            write(window, np.where(marks[labels], NODATA, classes))
+    write = create(path, shape_yx)
+    for window, marks in zip(windows(shape_yx, side), small, strict=True):
+        classes = read(window)
+        labels, _ = label_window(classes, rules.connectivity)
+        write(window, np.where(marks[labels], NODATA, classes))
     number, grown = 0, True
     while grown:
         number += 1
         after = folder / f"grown-{number % 2}.tif"
-        with reading(path) as before:
-            grown = _grow_once(read, before, shape_yx, rules.connectivity, after, side=side, layers=layers)
+        grown = _grow_once(read, reader(path), shape_yx, rules.connectivity, after, side=side, layers=layers)
         path = after
     final = folder / "generalized.tif"
-    with reading(path) as before, writing(final, shape_yx) as write:
-        for window in windows(shape_yx, side):
-            filled = before(window)
-            # Regions without a large one around them are kept as they are.
-            write(window, np.where(filled == NODATA, read(window), filled))
+    before, write = reader(path), create(final, shape_yx)
+    for window in windows(shape_yx, side):
+        filled = before(window)
+        # Regions without a large one around them are kept as they are.
+        write(window, np.where(filled == NODATA, read(window), filled))
     return final
 
 
@@ -145,16 +140,16 @@ def _grow_once(
 ) -> bool:
     """Fill up to `layers` layers of what is missing; return whether anything was filled."""
     grown = False
-    with writing(path, shape_yx) as write:
-        for window in windows(shape_yx, side):
-            classes = before(window)
-            if ((classes == NODATA) & (original(window) != NODATA)).any():
-                around = read_padded(before, window, layers, shape_yx)
-                holes = (around == NODATA) & (read_padded(original, window, layers, shape_yx) != NODATA)
-                filled = grow(around, holes, layers=layers, connectivity=connectivity)[layers:-layers, layers:-layers]
-                grown = grown or not np.array_equal(filled, classes)
-                classes = filled
-            write(window, classes)
+    write = create(path, shape_yx)
+    for window in windows(shape_yx, side):
+        classes = before(window)
+        if ((classes == NODATA) & (original(window) != NODATA)).any():
+            around = read_padded(before, window, layers, shape_yx)
+            holes = (around == NODATA) & (read_padded(original, window, layers, shape_yx) != NODATA)
+            filled = grow(around, holes, layers=layers, connectivity=connectivity)[layers:-layers, layers:-layers]
+            grown = grown or not np.array_equal(filled, classes)
+            classes = filled
+        write(window, classes)
     return grown
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,8 @@ from pipeline.polygons import NODATA
 
 #: Reads the class ids of a window, which lies on the grid.
 Read = Callable[[Window], NDArray[np.uint8]]
+#: Writes the class ids of a window.
+Write = Callable[[Window, NDArray[np.uint8]], None]
 
 
 def read_padded(read: Read, window: Window, margin: int, shape_yx: tuple[int, int]) -> NDArray[np.uint8]:
@@ -29,18 +30,29 @@ def read_padded(read: Read, window: Window, margin: int, shape_yx: tuple[int, in
     return found
 
 
-@contextmanager
-def writing(path: Path, shape_yx: tuple[int, int]) -> Iterator[Callable[[Window, NDArray[np.uint8]], None]]:
-    """Create a map in a file; yields the function that writes a window."""
+def create(path: Path, shape_yx: tuple[int, int]) -> Write:
+    """Create a map without data in a file; return the function that writes a window.
+
+    The file is opened for each window: GDAL keeps the blocks of open files in memory.
+    """
     rows, columns = shape_yx
     profile = {"driver": "GTiff", "tiled": True, "blockxsize": 512, "blockysize": 512, "dtype": "uint8", "count": 1}
     options = {"compress": "DEFLATE", "zlevel": 1, "bigtiff": "IF_SAFER", "sparse_ok": True, "nodata": int(NODATA)}
-    with rasterio.open(path, "w", height=rows, width=columns, **profile, **options) as dataset:
-        yield lambda window, classes: dataset.write(classes, 1, window=rasterio_window(window))
+    with rasterio.open(path, "w", height=rows, width=columns, **profile, **options):
+        pass
+
+    def write(window: Window, classes: NDArray[np.uint8]) -> None:
+        with rasterio.open(path, "r+") as dataset:
+            dataset.write(classes, 1, window=rasterio_window(window))
+
+    return write
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[Read]:
-    """Open a map that was written; yields the function that reads a window."""
-    with rasterio.open(path) as dataset:
-        yield lambda window: np.asarray(dataset.read(1, window=rasterio_window(window)))
+def reader(path: Path) -> Read:
+    """Return the function that reads a window of a map that was written; the file is opened for each window."""
+
+    def read(window: Window) -> NDArray[np.uint8]:
+        with rasterio.open(path) as dataset:
+            return np.asarray(dataset.read(1, window=rasterio_window(window)))
+
+    return read

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from pipeline.grid import Window
 from pipeline.io import storage
 from pipeline.io.retry import call_with_retry
 from pipeline.polygons import WINDOW
-from pipeline.polygons.generalize import Rules, generalized
+from pipeline.polygons.generalize import Rules, generalize
 from pipeline.polygons.outlines import ReadNumbers, Region, regions
 from pipeline.polygons.scratch import Read
 from pipeline.polygons.vector_files import PolygonBatch, format_of
@@ -73,9 +72,9 @@ def write_polygons(
     formats = [format_of(url) for url in outputs]
     area = _pixel_area(found, rules)
     totals = PolygonTotals()
-    with TemporaryDirectory(prefix="mibf-") as temporary, ExitStack() as stack:
+    with TemporaryDirectory(prefix="mibf-") as temporary:
         folder = Path(temporary)
-        read = stack.enter_context(generalized(found.read_classes, found.shape, rules, area, folder, side=side))
+        read = generalize(found.read_classes, found.shape, rules, area, folder, side=side)
         layers, step = _layers(found, area)
         crs = None if found.grid.crs is None else found.grid.crs.to_wkt()
         paths = [folder / f"polygons-{number}{Path(url).suffix.lower()}" for number, url in enumerate(outputs)]
