@@ -12,10 +12,41 @@ from pydantic import Field, field_validator, model_validator
 
 from jobs.config.base import Name, Section
 from jobs.config.map import MapSection, PredictionSection
-from jobs.config.scene import ClassSection, PrepareSection, SceneSection
+from jobs.config.scene import ClassSection, SceneSection
 from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection, ScenesSplitSection
 from jobs.config.train import ModelSection, SamplingSection, TrainSection
 from mibf.redaction import without_queries
+
+#: Values of `prepare.engine` besides addresses of Dask schedulers.
+THREADS, RAY = "threads", "ray"
+
+
+class PrepareSection(Section):
+    """How patch stores are written: by what, and the shard side in pixels.
+
+    `engine`: `threads` of this process, `ray` tasks, or the workers of the Dask scheduler at an address; None: `ray` where
+    RAY_ADDRESS names a cluster, otherwise `threads`.
+
+    Sources in `histogram_matching` are matched, scene by scene, to the distribution of the training scenes.
+    """
+
+    engine: str | None = None
+    shard: int | None = None
+    histogram_matching: tuple[str, ...] = ()
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, value: str | None) -> str | None:
+        if value is not None and value not in (THREADS, RAY) and "://" not in value:
+            raise ValueError(f"give `{THREADS}`, `{RAY}`, or the address of a Dask scheduler such as tcp://10.0.0.1:8786")
+        return value
+
+    @field_validator("shard")
+    @classmethod
+    def _whole_chunks(cls, value: int | None) -> int | None:
+        if value is not None and not (128 <= value <= 4096 and value % 128 == 0):
+            raise ValueError("the shard side must be a multiple of 128 pixels (the chunk side), from 128 to 4096")
+        return value
 
 
 class BaselinesSection(Section):
@@ -152,7 +183,8 @@ class Config(Section):
                 )
         declared = {c.id for c in self.classes} | {c.name for c in self.classes}
         for scene in self.scenes:
-            both = declared & set(scene.labels.ignore if scene.labels else ())
+            files = () if scene.labels is None else (scene.labels, *scene.labels.also)
+            both = declared.intersection(ignored for file in files for ignored in file.ignore)
             if both:
                 listed = ", ".join(map(str, both))
                 raise ValueError(f"labels.ignore of scene {scene.name!r} contains declared classes: {listed}")

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from jobs.config.config import Config
-from jobs.config.scene import PALETTE, DecodeSection, MaskSection, SceneSection, SourceSection
+from jobs.config.scene import PALETTE, DecodeSection, LabelFileSection, MaskSection, SceneSection, SourceSection
 from jobs.config.stac import PercentileSection, StacSection
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
@@ -289,10 +289,18 @@ def _read_items(
 
 
 def labels(scene: SceneSection) -> Labels | None:
-    """Return a scene's labels, or None."""
-    if scene.labels is None:
-        return None
-    return Labels(**scene.labels.model_dump() | {"url": storage.absolute(scene.labels.url)})
+    """Return a scene's own labels, or None."""
+    return None if scene.labels is None else _labels(scene.labels)
+
+
+def added_labels(scene: SceneSection) -> tuple[Labels, ...]:
+    """Return the labels that are added to a scene's own."""
+    return () if scene.labels is None else tuple(map(_labels, scene.labels.also))
+
+
+def _labels(section: LabelFileSection) -> Labels:
+    values = section.model_dump(exclude={"also"})
+    return Labels(**values | {"url": storage.absolute(section.url)})
 
 
 def area(scene: SceneSection) -> Area | None:
@@ -322,7 +330,9 @@ def scene_input_urls(scene: SceneSection) -> list[str]:
     Raises:
         InputError: as for `sources`.
     """
-    return [*scene_urls(scene), *(section.url for section in (scene.area, scene.labels) if section is not None)]
+    area = () if scene.area is None else (scene.area,)
+    labelled = () if scene.labels is None else (scene.labels, *scene.labels.also)
+    return [*scene_urls(scene), *(section.url for section in (*area, *labelled))]
 
 
 def input_urls(config: Config) -> list[str]:

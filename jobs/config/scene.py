@@ -270,8 +270,8 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
-class LabelsSection(Section):
-    """The labels: a raster of class ids, or a vector file with its class column in `attribute`."""
+class LabelFileSection(Section):
+    """Labels: a raster of class ids, or a vector file with its class column in `attribute`."""
 
     url: str
     attribute: str | None = None
@@ -283,6 +283,12 @@ class LabelsSection(Section):
     ignore: tuple[int | str, ...] = ()
     all_touched: bool = False
     priority: tuple[int | str, ...] = ()
+
+
+class LabelsSection(LabelFileSection):
+    """The labels of a scene, by which it is split; those in `also` are added to its training ground."""
+
+    also: tuple[LabelFileSection, ...] = ()
 
 
 class AreaSection(Section):
@@ -366,35 +372,3 @@ class ClassSection(Section):
     id: int = Field(ge=0, le=254)
     name: str = Field(min_length=1)
     color: str | None = Field(default=None, pattern="^#[0-9a-fA-F]{6}$")
-
-
-#: Values of `prepare.engine` besides addresses of Dask schedulers.
-THREADS, RAY = "threads", "ray"
-
-
-class PrepareSection(Section):
-    """How patch stores are written: by what, and the shard side in pixels.
-
-    `engine`: `threads` of this process, `ray` tasks, or the workers of the Dask scheduler at an address; None: `ray` where
-    RAY_ADDRESS names a cluster, otherwise `threads`.
-
-    Sources in `histogram_matching` are matched, scene by scene, to the distribution of the training scenes.
-    """
-
-    engine: str | None = None
-    shard: int | None = None
-    histogram_matching: tuple[str, ...] = ()
-
-    @field_validator("engine")
-    @classmethod
-    def _known_engine(cls, value: str | None) -> str | None:
-        if value is not None and value not in (THREADS, RAY) and "://" not in value:
-            raise ValueError(f"give `{THREADS}`, `{RAY}`, or the address of a Dask scheduler such as tcp://10.0.0.1:8786")
-        return value
-
-    @field_validator("shard")
-    @classmethod
-    def _whole_chunks(cls, value: int | None) -> int | None:
-        if value is not None and not (128 <= value <= 4096 and value % 128 == 0):
-            raise ValueError("the shard side must be a multiple of 128 pixels (the chunk side), from 128 to 4096")
-        return value

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from jobs.config.config import Config
+from jobs.evaluate.earlier import earlier_models, gain_lines, read_evaluation
 from jobs.evaluate.intervals import SQUARE, block_intervals, interval_line
 from jobs.evaluate.prior_effect import TRADED, changes_predictions, prior_notes
 from jobs.evaluate.set_coverage import set_coverage, set_lines
@@ -38,6 +39,7 @@ from pipeline.io import storage
 from pipeline.io.lease import Lease
 from pipeline.maps.predictor import check_sources
 from pipeline.parallel.cpu_count import cpu_count
+from pipeline.sampling.drawn_pixels import subset_digest
 from pipeline.sampling.predictions import Counted, Predictions, parts, predict
 from pipeline.sampling.sample_blocks import Block, BlockSums, add_blocks, block_side
 from pipeline.sampling.sampler import Sampler
@@ -62,6 +64,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
         check_matching(store, bundle.scaling)
     check_trained_on(config, workspace)
     others = [workspace.read_bundle(seed) for seed in other_seeds(bundle)]
+    before = read_evaluation(workspace.evaluation)
     invalidate(workspace, "evaluate", lease)
     torch.set_num_threads(cpu_count())
     sampler = Sampler(stores, bundle.scaling, bundle.spec.patch, "test")
@@ -100,18 +103,22 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
         "source_overlap": split.get("source_overlap"),
         "caveat": model_caveat(bundle, split),
         "classes": per_class(confusion, names),
+        "model": bundle.digest,
+        "test_pixels": subset_digest(stores, "test", report=warn),
+        "train_samples": sum(split.get("counts", {}).get("train", {}).values()),
         "prediction_sets": set_coverage(measured, bundle, config),
         "intervals": (intervals := block_intervals(predictions[0].blocks, side=counted.side)),
         "confusion": confusion.counts.tolist(),
     }
     for row, found_f1 in zip(evaluation["classes"], intervals["class_f1"] if intervals else [], strict=False):
         row["f1_interval"] = found_f1
+    evaluation["earlier"] = earlier_models(workspace, before, evaluation)
     if len(config.scenes) > 1:
         of_bundle = {name: each.by_priors[priors] for name, each in of_scenes[0].items() if by_scene[name].samples()}
         evaluation["scenes"] = {name: scene_figures(own, bundle) for name, own in of_bundle.items()}
     lease.check()
     storage.write_json(workspace.evaluation, evaluation)
-    return StageResult(evaluation, summary(evaluation), [workspace.evaluation])
+    return StageResult(evaluation, summary(evaluation) + gain_lines(config.run, evaluation), [workspace.evaluation])
 
 
 def pooled(parts: Iterable[Predictions]) -> Predictions:

@@ -6,9 +6,8 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from jobs.config.config import Config
+from jobs.config.config import RAY, THREADS, Config, PrepareSection
 from jobs.config.resolve import input_urls
-from jobs.config.scene import RAY, THREADS, PrepareSection
 from jobs.runtime.progress import info, pluralize
 from jobs.workflow.workspace import Workspace
 from pipeline.io import storage

@@ -13,7 +13,7 @@ from pipeline.parallel.executor import Executor, ThreadExecutor
 from pipeline.rasters.raster import header
 from pipeline.scenes.coverage import bands_without_data, periods_without_data, sources_without_data
 from pipeline.scenes.labels import RasterLabels
-from pipeline.scenes.split import RasterSplit
+from pipeline.scenes.split import AddedLabels, RasterSplit
 from pipeline.store.build import PreparedScene
 from pipeline.store.estimate import estimate, memory, remarks
 
@@ -47,7 +47,8 @@ def name_bands(number: int, names: Sequence[str]) -> str:
 def _left_out(scene: PreparedScene) -> dict[str, None]:
     """What files hold beside what is read from them, each once and in order: of sources, labels and split."""
     found = [note for source in scene.sources for note in source.left_out]
-    for reader in (scene.labels, scene.split):
+    labels = (scene.labels.own, *scene.labels.added) if isinstance(scene.labels, AddedLabels) else (scene.labels,)
+    for reader in (*labels, scene.split):
         if isinstance(reader, RasterLabels | RasterSplit) and (note := header(reader.file).left_out) is not None:
             found.append(note)
     return dict.fromkeys(found)

@@ -15,6 +15,7 @@ from jobs.config.config import Config
 from jobs.config.resolve import class_names, labels, sources
 from jobs.config.scene import SceneSection
 from jobs.config.split import BlocksSection, RandomSplitSection, RasterSplitSection, ScenesSplitSection
+from jobs.prepare.added_labels import all_labels, merged, open_added
 from jobs.prepare.damaged import without_damaged
 from jobs.prepare.ground import check_area_size, scene_ground
 from jobs.runtime.progress import pluralize, progress_bar, warn
@@ -51,12 +52,17 @@ class SceneDraft:
     labels: OpenLabels
     area: AreaMask | None = None
     notes: tuple[str, ...] = ()  #: on the area and the grid
+    added: tuple[OpenLabels, ...] = ()  #: labels that do not take part in the split
 
     @property
     def labelled(self) -> LabelGrid:
-        """The labels on the scene's grid."""
+        """The scene's own labels on its grid."""
+        return self.on_grid(self.labels)
+
+    def on_grid(self, labels: OpenLabels) -> LabelGrid:
+        """Labels on the scene's grid."""
         rows, columns = self.grid.shape
-        return LabelGrid(self.labels, (rows, columns))
+        return LabelGrid(labels, (rows, columns))
 
 
 def open_scenes(config: Config, executor: Executor, *, any_size: bool = False) -> list[PreparedScene]:
@@ -104,14 +110,14 @@ def open_scenes(config: Config, executor: Executor, *, any_size: bool = False) -
             scene.declared.name,
             scene.grid,
             tuple(scene.sources),
-            scene.labels,
+            own,
             split,
             classes,
             config.prepare.shard,
             scene.area,
             scene.notes,
         )
-        for scene, split in zip(opened, splits, strict=True)
+        for scene, (own, split) in zip(opened, splits, strict=True)
     ]
 
 
@@ -139,7 +145,8 @@ def _open(scene: SceneSection, classes: tuple[ClassName, ...], *, patch: int, an
         check_area_size(scene, area, opened)
     wanted = labels(scene)
     found = NoLabels() if wanted is None else open_labels(wanted, grid, classes, like=like, area=area)
-    return SceneDraft(scene, grid, opened, found, area, ground.notes)
+    added = open_added(scene, grid, classes, like=like, area=area)
+    return SceneDraft(scene, grid, opened, found, area, ground.notes, added)
 
 
 def _check_disjoint_ground(scenes: Sequence[SceneDraft], *, reach: int, split: Section) -> None:
@@ -171,7 +178,8 @@ def _check_disjoint_ground(scenes: Sequence[SceneDraft], *, reach: int, split: S
         one, other = placed[i], placed[j]
         if together(one, other):
             continue
-        shared = count_shared(one.labelled, one.grid, other.labelled, other.grid, reach=reach)
+        first, second = (each.on_grid(all_labels(each.labels, each.added)) for each in (one, other))
+        shared = count_shared(first, one.grid, second, other.grid, reach=reach)
         if shared:
             raise InputError(
                 f"scenes {one.declared.name!r} and {other.declared.name!r} share labelled ground: {shared:,} labelled "
@@ -191,10 +199,15 @@ def buffer_pixels(config: Config) -> int | None:
     return None if isinstance(config.split, RasterSplitSection) else 0
 
 
-def _splits(config: Config, classes: tuple[ClassName, ...], scenes: Sequence[SceneDraft], executor: Executor) -> list[Split]:
-    """Return each scene's split, checked for training pixels of every class; `NoSplit` if no scene has labels."""
+def _splits(
+    config: Config, classes: tuple[ClassName, ...], scenes: Sequence[SceneDraft], executor: Executor
+) -> list[tuple[OpenLabels, Split]]:
+    """Return each scene's labels and split, checked for training pixels of every class; `NoSplit` if no scene has labels.
+
+    The split is that of the scenes' own labels, to which others are then added.
+    """
     if not config.labelled:
-        return [NoSplit() for _ in scenes]
+        return [(scene.labels, NoSplit()) for scene in scenes]
     ids = tuple(c.id for c in classes)
     tables = []
     with progress_bar("count labels", len(scenes), unit="scenes") as advance:
@@ -206,11 +219,12 @@ def _splits(config: Config, classes: tuple[ClassName, ...], scenes: Sequence[Sce
             tables.append(BlockCounts.of(table))
             advance(1)
     totals = np.sum([table.totals() for table in tables], axis=0)
-    if config.trainable:
+    if config.trainable and not any(scene.added for scene in scenes):
         check_classes(classes, totals, config.split)
-    splits = _decided(config, scenes, tables, executor, ids=ids)
+    decided = _decided(config, scenes, tables, executor, ids=ids)
+    splits = [merged(scene.labels, scene.added, split) for scene, split in zip(scenes, decided, strict=True)]
     counts = np.sum(
-        [count_subsets(executor, scene.labelled, split, ids) for scene, split in zip(scenes, splits, strict=True)], axis=0
+        [count_subsets(executor, s.on_grid(own), split, ids) for s, (own, split) in zip(scenes, splits, strict=True)], axis=0
     )
     labelled: dict[Subset, NDArray[np.int64]] = dict(zip(SUBSETS, counts, strict=True))
     if config.trainable:

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from jobs.config.config import Config
+from jobs.prepare.added_labels import count_added
 from jobs.prepare.engine import files_needed, make_executor
 from jobs.prepare.preflight import check_data, check_memory, check_room, file_remarks
 from jobs.prepare.reading_progress import reading_bar
@@ -38,6 +39,7 @@ from pipeline.parallel.executor import ClusterLostError, Executor, ThreadExecuto
 from pipeline.rasters.header import UnreadableError
 from pipeline.sampling.store_catalog import write_catalog
 from pipeline.scenes.coregistration import TOO_FAR, Shift, describe_shift, measure_shifts
+from pipeline.scenes.split import AddedLabels
 from pipeline.store.build import PreparedScene, build_store, discard_partial, read_finished
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.quantiles import QuantileSketch, fit_scaling, merge
@@ -57,6 +59,11 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
     items = report_items(read)  # before any file is opened
     with make_executor(config.prepare, files=files_needed(read, workspace)) as executor:
         scenes = open_scenes(config, executor, any_size=any_size)
+        added = [
+            count_added(executor, section, scene.labels, scene.template.shape, scene.classes)
+            for section, scene in zip(read.scenes, scenes, strict=True)
+            if isinstance(scene.labels, AddedLabels)
+        ]
         if isinstance(executor, ThreadExecutor):
             check_memory(scenes, executor.workers)
         reusable = sum(sum(checksums.object_sizes(_partial_store(workspace, scene)).values()) for scene in scenes)
@@ -94,7 +101,7 @@ def prepare(config: Config, workspace: Workspace, fingerprint: str, lease: Lease
     for w in written:
         _warn_about_shared_pixels(config, w)
         _warn_about_drift(config, workspace, w, scaling)
-    lines = [line for w in written for line in store_lines(w, shifts[w.scene.name])] + split_lines(config, figures)
+    lines = [line for w in written for line in store_lines(w, shifts[w.scene.name])] + split_lines(config, figures) + added
     figures["stores"] = {w.scene.name: store_figures(w, shifts[w.scene.name]) for w in written}
     outputs = [*(workspace.store(scene.name) for scene in scenes), workspace.split, workspace.scaling]
     return StageResult(figures | ({"items": items} if items else {}), lines, outputs)

@@ -5,6 +5,7 @@ What is drawn is a pure function of the seed and the stores' tables of samples.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -106,6 +107,16 @@ def every_pixel(
         store = stores[position]
         ids = call_with_retry(store.url, partial(store.samples, window), report=report)[subset]
         yield _locate(store, position, window, ids, [np.arange(n) for n in counts], counts)
+
+
+def subset_digest(stores: Sequence[PatchStore], subset: Subset, *, report: Callable[[str], None] = lambda line: None) -> str:
+    """Hash the places and classes of all samples of a subset: two evaluations with the same hash are of the same pixels."""
+    found = hashlib.sha256()
+    for pixels in every_pixel(stores, subset, report=report):
+        found.update(f"{pixels.store} {pixels.window.y} {pixels.window.x}\n".encode())
+        for values in (pixels.rows, pixels.columns, pixels.labels):
+            found.update(values.astype("<i8").tobytes())
+    return found.hexdigest()
 
 
 def cut_patches(

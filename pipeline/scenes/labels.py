@@ -198,10 +198,10 @@ def _open_vector(
         raise InputError(
             f"{labels.url}: attribute {attribute!r} holds lists; each feature must have a single class name or id."
         )
-    unnamed = int(frame[attribute].isna().sum())
-    if unnamed:
-        notes.append(f"without a value of {attribute!r}, skipped: {unnamed}")
-    frame = frame[frame[attribute].notna()]
+    unnamed = frame[attribute].isna() | frame[attribute].map(lambda value: isinstance(value, str) and not value.strip())
+    if unnamed.any():
+        notes.append(f"without a value of {attribute!r}, skipped: {int(unnamed.sum())}")
+    frame = frame[~unnamed]
     if frame.empty:
         raise InputError(
             f"{labels.url}: no feature with a class is on the reference grid. {_describe_extents(labels.url, grid)}"

@@ -6,6 +6,7 @@ therefore never overlap if blocks keep a buffer of at least p - 1 unused pixels 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
-from pipeline.codes import CODES, Subset
+from pipeline.codes import CODES, UNLABELLED, Subset
 from pipeline.grid import Window
 from pipeline.rasters.header import RasterFile
 from pipeline.rasters.raster import header, open_raster, stamped
 from pipeline.rasters.resample import Alignment, align, read_aligned
+from pipeline.scenes.labels import OpenLabels
 from pipeline.scenes.splitmix64 import GOLDEN, mix
 
 
@@ -197,3 +199,69 @@ def dilate(mask: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
     sums = np.pad(mask.cumsum(0, dtype=np.int32).cumsum(1, dtype=np.int32), ((1, 0), (1, 0)))
     boxes = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
     return np.asarray(boxes > 0)
+
+
+@dataclass(frozen=True)
+class AddedLabels:
+    """A scene's own labels, by which it was split, and labels that were added later, which only train.
+
+    Added labels count on training ground, where they win over the scene's own, and later ones over earlier ones. On any
+    other ground the scene's own remain: neither test pixels nor the assignment of blocks depend on what was added.
+    """
+
+    own: OpenLabels
+    added: tuple[OpenLabels, ...]
+    split: Split  #: of the scene's own labels
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes for the user on how all labels were read."""
+        return tuple(note for labels in (self.own, *self.added) for note in labels.notes)
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Class ids (height, width) of a window, `UNLABELLED` where there is no label."""
+        found = self.own.read(window)
+        added = self.read_added(window)
+        return np.where((added != UNLABELLED) & self.training(window, found), added, found)
+
+    def training(self, window: Window, own: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Where (height, width) added labels count in a window with these own labels."""
+        return training_ground(self.split, window, own)
+
+    def read_added(self, window: Window) -> NDArray[np.uint8]:
+        """Class ids (height, width) of the added labels alone, on any ground."""
+        found = np.full((window.height, window.width), UNLABELLED, np.uint8)
+        for labels in self.added:
+            later = labels.read(window)
+            found = np.where(later == UNLABELLED, found, later)
+        return found
+
+    def unknown(self, window: Window) -> dict[float, int]:
+        """Labels of a window, own or added, that are neither a declared class nor ignored, with their pixel counts."""
+        found: Counter[float] = Counter()
+        for labels in (self.own, *self.added):
+            found.update(labels.unknown(window))
+        return dict(found)
+
+
+@dataclass(frozen=True)
+class AddedSplit:
+    """The split of a scene with added labels: that of its own labels; pixels that only others label are for training."""
+
+    labels: AddedLabels
+
+    def codes(self, window: Window, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The codes (height, width) of a window with these labels, own and added."""
+        own = self.labels.own.read(window)
+        codes = self.labels.split.codes(window, own)
+        new = (labels != UNLABELLED) & (own == UNLABELLED)
+        return np.where(new & training_ground(self.labels.split, window, own), np.uint8(CODES["train"]), codes)
+
+
+def training_ground(split: Split, window: Window, labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return where (height, width) labels that are added to a scene's own would train.
+
+    A split by pixels has no ground of its own where there are no labels: any pixel without a label may train.
+    """
+    found = split.codes(window, labels) == CODES["train"]
+    return np.asarray(found | (labels == UNLABELLED) if isinstance(split, RandomSplit) else found)

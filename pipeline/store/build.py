@@ -28,7 +28,7 @@ from pipeline.rasters.header import RasterFile
 from pipeline.scenes.geometries import AreaMask
 from pipeline.scenes.labels import OpenLabels, RasterLabels
 from pipeline.scenes.source import AlignedSource
-from pipeline.scenes.split import RasterSplit, Split
+from pipeline.scenes.split import AddedLabels, RasterSplit, Split
 from pipeline.store.patch_store import known_bands, present, usable
 from pipeline.store.quantiles import QuantileSketch, merge
 from pipeline.store.records import Objects, ShardRecord, StoreRecords, records_folder
@@ -79,7 +79,8 @@ class PreparedScene:
     def files(self) -> list[RasterFile]:
         """The rasters that its shards are read from, with their stamps; vector labels are in memory."""
         files = [file for source in self.sources for file in source.files]
-        files += [self.labels.file] if isinstance(self.labels, RasterLabels) else []
+        read = (self.labels.own, *self.labels.added) if isinstance(self.labels, AddedLabels) else (self.labels,)
+        files += [labels.file for labels in read if isinstance(labels, RasterLabels)]
         return files + ([self.split.file] if isinstance(self.split, RasterSplit) else [])
 
     @property

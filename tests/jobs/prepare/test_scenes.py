@@ -230,3 +230,24 @@ def test_smaller_blocks_are_suggested_only_for_a_class_in_several_of_them(
     open_scenes(config, ThreadExecutor(1))
     assert f"class town is unevenly split between subsets (train {25 * len(corners)}" in (found := capsys.readouterr().err)
     assert advice in found
+
+
+def test_added_labels_train_and_those_on_other_ground_are_counted(scene: SmallScene) -> None:
+    """A class that only added labels have is trained; unknown ids in an added raster are refused."""
+    truth = scene.truth.copy()
+    write_raster(scene.folder / "labels.tif", np.where(truth == 5, 0, truth)[None].astype(np.uint8))
+    path = write_raster(scene.folder / "more.tif", np.where(truth == 5, truth, 0)[None].astype(np.uint8))
+    values = scene.config()
+    labels = values["scenes"][0]["labels"]
+    labels["also"] = [{"url": str(path), "ignore": [0]}]
+    stage = run(scene, scenes=values["scenes"])["stages"][0]
+    counts = stage["figures"]["counts"]
+    assert counts["train"]["town"] > 0
+    assert counts["validation"]["town"] == counts["test"]["town"] == 0
+    added, used = int((truth == 5).sum()), counts["train"]["town"]
+    (note,) = (line for line in stage["lines"] if "added labels" in line)
+    assert f"{added:,} pixels of added labels" in note
+    assert used <= int(note.split("of which ")[1].split(" train")[0].replace(",", "")) < added
+    labels["also"][0]["ignore"] = []
+    refused = run(scene, scenes=values["scenes"], status=2)
+    assert "more.tif: labels that no class declares: 0 (" in refused.stderr

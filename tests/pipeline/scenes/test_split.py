@@ -1,7 +1,8 @@
-"""Block splits: patches of different subsets never overlap."""
+"""Block splits: patches of different subsets never overlap. Added labels change neither validation nor test pixels."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,18 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
+from pipeline.codes import UNLABELLED
 from pipeline.grid import Window, windows
-from pipeline.scenes.split import Blocks, check_blocks, dilate, open_split_raster
+from pipeline.scenes.split import (
+    AddedLabels,
+    AddedSplit,
+    Blocks,
+    RandomSplit,
+    Split,
+    check_blocks,
+    dilate,
+    open_split_raster,
+)
 from tests.support.scenes import CRS, TRANSFORM, write_raster
 
 GRID = GeoBox((60, 50), TRANSFORM, CRS)
@@ -71,3 +82,52 @@ def test_split_raster_with_other_values_or_bands_is_refused(tmp_path: Path) -> N
         open_split_raster(str(write_raster(tmp_path / "two.tif", np.ones((2, 60, 50), np.uint8))), GRID)
     with pytest.raises(InputError, match="invalid values in a split raster: 7"):
         open_split_raster(str(write_raster(tmp_path / "t.tif", values)), GRID).codes(everywhere, labels)
+
+
+@dataclass(frozen=True)
+class ArrayLabels:
+    """Labels held in memory."""
+
+    ids: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    def read(self, window: Window) -> np.ndarray:
+        return self.ids[window.slices]
+
+    def unknown(self, window: Window) -> dict[float, int]:
+        del window
+        return {}
+
+
+def random_labels(generator: np.random.Generator, share: float) -> np.ndarray:
+    """Class ids 1 to 3 of 60 x 50 pixels, a share of them labelled."""
+    ids = generator.integers(1, 4, (60, 50)).astype(np.uint8)
+    return np.where(generator.random((60, 50)) < share, ids, np.uint8(UNLABELLED))
+
+
+@given(st.integers(0, 10**6), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_added_labels_train_and_change_nothing_else(seed: int, by_pixel: bool) -> None:
+    generator = np.random.default_rng(seed)
+    own, first, second = (ArrayLabels(random_labels(generator, share)) for share in (0.4, 0.3, 0.2))
+    whole = Window(0, 0, 60, 50)
+    table = generator.integers(1, 4, (5, 4)).astype(np.uint8)
+    split: Split = Blocks(table, 13, 3, (60, 50))
+    if by_pixel:
+        split = RandomSplit(50, seed, 0, dict.fromkeys((1, 2, 3), (2**62, 2**63)))
+    labels = AddedLabels(own, (first, second), split)
+    merged = labels.read(whole)
+    before = split.codes(whole, own.ids) * (own.ids != UNLABELLED)
+    after = (AddedSplit(labels) if by_pixel else split).codes(whole, merged) * (merged != UNLABELLED)
+    for code in (2, 3):  # validation and test: the same pixels with the same classes
+        assert ((before == code) == (after == code)).all()
+        assert (merged[after == code] == own.ids[before == code]).all()
+    assert (after[before == 1] == 1).all()
+    added = labels.read_added(whole)
+    assert (added == np.where(second.ids == UNLABELLED, first.ids, second.ids)).all()  # later ones win
+    changed = merged != own.ids
+    assert (merged[changed] == added[changed]).all()
+    assert (after[changed] == 1).all()
+    assert changed.any()
+    for window in windows((60, 50), 17):
+        assert (labels.read(window) == merged[window.slices]).all()
