@@ -1,4 +1,4 @@
-"""Commands that assess the map of a run with reference data: sample, estimate."""
+"""Commands that assess the map of a run, and say where to label next: sample, estimate, suggest."""
 
 from __future__ import annotations
 
@@ -128,6 +128,35 @@ def estimate(
         except InputError as error:  # the estimates are complete without it
             warn(f"the report was not written again: {error}")
     return found
+
+
+@command("Assess")
+def suggest(
+    config: ConfigPath,
+    number: Annotated[int, typer.Option("--n", min=1, metavar="N", help="Number of places, over all scenes.")] = 50,
+    side: Annotated[int, typer.Option(min=1, max=99, metavar="PIXELS", help="Side of a place.")] = 3,
+    distance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="PIXELS",
+            help="Distance between two places, at least; by default it depends on their number and the area.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice.")] = 0,
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Folder of the GeoPackages; by default runs/RUN/suggestions.", show_default=False),
+    ] = None,
+    set_: Overrides = None,
+) -> Result:
+    """Suggest where to label next: uncertain places on the map, of every class, apart from each other, as GeoPackages."""
+    from jobs.config.loader import load
+    from jobs.suggest.command import suggest as suggest_places
+
+    loaded = load(config, overrides=set_ or ())
+    return suggest_places(loaded, number=number, side=side, distance=distance, seed=seed, output=output)
 
 
 def _choice(option: str, value: str, choices: tuple[str, ...]) -> Any:

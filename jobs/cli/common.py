@@ -31,7 +31,7 @@ Panel = Literal["Run", "Products", "Assess", "Inspect", "Operate", "Models", "De
 ORDER = (
     *("demo", "search", "init", "run", "prepare", "train", "evaluate", "map", "report"),
     *("view", "polygons", "change"),
-    *("sample", "estimate"),
+    *("sample", "estimate", "suggest"),
     *("plan", "status", "verify", "runs", "schema"),
     *("rerun", "submit"),
     *("bundle", "baseline", "calibrate", "ablate", "benchmark", "import-checkpoint", "export"),

@@ -38,8 +38,8 @@ ORDER = {
         "jobs", "jobs.config.table", "jobs.config", "jobs.runtime", "jobs.workflow", "jobs.search", "jobs.sample",
         "jobs.train.tracking",
         "jobs.evaluate", "jobs.baseline", "jobs.trials", "jobs.models", "jobs.train", "jobs.prepare", "jobs.map",
-        "jobs.report", "jobs.assess", "jobs.products", "jobs.view", "jobs.inspection", "jobs.init", "jobs.benchmark",
-        "jobs.fleet", "jobs.bench.harness",
+        "jobs.report", "jobs.assess", "jobs.suggest", "jobs.products", "jobs.view", "jobs.inspection", "jobs.init",
+        "jobs.benchmark", "jobs.fleet", "jobs.bench.harness",
         "jobs.bench", "jobs.bench.fleets", "jobs.cli",
     ),
 }  # fmt: skip  # a list of names: one per line would fill a page

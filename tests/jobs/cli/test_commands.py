@@ -27,10 +27,10 @@ from tests.support.scenes import SmallScene
 PANELS = {
     "Run": ["demo", "search", "init", "run", "prepare", "train", "evaluate", "map", "report"],
     "Products": ["view", "polygons", "change"],
-    "Assess": ["sample", "estimate"],
+    "Assess": ["sample", "estimate", "suggest"],
     "Inspect": ["plan", "status", "verify", "runs", "schema"],
     "Operate": ["rerun", "submit"],
-    "Models": ["bundle", "baseline", "ablate", "benchmark", "import-checkpoint", "export"],
+    "Models": ["bundle", "baseline", "calibrate", "ablate", "benchmark", "import-checkpoint", "export"],
     "Develop": ["synth", "bench"],
 }
 

@@ -1,0 +1,1 @@
+"""`mibf suggest`: where to label next."""
