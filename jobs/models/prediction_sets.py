@@ -25,7 +25,7 @@ from pipeline.sampling.store_catalog import sample_table
 from pipeline.store.patch_store import PatchStore
 
 #: Validation pixels that thresholds are fitted to, at most, and of each class at least.
-SAMPLES, LEAST = 50_000, 500
+SAMPLES, LEAST = 20_000, 200
 #: Side in pixels of the blocks where the split has none of its own, as for the bootstrap of the baselines.
 SIDE = 64
 
