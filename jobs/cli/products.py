@@ -64,14 +64,24 @@ def change(
         str | None,
         typer.Option(metavar="URL", help="Also write a raster of the transitions, .tif: 1000 x class in A + class in B."),
     ] = None,
+    sample: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Estimate areas of change from labelled points, with columns `before` and `after`."
+        ),
+    ] = None,
+    sampled_by: Annotated[
+        str,
+        typer.Option(metavar="DESIGN", help="How the points were drawn: within transitions (see --raster), or random."),
+    ] = "transitions",
     scene: SceneOfBoth = None,
 ) -> Result:
-    """Compare two published maps of the same grid: pixels and hectares by class in A and B. Not an estimate of change."""
+    """Compare two published maps of the same grid: pixels and hectares by class in A and B; with a sample, the estimate."""
     from jobs.products.change import change as compare
     from jobs.products.published import one_map
 
     maps = [one_map(target, scene=scene) for target in (first, second)]
-    return compare(*maps, output=output, raster=raster)
+    return compare(*maps, output=output, raster=raster, sample=sample, sampled_by=sampled_by)
 
 
 @command("Models")

@@ -80,6 +80,20 @@ class ClassMap:
         rows, columns = self.grid.shape
         return rows, columns
 
+    def name_of(self, class_id: int) -> str:
+        """The name of a class.
+
+        Raises:
+            InputError: the item does not describe it.
+        """
+        for found in self.classes:
+            if found.id == class_id:
+                return found.name
+        raise InputError(
+            f"{storage.redact_url(self.folder)}: the map has class {class_id}, which its item does not describe; run "
+            "`mibf map` again."
+        )
+
     def read_classes(self, window: Window) -> NDArray[np.uint8]:
         """Read the class ids of a window, (height, width); 255 without data.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import geopandas
 import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -64,6 +65,36 @@ def test_change_is_counted_with_the_caveat_and_written_as_a_table(two_maps: tupl
     assert raster.exists()
     code, text, _ = run("change", *two_maps, "--json")
     assert json.loads(text)["pixels"] == [[110_000, 0, 0], [0, 9_000, 1_000], [0, 0, 0]]
+
+
+def test_sample_of_change_is_estimated_or_refused(two_maps: tuple[str, str], tmp_path: Path) -> None:
+    rows, columns = np.mgrid[0:400:20, 0:300:20].reshape(2, -1)
+    x, y = UTM.affine * (columns + 0.5, rows + 0.5)
+    inside = (rows >= 100) & (rows < 200) & (columns >= 50) & (columns < 150)
+    before = np.where(inside, "forest | wood", "open water")
+    table = pd.DataFrame({"x": x, "y": y, "before": before, "after": np.where(inside, "forest | wood", "1")})
+    sample = tmp_path / "points.csv"
+    table.to_csv(sample, index=False)
+    code, _, error = run("change", *two_maps, "--sample", str(sample), "--sampled-by", "grid")
+    assert (code, "must be one of transitions, random" in error) == (2, True), error
+    code, text, error = run("change", *two_maps, "--sample", str(sample), "--json")
+    assert code == 0, error
+    found = json.loads(text)["estimate"]
+    assert (found["points"], found["changed"]["value"], found["unit"]) == (300, 0, "ha")
+    assert found["changed"]["high"] > 0
+    code, text, error = run("change", *two_maps, "--sample", str(sample))
+    assert "estimated from 300 labelled points, with 95 % intervals" in text
+    for change, message in (
+        ({"x": 0.0}, "row 3: outside the maps"),
+        ({"after": "sea"}, "row 3: `after` is no class of the maps"),
+        ({"after": None}, "row 3: no label in `after`"),
+        ({"x": table["x"][1], "y": table["y"][1]}, "row 3: another point is in the same pixel"),
+    ):
+        table.assign(**{name: table[name].where(table.index != 2, value) for name, value in change.items()}).to_csv(
+            sample, index=False
+        )
+        code, _, error = run("change", *two_maps, "--sample", str(sample))
+        assert (code, message in error) == (2, True), error
 
 
 @pytest.mark.parametrize(
