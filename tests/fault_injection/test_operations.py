@@ -1,6 +1,7 @@
 """End-to-end operations test against a real S3 server and Ray clusters on one machine (`make rehearsal`).
 
-Nodes die, an input shard is damaged, the cluster is lost, and a scheduled rerun completes the map on a new cluster.
+Nodes die, an input shard is damaged, the cluster is lost, and a scheduled rerun completes the map on a new cluster. All
+commands and nodes reach the server through a proxy that slows connections down, cuts and resets them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -26,6 +28,7 @@ from tests.support.mapped_scene import TILES, Mapped, disturbed
 from tests.support.ray_cluster import Cluster, Node, await_, cluster
 from tests.support.s3_server import SECRET, ObjectStore, object_store, weed
 from tests.support.scenes import make_scene
+from tests.support.tcp_proxy import Faults, tcp_proxy
 
 pytestmark = [
     pytest.mark.rehearsal,
@@ -44,6 +47,8 @@ TRAIN = {
     "max_failures": 5,
 }
 MAP = {"tile_size": 64, "workers": 1, "attempts": 2, "backoff": 0}
+#: Shares of the connections to the S3 server. A connection carries many requests, and ends within 256 KiB of answers.
+FAULTS = Faults(delayed=0.2, cut=0.15, reset=0.15, longest_delay=0.05)
 #: Metrics that nodes without a GPU do not export.
 ON_GPUS = {"ray_node_gpus_utilization"}
 #: A shard in the bucket that four of the nine tiles are computed from.
@@ -52,9 +57,9 @@ DAMAGED = ["y64_x64", "y64_x128", "y128_x64", "y128_x128"]
 
 
 class Site:
-    """The bucket, the configuration in it, and commands run from outside the cluster."""
+    """The bucket, the configuration in it, and commands run from outside the cluster, which use the bucket at `endpoint`."""
 
-    def __init__(self, store: ObjectStore, folder: Path) -> None:
+    def __init__(self, store: ObjectStore, endpoint: str, folder: Path) -> None:
         self.store, self.folder = store, folder
         (folder / "scene").mkdir()
         scene = make_scene(folder / "scene")
@@ -65,7 +70,7 @@ class Site:
         store.files.pipe_file(f"{store.bucket}/rehearsal/run.yaml", text.encode())
         self.config = store.url("rehearsal", "run.yaml")
         self.scene = scene
-        self.environment = {**store.environment, "MIBF_LEASE_SECONDS": "4"}
+        self.environment = {**store.environment, "AWS_ENDPOINT_URL": endpoint, "MIBF_LEASE_SECONDS": "4"}
 
     @contextmanager
     def begun(self, on: Cluster, *arguments: str) -> Iterator[subprocess.Popen[str]]:
@@ -156,8 +161,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def test_map_survives_node_failures_damaged_shard_and_cluster_loss(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     (tmp_path / "s3").mkdir()
-    with object_store(tmp_path / "s3") as store, scraped() as (watched, metrics):
-        site = Site(store, tmp_path)
+    with (
+        object_store(tmp_path / "s3") as store,
+        tcp_proxy(urlsplit(store.endpoint).port or 0, FAULTS, seed=1) as proxy,
+        scraped() as (watched, metrics),
+    ):
+        site = Site(store, proxy.url, tmp_path)
         slow = {**site.environment, **disturbed(tmp_path / "site", sleep=2)}
         with cluster(tmp_path / "first", nodes=2, cpus=1, environment=slow) as before_loss:
             watched.append(before_loss)
@@ -178,6 +187,8 @@ def test_map_survives_node_failures_damaged_shard_and_cluster_loss(tmp_path: Pat
             check_wrong_token_is_rejected(site, after_loss)
             check_ray_stores_no_secrets(after_loss)
             watched.clear()
+    assert min(proxy.met[fault] for fault in ("delayed", "cut", "reset")) > 0, proxy.met
+    print(dict(proxy.met))
     wanted = {name for name in asked_for() if name.startswith("ray_")} - ON_GPUS
     assert not wanted - metrics, "dashboards or alerts use metrics that are not exported"
     left = {process.pid for process in psutil.Process().children(recursive=True)} - before
