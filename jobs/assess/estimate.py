@@ -19,9 +19,9 @@ from jobs.assess.sample import RECORD
 from jobs.config.config import Config
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
+from pipeline.areas.pixel_area import PixelArea
 from pipeline.assessment.design import Design
 from pipeline.assessment.estimators import Estimates, Frame, Tally, TooFewPointsError, estimate, merged_strata
-from pipeline.assessment.pixel_area import PixelAreas
 from pipeline.assessment.points import LabelledPoints, labelled_points, read_table
 from pipeline.io import storage
 from pipeline.io.lease import Lease, acquire
@@ -229,7 +229,7 @@ def _areas(run_map: RunMap, points: LabelledPoints) -> NDArray[np.float64]:
     for number, scene in enumerate(run_map.scenes):
         own = points.scenes == number
         if own.any():
-            found[own] = PixelAreas(scene.store.grid).of(points.rows[own], points.columns[own])
+            found[own] = PixelArea(scene.store.grid).at(points.rows[own], points.columns[own])
     return found
 
 

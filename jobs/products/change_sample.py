@@ -11,7 +11,7 @@ import pyproj
 from numpy.typing import NDArray
 
 from mibf.errors import InputError
-from pipeline.assessment.pixel_area import PixelAreas
+from pipeline.areas.pixel_area import PixelArea
 from pipeline.assessment.points import read_table
 from pipeline.codes import UNLABELLED
 from pipeline.grid import Window, windows
@@ -47,9 +47,8 @@ def read_change_sample(url: str, first: ClassMap, second: ClassMap, found: Trans
         for each, own in zip((first, second), codes, strict=True)
     )
     labels = [_labels(table, name, source, each, found) for name, each in zip(LABELS, (first, second), strict=True)]
-    areas = PixelAreas(first.grid)
-    known = areas.known and not np.isnan(found.hectares).any()
-    return LabelledTransitions(before, after, labels[0], labels[1], areas.of(rows, columns) if known else None)
+    areas = None if np.isnan(found.hectares).any() else PixelArea.of(first.grid)
+    return LabelledTransitions(before, after, labels[0], labels[1], None if areas is None else areas.at(rows, columns))
 
 
 def _pixels(table: pd.DataFrame, source: str, on: ClassMap) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

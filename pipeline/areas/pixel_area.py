@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyproj
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from odc.geo.geobox import GeoBox
 from pyproj.exceptions import CRSError, ProjError
 
@@ -52,19 +52,38 @@ class PixelArea:
         #: Hectares per unit.
         self.hectares = float(middle) / UNITS / HECTARE
 
+    @classmethod
+    def of(cls, grid: GeoBox) -> PixelArea | None:
+        """The areas of a grid's pixels, None where they are not known: no CRS on the Earth, or corners outside of it."""
+        try:
+            found = cls(grid)
+        except InputError:
+            return None
+        rows, columns = grid.shape
+        with np.errstate(invalid="ignore"):
+            corners = found.at([0, 0, rows - 1, rows - 1], [0, columns - 1, 0, columns - 1])
+        return found if np.isfinite(corners).all() and (corners > 0).all() else None
+
+    def at(self, rows: ArrayLike, columns: ArrayLike) -> NDArray[np.float64]:
+        """The areas of single pixels (n,) in hectares, which are not interpolated; not finite where there is no place."""
+        y, x = np.asarray(rows, np.float64), np.asarray(columns, np.float64)
+        return np.asarray((self._zones(y) if self._rows else self._at(y + 0.5, x + 0.5)) / HECTARE)
+
     def read(self, window: Window) -> NDArray[np.int64]:
         """The areas of the pixels of a window in units, (height, width); 0 where the CRS has no place on the Earth."""
-        values = self._zones(window)[:, None] if self._rows else self._interpolated(window)
+        if self._rows:
+            values = self._zones(np.arange(window.y, window.y + window.height, dtype=np.float64))[:, None]
+        else:
+            values = self._interpolated(window)
         units = np.rint(np.nan_to_num(values / (HECTARE * self.hectares), nan=0, posinf=0, neginf=0)).astype(np.int64)
         return np.broadcast_to(units, (window.height, window.width))
 
-    def _zones(self, window: Window) -> NDArray[np.float64]:
-        """Areas of the pixels of each row, in square metres."""
+    def _zones(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Areas of the pixels of rows, in square metres."""
         affine, degrees = self._grid.affine, self._crs.axis_info[0].unit_conversion_factor
-        edges = affine.f + affine.e * np.arange(window.y, window.y + window.height + 1)
-        parallels = np.sin(np.clip(edges * degrees, -math.pi / 2, math.pi / 2))
-        zones: NDArray[np.float64] = np.abs(np.diff(self._authalic(parallels))) * abs(affine.a) * degrees
-        return zones
+        edges = (affine.f + affine.e * (rows + offset) for offset in (0, 1))
+        top, bottom = (np.sin(np.clip(edge * degrees, -math.pi / 2, math.pi / 2)) for edge in edges)
+        return np.asarray(abs(self._authalic(bottom) - self._authalic(top)) * abs(affine.a) * degrees)
 
     def _authalic(self, sine: NDArray[np.float64]) -> NDArray[np.float64]:
         """Area per radian of longitude from the equator to a latitude with this sine, in square metres."""

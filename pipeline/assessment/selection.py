@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from odc.geo.geobox import GeoBox
 
 from mibf.errors import InputError
-from pipeline.assessment.pixel_area import PixelAreas
+from pipeline.areas.pixel_area import PixelArea
 from pipeline.codes import CODES, Subset
 from pipeline.grid import Window, windows
 from pipeline.maps.products import product
@@ -203,10 +203,13 @@ def survey(
     """
     counts, smallest = FrameCounts.empty(len(strata)), _Smallest(keep, strata)
     for number, scene in enumerate(scenes):
-        areas, key = PixelAreas(scene.grid), scene_key(seed, scene.name)
+        areas, key = PixelArea.of(scene.grid), scene_key(seed, scene.name)
         for window in windows(scene.shape, SIDE):
             positions, excluded = scene.read(window)
-            counts.add(positions, excluded, areas.window(window) if areas.known else np.full((1, 1), np.nan))
+            hectares = (
+                np.full((1, 1), np.nan) if areas is None else np.asarray(areas.read(window) * areas.hectares, np.float64)
+            )
+            counts.add(positions, excluded, hectares)
             if keep:
                 smallest.add(_candidates(scene, number, window, positions, excluded, key))
             advance(1)

@@ -61,5 +61,37 @@ def test_area_of_a_pixel_does_not_depend_on_the_window(grid: GeoBox) -> None:
     "crs", [None, 'ENGCRS["site",EDATUM["site"],CS[Cartesian,2],AXIS["x",east],AXIS["y",north],LENGTHUNIT["metre",1]]']
 )
 def test_grid_that_is_not_on_the_earth_has_no_areas(crs: str | None) -> None:
+    grid = GeoBox((4, 4), Affine.identity(), crs)
     with pytest.raises(InputError, match="areas need a grid with a CRS"):
-        PixelArea(GeoBox((4, 4), Affine.identity(), crs))
+        PixelArea(grid)
+    assert PixelArea.of(grid) is None
+
+
+def test_areas_of_a_grid_that_reaches_beyond_its_projection_are_not_known() -> None:
+    assert PixelArea.of(GeoBox((40, 30), Affine(1e6, 0, 0, 0, -1e6, 1e9), "EPSG:3035")) is None
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=list(GRIDS))
+def test_single_pixels_have_the_areas_of_their_outlines(grid: GeoBox) -> None:
+    area = PixelArea.of(grid)
+    assert area is not None
+    rows, columns = np.array([0, 17, grid.shape[0] - 1]), np.array([3, 0, grid.shape[1] - 1])
+    expected = [outline_hectares(grid, int(y), int(x)) for y, x in zip(rows, columns, strict=True)]
+    assert area.at(rows, columns) == pytest.approx(expected, rel=3e-6)
+    assert area.read(Window(0, 0, *grid.shape))[rows, columns] * area.hectares == pytest.approx(expected, rel=5e-6)
+
+
+def outline_hectares(grid: GeoBox, row: int, column: int) -> float:
+    """Area of a pixel's outline, with many points per side, on the ellipsoid."""
+    steps = np.linspace(0, 1, 200, endpoint=False)
+    x = np.concatenate([steps, np.ones(200), 1 - steps, np.zeros(200)]) + column
+    y = np.concatenate([np.zeros(200), steps, np.ones(200), 1 - steps]) + row
+    crs = pyproj.CRS.from_wkt(grid.crs.to_wkt())
+    to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform
+    return float(abs(crs.get_geod().polygon_area_perimeter(*to_degrees(*(grid.affine * (x, y))))[0])) / 10_000
+
+
+def test_sphere_has_the_formula_of_the_sphere() -> None:
+    sphere = PixelArea(GeoBox((10, 10), Affine(1, 0, 0, 0, -1, 60), "+proj=longlat +R=6371000"))
+    expected = 6371000**2 * math.radians(1) * (math.sin(math.radians(60)) - math.sin(math.radians(59))) / 10_000
+    assert sphere.at([0], [0])[0] == pytest.approx(expected)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mibf.errors import InputError
+from pipeline.areas.pixel_area import PixelArea
 from pipeline.assessment import selection
-from pipeline.assessment.pixel_area import PixelAreas
 from pipeline.assessment.selection import DrawnPoints, SceneFrame, survey, systematic
 from pipeline.codes import CODES, UNLABELLED
 from pipeline.grid import Window
@@ -72,7 +72,7 @@ def test_frame_is_counted_without_excluded_pixels(make_frame: Frames) -> None:
     trained = codes == CODES["train"]
     assert counts.pixels.tolist() == [((ids == i) & ~trained).sum() for i in IDS]
     assert counts.excluded_pixels.tolist() == [((ids == i) & trained).sum() for i in IDS]
-    assert counts.hectares.tolist() == pytest.approx((counts.pixels * PixelAreas(SMALL).of([0], [0])[0]).tolist(), rel=1e-4)
+    assert counts.hectares.tolist() == pytest.approx((counts.pixels * PixelArea(SMALL).at([0], [0])[0]).tolist(), rel=1e-4)
     assert len(drawn) == counts.pixels.sum()
     assert not trained[drawn.rows, drawn.columns].any()
     assert (np.array(IDS)[drawn.classes] == ids[drawn.rows, drawn.columns]).all()
@@ -80,7 +80,7 @@ def test_frame_is_counted_without_excluded_pixels(make_frame: Frames) -> None:
 
 def test_geographic_frame_has_the_areas_of_its_rows(make_frame: Frames) -> None:
     counts, _ = survey([make_frame(np.full((40, 30), 2), grid=GEOGRAPHIC)], strata=BY_CLASS, keep=0, seed=0)
-    expected = PixelAreas(GEOGRAPHIC).of(np.arange(40), np.zeros(40)).sum() * 30
+    expected = PixelArea(GEOGRAPHIC).at(np.arange(40), np.zeros(40)).sum() * 30
     assert counts.hectares[1] == pytest.approx(expected)
 
 
