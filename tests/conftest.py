@@ -14,6 +14,9 @@ from hypothesis import settings
 from tests.support.s3_server import ObjectStore, object_store, weed
 from tests.support.scenes import SmallScene, make_large_scene, make_scene
 
+#: Run by another interpreter; doctests are looked for in all other modules.
+collect_ignore = ["support/qgis_probe.py"]
+
 # Test workers share the machine's cores: with more threads than cores, torch's threads wait for each other most of the
 # time. A single thread per worker also makes float sums reproducible. Stages take their number from OMP_NUM_THREADS. On a
 # machine with a GPU throughput is measured too, with all cores.

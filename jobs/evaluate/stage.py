@@ -43,6 +43,7 @@ from pipeline.sampling.drawn_pixels import subset_digest
 from pipeline.sampling.predictions import Counted, Predictions, parts, predict
 from pipeline.sampling.sample_blocks import Block, BlockSums, add_blocks, block_side
 from pipeline.sampling.sampler import Sampler
+from pipeline.sampling.store_catalog import StoreList
 from pipeline.store.patch_store import check_matching
 
 #: Caveat on the metrics of a model that was trained elsewhere.
@@ -58,11 +59,7 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
     """Classify every test sample and write the metrics."""
     bundle = workspace.read_bundle()
     bundle.correction(config.prediction.priors)  # refused before anything is written
-    stores = open_stores(workspace, (scene.name for scene in config.scenes), report=warn)
-    for store in stores:
-        check_sources(store, bundle)
-        check_matching(store, bundle.scaling)
-    check_trained_on(config, workspace)
+    stores = _checked_stores(config, workspace, bundle)
     others = [workspace.read_bundle(seed) for seed in other_seeds(bundle)]
     before = read_evaluation(workspace.evaluation)
     invalidate(workspace, "evaluate", lease)
@@ -107,11 +104,10 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
         "test_pixels": subset_digest(stores, "test", report=warn),
         "train_samples": sum(split.get("counts", {}).get("train", {}).values()),
         "prediction_sets": set_coverage(measured, bundle, config),
-        "intervals": (intervals := block_intervals(predictions[0].blocks, side=counted.side)),
+        "intervals": block_intervals(predictions[0].blocks, side=counted.side),
         "confusion": confusion.counts.tolist(),
     }
-    for row, found_f1 in zip(evaluation["classes"], intervals["class_f1"] if intervals else [], strict=False):
-        row["f1_interval"] = found_f1
+    _add_class_intervals(evaluation)
     evaluation["earlier"] = earlier_models(workspace, before, evaluation)
     if len(config.scenes) > 1:
         of_bundle = {name: each.by_priors[priors] for name, each in of_scenes[0].items() if by_scene[name].samples()}
@@ -119,6 +115,23 @@ def evaluate(config: Config, workspace: Workspace, fingerprint: str, lease: Leas
     lease.check()
     storage.write_json(workspace.evaluation, evaluation)
     return StageResult(evaluation, summary(evaluation) + gain_lines(config.run, evaluation), [workspace.evaluation])
+
+
+def _checked_stores(config: Config, workspace: Workspace, bundle: Bundle) -> StoreList:
+    """Open the stores of all scenes, which must be those that the model was trained on, or like them."""
+    stores = open_stores(workspace, (scene.name for scene in config.scenes), report=warn)
+    for store in stores:
+        check_sources(store, bundle)
+        check_matching(store, bundle.scaling)
+    check_trained_on(config, workspace)
+    return stores
+
+
+def _add_class_intervals(evaluation: dict[str, Any]) -> None:
+    """Add the interval of its F1 to the figures of each class."""
+    intervals = evaluation["intervals"]
+    for row, found in zip(evaluation["classes"], intervals["class_f1"] if intervals else [], strict=False):
+        row["f1_interval"] = found
 
 
 def pooled(parts: Iterable[Predictions]) -> Predictions:

@@ -61,8 +61,7 @@ class SceneDraft:
 
     def on_grid(self, labels: OpenLabels) -> LabelGrid:
         """Labels on the scene's grid."""
-        rows, columns = self.grid.shape
-        return LabelGrid(labels, (rows, columns))
+        return LabelGrid(labels, (self.grid.shape[0], self.grid.shape[1]))
 
 
 def open_scenes(config: Config, executor: Executor, *, any_size: bool = False) -> list[PreparedScene]:

@@ -173,10 +173,10 @@ def _is_apart(every: Places, index: int, taken: Sequence[int], distance: float) 
 
 
 def quotas(sums: Mapping[int, float], number: int) -> dict[int, int]:
-    """Return how many of a number of places each class gets: in proportion to the square root of its sum, at least one each.
+    """Return how many of a number of places each class gets: one each, the others by the square root of its sum.
 
     >>> quotas({0: 9.0, 3: 1.0, 5: 1.0}, 10)
-    {0: 6, 3: 2, 5: 2}
+    {0: 5, 3: 3, 5: 2}
     """
     positions = sorted(sums, key=lambda position: (-sums[position], position))[:number]
     root = np.sqrt([sums[position] for position in positions])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from mibf.device import best_device, to_device
 from mibf.ensemble import mixture_log_probabilities
 from mibf.metrics.calibration import Reliability
 from mibf.metrics.prediction_sets import SetChoice
-from mibf.training.epoch import validate
+from mibf.training.epoch import ValidationObserver, validate
 from pipeline.sampling.drawn_pixels import every_pixel
 from pipeline.sampling.sample_blocks import Block, BlockCounter, BlockSums, add_blocks, sample_blocks
 from pipeline.sampling.sample_logits import SampleModel
@@ -135,33 +135,45 @@ def predict(
             for c, own in corrections.items()
         }
         predictions = Predictions(make(), by_priors, {})
-        counters = _counters(predictions, sampler, counted, first=start)
+        observers: list[ValidationObserver] = [predictions.uncalibrated, *by_priors.values()]
+        observers += _counters(predictions, sampler, counted, first=start)
         validate(
             network,
             sampler.in_order(batch=BATCH, start=start, stop=stop),
             beta=beta,
             precision="float32",
-            observers=[predictions.uncalibrated, *by_priors.values(), *counters],
+            observers=observers,
             after_step=advance,
         )
         return predictions
     assert model is not None
     predictions = Predictions(make(), {c: make(thresholds=thresholds[c]) for c in corrections}, {})
     first = int(sampler.window_totals()[:start].sum(dtype=np.int64))
-    counters = _counters(predictions, sampler, counted, first=first)
-    shares = [member.share for member in bundle.members]
-    temperatures, ones = [member.temperature for member in bundle.members], [1.0] * len(shares)
+    counters = {} if counted is None else {counted.priors: _counters(predictions, sampler, counted, first=first)}
     for pixels in every_pixel(sampler.stores, sampler.subset, start=start, stop=stop, report=sampler.report):
         for logits, labels in model.batches(sampler.stores[pixels.store], pixels):
-            # The log-probabilities of a mixture are logits of temperature 1.
-            predictions.uncalibrated.add(mixture_log_probabilities(logits, ones, shares), labels)
-            for choice, correction in corrections.items():
-                own = mixture_log_probabilities(logits, temperatures, shares, correction)
-                predictions.by_priors[choice].add(own, labels)
-                for counter in counters if counted is not None and choice == counted.priors else ():
-                    counter.add(own, labels)
+            _add_mixture(predictions, bundle, corrections, logits, labels, counters)
             advance(len(labels))
     return predictions
+
+
+def _add_mixture(
+    predictions: Predictions,
+    bundle: Bundle,
+    corrections: Mapping[PriorSetting, Tensor | None],
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    counters: Mapping[PriorSetting, Sequence[BlockCounter]],
+) -> None:
+    """Add a batch that several members have classified: the log-probabilities of a mixture are logits of temperature 1."""
+    shares = [member.share for member in bundle.members]
+    temperatures, ones = [member.temperature for member in bundle.members], [1.0] * len(shares)
+    predictions.uncalibrated.add(mixture_log_probabilities(logits, ones, shares), labels)
+    for choice, correction in corrections.items():
+        own = mixture_log_probabilities(logits, temperatures, shares, correction)
+        predictions.by_priors[choice].add(own, labels)
+        for counter in counters.get(choice, ()):
+            counter.add(own, labels)
 
 
 def _counters(predictions: Predictions, sampler: Sampler, counted: Counted | None, *, first: int) -> list[BlockCounter]:

@@ -88,7 +88,7 @@ def test_wheel_contains_every_file_of_the_packages_and_nothing_else(built: Distr
         licences = {name: archive.read(f"{information}/licenses/{name}") for name in metadata.get_all("License-File", [])}
     assert contents == of_packages
     assert {"jobs/report/report.html.jinja", "jobs/sample/B02.jp2", "jobs/py.typed", "mibf/py.typed"} <= contents
-    assert set(licences) == {"LICENSE", "jobs/sample/NOTICE.md"}
+    assert set(licences) == {"LICENSE", "jobs/sample/NOTICE.md", "pipeline/publishing/page/static/licenses.txt"}
     assert all(content == (ROOT / name).read_bytes() for name, content in licences.items())
     assert metadata["Version"] == __version__
     assert metadata["License-Expression"] == "Apache-2.0"

@@ -145,7 +145,7 @@ def test_precision_that_the_gpu_lacks_is_refused(mapped: Mapped, monkeypatch: py
     before = {path: path.stat().st_mtime_ns for path in mapped.folder.rglob("*") if path.is_file()}
     refused = mapped.mibf("map", "map.precision=bf16")
     assert refused.status == 2
-    assert "map.precision is bf16, which Tesla P4 does not support; use float32." in refused.stderr
+    assert "map.precision is bf16, which Tesla P4 does not support; use fp16 or float32." in refused.stderr
     assert {path: path.stat().st_mtime_ns for path in mapped.folder.rglob("*") if path.is_file()} == before
 
 

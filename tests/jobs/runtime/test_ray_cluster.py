@@ -144,9 +144,9 @@ def test_samples_are_classified_on_the_device_that_ray_assigned(monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     here = ray_cluster.AssignedDevice("node", "worker", torch.device("cpu"))
     monkeypatch.setattr(on_ray, "assigned_device", lambda: here)
-    monkeypatch.setattr(on_ray, "predict_part", lambda *_, device: [device])
+    monkeypatch.setattr(on_ray, "predict_part", lambda *_, device, **__: [device])
     threads = torch.get_num_threads()
-    found: Any = on_ray._classify(*[None] * 4, threads)  # type: ignore[arg-type]  # only the device is looked at
+    found: Any = on_ray._classify(*[None] * 6, threads)  # type: ignore[arg-type]  # only the device is looked at
     assert found == [torch.device("cpu")]
 
 

@@ -520,7 +520,7 @@ def test_lease_is_checked_before_each_change_of_a_published_file(folder: str, pu
     assert changes[0] == ("remove item.json", 2), "the first check is before the record"
     assert [number for _, number in changes] == list(range(2, len(changes) + 2)), "one new check before each"
     assert changes[-1][0] == "write_bytes item.json"
-    assert len(changes) == 1 + 15 + 3 + 1
+    assert len(changes) == 1 + 17 + 3 + 1
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 9, 16, 17, 19])
@@ -538,7 +538,7 @@ def test_publish_that_loses_the_lease_changes_nothing_from_then_on(folder: str, 
 def test_staging_files_of_a_killed_process_are_removed_by_the_next_publish(folder: str, publisher: Publisher) -> None:
     storage.write_bytes(storage.join(folder, f"{STAGING}-before", "kl_y0_x0.tif"), b"half")
     publisher(folder, "class")
-    assert set(content(folder)) == FILES - {"confidence.tif"}
+    assert set(content(folder)) == FILES - {"confidence.tif", "confidence.qml"}
 
 
 def test_failed_first_publish_leaves_no_folder(
