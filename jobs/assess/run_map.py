@@ -12,8 +12,8 @@ from pipeline.assessment.selection import SceneFrame
 from pipeline.codes import Subset
 from pipeline.io import storage
 from pipeline.publishing.published_map import ITEM, PublishedMap
-from pipeline.publishing.stac_item import InvalidItemError, matches_grid
-from pipeline.publishing.stac_item_reader import PublishedItem, class_digest, is_class_raster, read_item
+from pipeline.publishing.stac_item import matches_grid
+from pipeline.publishing.stac_item_reader import PublishedItem, class_digest, is_class_raster, require_item
 from pipeline.store.patch_store import PatchStore
 
 
@@ -91,13 +91,7 @@ class RunMap:
 
 def _open(workspace: Workspace, name: str) -> SceneOfMap:
     folder = workspace.map_folder(name)
-    with storage.as_input_errors(folder):
-        try:
-            item = read_item(folder)
-        except InvalidItemError as error:
-            raise InputError(f"{folder}/{ITEM}: {error}; run `mibf verify`.") from error
-    if item is None:
-        raise InputError(f"{storage.redact_url(folder)}: no map is published; run `mibf map` first.")
+    item = require_item(folder)
     store = PatchStore(workspace.store(name))
     if not matches_grid(item.item, store.grid):
         raise InputError(

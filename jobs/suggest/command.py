@@ -29,8 +29,8 @@ from pipeline.grid import Window, windows
 from pipeline.io import storage
 from pipeline.io.lease import acquire
 from pipeline.parallel.executor import ThreadExecutor
-from pipeline.publishing.stac_item import InvalidItemError, matches_grid
-from pipeline.publishing.stac_item_reader import read_item
+from pipeline.publishing.stac_item import matches_grid
+from pipeline.publishing.stac_item_reader import require_item
 from pipeline.scenes.labels import NoLabels
 from pipeline.scenes.split import AddedLabels, training_ground
 from pipeline.store.build import PreparedScene
@@ -170,12 +170,7 @@ def _open(config: Config, workspace: Workspace) -> tuple[list[_SceneMap], list[s
             notes.append(f"scene {scene.name!r} has no `labels`, to which others could be added; it is left out")
             continue
         folder = workspace.map_folder(scene.name)
-        try:
-            item = read_item(folder)
-        except InvalidItemError as error:
-            raise InputError(f"{storage.redact_url(folder)}: {error}; run `mibf map` again.") from error
-        if item is None:
-            raise InputError(f"{storage.redact_url(folder)}: no map is published; run `mibf map` first.")
+        item = require_item(folder)
         if not matches_grid(item.item, scene.grid):
             raise InputError(f"{storage.redact_url(folder)}: the map has another grid than the scene; run `mibf run` first.")
         found.append(_SceneMap(scene, MapMeasures.of(folder, item)))

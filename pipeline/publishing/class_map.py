@@ -18,7 +18,7 @@ from pipeline.io.retry import call_with_retry
 from pipeline.maps.products import Product
 from pipeline.publishing.published_map import ITEM, PublishedMap
 from pipeline.publishing.stac_item import InvalidItemError
-from pipeline.publishing.stac_item_reader import PublishedItem, read_item
+from pipeline.publishing.stac_item_reader import PublishedItem, read_item, require_item
 
 
 class MapReplacedError(RuntimeError):
@@ -47,16 +47,7 @@ class ClassMap:
         """
         folder = url.rstrip("/").removesuffix(f"/{ITEM}")
         name = storage.redact_url(folder)
-        with storage.as_input_errors(folder):
-            try:
-                found = read_item(folder)
-            except InvalidItemError as error:
-                raise InputError(f"{name}: {error}; run `mibf map` again.") from error
-        if found is None:
-            raise InputError(
-                f"{name}: no map is published there ({ITEM} is missing); give the folder that has {ITEM}, "
-                "or run `mibf map` first."
-            )
+        found = require_item(folder)
         products = {product.name: product for product in found.products}
         if "class" not in products:
             raise InputError(f"{name}: the map has no product `class`; add it to `map.products` and run `mibf map` again.")

@@ -12,6 +12,7 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
+from mibf.errors import InputError
 from pipeline.codes import RENAMED_PRODUCTS
 from pipeline.io import checksums, storage
 from pipeline.io.retry import call_with_retry
@@ -109,6 +110,25 @@ def read_item(folder: str) -> PublishedItem | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return PublishedItem.of(_parsed(content))
+
+
+def require_item(folder: str) -> PublishedItem:
+    """Read the description of the map published in a folder (URL).
+
+    Raises:
+        InputError: no map is published there, its item is not valid, or it cannot be read.
+    """
+    name = storage.redact_url(folder)
+    with storage.as_input_errors(folder):
+        try:
+            found = read_item(folder)
+        except InvalidItemError as error:
+            raise InputError(
+                f"{name}/{ITEM}: {error}; `mibf verify` checks the map, `mibf map` publishes it again."
+            ) from error
+    if found is None:
+        raise InputError(f"{name}: no map is published there ({ITEM} is missing); run `mibf map` first.")
+    return found
 
 
 def _parsed(content: bytes) -> Any:

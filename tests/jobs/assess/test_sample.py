@@ -138,11 +138,14 @@ def test_map_must_be_published_and_its_training_samples_known(mapped: Mapped) ->
     item = mapped.map / "item.json"
     content = item.read_text()
     item.unlink()
-    assert "no map is published; run `mibf map` first" in mapped.does("sample", *N, status=2).stderr
+    assert (
+        "no map is published there (item.json is missing); run `mibf map` first"
+        in mapped.does("sample", *N, status=2).stderr
+    )
     item.write_text(content.replace('"./class.tif"', '"./klass.tif"'))
     assert "has no class raster; add `class` to `map.products`" in mapped.does("sample", *N, status=2).stderr
     item.write_text("{")
-    assert "run `mibf verify`" in mapped.does("sample", *N, status=2).stderr
+    assert "`mibf verify` checks the map" in mapped.does("sample", *N, status=2).stderr
     item.write_text(content)
     with mapped.changed() as values:
         values["split"] = {**values.get("split", {}), "seed": 7}
