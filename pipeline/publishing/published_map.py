@@ -13,6 +13,7 @@ from mibf.errors import InputError
 from pipeline.geotiff.cog import rasterio_window
 from pipeline.grid import Window
 from pipeline.io import gdal, storage
+from pipeline.io.retry import call_with_retry
 from pipeline.maps.products import Product
 from pipeline.rasters.untrusted import open_published
 
@@ -28,8 +29,9 @@ def file_urls(folder: str, item: Mapping[str, Any], *, role: str | None = None) 
 
 
 def files_exist(folder: str, item: Mapping[str, Any], *, role: str | None = None) -> bool:
-    """Whether all of these files exist."""
-    return all(map(storage.exists, file_urls(folder, item, role=role)))
+    """Whether all of these files exist: one listing, as a map has a dozen files and a fleet many maps."""
+    wanted = {url.rpartition("/")[2] for url in file_urls(folder, item, role=role)}
+    return wanted <= set(call_with_retry(folder, lambda: storage.names(folder)))
 
 
 class PublishedMap:
