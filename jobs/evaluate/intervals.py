@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mibf.metrics.block_bootstrap import COVERAGE, REPLICATES, draw_blocks, interval
 from pipeline.sampling.sample_blocks import Block, BlockSums, block_counts
 
@@ -12,10 +14,14 @@ from pipeline.sampling.sample_blocks import Block, BlockSums, block_counts
 SQUARE = 64
 #: Number of blocks below which intervals are too narrow to be relied on.
 FEW_BLOCKS = 20
+#: Number of blocks with samples of a class below which its F1 has no interval: replicates of one block are all the same.
+CLASS_BLOCKS = 5
 
 
 def block_intervals(found: Mapping[Block, BlockSums], *, side: int) -> dict[str, Any] | None:
     """Return the intervals of the metrics and of each class's F1 as JSON values; None with fewer than two blocks.
+
+    That of a class in fewer than `CLASS_BLOCKS` blocks is NaN.
 
     Args:
         found: counts by block.
@@ -24,7 +30,8 @@ def block_intervals(found: Mapping[Block, BlockSums], *, side: int) -> dict[str,
     if len(found) < 2:
         return None
     counts, drawn = block_counts(found), draw_blocks(len(found), seed=0)
-    by_class = counts.class_f1(drawn)
+    few = (counts.confusion.sum(axis=2) > 0).sum(axis=0) < CLASS_BLOCKS
+    by_class = np.where(few, np.nan, counts.class_f1(drawn))
     return {
         "blocks": len(found),
         "block": side,

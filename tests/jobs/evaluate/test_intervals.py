@@ -52,6 +52,21 @@ def test_class_f1_of_replicates_is_that_of_the_drawn_blocks() -> None:
     assert low < high
 
 
+def test_a_class_in_few_blocks_has_no_interval() -> None:
+    blocks = some_blocks(30)
+    for position, (confusion, _) in enumerate(blocks.values()):
+        confusion[2, 2] = 7 if position < 5 else 0
+    found = block_intervals(blocks, side=96)
+    assert found is not None
+    low, high = found["class_f1"][2]
+    assert 0 < low < high < 1
+    next(iter(blocks.values()))[0][2] = 0
+    found = block_intervals(blocks, side=96)
+    assert found is not None
+    assert np.isnan(found["class_f1"][2]).all()
+    assert np.isfinite(found["class_f1"][:2]).all()
+
+
 def test_few_blocks_are_reported() -> None:
     assert block_intervals(some_blocks(1), side=64) is None
     assert "single block" in interval_line(None)
