@@ -29,7 +29,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.warp import reproject
 
-FIRST, PLACES, SIDE, SEEDS = 25, 100, 3, 3
+FIRST, PLACES, SIDE, SEEDS = 25, 100, 3, 5
 CLASSES = ("Water", "Developed", "Barren", "Forest", "Shrubland", "Herbaceous", "Cultivated", "Wetlands")
 TRAIN = 1
 METRICS = ("OA", "AA", "kappa", "F1")

@@ -1,4 +1,4 @@
-"""`mibf suggest`: find places on the published maps whose labels would help most, and write them as GeoPackages.
+"""`mibf suggest`: choose places to label next on the published maps, and write them as GeoPackages.
 
 Places are on training ground alone, so that labels that come back change neither validation nor test pixels, and where no
 pixel is labelled. They are no probability sample: no accuracy or area may be estimated from them.

@@ -2,18 +2,21 @@
 
 A place is a square of pixels. The score of a pixel is the geometric mean, over measures such as entropy, of the share of the
 map whose measure is smaller; that of a place is the sum over its pixels that can be labelled, over its area, so that single
-noisy pixels score low. Places are chosen at random with probabilities in proportion to a power of their scores, without
-replacement (Kirsch et al., "Stochastic batch acquisition: a simple baseline for deep active learning", TMLR 2023, the power
-variant, by Gumbel noise on the logarithms): the very highest scores alone would be many labels of one and the same kind.
-Each predicted class gets a share in proportion to the square root of its summed score. Choosing uncertain samples that are
-also diverse, in space too, is usual in remote sensing (Tuia et al., "A survey of active learning algorithms for supervised
-remote sensing image classification", IEEE JSTSP 2011).
+noisy pixels score low. Half of the places are chosen at random with probabilities in proportion to a power of their scores,
+without replacement (Kirsch et al., "Stochastic batch acquisition: a simple baseline for deep active learning", TMLR 2023,
+the power variant, by Gumbel noise on the logarithms): the very highest scores alone would be many labels of one and the same
+kind. Each predicted class gets a share of them in proportion to the square root of its summed score. The other half is drawn
+with equal probabilities: labels of uncertain places alone are of other class proportions than the ground, which a model
+takes over, and many are of mixed pixels. Choosing uncertain samples that are also diverse, in space too, is usual in remote
+sensing (Tuia et al., "A survey of active learning algorithms for supervised remote sensing image classification", IEEE JSTSP
+2011).
 
 Legend for shapes: H, W of a window, n places.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,8 +25,8 @@ from numpy.typing import NDArray
 
 from pipeline.scenes.splitmix64 import GOLDEN, mix
 
-#: Power of the score in the probability of a place: of places whose scores are uniform, the mean choice is in the top 6 %.
-POWER = 16
+#: Power of the score in the probability of a place: of places whose scores are uniform, the mean choice is in the top 17 %.
+POWER = 4
 #: Places of each class that are kept while a map is read, per place to choose, and at least.
 KEPT, LEAST = 20, 1000
 #: Score of a pixel below which it cannot be chosen, for the logarithm.
@@ -59,7 +62,8 @@ class Places:
     column: NDArray[np.int64]
     position: NDArray[np.int64]  #: of the predicted class at the central pixel
     score: NDArray[np.float64]
-    key: NDArray[np.float64]  #: the order in which places are chosen, the largest first
+    key: NDArray[np.float64]  #: the order in which places are chosen by their scores, the largest first
+    chance: NDArray[np.float64]  #: the order in which places are drawn with equal probabilities, the largest first
 
     def __len__(self) -> int:
         return len(self.scene)
@@ -110,13 +114,13 @@ def score_places(
     score = mean[row, column]
     position = positions[middle][row, column].astype(np.int64)
     y, x = (corner + side // 2 + side * index for corner, index in zip(corner_yx, (row, column), strict=True))
-    noise = _gumbel(y, x, scene=scene, seed=seed)
-    return Places(np.full(len(y), scene), y, x, position, score, POWER * np.log(score) + noise)
+    noise, chance = (_gumbel(y, x, scene=scene, seed=seed, draw=draw) for draw in range(2))
+    return Places(np.full(len(y), scene), y, x, position, score, POWER * np.log(score) + noise, chance)
 
 
-def _gumbel(rows: NDArray[np.int64], columns: NDArray[np.int64], *, scene: int, seed: int) -> NDArray[np.float64]:
-    """Standard Gumbel numbers (n,), each a function of seed, scene and pixel alone."""
-    salt = np.random.SeedSequence([seed, scene]).generate_state(1, np.uint64)[0]
+def _gumbel(rows: NDArray[np.int64], columns: NDArray[np.int64], *, scene: int, seed: int, draw: int) -> NDArray[np.float64]:
+    """Standard Gumbel numbers (n,), each a function of seed, draw, scene and pixel alone."""
+    salt = np.random.SeedSequence([seed, scene, draw]).generate_state(1, np.uint64)[0]
     numbers = (rows.astype(np.uint64) << np.uint64(32)) | columns.astype(np.uint64)
     uniform = ((mix((numbers ^ salt) * GOLDEN) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     return np.asarray(-np.log(-np.log(uniform)))
@@ -124,10 +128,11 @@ def _gumbel(rows: NDArray[np.int64], columns: NDArray[np.int64], *, scene: int, 
 
 @dataclass
 class BestPlaces:
-    """The best places of each class among those seen so far: memory does not grow with the map."""
+    """The best places of each class among those seen so far, and some of all: memory does not grow with the map."""
 
     number: int  #: of places to choose in the end
     best: dict[int, Places] = field(default_factory=dict)
+    drawn: list[Places] = field(default_factory=list)  #: with equal probabilities; one element, if any
     sums: dict[int, float] = field(default_factory=dict)  #: of the scores of all places seen, by class
     seen: int = 0
 
@@ -135,6 +140,8 @@ class BestPlaces:
         """Add places."""
         self.seen += len(found)
         most = max(LEAST, KEPT * self.number)
+        drawn = Places.joined([*self.drawn, found])
+        self.drawn = [drawn[np.argsort(-drawn.chance, kind="stable")[:most]]]
         for position in np.unique(found.position).tolist():
             own = found[found.position == position]
             self.sums[position] = self.sums.get(position, 0.0) + float(own.score.sum())
@@ -142,34 +149,65 @@ class BestPlaces:
             self.best[position] = own[np.argsort(-own.key, kind="stable")[:most]]
 
     def choose(self, *, distance: float) -> Places | None:
-        """Choose the places, those of the largest keys first; None without any.
+        """Choose the places: half, rounded up, by their scores, the others with equal probabilities.
+
+        None without any.
 
         Args:
             distance: between the central pixels of two places of a scene, at least, in pixels.
         """
         if not self.best:
             return None
-        every = Places.joined([self.best[position] for position in sorted(self.best)])
-        every = every[np.lexsort((every.column, every.row, every.scene, -every.key))]
-        quota = quotas(self.sums, self.number)
-        taken: list[int] = []
-        for limited in (True, False):  # what a class cannot use goes to the others
-            for index in range(len(every)):
-                if len(taken) == self.number:
-                    break
-                position = int(every.position[index])
-                if index in taken or (limited and not quota[position]) or not _is_apart(every, index, taken, distance):
-                    continue
-                quota[position] -= 1
-                taken.append(index)
-        return every[np.array(taken)]
+        half = -(-self.number // 2)
+        best, drawn = Places.joined([self.best[position] for position in sorted(self.best)]), self.drawn[0]
+        best, drawn = best[_order(best, best.key)], drawn[_order(drawn, drawn.chance)]
+        apart = _Apart(distance)
+        apart.take(best, half, quotas(self.sums, half))
+        apart.take(best, half)  # what a class cannot use goes to the others
+        apart.take(drawn, self.number)
+        apart.take(best, self.number)  # those drawn may have been too near to each other
+        return Places.joined(apart.taken)
 
 
-def _is_apart(every: Places, index: int, taken: Sequence[int], distance: float) -> bool:
-    others = np.array(taken, np.int64)
-    others = others[every.scene[others] == every.scene[index]]
-    away = np.hypot(every.row[others] - every.row[index], every.column[others] - every.column[index])
-    return bool((away >= distance).all())
+def _order(places: Places, key: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Indices of places by a key, the largest first; equal ones by their position."""
+    return np.lexsort((places.column, places.row, places.scene, -key))
+
+
+@dataclass
+class _Apart:
+    """Places that were taken, none nearer to another one of its scene than a distance."""
+
+    distance: float  #: in pixels
+    taken: list[Places] = field(default_factory=list)
+    number: int = 0
+    #: Pixels (row, column) that were taken, by scene and square of a side of `distance`.
+    _squares: dict[tuple[int, int, int], list[tuple[int, int]]] = field(default_factory=dict)
+
+    def take(self, places: Places, number: int, quota: Mapping[int, int] | None = None) -> None:
+        """Take places in order while there are fewer than a number, and of each class no more than its quota."""
+        left = None if quota is None else dict(quota)
+        chosen = []
+        columns = (places.scene.tolist(), places.row.tolist(), places.column.tolist(), places.position.tolist())
+        for index, (scene, row, column, position) in enumerate(zip(*columns, strict=True)):
+            if self.number == number:
+                break
+            if (left is None or left[position]) and self._add(scene, row, column):
+                chosen.append(index)
+                if left is not None:
+                    left[position] -= 1
+        self.taken.append(places[np.array(chosen, np.intp)])
+
+    def _add(self, scene: int, row: int, column: int) -> bool:
+        """Add a place, unless it is too near to another one, or the same."""
+        side = max(self.distance, 1.0)
+        y, x = int(row // side), int(column // side)
+        near = (self._squares.get((scene, y + down, x + right), ()) for down in (-1, 0, 1) for right in (-1, 0, 1))
+        if any(math.hypot(r - row, c - column) < side for found in near for r, c in found):
+            return False
+        self._squares.setdefault((scene, y, x), []).append((row, column))
+        self.number += 1
+        return True
 
 
 def quotas(sums: Mapping[int, float], number: int) -> dict[int, int]:

@@ -69,7 +69,24 @@ def test_places_are_apart_of_every_class_and_high_in_score() -> None:
         square = slice(row - 1, row + 2), slice(column - 1, column + 2)
         assert score == pytest.approx((scores * eligible)[square].sum() / SIDE**2)
     every = Places.joined(list(best.best.values()))
-    assert np.median(chosen.score) > np.quantile(every.score, 0.75)
+    assert np.median(chosen.score[:12]) > np.quantile(every.score, 0.75)
+
+
+def test_half_of_the_places_are_like_the_map() -> None:
+    """Their scores and classes are those of all places, while the other half has high scores and more of rare classes."""
+    scores, positions, eligible = scene(4)
+    middle = eligible[1 : SHAPE[0] // SIDE * SIDE : SIDE, 1 : SHAPE[1] // SIDE * SIDE : SIDE]
+    rare = (positions[1::SIDE, 1::SIDE][middle] == 2).mean()
+    halves: tuple[list[tuple[float, float]], ...] = [], []
+    for choice in range(40):
+        chosen = search(4, number=40, step=90, choice=choice).choose(distance=3)
+        assert chosen is not None
+        for half, own in zip(halves, (chosen[:20], chosen[20:]), strict=True):
+            half.append((own.score.mean(), (own.position == 2).mean()))
+    (high, many), (usual, few) = np.mean(halves, axis=1)
+    assert usual == pytest.approx(scores.mean() * eligible.mean(), rel=0.15)
+    assert high > 1.2 * usual
+    assert few < 2 * rare < many  # what the first half takes is missing in the second
 
 
 def test_too_great_a_distance_gives_fewer_places_and_nothing_gives_none() -> None:
