@@ -7,6 +7,7 @@ and ignored when it is read: the bundle's own keys are authoritative.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from mibf.bundle.bundle import CARD, Bundle
 from mibf.bundle.classes import ClassName
 from mibf.bundle.members import file_names
+from mibf.distinct_keys import as_key, distinct_keys
 from mibf.network.spec import FEATURES, HIDDEN, SourceSpec
 from mibf.normalization import BandScaling
 
@@ -40,7 +42,7 @@ TASK = "semantic-segmentation"
 def item(bundle: Bundle) -> dict[str, Any]:
     """Return the members of a STAC item in the bundle's folder. It has no geometry: a model is of no one place."""
     run = bundle.provenance.get("run")
-    name = as_name(run) if isinstance(run, str) else ""
+    name = as_key(run) if isinstance(run, str) else ""
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -144,11 +146,11 @@ def _output(bundle: Bundle) -> dict[str, Any]:
         "classification:classes": [
             {
                 "value": c.id,
-                "name": class_key(c),
+                "name": key,
                 "description": c.name,
                 "color_hint": color_hint(c),
             }
-            for c in bundle.classes
+            for c, key in zip(bundle.classes, class_keys(bundle.classes), strict=True)
         ],
         "post_processing_function": {
             "format": "formula",
@@ -158,14 +160,9 @@ def _output(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def class_key(c: ClassName) -> str:
-    """Convert a class's name to one that the classification extension accepts: letters, digits, `_` and `-`."""
-    return as_name(c.name) or f"class_{c.id}"
-
-
-def as_name(name: str) -> str:
-    """Reduce a name to the characters that the classification extension accepts."""
-    return re.sub(r"[^0-9A-Za-z_-]+", "_", name).strip("_")
+def class_keys(classes: Sequence[ClassName]) -> list[str]:
+    """Convert classes' names to distinct ones that the classification extension accepts, other than `nodata`."""
+    return distinct_keys([c.name for c in classes], [c.id for c in classes], kind="class", reserved=("nodata",))
 
 
 def color_hint(c: ClassName) -> str:

@@ -22,6 +22,7 @@ from odc.geo.geobox import GeoBox
 
 from mibf.bundle import stac_mlm
 from mibf.bundle.classes import ClassName
+from mibf.distinct_keys import distinct_keys
 from mibf.serialization import without_nan
 from pipeline.grid import Window, crs_to_json
 from pipeline.io import storage
@@ -350,9 +351,9 @@ def _meanings(asset: Asset, classes: Sequence[ClassName]) -> dict[str, Any]:
     """Fields that define a raster's class ids or bits; none for continuous products."""
     if asset.product in CLASS_LAYERS:
         found: list[dict[str, Any]] = [
-            {"value": c.id, "name": stac_mlm.class_key(c), "title": c.name, "color_hint": stac_mlm.color_hint(c)}
+            {"value": c.id, "name": key, "title": c.name, "color_hint": stac_mlm.color_hint(c)}
             | ({} if asset.pixels is None else {"count": asset.pixels.get(c.id, 0)})
-            for c in classes
+            for c, key in zip(classes, stac_mlm.class_keys(classes), strict=True)
         ]
         if asset.nodata is not None:
             found.append({"value": int(asset.nodata), "name": "nodata", "title": "No data", "nodata": True})
@@ -360,21 +361,19 @@ def _meanings(asset: Asset, classes: Sequence[ClassName]) -> dict[str, Any]:
     if asset.product == SOURCES_LAYER:
         if asset.bands == (SOURCES_LAYER,):
             raise ValueError(f"{asset.name}: bands must name the sources of its bits, lowest bit first")
-        return {"classification:bitfields": [_bit(offset, source) for offset, source in enumerate(asset.bands)]}
+        keys = distinct_keys(asset.bands, range(len(asset.bands)), kind="source")
+        meanings = [f"Whether source {source} has data" for source in asset.bands]
+        return {"classification:bitfields": _bits(keys, meanings)}
     if asset.product == SETS_LAYER:
-        return {"classification:bitfields": [_class_bit(offset, c) for offset, c in enumerate(classes)]}
+        meanings = [f"Whether {c.name} is in the prediction set" for c in classes]
+        return {"classification:bitfields": _bits(stac_mlm.class_keys(classes), meanings)}
     return {}
 
 
-def _bit(offset: int, source: str) -> dict[str, Any]:
-    name = stac_mlm.as_name(source) or f"source_{offset}"
-    return {"name": name, "description": f"Whether source {source} has data"} | _one_bit(offset)
-
-
-def _class_bit(offset: int, c: ClassName) -> dict[str, Any]:
-    return {"name": stac_mlm.class_key(c), "description": f"Whether {c.name} is in the prediction set"} | _one_bit(offset)
-
-
-def _one_bit(offset: int) -> dict[str, Any]:
+def _bits(keys: Sequence[str], descriptions: Sequence[str]) -> list[dict[str, Any]]:
+    """One bit for each key, from the lowest up."""
     values = [{"value": 0, "name": "without", "title": "Without"}, {"value": 1, "name": "with", "title": "With"}]
-    return {"offset": offset, "length": 1, "classes": values}
+    return [
+        {"name": key, "description": text, "offset": offset, "length": 1, "classes": values}
+        for offset, (key, text) in enumerate(zip(keys, descriptions, strict=True))
+    ]

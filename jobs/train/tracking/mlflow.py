@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -201,14 +201,25 @@ def _experiment(client: Any) -> str:
     return str(client.create_experiment(name) if found is None else found.experiment_id)
 
 
-def flattened(parameters: Mapping[str, Any], *, before: str = "") -> dict[str, str]:
-    """Flatten parameters for MLflow: keys joined by dots, text cut to MLflow's limits, no credentials."""
+def flattened(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Flatten parameters for MLflow: keys joined by dots, text cut to MLflow's limits, no credentials.
+
+    Keys that MLflow's characters or limits make equal, such as those of classes, get a number at the end.
+    """
     flat: dict[str, str] = {}
-    for name, value in parameters.items():
-        key = f"{before}{name}"
-        if isinstance(value, Mapping):
-            flat |= flattened(value, before=f"{key}.")
-            continue
+    for name, value in _leaves(parameters):
         text = value if isinstance(value, str) else json.dumps(value, default=str)
-        flat[re.sub(r"[^\w./ -]", "_", key)[:KEY]] = storage.without_queries(text)[:VALUE]
+        key, number = re.sub(r"[^\w./ -]", "_", name)[:KEY], 1
+        while (free := key if number == 1 else f"{key[: KEY - len(str(number)) - 1]}_{number}") in flat:
+            number += 1
+        flat[free] = storage.without_queries(text)[:VALUE]
     return flat
+
+
+def _leaves(parameters: Mapping[str, Any], *, before: str = "") -> Iterator[tuple[str, Any]]:
+    """The values other than mappings, with their keys joined by dots."""
+    for name, value in parameters.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, before=f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value

@@ -16,6 +16,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from pydantic import ValidationError
 
+from mibf.bundle.classes import ClassName
 from pipeline.codes import UNLABELLED
 from pipeline.grid import Window
 from pipeline.io import checksums
@@ -286,6 +287,18 @@ def test_source_mask_bitfields_have_source_names() -> None:
     assert [band["name"] for band in found["bands"]] == ["sources"], "the mask is a single band"
     with pytest.raises(ValueError, match="name the sources of its bits"):
         make(assets=[raster("sources", bands=("sources",))])
+
+
+def test_names_that_are_alike_have_distinct_keys() -> None:
+    classes = [ClassName(n, name, "#000000") for n, name in enumerate(["Forest (wet)", "forest wet", "沼泽", "nodata"])]
+    sets = raster("prediction_set", dtype="uint8", nodata=0)
+    mask = raster("sources", bands=("s.1", "s_1"), dtype="uint8", nodata=0)
+    item = make(classes=classes, assets=[class_raster(), sets, mask])
+    check_fields(item)
+    listed = [c["name"] for c in item["assets"]["class"]["classification:classes"]]
+    assert listed == ["Forest_wet_0", "forest_wet_1", "class_2", "nodata_3", "nodata"]
+    assert [bit["name"] for bit in item["assets"]["prediction_set"]["classification:bitfields"]] == listed[:-1]
+    assert [bit["name"] for bit in item["assets"]["sources"]["classification:bitfields"]] == ["s_1_0", "s_1_1"]
 
 
 def test_pieces_have_their_own_projection_fields() -> None:

@@ -34,6 +34,10 @@ def test_mlflow_parameters_are_flattened_truncated_and_redacted() -> None:
     assert flat["a.b"] == "[1, 2]"
     assert flat["c_d"] == "x" * 6000
     assert flat["url"] == "https://host/a.tif"
+    alike = mlflow.flattened({"weights": {"wet (bog)": 1, "wet [bog]": 2, "x" * 300: 3, "x" * 301: 4}})
+    assert (alike["weights.wet _bog_"], alike["weights.wet _bog__2"]) == ("1", "2")
+    assert sorted(alike.values()) == ["1", "2", "3", "4"]
+    assert max(map(len, alike)) <= mlflow.KEY
 
 
 class Runs:
