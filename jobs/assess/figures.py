@@ -76,7 +76,7 @@ def _figure(figures: Figures, *position: int, times: float = 1.0) -> dict[str, A
         "standard_error": None if np.isnan(error) else error,
         "low": None if np.isnan(low) else low,
         "high": None if np.isnan(high) else high,
-        "interval": found.kind(*position),
+        "interval": "none" if np.isnan(value) else "Wilson",
     }
 
 

@@ -11,6 +11,12 @@ user's accuracy, and so on. Its variance is that of the mean of y - R x, over X^
 equation 25), with the finite population correction. Where pixels differ in area, means are weighted by area, and the
 residuals are those of a ratio estimator in each stratum (Cochran 1977, section 6.11).
 
+Standard errors are these. For the intervals, the effective number of points comes from a variance of smoothed shares: to the
+points of each stratum that count for R, and to those that count against it, as many are added as is the stratum's share of
+the frame, so that all strata together get one of each. Without them, the variance is too small in samples that happen to
+have none of the few points with large weights that decide, such as those of a rare class that was mapped as a common one:
+95 % intervals of its accuracy then cover as little as 12 % (`benchmarks/intervals.py`).
+
 Shapes: H strata; C classes; leading axes are different samples of one frame.
 """
 
@@ -22,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.assessment.intervals import Interval, interval
+from pipeline.assessment.intervals import Interval, wilson
 
 Array = NDArray[np.float64]
 
@@ -78,7 +84,7 @@ class Frame:
 
 
 class Figures(NamedTuple):
-    """Estimates with their standard errors, and the effective number of points that each rests on: (..., K) each."""
+    """Estimates with their standard errors, and the effective numbers of points of their intervals: (..., K) each."""
 
     value: Array
     standard_error: Array
@@ -86,7 +92,7 @@ class Figures(NamedTuple):
 
     def interval(self) -> Interval:
         """Confidence intervals; see `pipeline.assessment.intervals`."""
-        return interval(self.value, self.standard_error, self.points)
+        return wilson(self.value, self.points)
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,8 @@ class _Moments:
     squares: Array  #: (..., H, C, C)
     weights: Array  #: (H,): the strata's shares of the frame's area
     factors: Array  #: (..., H): weight of each stratum's sum of squared residuals in the variance
-    totals: Array  #: (..., H): sums of the areas of its points
+    points: Array  #: (..., H): effective numbers of points (Kish): smaller where their areas differ
+    rest: Array  #: (..., H): the finite population correction
 
     @classmethod
     def of(cls, tally: Tally, frame: Frame) -> _Moments:
@@ -154,9 +161,10 @@ class _Moments:
         if few.any():
             raise TooFewPointsError(np.flatnonzero(few).tolist())
         weights = frame.areas / frame.areas.sum()
-        rest = 1 - points / frame.pixels  # the finite population correction
+        rest = 1 - points / frame.pixels
         factors = weights**2 * rest * points / np.maximum(points - 1, 1) / totals**2
-        return cls(tally.areas / totals[..., None, None], tally.squares, weights, factors, totals)
+        effective = totals**2 / tally.squares.sum(axis=(-2, -1))
+        return cls(tally.areas / totals[..., None, None], tally.squares, weights, factors, effective, rest)
 
     @property
     def cells(self) -> Array:
@@ -164,19 +172,43 @@ class _Moments:
         return np.asarray(np.einsum("h,...hij->...ij", self.weights, self.shares))
 
     def ratio(self, y: Array, x: Array) -> Figures:
-        """Estimate ratios of the means of values of cells, (K, C, C) each; NaN where the denominator is 0."""
+        """Estimate ratios of the means of values of cells, (K, C, C) each; NaN where the denominator is 0.
+
+        In each cell, y is 0 or x, and all x of cells with y, and all of those without, are the same.
+        """
         cells = self.cells
         above, below = (np.einsum("...ij,kij->...k", cells, each) for each in (y, x))
         with np.errstate(divide="ignore", invalid="ignore"):
             value = np.where(below > 0, above / below, np.nan)
             residual = y - np.nan_to_num(value)[..., None, None] * x  # (..., K, C, C)
             variance = self._variance(residual) / below**2
-            used = (x > 0).astype(np.float64)
-            weight = np.einsum("...ij,kij->...k", cells, used)
-            squared = np.einsum("...h,...hij,kij->...k", self.weights**2 / self.totals**2, self.squares, used)
-            points = weight**2 / squared
+            points = self._effective_points(y, x, below)
         known = below > 0
         return Figures(value, np.where(known, np.sqrt(np.maximum(variance, 0)), np.nan), np.where(known, points, 0.0))
+
+    def _effective_points(self, y: Array, x: Array, below: Array) -> Array:
+        """Effective numbers of points R (1 - R) / s^2 of ratios (..., K), with R and s from smoothed shares of the strata.
+
+        Cells of which a stratum has no point of the same map class are taken as impossible there: where strata are the
+        classes of the map, they are.
+        """
+        masks = (y > 0).astype(np.float64), ((x > 0) & (y == 0)).astype(np.float64)
+        worth, cost = y.max(axis=(-2, -1))[:, None], (x * masks[1]).max(axis=(-2, -1))[:, None]  # (K, 1)
+        mapped = (self.shares.sum(axis=-1) > 0).astype(np.float64)  # (..., H, C)
+        right, wrong = (np.einsum("...hij,kij->...kh", self.shares, mask) for mask in masks)
+        can_right, can_wrong = (np.einsum("...hi,kij->...kh", mapped, mask) > 0 for mask in masks)
+        n = self.points[..., None, :]
+        no_other = can_right & can_wrong & (right + wrong > 1 - 1e-9)  # the points of the stratum are one or the other
+        right = np.where(can_right & (can_wrong | (right < 1)), (right * n + self.weights) / (n + 2 * self.weights), right)
+        smoothed = (wrong * n + self.weights) / (n + 2 * self.weights)
+        wrong = np.where(no_other, 1 - right, np.where(can_wrong & (can_right | (wrong < 1)), smoothed, wrong))
+        above = worth[:, 0] * np.einsum("h,...kh->...k", self.weights, right)
+        value = above / (above + cost[:, 0] * np.einsum("h,...kh->...k", self.weights, wrong))
+        plus, minus = worth * (1 - value[..., None]), -cost * value[..., None]
+        spread = plus**2 * right + minus**2 * wrong - (plus * right + minus * wrong) ** 2
+        per_stratum = self.weights**2 * self.rest / np.maximum(self.points - 1, 1)
+        variance = np.einsum("...h,...kh->...k", per_stratum, spread) / below**2
+        return np.asarray(value * (1 - value) / variance)
 
     def _variance(self, values: Array) -> Array:
         """Variance of the estimated means (..., K) of values of cells (..., K, C, C)."""

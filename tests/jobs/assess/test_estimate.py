@@ -76,12 +76,12 @@ def test_estimates_are_kept_if_the_report_cannot_be_written(mapped: Mapped, labe
     assert stored(mapped)["points"] == 40
 
 
-def test_perfect_labels_have_exact_intervals(mapped: Mapped, label: Label) -> None:
+def test_perfect_labels_have_intervals(mapped: Mapped, label: Label) -> None:
     mapped.does("sample", *N)
     found = mapped.does("estimate", "--sample", str(label(wrong=0)), "--json").json
     assert found["overall_accuracy"]["estimate"] == 1
-    assert found["overall_accuracy"]["interval"] == "exact"
-    assert 0.8 < found["overall_accuracy"]["low"] < 1
+    assert found["overall_accuracy"]["interval"] == "Wilson"
+    assert 0.6 < found["overall_accuracy"]["low"] < 1
     for row in found["classes"]:
         if row["mapped_points"]:
             assert row["users_accuracy"]["estimate"] == 1
