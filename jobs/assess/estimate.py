@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.assess.figures import estimate_lines, estimates_json
+from jobs.assess.figures import estimate_lines, estimates_json, scene_json
 from jobs.assess.run_map import RunMap
 from jobs.assess.sample import RECORD
 from jobs.config.config import Config
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.areas.pixel_area import PixelArea
-from pipeline.assessment.design import Design
-from pipeline.assessment.estimators import Estimates, Frame, Tally, TooFewPointsError, estimate, merged_strata
+from pipeline.assessment.design import ClassCount, Design
+from pipeline.assessment.estimators import TooFewPointsError
 from pipeline.assessment.points import LabelledPoints, labelled_points, read_table
+from pipeline.assessment.stratified import Strata, StratifiedEstimate, StratifiedPoints, estimate_stratified
 from pipeline.io import storage
 from pipeline.io.lease import Lease, acquire
 from pipeline.maps.products import product
@@ -30,6 +31,8 @@ from pipeline.publishing.stac_item import check_item
 
 #: Property of a map's item: the estimates, in brief.
 PROPERTY = "mibf:estimates"
+#: Labelled points that a scene needs for estimates of its own.
+FEWEST = 25
 
 
 @dataclass(frozen=True)
@@ -82,15 +85,16 @@ def estimate_map(
         given = len(points.points)
         points = _labelled(points, source, skip=skip_unlabelled)
         mapped = _mapped(run_map, points, source)
-        found = _estimate(run_map, design, points, mapped, source, is_same=is_same)
-        figures = estimates_json(found.estimates, found.tally, design, run_map.classes, method=found.method, is_same=is_same)
+        found, method = _estimate(run_map, design, points, mapped, source, is_same=is_same)
+        figures = estimates_json(found, design, run_map.classes, method=method, is_same=is_same)
         figures |= {
+            "by_scene": _by_scene(run_map, design, points, mapped, is_same=is_same),
             "sample": source,
             "map_digest": run_map.digest,
             "scenes": run_map.item_ids,
             "points": len(points.points),
             "unlabelled": given - len(points.points),
-            "notes": [*found.notes, *_frame_notes(design, given - len(points.points))],
+            "notes": [*_merged_note(found.merged), *_frame_notes(design, given - len(points.points))],
         }
         outputs = _write(workspace, run_map, figures, lease)
     return EstimateResult(figures, outputs)
@@ -168,59 +172,81 @@ def _mapped(run_map: RunMap, points: LabelledPoints, source: str) -> NDArray[np.
     return found
 
 
-@dataclass(frozen=True)
-class _Found:
-    estimates: Estimates
-    tally: Tally
-    method: str
-    notes: list[str]
-
-
 def _estimate(
-    run_map: RunMap,
-    design: Design,
-    points: LabelledPoints,
-    mapped: NDArray[np.int64],
-    source: str,
-    *,
-    is_same: bool,
-) -> _Found:
-    """Estimate with the strata of the design, or, of a sample without strata of this map, with its classes as strata."""
-    classes, notes = len(run_map.classes), list[str]()
-    areas = _areas(run_map, points) if design.hectares is not None else None
-    if design.design == "stratified" or not is_same:
-        strata, parts = points.strata, [(s.name, s.pixels, s.hectares) for s in design.strata]
-        method = "stratified" if design.design == "stratified" and is_same else "indicator"
-    else:
-        strata, parts = mapped, [(c.name, c.pixels, c.hectares) for c in design.classes]
-        method = "post-stratified"
-    names = [name for name, _, _ in parts]
-    pixels = np.array([count for _, count, _ in parts], np.int64)
-    hectares = np.array([count if area is None else area for _, count, area in parts], np.float64)
-    taken = np.bincount(strata, minlength=len(parts))
-    if (taken > pixels).any():
-        raise InputError(
-            f"{source}: has more points of {names[int((taken > pixels).argmax())]} than its stratum has pixels."
-        )
-    if method == "post-stratified":
-        merged = merged_strata(taken, pixels)
-        if (merged != np.arange(len(parts))).any():
-            joint = [name for name, to in zip(names, merged, strict=True) if np.count_nonzero(merged == to) > 1]
-            notes.append(f"too few points: {', '.join(joint)} were merged to one stratum after drawing")
-        strata = merged[strata]
-        pixels = np.bincount(merged, pixels, len(parts)).astype(np.int64)
-        hectares = np.bincount(merged, hectares, len(parts)).astype(np.float64)
-    kept = np.flatnonzero(pixels > 0)
-    tally = Tally.of(np.searchsorted(kept, strata), mapped, points.labels, areas, number=len(kept), classes=classes)
+    run_map: RunMap, design: Design, points: LabelledPoints, mapped: NDArray[np.int64], source: str, *, is_same: bool
+) -> tuple[StratifiedEstimate, str]:
+    """Estimate with the strata of the design, or, of a sample without strata of this map, with its classes as strata.
+
+    Returns:
+        The estimates, and the name of the method.
+    """
+    of_sample = design.design == "stratified" or not is_same
+    strata = Strata.of(design.strata if of_sample else design.classes)
+    method = "post-stratified" if not of_sample else "stratified" if is_same else "indicator"
+    sample = _points(run_map, design, points, points.strata if of_sample else mapped, mapped)
+    taken = np.bincount(sample.strata, minlength=len(strata.names))
+    if (taken > strata.pixels).any():
+        name = strata.names[int((taken > strata.pixels).argmax())]
+        raise InputError(f"{source}: has more points of {name} than its stratum has pixels.")
     try:
-        found = estimate(tally, Frame(pixels[kept], hectares[kept]))
+        return estimate_stratified(strata, sample, len(run_map.classes), merge=not of_sample), method
     except TooFewPointsError as error:
-        few = ", ".join(f"{names[kept[h]]} ({int(tally.points[h].sum())})" for h in error.strata)
+        few = ", ".join(f"{strata.names[h]} ({taken[h]})" for h in error.strata)
         raise InputError(
             f"{source}: too few labelled points in the strata {few}: each needs two, for one point has no variance. Label "
             "more of their points, or draw a sample with a larger --minimum."
         ) from error
-    return _Found(found, tally, method, notes)
+
+
+def _points(
+    run_map: RunMap, design: Design, points: LabelledPoints, strata: NDArray[np.int64], mapped: NDArray[np.int64]
+) -> StratifiedPoints:
+    areas = _areas(run_map, points) if design.hectares is not None else None
+    return StratifiedPoints(strata, mapped, points.labels, areas)
+
+
+def _by_scene(
+    run_map: RunMap, design: Design, points: LabelledPoints, mapped: NDArray[np.int64], *, is_same: bool
+) -> dict[str, Any]:
+    """The estimates of each scene, by name, as JSON values; nothing if there is one scene.
+
+    The points of a scene are stratified after they were drawn, by the map's classes: given their number in a class of the
+    scene, they are a random sample of it, whether they were drawn from that class of all scenes or from all classes. Of a
+    sample of another map they are stratified by the strata of that one.
+    """
+    found: dict[str, Any] = {}
+    for number, scene in enumerate(run_map.scenes) if len(run_map.scenes) > 1 else ():
+        own = points.scenes == number
+        count = int(own.sum())
+        found[scene.name] = {"points": count}
+        counts = design.classes_by_scene.get(scene.name)
+        if counts is None:
+            found[scene.name]["note"] = "the record of the sample has no pixels by scene; draw a new sample for estimates"
+            continue
+        if count < FEWEST:
+            found[scene.name]["note"] = f"{count} points are too few for estimates; {FEWEST} are needed"
+            continue
+        of_class = {each.name: each for each in counts}
+        if is_same or design.design != "stratified":
+            strata = Strata.of(counts if is_same else [_sum(counts)])
+            position = mapped if is_same else np.zeros(len(mapped), np.int64)
+        else:
+            strata, position = Strata.of([of_class[stratum.name] for stratum in design.strata]), points.strata
+        sample = _points(run_map, design, points.at(own), position[own], mapped[own])
+        try:
+            estimated = estimate_stratified(strata, sample, len(run_map.classes), merge=True)
+        except TooFewPointsError:
+            found[scene.name]["note"] = f"{count} points are too few in its classes for estimates"
+            continue
+        found[scene.name] |= scene_json(estimated, counts, run_map.classes, is_same=is_same)
+    return found
+
+
+def _sum(counts: Sequence[ClassCount]) -> ClassCount:
+    """All pixels of a scene."""
+    areas = [each.hectares for each in counts]
+    known = [area for area in areas if area is not None]
+    return ClassCount(0, "all", sum(each.pixels for each in counts), sum(known) if len(known) == len(areas) else None)
 
 
 def _areas(run_map: RunMap, points: LabelledPoints) -> NDArray[np.float64]:
@@ -231,6 +257,10 @@ def _areas(run_map: RunMap, points: LabelledPoints) -> NDArray[np.float64]:
         if own.any():
             found[own] = PixelArea(scene.store.grid).at(points.rows[own], points.columns[own])
     return found
+
+
+def _merged_note(merged: Sequence[str]) -> list[str]:
+    return [f"too few points: {', '.join(merged)} were merged to one stratum after drawing"] if merged else []
 
 
 def _frame_notes(design: Design, unlabelled: int) -> list[str]:
@@ -255,7 +285,9 @@ def _write(workspace: Workspace, run_map: RunMap, figures: dict[str, Any], lease
     items = []
     for scene in run_map.scenes:
         item = dict(scene.item.item)
-        item["properties"] = {**item["properties"], PROPERTY: summary}
+        own = figures["by_scene"].get(scene.name)
+        of_scene = {} if own is None else {"of_scene": own if "note" in own else {"points": own["points"], **_brief(own)}}
+        item["properties"] = {**item["properties"], PROPERTY: summary | of_scene}
         check_item(item)
         items.append((scene.item_url, item))
     lease.check()
@@ -268,10 +300,17 @@ def _write(workspace: Workspace, run_map: RunMap, figures: dict[str, Any], lease
 
 def _summary(figures: dict[str, Any]) -> dict[str, Any]:
     """What a map's item says of its accuracy and areas."""
+    return {
+        **{name: figures[name] for name in ("design", "method", "points", "coverage", "area_unit")},
+        "scenes": list(figures["scenes"]),
+        **_brief(figures),
+    }
+
+
+def _brief(figures: dict[str, Any]) -> dict[str, Any]:
     names: Sequence[str] = ("users_accuracy", "producers_accuracy", "f1", "area")
     return {
-        **{name: figures[name] for name in ("design", "method", "points", "coverage", "frame", "area_unit")},
-        "scenes": list(figures["scenes"]),
+        "frame": figures["frame"],
         "overall_accuracy": figures["overall_accuracy"],
         "classes": [{name: row[name] for name in ("id", "name", *names)} for row in figures["classes"]],
     }

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from jobs.assess.run_map import MapClass
-from pipeline.assessment.design import Design
-from pipeline.assessment.estimators import Estimates, Figures, Tally
+from pipeline.assessment.design import ClassCount, Design
+from pipeline.assessment.estimators import Figures
 from pipeline.assessment.intervals import COVERAGE
+from pipeline.assessment.stratified import StratifiedEstimate
 
 #: Estimators by method, for reports.
 METHODS = {
@@ -21,13 +22,44 @@ METHODS = {
 
 
 def estimates_json(
-    found: Estimates, tally: Tally, design: Design, classes: Sequence[MapClass], *, method: str, is_same: bool
+    found: StratifiedEstimate, design: Design, classes: Sequence[MapClass], *, method: str, is_same: bool
 ) -> dict[str, Any]:
     """Estimates as JSON values: every figure with its standard error and interval, areas in hectares where known."""
-    unit = "pixels" if design.hectares is None else "ha"
-    total = float(design.pixels) if design.hectares is None else design.hectares
-    mapped = found.cells.sum(axis=1)
-    counts = tally.points.sum(axis=0).astype(int)
+    return {
+        "design": design.design,
+        "method": method,
+        "estimators": METHODS[method],
+        "coverage": COVERAGE,
+        "excluded": {"subsets": list(design.excluded.subsets), "pixels": design.excluded.pixels},
+        "area_unit": "pixels" if design.hectares is None else "ha",
+        **_figures_json(found, classes, design.classes if is_same else None, design.pixels, design.hectares),
+    }
+
+
+def scene_json(
+    found: StratifiedEstimate, counts: Sequence[ClassCount], classes: Sequence[MapClass], *, is_same: bool
+) -> dict[str, Any]:
+    """The estimates of one of several scenes as JSON values, from the pixels of its classes in the sampled map."""
+    areas = [each.hectares for each in counts if each.hectares is not None]
+    hectares = sum(areas) if len(areas) == len(counts) else None
+    return {
+        **_figures_json(found, classes, counts if is_same else None, sum(each.pixels for each in counts), hectares),
+        "merged": list(found.merged),
+    }
+
+
+def _figures_json(
+    found: StratifiedEstimate,
+    classes: Sequence[MapClass],
+    counted: Sequence[ClassCount] | None,
+    pixels: int,
+    hectares: float | None,
+) -> dict[str, Any]:
+    """The figures of a frame; `counted` are the classes of the map in it, None where they are estimated."""
+    estimates = found.estimates
+    total = float(pixels) if hectares is None else hectares
+    mapped = estimates.cells.sum(axis=1)
+    counts = found.tally.points.sum(axis=0).astype(int)
     rows = []
     for position, each in enumerate(classes):
         rows.append(
@@ -37,32 +69,25 @@ def estimates_json(
                 "color": each.color,
                 "mapped_points": int(counts[position].sum()),
                 "reference_points": int(counts[:, position].sum()),
-                "users_accuracy": _figure(found.users, position),
-                "producers_accuracy": _figure(found.producers, position),
-                "f1": _figure(found.f1, position),
-                "area_share": _figure(found.proportions, position),
-                "area": _figure(found.proportions, position, times=total),
-                "mapped_area": _counted_area(design, position) if is_same else float(mapped[position]) * total,
+                "users_accuracy": _figure(estimates.users, position),
+                "producers_accuracy": _figure(estimates.producers, position),
+                "f1": _figure(estimates.f1, position),
+                "area_share": _figure(estimates.proportions, position),
+                "area": _figure(estimates.proportions, position, times=total),
+                "mapped_area": float(mapped[position]) * total if counted is None else _counted_area(counted[position]),
             }
         )
     return {
-        "design": design.design,
-        "method": method,
-        "estimators": METHODS[method],
-        "coverage": COVERAGE,
-        "frame": {"pixels": design.pixels, "hectares": design.hectares},
-        "excluded": {"subsets": list(design.excluded.subsets), "pixels": design.excluded.pixels},
-        "area_unit": unit,
-        "overall_accuracy": _figure(found.overall),
+        "frame": {"pixels": pixels, "hectares": hectares},
+        "overall_accuracy": _figure(estimates.overall),
         "classes": rows,
         "counts": counts.tolist(),
-        "area_shares": found.cells.tolist(),
+        "area_shares": estimates.cells.tolist(),
     }
 
 
-def _counted_area(design: Design, position: int) -> float:
+def _counted_area(counted: ClassCount) -> float:
     """The area that the map says is of a class, of the frame."""
-    counted = design.classes[position]
     return float(counted.pixels) if counted.hectares is None else counted.hectares
 
 
@@ -87,7 +112,23 @@ def estimate_lines(figures: dict[str, Any]) -> list[str]:
     lines += [
         f"{figures['points']:,} points, {figures['design']} sample; {figures['estimators']}",
         f"overall accuracy {_share(overall)}, intervals of {100 * figures['coverage']:.0f} %",
+        *_table(figures, unit),
     ]
+    for scene, own in figures["by_scene"].items():
+        lines.append("")
+        if "note" in own:
+            lines.append(f"scene {scene}: {own['note']}")
+            continue
+        lines.append(f"scene {scene}, {own['points']:,} points: overall accuracy {_share(own['overall_accuracy'])}")
+        if own["merged"]:
+            lines.append(f"too few points: {', '.join(own['merged'])} were merged to one stratum after drawing")
+        lines += _table(own, unit)
+    return lines
+
+
+def _table(figures: dict[str, Any], unit: str) -> list[str]:
+    """The figures of the classes, one line each."""
+    lines = []
     width = max(5, *(len(row["name"]) for row in figures["classes"]))
     head = ("user's accuracy", "producer's accuracy", "F1", f"area, {unit}")
     lines.append(f"{'class':<{width}}  " + "  ".join(f"{title:>22}" for title in head) + f"  {'mapped, ' + unit:>14}")

@@ -175,10 +175,14 @@ def _draw(
     keep = 0 if request.design == "systematic" else _most(request)
     total = sum(len(windows(scene.shape, SIDE)) for scene in frame)
     with progress_bar("sample", total, unit="windows") as advance:
-        counts, drawn = survey(frame, strata=strata, keep=keep, seed=request.seed, advance=advance)
+        by_scene, drawn = survey(frame, strata=strata, keep=keep, seed=request.seed, advance=advance)
+    counts = FrameCounts.total(by_scene)
     if not counts.pixels.any():
         raise InputError("the map has no pixel outside the excluded subsets, so there is nothing to draw; see --exclude.")
     design = _design(counts, run_map, request, expected)
+    if len(frame) > 1:
+        parts = {scene.name: _class_counts(run_map, own) for scene, own in zip(frame, by_scene, strict=True)}
+        design = replace(design, classes_by_scene=parts)
     if request.design != "systematic" and max(stratum.points for stratum in design.strata) > keep:
         keep = max(stratum.points for stratum in design.strata)
         _, drawn = survey(frame, strata=strata, keep=keep, seed=request.seed)
@@ -210,10 +214,7 @@ def _most(request: SampleRequest) -> int:
 def _design(counts: FrameCounts, run_map: RunMap, request: SampleRequest, expected: NDArray[np.float64]) -> Design:
     """The design: strata with their numbers of points, of which a systematic grid finds only about as many."""
     pixels, known = counts.pixels, np.isfinite(counts.hectares).all()
-    classes = tuple(
-        ClassCount(each.id, each.name, int(n), float(area) if known else None)
-        for each, n, area in zip(run_map.classes, pixels, counts.hectares, strict=True)
-    )
+    classes = _class_counts(run_map, counts)
     present = np.flatnonzero(pixels)
     excluded = Excluded(
         tuple(request.excluded),
@@ -254,6 +255,14 @@ def _design(counts: FrameCounts, run_map: RunMap, request: SampleRequest, expect
         for position, n in zip(present.tolist(), points, strict=True)
     )
     return replace(design, strata=strata, allocation=request.allocation, minimum=request.minimum)
+
+
+def _class_counts(run_map: RunMap, counts: FrameCounts) -> tuple[ClassCount, ...]:
+    known = np.isfinite(counts.hectares).all()
+    return tuple(
+        ClassCount(each.id, each.name, int(n), float(area) if known else None)
+        for each, n, area in zip(run_map.classes, counts.pixels, counts.hectares, strict=True)
+    )
 
 
 def _wanted(

@@ -68,11 +68,14 @@ class Design:
     standard_error: float | None = None  #: of the overall accuracy that the number of points was chosen for
     interval: float | None = None  #: of a systematic grid, in pixels
     excluded: Excluded = field(default_factory=Excluded)
+    #: The classes of each scene, where there are several; records of earlier versions do not have them.
+    classes_by_scene: Mapping[str, tuple[ClassCount, ...]] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
         """Identifies the sample: the points carry it."""
-        return checksums.digest(asdict(self))[:12]
+        fields = {name: value for name, value in asdict(self).items() if name != "classes_by_scene"}
+        return checksums.digest(fields)[:12]
 
     @property
     def pixels(self) -> int:
@@ -110,6 +113,10 @@ class Design:
             fields = _known(value, cls) | {
                 "strata": strata,
                 "classes": tuple(ClassCount(**_known(each, ClassCount)) for each in value["classes"]),
+                "classes_by_scene": {
+                    str(scene): tuple(ClassCount(**_known(each, ClassCount)) for each in counts)
+                    for scene, counts in (value.get("classes_by_scene") or {}).items()
+                },
                 "excluded": Excluded(**_known(value.get("excluded") or {}, Excluded)),
             }
             found = cls(**fields)

@@ -93,6 +93,12 @@ class FrameCounts:
         pixels, hectares = np.zeros(classes, np.int64), np.zeros(classes)
         return cls(pixels, hectares, pixels.copy(), hectares.copy())
 
+    @classmethod
+    def total(cls, parts: Sequence[FrameCounts]) -> FrameCounts:
+        """The sums of the counts of several scenes."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*(np.sum(column, axis=0) for column in columns))
+
     def add(self, positions: NDArray[np.int64], excluded: NDArray[np.bool_], areas: NDArray[np.float64]) -> None:
         """Add a window: positions of classes, -1 for none, and which pixels are excluded; areas broadcast to them."""
         classes = len(self.pixels)
@@ -191,8 +197,8 @@ def survey(
     keep: int,
     seed: int,
     advance: Callable[[int], object] = lambda windows: None,
-) -> tuple[FrameCounts, DrawnPoints]:
-    """Count the frame, and find the `keep` pixels of each stratum with the smallest random numbers, in one pass.
+) -> tuple[list[FrameCounts], DrawnPoints]:
+    """Count the frame by scene, and find the `keep` pixels of each stratum with the smallest random numbers, in one pass.
 
     Args:
         scenes: of the frame.
@@ -201,7 +207,7 @@ def survey(
         seed: of the random numbers.
         advance: called with 1 after each window.
     """
-    counts, smallest = FrameCounts.empty(len(strata)), _Smallest(keep, strata)
+    counts, smallest = [FrameCounts.empty(len(strata)) for _ in scenes], _Smallest(keep, strata)
     for number, scene in enumerate(scenes):
         areas, key = PixelArea.of(scene.grid), scene_key(seed, scene.name)
         for window in windows(scene.shape, SIDE):
@@ -209,7 +215,7 @@ def survey(
             hectares = (
                 np.full((1, 1), np.nan) if areas is None else np.asarray(areas.read(window) * areas.hectares, np.float64)
             )
-            counts.add(positions, excluded, hectares)
+            counts[number].add(positions, excluded, hectares)
             if keep:
                 smallest.add(_candidates(scene, number, window, positions, excluded, key))
             advance(1)

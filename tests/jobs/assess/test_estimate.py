@@ -11,6 +11,7 @@ from typing import Any
 import geopandas
 import numpy as np
 import pytest
+import rasterio
 
 from jobs.workflow.workspace import Workspace
 from pipeline.publishing.stac_item import check_item
@@ -190,6 +191,42 @@ def test_sample_without_a_design_is_refused(mapped: Mapped, label: Label, tmp_pa
     missing = mapped.does("estimate", "--sample", str(path), "--design", str(tmp_path / "none.json"), status=2).stderr
     assert "none.json: no such file" in missing
     assert "no such file" in mapped.does("estimate", "--sample", str(tmp_path / "none.gpkg"), status=2).stderr
+
+
+def test_scenes_have_estimates_of_their_own(mapped: Mapped) -> None:
+    """Two scenes, mapped with one model, whose labels are all right; then with few labels in one of them."""
+    with mapped.changed() as values:
+        (scene,) = values["scenes"]
+        west = {key: value for key, value in scene.items() if key != "labels"}
+        values |= {"scenes": [{**scene, "name": "east"}, {**west, "name": "west"}], "run": "both"}
+        values["map"]["model"] = str(mapped.folder / "work/models/main")
+    mapped.does("prepare")
+    mapped.does("map")
+    mapped.does("sample", "--n", "90", "--minimum", "6")
+    table = geopandas.read_file(mapped.folder / "work/runs/both/samples/sample/points.gpkg")
+    for name in ("east", "west"):
+        with rasterio.open(mapped.folder / f"work/maps/{name}/both/class.tif") as dataset:
+            own = table["scene"] == name
+            table.loc[own, "label"] = [str(i) for i in dataset.read(1)[table.loc[own, "row"], table.loc[own, "column"]]]
+    labelled = mapped.folder / "work/runs/both/samples/sample/labelled.gpkg"
+    table.to_file(labelled)
+    found = mapped.does("estimate", "--sample", str(labelled), "--json").json
+    assert list(found["by_scene"]) == ["east", "west"]
+    assert sum(own["points"] for own in found["by_scene"].values()) == found["points"] == 90
+    assert sum(own["frame"]["pixels"] for own in found["by_scene"].values()) == found["frame"]["pixels"]
+    for name, own in found["by_scene"].items():
+        assert own["overall_accuracy"]["estimate"] == 1
+        assert [row["area"]["estimate"] for row in own["classes"]] == pytest.approx(
+            [row["mapped_area"] for row in own["classes"]]
+        )
+        properties = json.loads((mapped.folder / f"work/maps/{name}/both/item.json").read_text())["properties"]
+        assert properties["mibf:estimates"]["of_scene"]["frame"] == own["frame"]
+    few = (table["scene"] == "west") & ((table["scene"] == "west").cumsum() > 20)
+    table.loc[few, "label"] = None
+    table.to_file(labelled)
+    text = mapped.does("estimate", "--sample", str(labelled), "--skip-unlabelled").stdout
+    assert "scene west: 20 points are too few for estimates; 25 are needed" in text
+    assert "scene east, " in text
 
 
 def test_estimates_are_files_of_the_run(mapped: Mapped) -> None:

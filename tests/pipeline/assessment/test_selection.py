@@ -68,7 +68,7 @@ def places(points: DrawnPoints) -> set[tuple[int, int, int]]:
 def test_frame_is_counted_without_excluded_pixels(make_frame: Frames) -> None:
     ids = some_ids()
     codes = np.random.default_rng(2).choice([0, CODES["train"], CODES["test"]], ids.shape)
-    counts, drawn = survey([make_frame(ids, codes)], strata=BY_CLASS, keep=10_000, seed=0)
+    (counts,), drawn = survey([make_frame(ids, codes)], strata=BY_CLASS, keep=10_000, seed=0)
     trained = codes == CODES["train"]
     assert counts.pixels.tolist() == [((ids == i) & ~trained).sum() for i in IDS]
     assert counts.excluded_pixels.tolist() == [((ids == i) & trained).sum() for i in IDS]
@@ -79,7 +79,7 @@ def test_frame_is_counted_without_excluded_pixels(make_frame: Frames) -> None:
 
 
 def test_geographic_frame_has_the_areas_of_its_rows(make_frame: Frames) -> None:
-    counts, _ = survey([make_frame(np.full((40, 30), 2), grid=GEOGRAPHIC)], strata=BY_CLASS, keep=0, seed=0)
+    (counts,), _ = survey([make_frame(np.full((40, 30), 2), grid=GEOGRAPHIC)], strata=BY_CLASS, keep=0, seed=0)
     expected = PixelArea(GEOGRAPHIC).at(np.arange(40), np.zeros(40)).sum() * 30
     assert counts.hectares[1] == pytest.approx(expected)
 
@@ -89,9 +89,9 @@ def test_sample_does_not_depend_on_the_windows(
     make_frame: Frames, monkeypatch: pytest.MonkeyPatch, strata: np.ndarray
 ) -> None:
     frame = make_frame(some_ids())
-    whole_counts, at_once = survey([frame], strata=strata, keep=12, seed=3)
+    (whole_counts,), at_once = survey([frame], strata=strata, keep=12, seed=3)
     monkeypatch.setattr(selection, "SIDE", 7)
-    counts, drawn = survey([frame], strata=strata, keep=12, seed=3)
+    (counts,), drawn = survey([frame], strata=strata, keep=12, seed=3)
     for name, values in vars(at_once).items():
         assert (values == getattr(drawn, name)).all(), name
     assert (counts.pixels == whole_counts.pixels).all()
