@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from jobs.config.base import Section, Seed
 from mibf.metrics.prediction_sets import PERCENT, SetChoice
+
+#: An address that everybody can open: it is published. A query, or a user's name, could be a credential.
+WebAddress = Annotated[str, Field(pattern=r"^https?://[^\s?@]+$")]
 
 
 class SetsSection(Section):
@@ -36,6 +39,15 @@ class PredictionSection(Section):
         return SetChoice(self.sets.coverage, self.sets.class_conditional)
 
 
+class ProviderSection(Section):
+    """An organization that made, licensed, processed or hosts a map, as STAC names it."""
+
+    name: str = Field(min_length=1)
+    roles: tuple[Literal["licensor", "producer", "processor", "host"], ...] = ()
+    url: WebAddress | None = None
+    description: str | None = None
+
+
 class MapSection(Section):
     """The map: tiles, products and storage. `mc_samples` and `seed` apply to the samples of `mutual_information`.
 
@@ -44,6 +56,7 @@ class MapSection(Section):
     `readers` read tiles for the workers; without them workers read their own tiles.
     A scene with a band farther than `drift_distance` from the training data, in units of the training range, causes a
     warning or is refused (see `pipeline.maps.drift`). With `page` a page that shows the map is published with it.
+    `license` (an SPDX identifier, or `other` with the text at `license_url`) and `providers` are for the STAC catalog.
     """
 
     model: str | None = None
@@ -77,6 +90,9 @@ class MapSection(Section):
     drift: Literal["warn", "refuse", "ignore"] = "warn"
     drift_distance: float = Field(default=0.3, gt=0)
     page: bool = True
+    license: str | None = Field(default=None, pattern=r"^[A-Za-z0-9.+-]+$")
+    license_url: WebAddress | None = None
+    providers: tuple[ProviderSection, ...] = ()
 
     @field_validator("products")
     @classmethod

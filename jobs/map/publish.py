@@ -32,6 +32,7 @@ from pipeline.publishing.page.page_file import INDEX
 from pipeline.publishing.page.tile_list import ListedTile, tile_list
 from pipeline.publishing.publish_map import Publication, publish_map
 from pipeline.publishing.stac_catalog import catalog_entry, href_from_item
+from pipeline.publishing.stac_fields.rights import OTHER, Rights
 from pipeline.publishing.stac_item import Asset, InvalidItemError, ModelLink, map_item
 from pipeline.publishing.stac_item_reader import PublishedItem
 
@@ -92,9 +93,18 @@ def make_publication(scene: SceneMap, work: MapStore) -> Publication:
 
 
 def is_published(scene: SceneMap) -> bool:
-    """Whether the published map consists of the ledger's tiles in the configured files, and has a page as configured."""
-    assets = (scene.item() or {}).get("assets", {})
-    return scene.is_published() and (INDEX in assets) == scene.spec.config.map.page
+    """Whether the published map consists of the ledger's tiles, with files, page and rights as configured."""
+    item, config = scene.item() or {}, scene.spec.config
+    has_page = INDEX in item.get("assets", {})
+    return scene.is_published() and has_page == config.map.page and Rights.of(item) == rights(config)
+
+
+def rights(config: Config) -> Rights:
+    """The licence and the providers of a configuration's maps. A licence with its text alone has no identifier."""
+    section = config.map
+    known = section.license or (OTHER if section.license_url else None)
+    providers = tuple(provider.model_dump(mode="json", exclude_defaults=True) for provider in section.providers)
+    return Rights(known, section.license_url, providers)
 
 
 def listed_tiles(scene: SceneMap) -> list[ListedTile]:
@@ -172,6 +182,7 @@ def make_item(scene: SceneMap, work: MapStore, assets: Sequence[Asset], run: str
         facts=facts,
         area=scene.store.outline,
         entry=catalog_entry(config.name, scene.name, config.run),
+        rights=rights(config),
     )
 
 

@@ -35,7 +35,10 @@ ALGORITHM_VERSIONS: dict[StageName, int] = {
     "report": 2,
 }
 #: Keys of `map` that do not change the map.
-MAP_KEYS_WITHOUT_EFFECT = ("workers", "readers", "attempts", "backoff", "drift", "drift_distance", "page")
+MAP_KEYS_WITHOUT_EFFECT = (
+    *("workers", "readers", "attempts", "backoff", "drift", "drift_distance", "page"),
+    *("license", "license_url", "providers"),
+)
 #: Keys of `stac.search` that do not change what is found.
 SEARCH_KEYS_WITHOUT_EFFECT = ("max_items",)
 #: Keys of `train` that do not change the result.

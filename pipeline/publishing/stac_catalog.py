@@ -24,6 +24,7 @@ from pipeline.io.lease import Lease
 from pipeline.io.retry import call_with_retry
 from pipeline.publishing.footprint import union_of_bounds
 from pipeline.publishing.published_map import ITEM
+from pipeline.publishing.stac_fields.rights import Rights, joint_license, joint_providers
 from pipeline.publishing.stac_item import CatalogEntry
 
 CATALOG, COLLECTIONS, MAPS = "catalog.json", "collections", "maps"
@@ -88,16 +89,20 @@ def catalog_files(workspace: str, items: Items) -> dict[str, dict[str, Any]]:
 def _collection(run: str, items: Mapping[str, Mapping[str, Any]], *, title: str | None) -> dict[str, Any]:
     """The collection of a run's maps, by scene."""
     found = [items[scene] for scene in sorted(items)]
+    rights = [Rights.of(item) for item in found]
     known = next((str(item["collection"]) for item in found if item.get("collection")), run)
     collection = pystac.Collection(
         id=known,
         title=f"Maps of run {run}",
         description=f"Land-cover maps made by run {run}: class of each pixel, and how certain it is.",
         extent=pystac.Extent(_spatial_extent(found), pystac.TemporalExtent([list(_interval(found))])),
-        license="other",
+        license=joint_license(rights),
+        providers=[pystac.Provider.from_dict(provider) for provider in joint_providers(rights)] or None,
         keywords=["land cover", "classification"],
     )
     collection.links = [_link(rel, f"../{CATALOG}", title=title) for rel in ("root", "parent")]
+    texts = {link.href: link for each in rights for link in each.links}
+    collection.links += [texts[url] for url in sorted(texts)]
     collection.links += [
         _link("item", f"../{MAPS}/{scene}/{run}/{ITEM}", media_type=pystac.MediaType.GEOJSON, title=scene)
         for scene in sorted(items)

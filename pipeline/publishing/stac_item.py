@@ -28,6 +28,9 @@ from pipeline.grid import Window, crs_to_json
 from pipeline.io import storage
 from pipeline.publishing.footprint import footprint
 from pipeline.publishing.quicklook import quicklook_shape
+from pipeline.publishing.stac_fields.renders import class_render, fraction_render
+from pipeline.publishing.stac_fields.rights import UNKNOWN, Rights
+from pipeline.publishing.stac_fields.titles import OTHER_TITLES, TITLES
 from pipeline.scenes.acquisition_time import period
 
 #: Extensions that an item may use, by field prefix.
@@ -37,6 +40,7 @@ EXTENSIONS = {
     "classification": "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
     "processing": "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
     "file": "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+    "renders": "https://stac-extensions.github.io/render/v2.0.0/schema.json",
 }
 #: Products of class ids, the product whose bits are sources, and that whose bits are classes.
 CLASS_LAYERS, SOURCES_LAYER, SETS_LAYER = ("class", "second_class"), "sources", "prediction_set"
@@ -49,20 +53,6 @@ KINDS = {
     ".qml": (pystac.MediaType.XML, ("style",)),
     ".xml": (pystac.MediaType.XML, ("metadata",)),
 }
-#: Titles of the products, and of the other files by their extension, in catalogues.
-TITLES = {
-    "class": "Most probable class",
-    "second_class": "Second most probable class",
-    "confidence": "Probability of the class",
-    "probabilities": "Probability of each class",
-    "entropy": "Entropy of the class probabilities",
-    "mutual_information": "Mutual information of class and model",
-    "kl": "KL divergence of the latent code from its prior",
-    "gate": "Share of each source in the relation",
-    "sources": "Sources with data",
-    "quicklook": "Quicklook",
-}
-OTHER_TITLES = {".qml": "{}: QGIS style", ".xml": "{}: GDAL's auxiliary metadata"}
 LEDGERS = {".json": "application/json", ".jsonl": "application/x-ndjson", ".parquet": "application/vnd.apache.parquet"}
 #: What the name of a block of a large map adds to that of its product.
 BLOCK = re.compile(r"_y(\d+)_x(\d+)(?=\.|$)")
@@ -151,6 +141,7 @@ def map_item(
     facts: Mapping[str, Any],
     area: Mapping[str, Any] | None = None,
     entry: CatalogEntry | None = None,
+    rights: Rights = UNKNOWN,
 ) -> dict[str, Any]:
     """Build the item of one scene's map as JSON values. Deterministic: equal arguments give an equal item.
 
@@ -172,36 +163,46 @@ def map_item(
         facts: additional properties, written as `mibf:NAME`.
         area: the outline of the scene's area, as for `footprint`; None: the item's geometry is the outline of the grid.
         entry: the item's place in a catalog; None for none.
+        rights: licence and providers.
 
     Raises:
         ValueError: two assets have the same key, a file's type is unknown, or a time cannot be parsed.
     """
     created_utc = created.astimezone(UTC)
-    geometry, bbox = footprint(grid, area) or (None, None)
     item = pystac.Item(
         id=id,
-        geometry=geometry,
-        bbox=bbox,
+        **_place(grid, area),
         **_times(created_utc if datetime is None else datetime),
-        properties=({} if entry is None else {"title": entry.title})
-        | {"created": _format_time(created_utc)}
+        properties=_common(entry, created_utc, rights)
         | _projection(grid)
         | _processing(model, created_utc, files=len(inputs), version=version, run=run)
         | {f"mibf:{name}": _redacted(without_nan(value)) for name, value in facts.items()}
+        | _renders(assets, classes)
         | {"mibf:run": run, "mibf:fingerprint": fingerprint},
     )
     _add_assets(item, assets, grid, classes)
     item.add_asset("ledger", _ledger(storage.redact_url(ledger)))
-    _add_links(item, entry, model, inputs)
+    _add_links(item, entry, [*rights.links, _model_link(model), *(_input_link(url, stamp) for url, stamp in inputs.items())])
     return _with_extensions(item.to_dict(include_self_link=False, transform_hrefs=False))
 
 
-def _add_links(item: pystac.Item, entry: CatalogEntry | None, model: ModelLink, inputs: Mapping[str, str]) -> None:
+def _place(grid: GeoBox, area: Mapping[str, Any] | None) -> dict[str, Any]:
+    geometry, bbox = footprint(grid, area) or (None, None)
+    return {"geometry": geometry, "bbox": bbox}
+
+
+def _common(entry: CatalogEntry | None, created: Instant, rights: Rights) -> dict[str, Any]:
+    """STAC's common metadata but for the times of acquisition."""
+    title = {} if entry is None else {"title": entry.title}
+    return title | {"created": _format_time(created)} | rights.properties
+
+
+def _add_links(item: pystac.Item, entry: CatalogEntry | None, others: Sequence[pystac.Link]) -> None:
     if entry is not None:
         item.collection_id = entry.collection
         rels = {"root": entry.root_href, "parent": entry.collection_href, "collection": entry.collection_href}
         item.add_links([pystac.Link(rel, href, pystac.MediaType.JSON) for rel, href in rels.items()])
-    item.add_links([_model_link(model), *(_input_link(url, stamp) for url, stamp in inputs.items())])
+    item.add_links(list(others))
 
 
 def _add_assets(item: pystac.Item, assets: Sequence[Asset], grid: GeoBox, classes: Sequence[ClassName]) -> None:
@@ -210,6 +211,19 @@ def _add_assets(item: pystac.Item, assets: Sequence[Asset], grid: GeoBox, classe
         if key in item.assets:
             raise ValueError(f"the files {asset.name} and {item.assets[key].href} of a map cannot both be asset {key!r}")
         item.add_asset(key, _asset(asset, grid, classes))
+
+
+def _renders(assets: Sequence[Asset], classes: Sequence[ClassName]) -> dict[str, Any]:
+    """How to draw the classes and their confidence; of a map in blocks its mosaics."""
+    found = {}
+    for asset in assets:
+        if asset.key != asset.product or posixpath.splitext(asset.name)[1] not in RASTERS:
+            continue
+        if asset.product in CLASS_LAYERS:
+            found[asset.key] = class_render(asset.key, asset.title, classes, nodata=asset.nodata)
+        elif asset.product == "confidence":
+            found[asset.key] = fraction_render(asset.key, asset.title, scale=asset.scale, nodata=asset.nodata)
+    return {"renders": found} if found else {}
 
 
 def _with_extensions(item: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,8 @@ ORDER = {
         "pipeline", "pipeline.parallel", "pipeline.io.requests", "pipeline.io", "pipeline.decoding", "pipeline.rasters",
         "pipeline.stac",
         "pipeline.stratification", "pipeline.scenes", "pipeline.areas", "pipeline.store", "pipeline.classifiers",
-        "pipeline.sampling", "pipeline.maps", "pipeline.geotiff", "pipeline.publishing.page", "pipeline.publishing",
+        "pipeline.sampling", "pipeline.maps", "pipeline.geotiff", "pipeline.publishing.page",
+        "pipeline.publishing.stac_fields", "pipeline.publishing",
         "pipeline.assessment", "pipeline.polygons", "pipeline.transitions",
     ),
     "jobs": (

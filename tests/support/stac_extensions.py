@@ -51,6 +51,16 @@ class Bits(Strict):
     description: str | None = None
 
 
+class Render(Strict):
+    assets: Annotated[list[str], Field(min_length=1)]
+    title: str
+    resampling: Literal["nearest"]
+    nodata: int | Literal["nan"] | None = None
+    colormap: dict[Annotated[str, Field(pattern=r"^\d+$")], Annotated[list[Natural], Field(min_length=4, max_length=4)]] = {}
+    colormap_name: str | None = None
+    rescale: list[Annotated[list[float], Field(min_length=2, max_length=2)]] = []
+
+
 class Expression(Strict):
     format: str
     expression: str
@@ -74,6 +84,7 @@ FIELDS: dict[str, Any] = {
     "processing:version": str,
     "processing:software": dict[str, str],
     "processing:expression": Expression,
+    "renders": dict[str, Render],
     "file:size": Natural,
     "file:checksum": Annotated[str, Field(pattern="^1220[0-9a-f]{64}$")],
 }
@@ -85,7 +96,7 @@ def check_fields(item: dict[str, Any]) -> None:
     for part in (item["properties"], *item["assets"].values()):
         for field, value in part.items():
             prefix, colon, _ = field.partition(":")
-            if colon and prefix != "mibf":
+            if (colon or prefix in EXTENSIONS) and prefix != "mibf":
                 TypeAdapter(FIELDS[field]).validate_json(json.dumps(value), strict=True)
                 used.add(EXTENSIONS[prefix])
     assert set(item["stac_extensions"]) == used

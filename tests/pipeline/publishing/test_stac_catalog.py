@@ -22,12 +22,15 @@ from pipeline.publishing import stac_catalog
 from pipeline.publishing.footprint import union_of_bounds
 from pipeline.publishing.published_map import ITEM
 from pipeline.publishing.stac_catalog import catalog_entry, href_from_item, update_catalog
+from pipeline.publishing.stac_fields.rights import UNKNOWN, Rights
 from pipeline.publishing.stac_item import Asset, ModelLink, map_item
 from tests.support.http_server import served
 from tests.support.published_maps import ANTIMERIDIAN, CLASSES, LOCAL, UTM
 
 
-def item(scene: str, run: str, grid: GeoBox = UTM, time: str | None = "2024-07-01T00:00:00Z") -> dict[str, Any]:
+def item(
+    scene: str, run: str, grid: GeoBox = UTM, time: str | None = "2024-07-01T00:00:00Z", rights: Rights = UNKNOWN
+) -> dict[str, Any]:
     return map_item(
         id=f"valley-{scene}-{run}",
         grid=grid,
@@ -43,6 +46,7 @@ def item(scene: str, run: str, grid: GeoBox = UTM, time: str | None = "2024-07-0
         run="20260102T000000-abcdef",
         facts={},
         entry=catalog_entry("valley", scene, run),
+        rights=rights,
     )
 
 
@@ -113,6 +117,21 @@ def test_collections_have_the_extent_of_their_maps(workspace: str) -> None:
     assert main["spatial"]["bbox"] == [[east[0], west[1], west[2], east[3]], *sorted([east, west])]
     assert main["temporal"]["interval"] == [["2024-06-01T00:00:00Z", "2024-08-31T23:59:59Z"]]
     assert second["spatial"]["bbox"] == [west], "a map without a CRS has no place"
+
+
+def test_collection_has_the_licence_and_the_providers_of_its_maps(tmp_path: Path) -> None:
+    url, office = str(tmp_path), {"name": "Office", "roles": ["producer"]}
+    rights = Rights("CC-BY-4.0", "https://example.org/licence", (office,))
+    publish(url, "east", "main", rights=rights)
+    publish(url, "west", "main", rights=rights)
+    update_catalog(url, Lease())
+    found = files(url)["collections/main.json"]
+    pystac.validation.validate_dict(found, pystac.STACObjectType.COLLECTION, "1.1.0", extensions=[])
+    assert (found["license"], found["providers"]) == ("CC-BY-4.0", [office])
+    assert [link["href"] for link in found["links"] if link["rel"] == "license"] == ["https://example.org/licence"]
+    publish(url, "west", "main")
+    update_catalog(url, Lease())
+    assert files(url)["collections/main.json"]["license"] == "other", "that of one map is not known"
 
 
 def test_maps_without_a_crs_are_anywhere(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pipeline.codes import UNLABELLED
 from pipeline.grid import Window
 from pipeline.io import checksums
 from pipeline.publishing.quicklook import quicklook
+from pipeline.publishing.stac_fields.rights import Rights
 from pipeline.publishing.stac_item import EXTENSIONS, Asset, InvalidItemError, ModelLink, check_item, map_item
 from tests.support.published_maps import ANTIMERIDIAN, CLASSES, CUSTOM_CRS, GEOGRAPHIC, LOCAL, UTM, make_grid, write_classes
 from tests.support.stac_extensions import check_fields, check_published, needs_schemas
@@ -287,6 +288,26 @@ def test_source_mask_bitfields_have_source_names() -> None:
     assert [band["name"] for band in found["bands"]] == ["sources"], "the mask is a single band"
     with pytest.raises(ValueError, match="name the sources of its bits"):
         make(assets=[raster("sources", bands=("sources",))])
+
+
+def test_renders_have_the_colours_of_the_classes_and_the_limits_of_stored_values() -> None:
+    assets = [class_raster(), raster("confidence", dtype="uint16", nodata=65535, scale=0.0001), raster("entropy")]
+    found = make(assets=assets)["properties"]["renders"]
+    assert found["class"]["colormap"]["1"] == [0x46, 0x6B, 0x9F, 255]
+    assert (found["class"]["assets"], found["class"]["nodata"], found["class"]["resampling"]) == (["class"], 255, "nearest")
+    assert (found["confidence"]["rescale"], found["confidence"]["nodata"]) == ([[0, 10_000]], 65535)
+    assert set(found) == {"class", "confidence"}
+    item = make(**ITEMS["pieces"])
+    assert [render["assets"] for render in item["properties"]["renders"].values()] == [["class"]]
+    assert item["assets"]["class"]["href"] == "./class.vrt", "a map in blocks is drawn from its mosaic"
+
+
+def test_rights_are_read_back_and_are_valid() -> None:
+    rights = Rights("CC-BY-4.0", "https://example.org/licence", ({"name": "Office", "roles": ["licensor", "producer"]},))
+    item = make(rights=rights)
+    check_item(item)
+    assert Rights.of(item) == rights
+    assert Rights.of(make()) == Rights()
 
 
 def test_names_that_are_alike_have_distinct_keys() -> None:

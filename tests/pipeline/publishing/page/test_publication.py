@@ -12,6 +12,7 @@ from pipeline.io import checksums, storage
 from pipeline.io.lease import Lease
 from pipeline.publishing.page.page_file import STATIC, is_page_file
 from pipeline.publishing.publish import finish_interrupted
+from pipeline.publishing.stac_fields.rights import Rights
 from pipeline.publishing.stac_item import check_item
 from pipeline.publishing.stac_item_reader import read_item
 from tests.support.mapped_scene import Mapped
@@ -72,6 +73,12 @@ def test_page_is_added_kept_and_removed_as_configured(reference: Mapped, tmp_pat
     assert left == {name for name in names if not is_page_file(name)}
     assert "tiles mapped" not in mapped.does("map").stdout  # the page comes back, and no tile is mapped again
     assert {path.name for path in mapped.map.iterdir() if path.is_file()} == names
+    licence = ("map.license=CC-BY-4.0", "map.license_url=https://example.org/text")
+    assert "tiles mapped" not in mapped.does("map", *licence).stdout  # and neither is for another licence
+    found = read_item(str(mapped.map))
+    assert found is not None
+    assert Rights.of(found.item) == Rights("CC-BY-4.0", "https://example.org/text")
+    assert json.loads((mapped.folder / "work/collections/main.json").read_text())["license"] == "CC-BY-4.0"
     assert {path: path.stat().st_mtime_ns for path in mapped.map.glob("*.tif")} == rasters
     (mapped.map / "view.js").write_bytes(b"")
     assert "view.js: has 0 bytes" in mapped.does("verify", status=3).stdout
