@@ -27,7 +27,7 @@ from jobs.map.summary import REMEDY, incomplete_lines, published_line, timing_li
 from jobs.runtime.progress import info, pluralize, warn
 from jobs.runtime.worker_resources import own_device
 from jobs.workflow.errors import TilesFailedError
-from jobs.workflow.manifest import StageResult
+from jobs.workflow.manifest import StageResult, read_manifest
 from jobs.workflow.runner import invalidate
 from jobs.workflow.saved_config import save_map_config
 from jobs.workflow.workspace import Workspace
@@ -72,6 +72,7 @@ def map_scenes(
     save_map_config(config, workspace)
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     timings = MapTimings()
+    was_finished = read_manifest(workspace, "map") is not None  # otherwise a catalog may not have been written either
     each_scene(lambda scene: scene.finish_publication(lease), maps)
     with ExitStack() as ledgers:
         for scene in maps.values():
@@ -96,7 +97,8 @@ def map_scenes(
             _map_with_retries(attempt, selected, config.map)
             clock = time.monotonic()
             complete = publisher.finish()
-            update_catalog(workspace.url, lease)
+            written = list(map_stores) if was_finished else complete
+            update_catalog(workspace.url, lease, [(name, config.run) for name in written])
             timings.publish = time.monotonic() - clock
     return _result(config, maps, complete, request, timings, published=len(map_stores))
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -153,6 +156,74 @@ def test_catalog_follows_the_maps(workspace: str) -> None:
     assert found_items(f"{workspace}/catalog.json") == {"valley-west-main"}
 
 
+@contextmanager
+def counted_requests() -> Iterator[Counter[str]]:
+    """Count what is asked of the storage, by function."""
+    calls: Counter[str] = Counter()
+
+    def counting(name: str) -> Callable[..., Any]:
+        plain = getattr(storage, name)
+
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return plain(*arguments)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("exists", "names", "folders", "read_bytes", "read_json", "write_json", "remove"):
+            patch.setattr(stac_catalog.storage, name, counting(name))
+        yield calls
+
+
+def test_update_costs_the_same_however_many_other_maps_there_are(tmp_path: Path) -> None:
+    found = []
+    for others in (20, 60):
+        url = str(tmp_path / str(others))
+        for number in range(others):
+            publish(url, f"scene{number}", "main")
+            publish(url, f"scene{number}", "second")
+        update_catalog(url, Lease())
+        publish(url, "new", "main", grid=ANTIMERIDIAN)
+        with counted_requests() as calls:
+            update_catalog(url, Lease(), [("new", "main")])
+        found.append(calls)
+        updated = files(url)
+        update_catalog(url, Lease())
+        assert files(url) == updated, "the catalog is what it would be if all items had been read"
+    assert found[0] == found[1]
+    assert (found[0]["read_bytes"] - found[0]["read_json"], found[0]["write_json"]) == (1, 1), "one item, one collection"
+    assert sum(found[0].values()) < 50
+
+
+def test_deleted_maps_are_noticed_when_another_one_is_published(workspace: str) -> None:
+    update_catalog(workspace, Lease())
+    storage.remove(f"{workspace}/maps/east/main")
+    storage.remove(f"{workspace}/maps/west/second")
+    storage.remove(f"{workspace}/maps/image/second")
+    publish(workspace, "north", "main")
+    update_catalog(workspace, Lease(), [("north", "main")])
+    assert list(files(workspace)) == ["catalog.json", "collections/main.json"]
+    assert found_items(f"{workspace}/catalog.json") == {"valley-west-main", "valley-north-main"}
+    storage.remove(f"{workspace}/maps/north/main")
+    update_catalog(workspace, Lease(), [("north", "main")])
+    assert found_items(f"{workspace}/catalog.json") == {"valley-west-main"}, "and those that the command itself found gone"
+
+
+def test_catalogs_of_earlier_versions_are_made_anew(workspace: str) -> None:
+    update_catalog(workspace, Lease())
+    expected = files(workspace)
+    path = Path(workspace, "collections/main.json")
+    old = json.loads(path.read_text())
+    old["links"] = [{key: value for key, value in link.items() if ":" not in key} for link in old["links"]]
+    path.write_text(json.dumps(old))
+    update_catalog(workspace, Lease(), [("east", "main")])
+    assert files(workspace) == expected
+    Path(workspace, "catalog.json").unlink()
+    update_catalog(workspace, Lease(), [("east", "main")])
+    assert files(workspace) == expected
+
+
 def test_workspace_without_maps_gets_no_catalog(tmp_path: Path) -> None:
     update_catalog(str(tmp_path), Lease())
     assert not list(tmp_path.iterdir())
@@ -187,7 +258,7 @@ def test_runs_that_publish_at_once_lose_no_map(tmp_path: Path) -> None:
     def run(name: str) -> None:
         for scene in ("a", "b", "c"):
             publish(url, scene, name)
-            update_catalog(url, Lease())
+            update_catalog(url, Lease(), [(scene, name)])
 
     threads = [threading.Thread(target=run, args=(name,)) for name in ("first", "second")]
     for thread in threads:
