@@ -51,6 +51,15 @@ def decided_by_first(decide: Callable[[], Value], device: torch.device) -> Value
     return box[0]  # type: ignore[return-value]  # not None: set by the first worker
 
 
+def all_agree(value: bool, device: torch.device) -> bool:
+    """Return whether the value is true on all workers; `device` is the worker's own, as for `decided_by_first`."""
+    if not is_distributed():
+        return value
+    least = torch.tensor(int(value), device=device)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return bool(least)
+
+
 def unlike_first(value: str) -> list[int]:
     """Return the ranks of the workers whose value differs from that of the first, on every worker the same."""
     if not is_distributed():

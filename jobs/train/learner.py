@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from jobs.config.train import TrainSection
 from jobs.train.settings import Settings, WorkerContext
@@ -17,6 +15,7 @@ from mibf.training.ema import ExponentialMovingAverage
 from mibf.training.epoch import TrainState
 from mibf.training.optimizer import make_optimizer
 from mibf.training.perturbation import Perturbation
+from mibf.training.step_graph import warn
 from mibf.training.sync_batchnorm import synchronize
 from pipeline.stac.periods import band_periods
 from pipeline.store.template import StoredSource
@@ -45,7 +44,13 @@ def make_perturbation(
 
 
 def make_train_state(
-    settings: Settings, worker: WorkerContext, *, seed: int, steps: int, perturbation: Perturbation | None = None
+    settings: Settings,
+    worker: WorkerContext,
+    *,
+    seed: int,
+    steps: int,
+    perturbation: Perturbation | None = None,
+    report: Callable[[str], None] = warn,
 ) -> TrainState:
     """Build a seed's network and optimiser for `steps` steps, in the same initial state on every worker."""
     section = settings.train
@@ -59,17 +64,8 @@ def make_train_state(
         synchronize(network)
     if section.compile:
         network.compile()
-    model: nn.Module = network
-    if worker.workers > 1:
-        # Batch norm's running statistics are averaged once per epoch, not broadcast by worker 0 at every step.
-        model = DistributedDataParallel(
-            network,
-            device_ids=[worker.device] if worker.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
     optimizer, schedule = make_optimizer(
-        model.parameters(),
+        network.parameters(),
         optimizer=section.optimizer,
         learning_rate=section.peak_learning_rate,
         weight_decay=section.weight_decay,
@@ -78,7 +74,7 @@ def make_train_state(
     )
     weights = settings.class_weights
     return TrainState(
-        model,
+        network,
         optimizer,
         schedule,
         beta=settings.beta,
@@ -90,4 +86,5 @@ def make_train_state(
         perturbation=perturbation,
         pieces=section.accumulate_steps,
         capture=None if section.compile else "auto",
+        report=report,
     )

@@ -91,6 +91,7 @@ class SeedTrainer:
             seed=seed,
             steps=self.plan.total,
             perturbation=make_perturbation(section, stores[0].sources, self.scaling, worker.device),
+            report=callback.warn,
         )
         self.history: list[dict[str, Any]] = []
         self.clock = Clock()

@@ -6,26 +6,28 @@ otherwise the same code runs on its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from mibf.device import Precision, autocast, ieee_float32
-from mibf.distributed import average_over_workers, sum_over_workers, workers
+from mibf.distributed import all_agree, average_over_workers, is_distributed, sum_over_workers, workers
 from mibf.network.mibfnet import MIBFNet, Output
 from mibf.training.batch import Batch, BatchPlacer, PlacedBatch, WindowBatch
+from mibf.training.data_parallel import GradientAverage
 from mibf.training.ema import ExponentialMovingAverage
 from mibf.training.epoch_metrics import EpochMetrics, MetricAccumulator
 from mibf.training.loss import Loss, objective
 from mibf.training.perturbation import MixedLabels, Perturbation
-from mibf.training.step_graph import Capture, StepGraph, cuda_graph, try_capture
+from mibf.training.step_graph import Capture, StepGraph, cuda_graph, try_capture, warn
+from mibf.training.sync_batchnorm import is_synchronized
 
 
 class NonFiniteError(ArithmeticError):
@@ -36,6 +38,8 @@ class NonFiniteError(ArithmeticError):
 _CHECK_STEPS = {"cpu": 1, "cuda": 64}
 #: Below this loss scale, gradients overflow float16 at any scale: they are not finite.
 _SMALLEST_SCALE = 1e-3
+#: Loss scale at which a graph is compared with its step: the first one, 65,536, is often too large for finite gradients.
+_COMPARED_SCALE = 128.0
 
 
 @dataclass
@@ -43,7 +47,7 @@ class TrainState:
     """A network in training with its optimiser, schedule and averaged weights: the state that a checkpoint stores.
 
     Args:
-        model: an `MIBFNet` or a data-parallel wrapper of one.
+        network: of this worker. Several workers start with the same weights, and average their gradients.
         optimizer: a fused one of torch, as from `make_optimizer`, which skips its step if `found_inf` is set.
         schedule: of the learning rate.
         beta: the weight of the KL term in the loss.
@@ -54,11 +58,12 @@ class TrainState:
         label_smoothing: share of each label that is spread over all classes.
         perturbation: random changes of each batch; None for none.
         pieces: number of parts in which a worker's batch is computed, one after the other, to save memory.
-        capture: makes a CUDA graph of a step; by default on a GPU, unless the loss is scaled. Not used with a wrapper, with
-            several pieces, or for batches of another size than the first.
+        capture: makes a CUDA graph of a step; by default on a GPU. Not used for pieces of another size than the first, where
+            batch norm is synchronized between workers, or on any worker if one of them cannot capture its step.
+        report: called with a line about a step that cannot be captured; by default a warning.
     """
 
-    model: nn.Module
+    network: MIBFNet
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     beta: float
@@ -70,19 +75,15 @@ class TrainState:
     perturbation: Perturbation | None = None
     pieces: int = 1
     capture: Capture | Literal["auto"] | None = "auto"
+    report: Callable[[str], None] = warn
 
     def __post_init__(self) -> None:
         self.scaler = GradScaler(self.device.type) if self.precision == "fp16" else None
         if self.capture == "auto":
-            self.capture = cuda_graph if self.device.type == "cuda" and self.scaler is None else None
-        self._graph: StepGraph | None = None
-
-    @property
-    def network(self) -> MIBFNet:
-        """The network itself, without the wrapper that averages gradients, if there is one."""
-        network = getattr(self.model, "module", self.model)
-        assert isinstance(network, MIBFNet)
-        return network
+            self.capture = cuda_graph if self.device.type == "cuda" else None
+        self._graph: tuple[StepGraph, float] | None = None
+        self._has_decided = False  #: whether steps are captured
+        self._gradient_average: GradientAverage | None = None
 
     @property
     def eval_network(self) -> MIBFNet:
@@ -92,15 +93,56 @@ class TrainState:
     @property
     def device(self) -> torch.device:
         """The device on which the network is trained."""
-        return next(self.model.parameters()).device
+        return next(self.network.parameters()).device
 
-    def graph(self, inputs: Sequence[Tensor], step: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]) -> StepGraph | None:
-        """The graph of a step with inputs of these shapes, captured when first asked for; None where there is none."""
-        if self._graph is None and self.capture is not None and self.capture != "auto":
-            self._graph = try_capture(self.network, step, inputs, capture=self.capture)
-            if self._graph is None:
+    def graph(
+        self, inputs: Sequence[Tensor], scale: float, step: Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
+    ) -> StepGraph | None:
+        """The graph of a step with inputs of these shapes, and this factor of the loss; None where there is none.
+
+        It is captured when first asked for, on all workers or on none.
+        """
+        if not self._has_decided:
+            self._has_decided = True
+            graph = None
+            if self.capture is not None and self.capture != "auto" and not is_synchronized(self.network):
+                with self._loss_scaled_by(_COMPARED_SCALE):
+                    graph = try_capture(self.network, step, inputs, report=self.report, capture=self.capture)
+            if all_agree(graph is not None, self.device) and graph is not None:
+                self._graph = graph, scale
+            else:
                 self.capture = None
-        return self._graph if self._graph is not None and self._graph.fits(inputs) else None
+        if self._graph is None or self._graph[1] != scale or not self._graph[0].fits(inputs):
+            return None
+        return self._graph[0]
+
+    @contextmanager
+    def _loss_scaled_by(self, scale: float) -> Iterator[None]:
+        """Set the scale of a loss in float16 for a while; with another precision there is none."""
+        if self.scaler is None:
+            yield
+            return
+        self.scaler.scale(torch.zeros((), device=self.device))  # makes its tensors, which must not be a graph's
+        before = self.scaler.get_scale()
+        self.scaler.update(scale)
+        try:
+            yield
+        finally:
+            self.scaler.update(before)
+
+    def join_workers(self) -> None:
+        """Prepare to average gradients over all workers.
+
+        Raises:
+            InputError: their networks do not start with the same weights and buffers.
+        """
+        if self._gradient_average is None and is_distributed():
+            self._gradient_average = GradientAverage(self.network)
+
+    def average_gradients(self) -> None:
+        """Average the gradient over all workers."""
+        if self._gradient_average is not None:
+            self._gradient_average()
 
     def average_buffers(self) -> None:
         """Average buffers over all workers, including batch norm's running statistics.
@@ -186,8 +228,8 @@ def train_epoch(
 ) -> EpochMetrics:
     """Train on each batch once; an optimiser step uses one batch of every worker.
 
-    The wrapper averages gradients over workers, weighted by samples; the mean gate is averaged after every step, buffers
-    at the end (`TrainState.average_buffers`).
+    Gradients are averaged over workers, weighted by samples, and so is the mean gate after every step; buffers are at the
+    end (`TrainState.average_buffers`).
 
     Args:
         state: what is trained.
@@ -202,20 +244,23 @@ def train_epoch(
     Raises:
         NonFiniteError: the loss or gradient of a batch is not finite; weights are as before that batch (buffers are
             not).
+        InputError: in the first epoch, workers start with different weights.
     """
     network = state.network
     device = state.device
     sums = MetricAccumulator(network.spec.classes, device) if sums is None else sums
     guard = NonFiniteGuard(state)
-    state.model.train()
+    network.train()
+    state.join_workers()
     for position, (batch, waited) in enumerate(BatchPlacer(device).timed(batches), start):
         if seed is not None:
             torch.manual_seed(seed(position))
         own = len(batch.labels)
-        # The wrapper averages over workers, so each worker scales its loss to its share of the mean over the step.
+        # Gradients are averaged over workers, so each worker scales its loss to its share of the mean over the step.
         share = 1.0 if samples is None else own * workers() / samples
         with ieee_float32(device):
             loss = _backward(state, batch, share, sums)
+        state.average_gradients()
         _optimizer_step(state, guard, position, loss)
         state.schedule.step()
         average_over_workers([network.noise.mean_gate])
@@ -239,11 +284,8 @@ def _backward(state: TrainState, batch: PlacedBatch, share: float, sums: MetricA
             sources, mixed = state.perturbation.mix(state.perturbation.patches(sources), labels)
         inputs = [*sources, labels, *(mixed or ())]
         scale = (end - begin) / own * share
-        with nullcontext() if end == own else _no_grad_sync(state.model):
-            graph = None
-            if len(bounds) == 2 and share == 1.0 and state.model is state.network:
-                graph = state.graph(inputs, partial(_gradient, state, len(sources), 1.0))
-            *terms, logits = _gradient(state, len(sources), scale, inputs) if graph is None else graph(inputs)
+        step = partial(_gradient, state, len(sources), scale)
+        *terms, logits = (state.graph(inputs, scale, step) or step)(inputs)
         loss = Loss(*terms)
         sums.add(loss, logits, labels)
         losses.append(loss.total * ((end - begin) / own))
@@ -256,7 +298,7 @@ def _gradient(state: TrainState, sources: int, scale: float, inputs: Sequence[Te
     The inputs are the patches of the `sources`, the labels, and the mixed labels if there are any.
     """
     labels, *mixed = inputs[sources:]
-    output = forward(state.model, list(inputs[:sources]), state.device, state.precision)
+    output = forward(state.network, list(inputs[:sources]), state.device, state.precision)
     loss = objective(
         output,
         labels,
@@ -274,12 +316,6 @@ def _piece_bounds(samples: int, count: int) -> list[int]:
     """Where pieces of nearly equal size begin and end, at least two samples each: batch norm needs a variance."""
     count = max(1, min(count, samples // 2))
     return [samples * i // count for i in range(count + 1)]
-
-
-def _no_grad_sync(model: nn.Module) -> AbstractContextManager[Any]:
-    """Return a context in which gradients accumulate without being sent to other workers."""
-    no_sync = getattr(model, "no_sync", None)
-    return nullcontext() if no_sync is None else no_sync()
 
 
 def _optimizer_step(state: TrainState, guard: NonFiniteGuard, position: int, loss: Tensor) -> None:
@@ -332,8 +368,8 @@ def validate(
     return sums.figures()
 
 
-def forward(model: nn.Module, sources: list[Tensor], device: torch.device, precision: Precision) -> Output:
+def forward(network: MIBFNet, sources: list[Tensor], device: torch.device, precision: Precision) -> Output:
     """Run the forward pass in a precision."""
     with autocast(device, precision):
-        output: Output = model(sources)
+        output: Output = network(sources)
     return output

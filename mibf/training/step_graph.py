@@ -2,7 +2,8 @@
 
 A step is some three hundred small kernels. Launched one after the other from Python, they take longer to launch than to run;
 a graph launches all of them at once. It reads and writes fixed memory, so a batch is copied to its inputs, and the gradient
-is always in the same tensors. The optimiser's step and what depends on a step's number stay outside.
+is always in the same tensors. What several workers send each other, the optimiser's step and what depends on a step's
+number stay outside; the scale of a loss in float16 is a tensor that the graph reads.
 
 A graph is only used if it reproduces the step that it was captured from: otherwise, and where capturing fails, steps run
 kernel by kernel, as they do on a CPU.
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-#: Computes outputs from inputs, and the gradient of the network's parameters.
+#: Computes outputs from inputs, and adds the gradient to that of the network's parameters.
 Step = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 #: Records a function without running it; returns what runs it again, with the same memory.
 Capture = Callable[[Callable[[], tuple[Tensor, ...]]], Callable[[], tuple[Tensor, ...]]]
@@ -25,6 +26,11 @@ Capture = Callable[[Callable[[], tuple[Tensor, ...]]], Callable[[], tuple[Tensor
 WARM_UP = 2
 #: Largest relative difference (in the norm) of an output, or of the gradient, between a graph and its step.
 TOLERANCE = 1e-3
+
+
+def warn(line: str) -> None:
+    """Issue a line as a warning."""
+    warnings.warn(line, stacklevel=3)
 
 
 class GraphMismatchError(RuntimeError):
@@ -48,8 +54,8 @@ def cuda_graph(work: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Ten
 class StepGraph:
     """A step of a network, captured with the shapes of its first inputs.
 
-    Capturing leaves the network's buffers and the random state as they were. Random numbers are those of the step without a
-    graph: a replay starts from the generator's current state, and moves it on.
+    Capturing leaves the network's buffers and the random state as they were, and no gradient. Random numbers are those of
+    the step without a graph: a replay starts from the generator's current state, and moves it on.
     """
 
     def __init__(self, network: nn.Module, step: Step, inputs: Sequence[Tensor], *, capture: Capture = cuda_graph) -> None:
@@ -72,7 +78,9 @@ class StepGraph:
                 expected = again(self._run)
         self._replay = capture(self._run)
         self._gradients = [p.grad for p in self._parameters]
+        self._earlier: list[Tensor] | None = None
         _check(again(self._replay), expected)
+        self._clear()
 
     def fits(self, inputs: Sequence[Tensor]) -> bool:
         """Whether inputs have the shapes and types that were captured."""
@@ -81,15 +89,26 @@ class StepGraph:
     def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run the step; outputs and gradients are overwritten by the next call."""
         torch._foreach_copy_(self.inputs, list(inputs))
+        earlier = [p.grad for p in self._parameters if p.grad is not None]
+        if earlier:  # of an earlier piece of the batch; it may be in the graph's own tensors
+            if self._earlier is None:
+                self._earlier = [torch.empty_like(gradient) for gradient in earlier]
+            torch._foreach_copy_(self._earlier, earlier)
         outputs = self._replay()
+        if earlier:
+            assert self._earlier is not None
+            torch._foreach_add_([gradient for gradient in self._gradients if gradient is not None], self._earlier)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
         return outputs
 
     def _run(self) -> tuple[Tensor, ...]:
-        for parameter in self._parameters:
-            parameter.grad = None  # so that the gradient is written, not added
+        self._clear()  # so that the gradient is written, not added
         return self._step(self.inputs)
+
+    def _clear(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
 
 
 @contextmanager
@@ -125,13 +144,18 @@ def _check(found: tuple[list[Tensor], list[Tensor | None]], expected: tuple[list
 
 
 def try_capture(
-    network: nn.Module, step: Step, inputs: Sequence[Tensor], *, capture: Capture = cuda_graph
+    network: nn.Module,
+    step: Step,
+    inputs: Sequence[Tensor],
+    *,
+    capture: Capture = cuda_graph,
+    report: Callable[[str], None] = warn,
 ) -> StepGraph | None:
-    """Capture a step; None, with a warning, if that fails or the graph does not reproduce the step."""
+    """Capture a step; None, after a line to `report`, if that fails or the graph does not reproduce the step."""
     try:
         return StepGraph(network, step, inputs, capture=capture)
     except RuntimeError as error:  # whatever CUDA refuses; if the device has failed, the next step says so
         for parameter in network.parameters():
             parameter.grad = None
-        warnings.warn(f"training runs kernel by kernel, as its step cannot be used as a CUDA graph ({error}).", stacklevel=2)
+        report(f"training runs kernel by kernel, as its step cannot be used as a CUDA graph ({error})")
         return None

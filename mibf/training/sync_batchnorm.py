@@ -46,6 +46,11 @@ def synchronize(network: Module) -> Module:
     return network
 
 
+def is_synchronized(network: nn.Module) -> bool:
+    """Whether a training step of a network, as `synchronize` returns it, is computed by several workers together."""
+    return is_distributed() and any(isinstance(module, _SyncBatchNorm) for module in network.modules())
+
+
 class _SyncBatchNorm(_BatchNorm):
     """Common base of the three classes: in training on several workers, the statistics are those of all workers."""
 

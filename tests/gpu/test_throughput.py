@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from jobs.bench.batches import Prepared
 from jobs.bench.map import MapsElsewhere
@@ -34,7 +33,19 @@ from mibf.training.batch import Batch, WindowBatch
 from mibf.training.epoch import train_epoch
 from pipeline.io.lease import Lease
 from pipeline.maps.tile_mapper import TileMapper
-from tests.support.gpu import BANDS, DEVICE, ON_GPU, PRECISIONS, Figures, batches_of, peak_memory, rate, spec_with, wait
+from tests.support.gpu import (
+    BANDS,
+    DEVICE,
+    ON_GPU,
+    PRECISIONS,
+    Figures,
+    batches_of,
+    peak_memory,
+    profiled,
+    rate,
+    spec_with,
+    wait,
+)
 from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
@@ -42,7 +53,6 @@ SECONDS = 1.5 if ON_GPU else 0.2
 BATCHES = (256, 1024, 4096, 16384) if ON_GPU else (64, 256)
 #: Steps that are not timed: the first ones choose algorithms and allocate memory.
 WARM_UP = 5
-TOP = 10
 _PEAKS: dict[str, float] = {}
 
 
@@ -67,35 +77,6 @@ def peak_flops(precision: Precision, *, tf32: bool = False) -> float:
 def flops(work: Callable[[], object]) -> float:
     """Floating-point operations of the matrix products and convolutions of a call."""
     return 2 * multiply_adds(work)
-
-
-def profiled(work: Callable[[], object]) -> dict[str, Any]:
-    """Profile a call: device time, the kernels that take most of it, and the number of calls of the CUDA runtime."""
-    work()
-    wait()
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ON_GPU else [])]) as profiler:
-        started = time.perf_counter()
-        work()
-        wait()
-        seconds = time.perf_counter() - started
-    events = profiler.key_averages()
-
-    def spent(event: Any) -> float:
-        return float(event.self_device_time_total if ON_GPU else event.self_cpu_time_total)
-
-    kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA] if ON_GPU else list(events)
-    kernels.sort(key=spent, reverse=True)
-    runtime = {e.key: e.count for e in events if e.key.startswith("cu")}
-    return {
-        "seconds": seconds,
-        "kernel_seconds": sum(map(spent, kernels)) / 1e6,
-        "kernels": sum(e.count for e in kernels),
-        "launches": sum(count for name, count in runtime.items() if "Launch" in name),
-        "copies": sum(count for name, count in runtime.items() if "Memcpy" in name),
-        "waits": sum(count for name, count in runtime.items() if "Synchronize" in name),
-        "runtime": runtime,
-        "top": [{"name": e.key[:160], "count": e.count, "microseconds": spent(e)} for e in kernels[:TOP]],
-    }
 
 
 def dense_of(bands: tuple[int, ...], precision: Precision) -> Dense:

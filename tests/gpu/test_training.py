@@ -119,7 +119,7 @@ def test_resuming_gives_the_same_bytes_as_never_having_stopped(precision: Precis
     assert_same(trained(precision, stop_after=5), trained(precision))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("precision", TRAINED)
 def test_graph_trains_as_steps_without_it(precision: Precision, figures: Figures) -> None:
     torch.backends.cudnn.deterministic = True
     spec, steps = spec_with(BANDS[0]), 8

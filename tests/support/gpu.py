@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.profiler import ProfilerActivity, profile
 
 from mibf.device import Precision, to_device
 from mibf.network.mibfnet import MIBFNet
@@ -32,6 +33,8 @@ ON_GPU = DEVICE.type == "cuda"
 #: Bands of the sources of the networks that are checked.
 BANDS = ((64, 2), (6, 2))
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
+#: Kernels that a profile lists.
+TOP_KERNELS = 10
 #: Values of the synthetic scenes are below this, see `pipeline.scenes.synthetic`.
 BRIGHTEST = 6000
 
@@ -86,6 +89,35 @@ def peak_memory() -> Iterator[Memory]:
     yield memory
     if ON_GPU:
         memory.peak = torch.cuda.max_memory_allocated()
+
+
+def profiled(work: Callable[[], object]) -> dict[str, Any]:
+    """Profile a call: device time, the kernels that take most of it, and the number of calls of the CUDA runtime."""
+    work()
+    wait()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ON_GPU else [])]) as profiler:
+        started = time.perf_counter()
+        work()
+        wait()
+        seconds = time.perf_counter() - started
+    events = profiler.key_averages()
+
+    def spent(event: Any) -> float:
+        return float(event.self_device_time_total if ON_GPU else event.self_cpu_time_total)
+
+    kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA] if ON_GPU else list(events)
+    kernels.sort(key=spent, reverse=True)
+    runtime = {e.key: e.count for e in events if e.key.startswith("cu")}
+    return {
+        "seconds": seconds,
+        "kernel_seconds": sum(map(spent, kernels)) / 1e6,
+        "kernels": sum(e.count for e in kernels),
+        "launches": sum(count for name, count in runtime.items() if "Launch" in name),
+        "copies": sum(count for name, count in runtime.items() if "Memcpy" in name),
+        "waits": sum(count for name, count in runtime.items() if "Synchronize" in name),
+        "runtime": runtime,
+        "top": [{"name": e.key[:160], "count": e.count, "microseconds": spent(e)} for e in kernels[:TOP_KERNELS]],
+    }
 
 
 def rate(work: Callable[[], object], units: float, *, seconds: float) -> float:

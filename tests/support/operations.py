@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from mibf.training.batch import Batch
+from mibf.training.epoch import TrainState, train_epoch
 from mibf.training.step_graph import Capture
 
 
@@ -59,3 +61,13 @@ def emulated_graphs(network: nn.Module) -> Capture:
         return replay
 
     return capture
+
+
+def step_operations(state: TrainState, batch: Batch, **given: Any) -> int:
+    """Count the operations of a training step outside its graph, without those of an epoch's end."""
+    train_epoch(state, [batch], seed=lambda step: step, **given)  # captures
+    with Operations() as once:
+        train_epoch(state, [batch], seed=lambda step: step, **given)
+    with Operations() as twice:
+        train_epoch(state, [batch, batch], seed=lambda step: step, **given)
+    return twice.count - once.count

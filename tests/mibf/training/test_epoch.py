@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.parallel import DistributedDataParallel
 
 import mibf.training.epoch
 from mibf.device import check_precision
@@ -31,8 +29,6 @@ from mibf.training.epoch import NonFiniteError, Step, TrainState, train_epoch, v
 from mibf.training.epoch_metrics import EpochMetrics, MetricAccumulator
 from mibf.training.loss import class_weights, objective
 from mibf.training.optimizer import FLOOR, make_optimizer, schedule_factor
-from mibf.training.sync_batchnorm import synchronize
-from tests.support.distributed import two_workers
 
 SPEC = NetworkSpec((SourceSpec("optical", 2), SourceSpec("radar", 1, NARROW)), classes=2, patch=5)
 #: The same network without its random parts (noise and bottleneck).
@@ -171,26 +167,6 @@ def test_step_check_raises_at_bad_batch_before_delayed_check(monkeypatch: pytest
     with pytest.raises(NonFiniteError, match="batch 2"):
         train_epoch(fresh(), given, after_step=after_step)
     assert checked == [1, 2]
-
-
-def _train_and_return_mean_gate(rank: int) -> dict[str, Any]:
-    """Run one of two workers, each with its own batches."""
-    state = fresh()
-    network = state.network
-    state.model = DistributedDataParallel(network, broadcast_buffers=False)
-    seen: list[torch.Tensor] = []
-    observe = network.noise.observe
-    network.noise.observe = lambda gate: (observe(gate), seen.append(network.noise.mean_gate.clone()))[0]
-    train_epoch(state, batches(3, seed=rank))
-    return {"own": seen[-1], "mean": network.noise.mean_gate}
-
-
-@pytest.mark.slow
-def test_mean_gate_is_averaged_over_workers(tmp_path: Path) -> None:
-    one, other = two_workers(_train_and_return_mean_gate, tmp_path)
-    assert not torch.equal(one["own"], other["own"])
-    torch.testing.assert_close(one["mean"], (one["own"] + other["own"]) / 2)
-    assert torch.equal(one["mean"], other["mean"])
 
 
 @pytest.mark.slow
@@ -374,31 +350,6 @@ def test_float16_on_cpu_is_refused() -> None:
     with pytest.raises(InputError, match="fp16, which needs a GPU"):
         check_precision(torch.device("cpu"), "fp16")
     check_precision(torch.device("cpu"), "bf16")
-
-
-def _train_unequal_share(rank: int) -> dict[str, Any]:
-    """Run one of two workers; the first has 20 samples of each step, the second has 12."""
-    state = fresh(spec=DETERMINISTIC)
-    synchronize(state.network)
-    state.model = DistributedDataParallel(state.network, broadcast_buffers=False)
-    own = slice(0, 20) if rank == 0 else slice(20, 32)
-    parts = (Batch(tuple(x[own] for x in b.sources), b.labels[own]) for b in batches(1))
-    figures = train_epoch(state, parts, samples=32)
-    gradients = {name: p.grad for name, p in state.network.named_parameters()}
-    return {"loss": figures.loss, "gradients": gradients, "buffers": dict(state.network.named_buffers())}
-
-
-@pytest.mark.slow
-def test_workers_with_unequal_batches_match_single_worker(tmp_path: Path) -> None:
-    workers = two_workers(_train_unequal_share, tmp_path)
-    alone = fresh(spec=DETERMINISTIC)
-    figures = train_epoch(alone, batches(1))
-    for found in workers:
-        assert found["loss"] == pytest.approx(figures.loss, rel=1e-4)
-        for name, parameter in alone.network.named_parameters():
-            torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=1e-3, atol=1e-5)
-        for name, buffer in alone.network.named_buffers():
-            torch.testing.assert_close(found["buffers"][name], buffer, rtol=1e-3, atol=1e-5)
 
 
 def output(logits: torch.Tensor) -> Output:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from mibf.network.mibfnet import MIBFNet
 from mibf.network.spec import NARROW, NetworkSpec, SourceSpec
@@ -19,7 +20,7 @@ from mibf.training.ema import ExponentialMovingAverage
 from mibf.training.epoch import NonFiniteError, TrainState, train_epoch
 from mibf.training.optimizer import make_optimizer
 from mibf.training.perturbation import Perturbation
-from tests.support.operations import Operations, emulated_graphs
+from tests.support.operations import emulated_graphs, step_operations
 
 SPEC = NetworkSpec((SourceSpec("optical", 2), SourceSpec("radar", 1, NARROW)), classes=2, patch=5)
 MIXED = Perturbation((torch.zeros(2), torch.zeros(1)), jitter=0.1, mixup=0.3)
@@ -57,7 +58,10 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("given", [{}, {"perturbation": MIXED}, {"precision": "bf16", "clip_grad_norm": 0.1}])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"perturbation": MIXED}, {"precision": "bf16", "clip_grad_norm": 0.1}, {"pieces": 2}, {"pieces": 3}],
+)
 def test_graph_trains_as_steps_without_it(given: dict[str, Any]) -> None:
     found = list(batches(5))
     state = fresh(graphs=True, **given)
@@ -115,14 +119,44 @@ def test_nonfinite_value_in_a_graph_stops_training_at_its_batch() -> None:
         train_epoch(fresh(graphs=True), found)
 
 
-@pytest.mark.parametrize("change", [{"pieces": 2}, {"precision": "bf16"}])
-def test_graphs_are_used_only_where_a_step_is_one_piece(change: dict[str, Any]) -> None:
-    seen = []
-    state = fresh(graphs=False, **change)
+def counted(state: TrainState, done: list[int]) -> None:
+    """Let the state capture its steps, and count their replays."""
     emulate = emulated_graphs(state.network)
-    state.capture = lambda work: seen.append(work) or emulate(work)  # type: ignore[func-returns-value]  # append is None
-    train_epoch(state, batches(2))
-    assert len(seen) == (0 if "pieces" in change else 1)
+
+    def capture(work: Callable[[], tuple[Tensor, ...]]) -> Callable[[], tuple[Tensor, ...]]:
+        replay = emulate(work)
+        return lambda: done.append(1) or replay()  # type: ignore[func-returns-value]  # append is None
+
+    state.capture = capture
+
+
+@pytest.mark.parametrize(("pieces", "replays"), [(1, 3), (2, 6), (3, 6)])
+def test_pieces_of_the_first_ones_size_use_the_graph(pieces: int, replays: int) -> None:
+    """Three pieces of 16 samples have 5, 5 and 6."""
+    done: list[int] = []
+    state = fresh(graphs=False, pieces=pieces)
+    counted(state, done)
+    train_epoch(state, batches(3))
+    assert len(done) == replays + 1  # and once to be compared with its step
+
+
+def test_graph_of_a_scaled_loss_skips_steps_that_overflow_as_steps_without_it() -> None:
+    found, done, weights_before = list(batches(4)), list[int](), []
+    trained = []
+    for graphs in (True, False):
+        state = fresh(graphs=False, precision="fp16")
+        state.scaler = GradScaler("cpu", init_scale=2.0**24, backoff_factor=2.0**-12)
+        if graphs:
+            counted(state, done)
+        first = [p.detach().clone() for p in state.network.parameters()]
+        train_epoch(state, found[:1], seed=lambda step: step)
+        weights_before.append(all(torch.equal(a, b) for a, b in zip(first, state.network.parameters(), strict=True)))
+        assert state.scaler.get_scale() == 2.0**12
+        trained.append(weights(state, found))
+        assert state.scaler.get_scale() == 2.0**12
+    assert weights_before == [True, True], "the gradient of the first step overflows"
+    assert len(done) == 1 + 1 + len(found)
+    assert_equal(*trained)
 
 
 def test_default_is_no_graph_on_a_cpu() -> None:
@@ -134,7 +168,7 @@ def test_step_takes_few_operations_outside_its_graph() -> None:
     """Most of a step's time on a GPU would otherwise be that of launching its operations."""
     spec = NetworkSpec((SourceSpec("optical", 64), SourceSpec("radar", 2, NARROW)), classes=11)
     generator = np.random.default_rng(0)
-    found = [Batch(tuple(generator.random((8, b, 7, 7), dtype=np.float32) for b in (64, 2)), np.arange(8))] * 2
+    batch = Batch(tuple(generator.random((8, b, 7, 7), dtype=np.float32) for b in (64, 2)), np.arange(8))
     counts = {}
     for graphs in (True, False):
         torch.manual_seed(0)
@@ -149,11 +183,6 @@ def test_step_takes_few_operations_outside_its_graph() -> None:
             clip_grad_norm=1.0,
             capture=emulated_graphs(network) if graphs else None,
         )
-        train_epoch(state, found[:1], seed=lambda step: step)  # captures
-        with Operations() as once:
-            train_epoch(state, found[:1], seed=lambda step: step)
-        with Operations() as twice:
-            train_epoch(state, found, seed=lambda step: step)
-        counts[graphs] = twice.count - once.count
+        counts[graphs] = step_operations(state, batch)
     assert counts[True] <= 60
     assert counts[False] <= 360
