@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, TypeVar
@@ -46,6 +47,13 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def missing_gpu() -> str:
+    """Say why torch finds no GPU here: the build of torch, or the driver."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this build of torch computes on CPUs only"
+    return f"torch is a build for CUDA {torch.version.cuda or torch.version.hip} and finds no driver for it, or no GPU"
+
+
 def to_device(network: Module, device: torch.device) -> Module:
     """Move a network to a device, with its weights channels last: the fastest layout for convolutions."""
     placed: Module = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
@@ -61,13 +69,36 @@ def check_precision(device: torch.device, precision: Precision, *, key: str = "t
         key: the key of the configuration that asks for it.
 
     Raises:
-        InputError: it does not; the message names one that it supports.
+        InputError: it does not, and the message names one that it supports; or this build of torch does not support it.
     """
     if precision == "fp16" and device.type != "cuda":
-        raise InputError(f"{key} is fp16, which needs a GPU, and none was found; use bf16 or float32.")
+        raise InputError(f"{key} is fp16, which needs a GPU, and none was found ({missing_gpu()}); use bf16 or float32.")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)
         raise InputError(f"{key} is bf16, which {name} does not support; use fp16 or float32.")
+    if device.type == "cuda":
+        _check_architecture(device)
+
+
+def _check_architecture(device: torch.device) -> None:
+    """Check that torch has code for a GPU: binaries for its major version up to its minor one, or any older PTX code.
+
+    Raises:
+        InputError: it has none.
+    """
+    built = [re.match(r"(sm|compute)_(\d+)", name) for name in torch.cuda.get_arch_list()]
+    found = [(each[1], int(each[2])) for each in built if each]
+    if not found:
+        return  # another maker's GPU
+    major, minor = torch.cuda.get_device_capability(device)
+    own = 10 * major + minor
+    if not any(number <= own and (kind == "compute" or number // 10 == major) for kind, number in found):
+        listed = ", ".join(f"{number // 10}.{number % 10}" for _, number in found)
+        raise InputError(
+            f"{torch.cuda.get_device_name(device)} has the compute capability {major}.{minor}, for which this torch "
+            f"(CUDA {torch.version.cuda}) has no code; it is for {listed}. Install a build for it, or compute on "
+            "CPUs (resources.gpus: false)."
+        )
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

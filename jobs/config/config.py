@@ -57,6 +57,10 @@ class BaselinesSection(Section):
     samples: int = Field(default=20_000, ge=100)
 
 
+#: Workers that share a GPU, at most.
+MOST_PER_GPU = 16
+
+
 class ResourcesSection(Section):
     """Whether training and mapping compute on GPUs: `auto` uses those that there are, `true` waits for them.
 
@@ -66,7 +70,7 @@ class ResourcesSection(Section):
 
     gpus: bool | Literal["auto"] = "auto"
     gpu_wait_minutes: float = Field(default=30.0, ge=0)
-    workers_per_gpu: int = Field(default=1, ge=1, le=16)
+    workers_per_gpu: int = Field(default=1, ge=1, le=MOST_PER_GPU)
 
     @field_validator("gpus", mode="before")
     @classmethod

@@ -262,7 +262,7 @@ def _executor(
             check_nodes(spec, maps)
         resources = ray_cluster.share_cluster(spec.config.resources, section.workers, reserved_cpus=readers)
         if resources.gpus and not isolated:
-            ray_cluster.check_gpu(section.precision, key="map.precision")
+            ray_cluster.check_gpu(section.precision, resources, key="map.precision")
         elif not resources.gpus:
             check_precision(torch.device("cpu"), section.precision, key="map.precision")
 

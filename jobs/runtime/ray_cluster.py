@@ -17,15 +17,15 @@ import ray._private.worker
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.config.config import ResourcesSection
+from jobs.config.config import MOST_PER_GPU, ResourcesSection
 from jobs.runtime import ray_start
-from jobs.runtime.progress import info, warn
+from jobs.runtime.progress import info, pluralize, warn
 from jobs.runtime.ray_start import await_gpus
 from jobs.runtime.signals import kill_children
 from jobs.runtime.version import library_versions, version_changes
 from jobs.runtime.worker_resources import JOB, Node, WorkerResources, cpus_each
 from mibf import __version__
-from mibf.device import Precision, best_device, check_precision
+from mibf.device import Precision, best_device, check_precision, missing_gpu
 from mibf.errors import InputError
 from pipeline.io import checksums, storage
 from pipeline.parallel.cpu_count import cpu_count
@@ -244,21 +244,27 @@ def assigned_device() -> AssignedDevice:
     return AssignedDevice(node, name, torch.device("cuda", position))
 
 
-def check_gpu(precision: Precision, *, key: str) -> None:
-    """Check on the first free GPU of the cluster that it supports the precision of a key of the configuration.
+def check_gpu(precision: Precision, share: WorkerResources, *, key: str) -> None:
+    """Check on the first free GPU, or part of one, that it supports the precision of a key of the configuration.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not, or torch does not find it.
     """
-    ask = ray.remote(num_cpus=0, num_gpus=1)(_precision_problem)
+    ask = ray.remote(num_cpus=0, num_gpus=share.gpu_share)(_precision_problem)
     problem = ray.get(ask.remote(precision, key))
     if problem is not None:
         raise InputError(problem)
 
 
 def _precision_problem(precision: Precision, key: str) -> str | None:
+    device = best_device()
+    if device.type == "cpu":
+        return (
+            f"Ray node {socket.gethostname()} counts a GPU, but {missing_gpu()}. Install a build of torch for its driver, "
+            "or compute on CPUs (resources.gpus: false)."
+        )
     try:
-        check_precision(best_device(), precision, key=key)
+        check_precision(device, precision, key=key)
     except InputError as error:
         return str(error)
     return None
@@ -310,7 +316,12 @@ def share_cluster(
     """
     required, per_gpu = workers if fewest is None else fewest, wanted.workers_per_gpu
     if wanted.gpus is True:
-        await_gpus(-(-required // per_gpu), minutes=wanted.gpu_wait_minutes)
+        of_each = f" with resources.workers_per_gpu {per_gpu}" if per_gpu > 1 else ""
+        await_gpus(
+            -(-required // per_gpu),
+            minutes=wanted.gpu_wait_minutes,
+            wanted_by=f"{pluralize(required, 'workers')}{of_each}",
+        )
         if os.environ.get("RAY_ADDRESS", "local") != "local":
             _check_nodes()  # some may have joined since `ensure`
     nodes, places = _nodes()
@@ -320,10 +331,7 @@ def share_cluster(
     if on_gpus:
         workers = min(workers, gpus * per_gpu)
     elif gpus > 0 and wanted.gpus is not False:
-        info(
-            f"warning: only {gpus} GPU for {required} workers, so no GPU is used; set workers to {gpus * per_gpu}, or "
-            f"resources.workers_per_gpu to {-(-required // gpus)}, to use GPUs"
-        )
+        info(f"warning: {_too_few_gpus(gpus, required, per_gpu)}")
     if cpus < required + reserved_cpus:
         others = f" plus {reserved_cpus} reserved CPU" if reserved_cpus else ""
         info(f"warning: the cluster has {cpus} CPU for {required} workers{others}; waiting for more")
@@ -337,6 +345,17 @@ def share_cluster(
         per_gpu=per_gpu,
     )
     return WorkerResources(workers, each, int(on_gpus), per_gpu if on_gpus else 1)
+
+
+def _too_few_gpus(gpus: int, workers: int, per_gpu: int) -> str:
+    """Say that there are more workers than the GPUs have room for, and what would fit."""
+    shared = f" with room for {per_gpu} workers each (resources.workers_per_gpu)" if per_gpu > 1 else ""
+    needed = -(-workers // gpus)
+    others = f", or resources.workers_per_gpu to {needed}," if needed <= MOST_PER_GPU else ""
+    return (
+        f"the cluster has {pluralize(gpus, 'GPUs')}{shared}, too few for {pluralize(workers, 'workers')}, so all compute on "
+        f"CPUs; set workers to {gpus * per_gpu}{others} to use GPUs"
+    )
 
 
 def driver_takes_cpu() -> bool:

@@ -235,11 +235,20 @@ def ending_within(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def await_gpus(number: int, *, minutes: float) -> None:
+#: How workers need fewer GPUs.
+_FEWER = "use fewer workers, let more of them share a GPU (resources.workers_per_gpu)"
+
+
+def await_gpus(number: int, *, minutes: float, wanted_by: str) -> None:
     """Wait until the cluster has that many free GPUs, each with a free CPU; say what is waited for, and since when.
 
     A placement group asks for them, so autoscaling starts nodes as it does for tasks, and ends with this process. It is
     removed before the workers start, which then take its place.
+
+    Args:
+        number: of GPUs.
+        minutes: to wait at most.
+        wanted_by: workers that need them, for messages.
 
     Raises:
         InputError: Ray was started on this machine, or the cluster reports that it never has so many GPUs.
@@ -248,14 +257,14 @@ def await_gpus(number: int, *, minutes: float) -> None:
     asked = pluralize(number, "GPUs")
     if os.environ.get("RAY_ADDRESS", "local") == "local" and _gpus() < number:
         raise InputError(
-            f"resources.gpus is true, but this machine has {_gpus()} of the {asked} that the workers need; set RAY_ADDRESS "
-            "to a cluster that has them, use fewer workers, or set resources.gpus to auto."
+            f"resources.gpus is true, but this machine has {_gpus()} of the {asked} for {wanted_by}; set RAY_ADDRESS "
+            f"to a cluster that has them, {_FEWER}, or set resources.gpus to auto."
         )
     most = (ray._private.state.state.get_max_resources_from_cluster_config() or {}).get("GPU")
     if most is not None and most < number:
         raise InputError(
-            f"resources.gpus is true, but this cluster can have at most {most} of the {asked} that the workers need; use "
-            "fewer workers, raise the limit of its autoscaling, or set resources.gpus to auto."
+            f"resources.gpus is true, but this cluster can have at most {most} of the {asked} for {wanted_by}; "
+            f"{_FEWER}, raise the limit of its autoscaling, or set resources.gpus to auto."
         )
     since, begun, reported = f"{datetime.now(UTC):%H:%M:%S} UTC", time.monotonic(), -GPU_REPORT_SECONDS
     group = placement_group([{"GPU": 1, "CPU": 1}] * number)

@@ -40,13 +40,13 @@ def own_device(wanted: ResourcesSection) -> torch.device:
     """
     import torch
 
-    from mibf.device import best_device
+    from mibf.device import best_device, missing_gpu
 
     device = torch.device("cpu") if wanted.gpus is False else best_device()
     if wanted.gpus is True and device.type == "cpu":
         raise InputError(
-            "resources.gpus is true, but this process, which computes the stage itself (`workers: 0`), has no GPU; submit "
-            "it with `--gpus 1`, use workers on nodes with GPUs, or set resources.gpus to auto."
+            "resources.gpus is true, but this process, which computes the stage itself (`workers: 0`), has no GPU "
+            f"({missing_gpu()}); submit it with `--gpus 1`, use workers on nodes with GPUs, or set resources.gpus to auto."
         )
     return device
 

@@ -43,6 +43,15 @@ def make_perturbation(
     )
 
 
+def no_memory_message(error: BaseException) -> str:
+    """Say that a step of training does not fit into memory, and what would."""
+    return (
+        f"a step does not fit into memory ({(str(error).splitlines() or [type(error).__name__])[0]}). Let fewer workers "
+        "share a GPU (resources.workers_per_gpu) or a machine; or raise train.accumulate_steps, lower train.batch_size or "
+        "use train.precision bf16, with which training starts again: run the command with `--restart` or another `run`."
+    )
+
+
 def make_train_state(
     settings: Settings,
     worker: WorkerContext,

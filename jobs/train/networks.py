@@ -20,6 +20,7 @@ from jobs.config.train import Select
 from jobs.runtime.progress import TrainingBar, info, training_bar, warn
 from jobs.runtime.prometheus import TrainMetrics, train_metrics
 from jobs.runtime.worker_resources import WorkerResources, own_device
+from jobs.train.learner import no_memory_message
 from jobs.train.settings import Settings, WorkerContext
 from jobs.train.step_plan import StepPlan
 from jobs.train.worker_loop import run
@@ -27,7 +28,7 @@ from jobs.workflow.errors import StageError
 from jobs.workflow.seed_summary import format_accuracies, mean_and_deviation
 from jobs.workflow.workspace import Workspace
 from mibf.bundle.bundle import Bundle
-from mibf.device import check_precision, means_device_failed
+from mibf.device import check_precision, means_device_failed, means_no_memory
 from mibf.normalization import Scaling
 from mibf.training.checkpoint import TrainingPosition
 from mibf.training.epoch import NonFiniteError
@@ -92,7 +93,7 @@ def share_resources(config: Config) -> WorkerResources:
     share = ray_cluster.share_cluster(config.resources, config.train.most_workers, fewest=config.train.workers)
     ray_cluster.check_shared([Workspace.of(config).scaling])  # by nodes that have joined in between, too
     if share.gpus:
-        ray_cluster.check_gpu(config.train.precision, key="train.precision")
+        ray_cluster.check_gpu(config.train.precision, share, key="train.precision")
     else:
         check_precision(torch.device("cpu"), config.train.precision)
     return share
@@ -130,7 +131,9 @@ def _train_locally(settings: Settings, device: torch.device, total: int, metrics
             run(settings, WorkerContext(0, 1, device), LocalProgress(bar, metrics))
         except (NonFiniteError, ReadError, StorageUnavailableError) as error:
             raise StageError(f"training stopped: {error}") from error
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
+            if means_no_memory(error):
+                raise StageError(f"training stopped: {no_memory_message(error)}") from error
             if not means_device_failed(error):
                 raise
             raise StageError(

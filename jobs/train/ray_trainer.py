@@ -20,10 +20,12 @@ from jobs.runtime.progress import info
 from jobs.runtime.progress_actor import ProgressActor
 from jobs.runtime.ray_cluster import assigned_device
 from jobs.runtime.worker_resources import WorkerResources
+from jobs.train.learner import no_memory_message
 from jobs.train.settings import ProgressCallback, Settings, WorkerContext
 from jobs.train.worker_loop import run
 from jobs.workflow.errors import StageError
 from mibf import __version__
+from mibf.device import means_no_memory
 from mibf.errors import InputError
 from mibf.training.checkpoint import TrainingPosition
 from mibf.training.epoch import NonFiniteError
@@ -145,6 +147,10 @@ def _worker(config: dict[str, Any]) -> None:
         kinds = {InputError: "input", LeaseLostError: "lease"}
         kind = next((name for type_, name in kinds.items() if isinstance(error, type_)), "stage")
         ray.get(actor.give_up.remote(kind, str(error)))
+        raise
+    except RuntimeError as error:
+        if worker.device.type == "cuda" and means_no_memory(error):  # it would occur again, unlike that of a busy machine
+            ray.get(actor.give_up.remote("stage", no_memory_message(error)))
         raise
 
 

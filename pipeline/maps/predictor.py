@@ -161,6 +161,18 @@ class TileReader:
         return TileInput(tuple(sources), wanted, present, values)
 
 
+class RowMemoryError(MemoryError):
+    """Not even one row of a cell at a time fits into memory."""
+
+    def __init__(self, device: torch.device, cause: BaseException) -> None:
+        shared = "" if device.type == "cpu" else ", fewer workers per GPU (resources.workers_per_gpu), or CPUs"
+        lines = str(cause).splitlines() or [type(cause).__name__]
+        super().__init__(
+            f"one row of pixels at a time does not fit into the memory of {device} ({lines[0]}); use a machine with more "
+            f"memory{shared}"
+        )
+
+
 class TilePredictor:
     """A model that maps tiles on a device, by default the best one here; `priors` chooses the class frequencies it assumes.
 
@@ -226,14 +238,16 @@ class TilePredictor:
         The last bits of continuous products may then differ, as they may on another machine.
 
         Raises:
-            MemoryError: or torch's equivalents: not enough memory for a single row.
+            RowMemoryError: there is not enough memory for a single row.
         """
         while True:
             try:
                 return self._compute(tile)
             except (MemoryError, RuntimeError) as error:
-                if self.rows == 1 or not means_no_memory(error):
+                if not means_no_memory(error):
                     raise
+                if self.rows == 1:
+                    raise RowMemoryError(self._device, error) from error
             # Outside the except block: the exception's frames keep references to the allocated memory.
             self.dense = [dense.with_rows(self.rows // 2) for dense in self.dense]
             if self._device.type == "cuda":

@@ -24,7 +24,7 @@ from pipeline.io import model_bundle
 from pipeline.io.retry import call_with_retry
 from pipeline.maps.map_store import MapStore, result_digest
 from pipeline.maps.outcome import DeviceFailedError, TileOutcome
-from pipeline.maps.predictor import MissingDataPolicy, TileInput, TilePredictor, TileReader, TileResult
+from pipeline.maps.predictor import MissingDataPolicy, RowMemoryError, TileInput, TilePredictor, TileReader, TileResult
 from pipeline.maps.products import Product
 from pipeline.parallel.prefetch import PrefetchThreads
 from pipeline.store.patch_store import PatchStore
@@ -242,4 +242,4 @@ def _opened(stores: dict[str, Store], scene: str, opener: Callable[[], Store]) -
 def _describe_error(error: BaseException) -> str:
     """Format a cause for people: our own messages as they are, those of libraries preceded by the error type."""
     text: Any = str(error)
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, InputError | RowMemoryError) else f"{type(error).__name__}: {text}"

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from jobs.config.config import ResourcesSection
 from jobs.evaluate import on_ray
 from jobs.runtime import ray_cluster
-from jobs.runtime.ray_cluster import share_cluster
+from jobs.runtime.ray_cluster import check_gpu, share_cluster
 from jobs.runtime.worker_resources import JOB, Node, WorkerResources, cpus_each, hide_unassigned_gpus, own_device
 from mibf.errors import InputError
 from tests.support.paths import ROOT
@@ -200,16 +200,78 @@ def test_no_gpu_is_used_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) ->
 def test_gpus_that_cannot_come_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ResourcesSection(gpus=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match=r"this process, which computes the stage itself .* has no GPU; .* `--gpus 1`"):
+    with pytest.raises(InputError, match=r"which computes the stage itself .* has no GPU \(.*\); .* `--gpus 1`"):
         own_device(wanted)
     simulate(monkeypatch, [Node(8, 1)])
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(InputError, match=r"this machine has 1 of the 2 GPUs that the workers need; set RAY_ADDRESS"):
+    with pytest.raises(InputError, match=r"this machine has 1 of the 2 GPUs for 2 workers; set RAY_ADDRESS"):
         share_cluster(wanted, 2)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(ray._private.state.state, "get_max_resources_from_cluster_config", lambda: {"GPU": 4, "CPU": 8})
     with pytest.raises(InputError, match=r"this cluster can have at most 4 of the 6 GPUs"):
         share_cluster(wanted, 8, fewest=6)
+    shared = ResourcesSection(gpus=True, workers_per_gpu=3)
+    with pytest.raises(InputError, match=r"4 of the 5 GPUs for 14 workers with resources\.workers_per_gpu 3; use fewer"):
+        share_cluster(shared, 14)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "per_gpu", "message"),
+    [
+        (1, 3, 2, "has 1 GPU with room for 2 workers each (resources.workers_per_gpu), too few for 3 workers"),
+        (1, 3, 2, "set workers to 2, or resources.workers_per_gpu to 3, to use GPUs"),
+        (2, 5, 1, "has 2 GPUs, too few for 5 workers, so all compute on CPUs; set workers to 2, or resources"),
+        (1, 17, 4, "set workers to 4 to use GPUs"),  # no GPU has room for so many
+    ],
+)
+def test_message_says_what_fits_where_gpus_have_too_little_room(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    gpus: int,
+    workers: int,
+    per_gpu: int,
+    message: str,
+) -> None:
+    simulate(monkeypatch, [Node(32, gpus)])
+    assert share_cluster(ResourcesSection(workers_per_gpu=per_gpu), workers).gpus == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def ask_here(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let Ray run tasks in this process; return the GPUs that they ask for."""
+    asked: list[float] = []
+
+    def remote(**options: Any) -> Any:
+        asked.append(options["num_gpus"])
+        return lambda function: SimpleNamespace(remote=function)
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "get", lambda found: found)
+    return asked
+
+
+def test_precision_is_checked_on_the_part_of_a_gpu_that_a_worker_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the check would wait for a whole GPU, which other runs may share for hours."""
+    asked = ask_here(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla P4")
+    share = WorkerResources(4, 1, 1, per_gpu=4)
+    with pytest.raises(InputError, match=r"map\.precision is bf16, which Tesla P4 does not support; use fp16 or float32"):
+        check_gpu("bf16", share, key="map.precision")
+    check_gpu("float32", share, key="map.precision")
+    check_gpu("float32", WorkerResources(4, 1, 1), key="map.precision")
+    assert asked == [0.25, 0.25, 1]
+
+
+def test_gpu_that_ray_counts_and_torch_does_not_find_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA build without a driver, or a build for CPUs on a node with GPUs."""
+    ask_here(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(InputError, match=r"counts a GPU, but torch is a build for CUDA 13\.0 and finds no driver"):
+        check_gpu("float32", WorkerResources(1, 1, 1), key="train.precision")
 
 
 @pytest.mark.parametrize("job", [False, True])
