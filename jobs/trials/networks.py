@@ -13,12 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch.optim.lr_scheduler import LambdaLR
 
+from jobs.trials.patches import TrialPatches
 from jobs.trials.samples import TrialSamples
 from jobs.trials.trajectory import Clock, Trajectory, follow
 from mibf.device import best_device, ieee_float32, to_device
 from mibf.network.mibfnet import MIBFNet
 from mibf.network.spec import BETWEEN, PARTS, NetworkSpec
-from mibf.training.batch import Batch
+from mibf.training.batch import Batch, BatchPlacer, WindowBatch
 from mibf.training.ema import ExponentialMovingAverage
 from mibf.training.epoch import TrainState, train_epoch
 from mibf.training.optimizer import make_optimizer
@@ -90,8 +91,8 @@ def train_network(
         checkpoints = checkpoints[-1:]
     network, state = _initial(recipe.spec(spec), recipe, steps=checkpoints[-1], seed=seed)
     names = [source.name for source in network.spec.sources]
-    patches = [p for p, source in zip(samples.patches, samples.sources, strict=True) if source.name in names]
-    batches = _batches(patches, samples.labels, training, recipe, seed=seed)
+    patches = TrialPatches.of(samples, names, patch=network.spec.patch, as_places=state.device.type == "cuda")
+    batches = _batches(patches, training, recipe, seed=seed)
     done = 0
 
     def predict(steps: int) -> NDArray[np.float32]:
@@ -128,13 +129,8 @@ def _noise_seed(seed: int, step: int) -> int:
 
 
 def _batches(
-    patches: Sequence[NDArray[np.float32]],
-    labels: NDArray[np.int64],
-    training: NDArray[np.int64],
-    recipe: NetworkRecipe,
-    *,
-    seed: int,
-) -> Iterator[Batch]:
+    patches: TrialPatches, training: NDArray[np.int64], recipe: NetworkRecipe, *, seed: int
+) -> Iterator[Batch | WindowBatch]:
     """Yield full batches without end: all training samples in random order, again and again."""
     size = min(recipe.batch_size, len(training))
     waiting = np.empty(0, np.int64)
@@ -143,31 +139,18 @@ def _batches(
         waiting = np.concatenate([waiting, generator.permutation(training)])
         while len(waiting) >= size:
             chosen, waiting = waiting[:size], waiting[size:]
-            own = [p[chosen] for p in patches]
-            if recipe.augment:
-                turns = generator.integers(0, SYMMETRIES, size)
-                own = [turned(p, turns) for p in own]
-            yield Batch(tuple(own), labels[chosen])
+            yield patches.batch(chosen, generator.integers(0, SYMMETRIES, size) if recipe.augment else None)
 
 
-def turned(patches: NDArray[np.float32], symmetries: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Turn and mirror each patch (n, C, side, side) by its own symmetry of the square (n,): quarter turns, then mirrored."""
-    found = np.empty_like(patches)
-    for symmetry in range(SYMMETRIES):
-        own = symmetries == symmetry
-        changed = np.rot90(patches[own], symmetry % 4, axes=(2, 3))
-        found[own] = changed[..., ::-1] if symmetry >= 4 else changed
-    return found
-
-
-def _predict(network: MIBFNet, patches: Sequence[NDArray[np.float32]], predicted: NDArray[np.int64]) -> NDArray[np.float32]:
+def _predict(network: MIBFNet, patches: TrialPatches, predicted: NDArray[np.int64]) -> NDArray[np.float32]:
     """Logits (m, classes) of some samples."""
     device = next(network.parameters()).device
+    placer = BatchPlacer(device)
     network.eval()
     found = [np.empty((0, network.spec.classes), np.float32)]
     for start in range(0, len(predicted), BATCH):
-        chosen = predicted[start : start + BATCH]
+        placed = placer.place(patches.batch(predicted[start : start + BATCH]))
         with torch.inference_mode(), ieee_float32(device):
-            output = network([torch.from_numpy(p[chosen]).to(device) for p in patches])
+            output = network(placed.patches(0, len(placed.labels)))
         found.append(output.logits.float().cpu().numpy())
     return np.concatenate(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from jobs.runtime.progress import warn
 from mibf.errors import InputError
 from mibf.normalization import Scaling
+from mibf.training.batch import pinned
 from pipeline.classifiers.pixel_features import pixel_features
 from pipeline.codes import Subset
 from pipeline.io.retry import call_with_retry
@@ -42,6 +44,17 @@ class TrialSamples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def pixels(self) -> tuple[NDArray[np.float32], ...]:
+        """The pixels of the patches by source, patch by patch (n * side * side, C), in memory from which GPUs copy."""
+        found = []
+        for patches in self.patches:
+            number, bands, *sides = patches.shape
+            own = pinned((number * sides[0] * sides[1], bands))
+            own.reshape(number, *sides, bands)[...] = patches.transpose(0, 2, 3, 1)
+            found.append(own)
+        return tuple(found)
 
     @property
     def positions(self) -> NDArray[np.int64]:

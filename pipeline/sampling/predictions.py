@@ -139,7 +139,7 @@ def predict(
         observers += _counters(predictions, sampler, counted, first=start)
         validate(
             network,
-            sampler.in_order(batch=BATCH, start=start, stop=stop),
+            sampler.in_order_for(device, batch=BATCH, start=start, stop=stop),
             beta=beta,
             precision="float32",
             observers=observers,

@@ -213,11 +213,17 @@ class Sampler:
         """Yield the batches of `shuffled` in the form that suits a device: windows for a GPU, patches for a CPU."""
         return self.shuffled_windows(**order) if device.type == "cuda" else self.shuffled(**order)
 
-    def in_order_for(self, device: torch.device, *, batch: int) -> Iterator[Batch | WindowBatch]:
+    def in_order_windows(self, *, batch: int, start: int = 0, stop: int | None = None) -> Iterator[WindowBatch]:
+        """Yield the batches of `in_order` as the places of their patches in windows, to be gathered on a GPU.
+
+        Raises:
+            ReadError: a window cannot be read.
+        """
+        return self._batches(self._in_order(start, stop), batch, None, self._locate, allocate=pinned)
+
+    def in_order_for(self, device: torch.device, **order: Any) -> Iterator[Batch | WindowBatch]:
         """Yield the batches of `in_order` in the form that suits a device."""
-        if device.type == "cuda":
-            return self._batches(self._in_order(0, None), batch, None, self._locate, allocate=pinned)
-        return self.in_order(batch=batch)
+        return self.in_order_windows(**order) if device.type == "cuda" else self.in_order(**order)
 
     def _in_order(self, start: int, stop: int | None) -> Iterable[tuple[ShuffleGroup, int, int]]:
         table = self._table

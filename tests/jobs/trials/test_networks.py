@@ -7,11 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
-from jobs.trials.networks import NetworkRecipe, train_network, turned
+from jobs.trials.networks import NetworkRecipe, train_network
+from jobs.trials.patches import TrialPatches, turned
 from jobs.trials.samples import TrialSamples
 from jobs.trials.trajectory import Trajectory
 from mibf.network.spec import NARROW, WIDE, NetworkSpec, SourceSpec
+from mibf.training.batch import BatchPlacer
 
 SPEC = NetworkSpec((SourceSpec("optical", 2, WIDE), SourceSpec("radar", 1, NARROW, 2)), classes=2, patch=5)
 RECIPE = NetworkRecipe("plain", batch_size=16, warmup=2)
@@ -72,6 +76,37 @@ def test_symmetries_are_all_eight_of_the_square() -> None:
     for symmetry, one in enumerate(found):
         expected = np.stack([np.rot90(band, symmetry % 4) for band in patch[0]])
         np.testing.assert_array_equal(one, expected if symmetry < 4 else np.stack([np.fliplr(b) for b in expected]))
+
+
+@pytest.mark.parametrize("names", [("optical", "radar"), ("radar",)])
+@pytest.mark.parametrize("turns", [True, False])
+def test_patches_gathered_on_a_device_are_those_cut_for_a_cpu(
+    samples: TrialSamples, names: tuple[str, ...], turns: bool
+) -> None:
+    """The sources have different scales; every sample is there in all symmetries of the square."""
+    chosen = np.random.default_rng(0).permutation(np.repeat(np.arange(20), 8))
+    symmetries = np.arange(len(chosen)) % 8 if turns else None
+    placer = BatchPlacer(torch.device("cpu"))
+    ours, theirs = (
+        placer.place(TrialPatches.of(samples, names, patch=5, as_places=as_places).batch(chosen, symmetries))
+        for as_places in (True, False)
+    )
+    assert torch.equal(ours.labels, theirs.labels)
+    for one, other in zip(ours.patches(0, 160), theirs.patches(0, 160), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_networks_of_places_learn_as_those_of_patches(samples: TrialSamples, monkeypatch: pytest.MonkeyPatch) -> None:
+    of, forms = TrialPatches.of, list[bool]()
+    cut = train(samples).logits[8]
+
+    def as_on_a_gpu(*given: Any, as_places: bool, **more: Any) -> TrialPatches:
+        forms.append(as_places)
+        return of(*given, as_places=True, **more)
+
+    monkeypatch.setattr(TrialPatches, "of", as_on_a_gpu)
+    np.testing.assert_allclose(train(samples).logits[8], cut, atol=1e-2)
+    assert forms == [False]
 
 
 def test_training_ends_where_time_would_run_out(

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 
 import pipeline.sampling.predictions
 import pipeline.sampling.sample_blocks
+import pipeline.sampling.sample_logits
 from mibf.bundle.bundle import Bundle
 from mibf.class_priors import Priors
 from mibf.network.mibfnet import MIBFNet
 from mibf.network.spec import NARROW, WIDE, NetworkSpec, SourceSpec
 from pipeline.codes import UNLABELLED
 from pipeline.grid import Window
-from pipeline.sampling.predictions import Counted, Predictions, joined, parts, predict, predict_part
+from pipeline.sampling.drawn_pixels import every_pixel
+from pipeline.sampling.predictions import Counted, Part, Predictions, joined, parts, predict, predict_part
 from pipeline.sampling.sample_blocks import block_counts, block_side
+from pipeline.sampling.sample_logits import SampleModel
+from pipeline.sampling.sampler import Sampler
+from pipeline.sampling.shuffle_buffer import PATCHES, WHOLE
 from tests.support.memory_store import PATCH, MemoryStore, make_sampler, scattered_labels
 
 
@@ -57,6 +64,43 @@ def test_parts_add_up_to_the_bits_of_the_whole(bundle: Bundle, is_single: bool, 
     assert list(found.by_priors) == list(whole.by_priors)
     _check_blocks(store, whole, found)
     assert np.isfinite(whole.uncalibrated.figures()["log_loss"])
+
+
+def test_windows_that_a_device_gathers_from_give_the_bits_of_patches(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, of a part, too."""
+    monkeypatch.setattr(pipeline.sampling.predictions, "BATCH", 32)
+    sampler = make_sampler(MemoryStore(scattered_labels((150, 100), (0.02, 0.01, 0.01))), subset="validation")
+    part = Part(64, 160, 96)
+    of_patches = [predict(bundle, sampler, 0.001, lambda samples: None, part=each) for each in (None, part)]
+    monkeypatch.setattr(Sampler, "in_order_for", lambda self, _, **order: self.in_order_windows(**order))
+    monkeypatch.setattr(Sampler, "in_order", None)
+    for expected, each in zip(of_patches, (None, part), strict=True):
+        found = predict(bundle, sampler, 0.001, lambda samples: None, part=each)
+        assert found.uncalibrated.figures() == expected.uncalibrated.figures()
+        assert (found.uncalibrated.sums == expected.uncalibrated.sums).all()
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_members_get_the_same_patches_from_windows(bundle: Bundle, dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few samples in a window, their patches are sent in place of the window."""
+    monkeypatch.setattr(pipeline.sampling.sample_logits, "BATCH", 48)
+    shares = (0.3, 0.2, 0.1) if dense else (0.006, 0.003, 0.001)
+    store = MemoryStore(scattered_labels((150, 100), shares))
+    cut, gathered = SampleModel(bundle), SampleModel(bundle)
+    vars(gathered)["_sends_windows"] = True  # as on a GPU
+    for pixels in every_pixel([store], "validation"):
+        given, other = (model.read(store, pixels) for model in (cut, gathered))
+        assert other.buffer is not None
+        assert (other.buffer.kinds == (WHOLE if dense else PATCHES)).all()
+        for start in range(0, len(pixels.rows), 48):
+            parts = slice(start, start + 48)
+            for ours, theirs in zip(gathered._patches(other, parts), cut._patches(given, parts), strict=True):
+                assert torch.equal(ours, theirs)
+        for (ours, labels), (theirs, _) in islice(zip(gathered.compute(other), cut.compute(given), strict=True), 2):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+            assert len(labels) == len(ours[0])
 
 
 def _check_blocks(store: MemoryStore, whole: Predictions, found: Predictions) -> None:
