@@ -17,7 +17,7 @@ from jobs.map.spec import MapSpec
 from jobs.runtime.logs import event
 from jobs.runtime.progress import info, pluralize, progress_bar
 from jobs.runtime.prometheus import MapMetrics, map_metrics
-from jobs.runtime.worker_resources import own_device
+from jobs.runtime.worker_resources import WorkerResources, own_device
 from jobs.workflow.errors import StageError
 from mibf.device import check_precision
 from pipeline.grid import Tile
@@ -113,6 +113,7 @@ class Attempt:
         *,
         done: Callable[[SceneMap], None] = lambda scene: None,
         workers: Workers | None = None,
+        resources: WorkerResources | None = None,
     ) -> None:
         """Create.
 
@@ -124,9 +125,10 @@ class Attempt:
             timings: to which the outcomes are added.
             done: called once the last tile of a scene is done; from then on the scene is no longer used here.
             workers: workers that are shared with other maps; by default, and without workers, the map has its own.
+            resources: of its own workers, from `check_workers`, for the first attempt; by default they are checked then.
         """
         self._spec, self._maps, self._run, self._lease, self._timings = spec, maps, run, lease, timings
-        self._done, self._workers = done, workers
+        self._done, self._workers, self._resources = done, workers, resources
         self._open: set[Tile] = set()
         self._before: dict[Tile, int] = {}
         self._left: dict[str, int] = {}  #: number of tiles that are not done, by scene
@@ -152,7 +154,8 @@ class Attempt:
         self._before = {t: state.attempts if (state := last[t.scene].get(t.window)) else 0 for t in tiles}
         del last
         self._open = set(tiles)
-        map_tiles = _executor(self._spec, self._maps, isolated=isolated, shared=self._workers)
+        resources = None if isolated else self._resources
+        map_tiles = _executor(self._spec, self._maps, isolated=isolated, shared=self._workers, resources=resources)
         with progress_bar("map", len(tiles), unit="tiles") as advance:
 
             def take(outcome: TileOutcome) -> None:
@@ -206,30 +209,49 @@ def make_job(spec: MapSpec, maps: Mapping[str, SceneMap]) -> MapJob:
     )
 
 
-def check_nodes(spec: MapSpec, maps: Mapping[str, SceneMap], *, shared: Workers | None = None) -> None:
-    """Check that the nodes of the cluster, if the map uses one, have the stores, before anything is written.
+def check_workers(spec: MapSpec, maps: Mapping[str, SceneMap], *, shared: Workers | None = None) -> WorkerResources | None:
+    """Check before anything is written that the nodes of the cluster, if the map uses one, have stores and precision.
 
     `shared` are workers that the map shares with others; None if it starts its own.
 
+    Returns:
+        The resources of the map's own workers; None if it has none.
+
     Raises:
-        InputError: a node lacks a store or has another version of mibf, or the cluster cannot be reached.
+        InputError: a node lacks a store or has another version of mibf, its device does not support the precision, or the
+            cluster cannot be reached.
+        GpusUnavailableError: the cluster did not provide GPUs in time.
     """
     section = spec.config.map
     if section.workers == 0:
-        return
+        return None
     from jobs.map.ray_workers import object_store, reading_cpus
     from jobs.runtime import ray_cluster  # import Ray only where it is used
 
+    stores = [storage.join(scene.store.url, "zarr.json") for scene in maps.values()]
     if shared is not None:
         shared.start(section.workers, spec.config.resources)
+        ray_cluster.check_shared(stores)
+        return None
+    readers = reading_cpus(section.readers)
+    memory = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
+    ray_cluster.ensure(workers=section.workers + readers, object_store=memory)
+    ray_cluster.check_shared(stores)
+    resources = ray_cluster.share_cluster(spec.config.resources, section.workers, reserved_cpus=readers)
+    if resources.gpus:
+        ray_cluster.check_gpu(section.precision, resources, key="map.precision")
     else:
-        memory = object_store(max(scene.input_bytes for scene in maps.values()), section.workers, section.readers)
-        ray_cluster.ensure(workers=section.workers + reading_cpus(section.readers), object_store=memory)
-    ray_cluster.check_shared([storage.join(scene.store.url, "zarr.json") for scene in maps.values()])
+        check_precision(torch.device("cpu"), section.precision, key="map.precision")
+    return resources
 
 
 def _executor(
-    spec: MapSpec, maps: Mapping[str, SceneMap], *, isolated: bool, shared: Workers | None = None
+    spec: MapSpec,
+    maps: Mapping[str, SceneMap],
+    *,
+    isolated: bool,
+    shared: Workers | None = None,
+    resources: WorkerResources | None = None,
 ) -> Callable[[Sequence[Tile], Callable[[TileOutcome], None]], None]:
     """Return a function that maps tiles and reports each: in this process, on the map's own Ray workers or shared ones."""
     section, job = spec.config.map, make_job(spec, maps)
@@ -258,19 +280,18 @@ def _executor(
         from jobs.runtime import ray_cluster  # import Ray only where it is used
 
         readers = reading_cpus(section.readers)
-        if not isolated:  # before a retry it was checked already
-            check_nodes(spec, maps)
-        resources = ray_cluster.share_cluster(spec.config.resources, section.workers, reserved_cpus=readers)
-        if resources.gpus and not isolated:
-            ray_cluster.check_gpu(section.precision, resources, key="map.precision")
-        elif not resources.gpus:
-            check_precision(torch.device("cpu"), section.precision, key="map.precision")
+        if isolated:  # before a retry nodes and GPUs were checked already, but the GPUs may be gone
+            resources = ray_cluster.share_cluster(spec.config.resources, section.workers, reserved_cpus=readers)
+            if not resources.gpus:
+                check_precision(torch.device("cpu"), section.precision, key="map.precision")
+        found = resources or check_workers(spec, maps)
+        assert found is not None
 
         def on_ray(tiles: Sequence[Tile], take: Callable[[TileOutcome], None]) -> None:
-            map_on_ray(job, tiles, resources, each=take, isolated=isolated, readers=section.readers)
+            map_on_ray(job, tiles, found, each=take, isolated=isolated, readers=section.readers)
 
         read_by = f", {pluralize(section.readers, 'readers')}" if section.readers else ""
-        where, map_tiles = f"on {resources}{read_by}", on_ray
+        where, map_tiles = f"on {found}{read_by}", on_ray
     if not isolated:  # on a retry it has been printed already
         info(f"mapping {where}, {section.precision}")
     return map_tiles

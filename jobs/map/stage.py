@@ -17,7 +17,7 @@ from functools import partial
 from jobs.config.config import Config
 from jobs.config.map import MapSection
 from jobs.config.scene import SceneSection
-from jobs.map.attempt import Attempt, MapTimings, Workers, check_nodes
+from jobs.map.attempt import Attempt, MapTimings, Workers, check_workers
 from jobs.map.many_scenes import Publisher, each_scene
 from jobs.map.publish import is_published, publish_scene
 from jobs.map.request import TileRequest
@@ -66,8 +66,9 @@ def map_scenes(
     request = request or TileRequest()
     spec = MapSpec.of(config, workspace, predictor=predictor)
     maps, only = _open_scenes(config, workspace, spec, request)
+    resources = None
     if any(scene.select(request, only).tiles for scene in maps.values()):
-        check_nodes(spec, maps, shared=workers)
+        resources = check_workers(spec, maps, shared=workers)
     lease.check()
     save_map_config(config, workspace)
     run = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
@@ -93,7 +94,7 @@ def map_scenes(
             for scene in maps.values():
                 if _all_done(scene):
                     publish(scene)
-            attempt = Attempt(spec, maps, run, lease, timings, done=publish, workers=workers)
+            attempt = Attempt(spec, maps, run, lease, timings, done=publish, workers=workers, resources=resources)
             _map_with_retries(attempt, selected, config.map)
             clock = time.monotonic()
             complete = publisher.finish()

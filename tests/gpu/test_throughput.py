@@ -25,7 +25,7 @@ from jobs.map.stage import map_scenes
 from jobs.train.learner import make_train_state
 from jobs.train.settings import WorkerContext
 from jobs.workflow.workspace import Workspace
-from mibf.device import DTYPES, Precision, to_device
+from mibf.device import DTYPES, Precision, ieee_float32, to_device
 from mibf.inference.cell import CELL
 from mibf.inference.dense import Dense
 from mibf.network.mibfnet import MIBFNet
@@ -56,22 +56,14 @@ WARM_UP = 5
 _PEAKS: dict[str, float] = {}
 
 
-def peak_flops(precision: Precision, *, tf32: bool = False) -> float:
-    """Measured rate of a large matrix product in floating-point operations per second.
-
-    With `tf32` float32 is multiplied as in training, where torch rounds it to TF32; inference keeps all bits.
-    """
-    key = f"{precision}, tf32" if tf32 and precision == "float32" else precision
-    if key not in _PEAKS:
+def peak_flops(precision: Precision) -> float:
+    """Measured rate of a large matrix product in floating-point operations per second; float32 keeps all bits."""
+    if precision not in _PEAKS:
         size = 8192 if ON_GPU else 256
         left, right = (torch.rand(size, size, device=DEVICE, dtype=DTYPES[precision]) for _ in range(2))
-        before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        try:
-            _PEAKS[key] = rate(lambda: torch.mm(left, right), 2.0 * size**3, seconds=SECONDS / 4)
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = before
-    return _PEAKS[key]
+        with ieee_float32(DEVICE):
+            _PEAKS[precision] = rate(lambda: torch.mm(left, right), 2.0 * size**3, seconds=SECONDS / 4)
+    return _PEAKS[precision]
 
 
 def flops(work: Callable[[], object]) -> float:
@@ -231,7 +223,7 @@ def test_kernels_of_a_step(precision: Precision, scenes: dict[tuple[int, ...], C
         f"kernels of a step, {BANDS[0]}, {precision}, batch {size}",
         **found,
         flops_per_sample=operations / size,
-        share_of_matrix_peak=operations / found["kernel_seconds"] / peak_flops(precision, tf32=True),
-        matrix_peak=peak_flops(precision, tf32=True),
+        share_of_matrix_peak=operations / found["kernel_seconds"] / peak_flops(precision),
+        matrix_peak=peak_flops(precision),
     )
     assert found["launches"] <= 120

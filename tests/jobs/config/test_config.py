@@ -214,6 +214,8 @@ def test_automatic_learning_rate_follows_the_root_of_the_batch_size(scene: Small
     path = str(scene.write_config())
     section = load(path, overrides=[f"train.batch_size={batch_size}", "train.learning_rate=auto"]).train
     assert section.peak_learning_rate == pytest.approx(rate)
+    workers = load(path, overrides=[f"train.batch_size={batch_size}", "train.learning_rate=auto", "train.workers=4"]).train
+    assert workers.peak_learning_rate == section.peak_learning_rate, "the batch is that of all workers"
     assert load(path, overrides=["train.learning_rate=5e-4"]).train.peak_learning_rate == 5e-4
 
 

@@ -14,6 +14,7 @@ from jobs.config.config import ResourcesSection
 from jobs.config.loader import load
 from jobs.map.stage import LONGEST_WARNING, map_scenes
 from jobs.runtime import ray_cluster
+from jobs.runtime.worker_resources import WorkerResources
 from jobs.workflow.workspace import Workspace
 from mibf.errors import InputError
 from pipeline.io.lease import Lease
@@ -146,6 +147,20 @@ def test_precision_that_the_gpu_lacks_is_refused(mapped: Mapped, monkeypatch: py
     refused = mapped.mibf("map", "map.precision=bf16")
     assert refused.status == 2
     assert "map.precision is bf16, which Tesla P4 does not support; use fp16 or float32." in refused.stderr
+    assert {path: path.stat().st_mtime_ns for path in mapped.folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_precision_that_needs_a_gpu_is_refused_before_anything_is_written(
+    mapped: Mapped, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(ray_cluster, "ensure", lambda **_: None)
+    monkeypatch.setattr(ray_cluster, "check_shared", lambda _: None)
+    monkeypatch.setattr(ray_cluster, "share_cluster", lambda *_, **__: WorkerResources(2, 1, 0))
+    before = {path: path.stat().st_mtime_ns for path in mapped.folder.rglob("*") if path.is_file()}
+    refused = mapped.mibf("map", "map.precision=fp16", f"map.workers={workers}")
+    assert refused.status == 2
+    assert "map.precision is fp16, which needs a GPU, and none was found" in refused.stderr
     assert {path: path.stat().st_mtime_ns for path in mapped.folder.rglob("*") if path.is_file()} == before
 
 

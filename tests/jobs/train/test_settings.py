@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jobs.config.loader import load
 from jobs.train import networks
@@ -47,6 +49,13 @@ def test_model_of_one_source_has_no_parts_between_sources(scene: SmallScene, ask
     spec = network_spec(config, STORE)
     assert [source.name for source in spec.sources] == ["radar"]
     assert spec.without == without
+
+
+@given(st.integers(2, 5000), st.integers(1, 64))
+def test_workers_share_a_batch_as_evenly_as_possible(batch: int, workers: int) -> None:
+    parts = [WorkerContext(rank, workers, torch.device("cpu")).part(batch) for rank in range(workers)]
+    assert sum(parts) == batch
+    assert max(parts) - min(parts) <= 1
 
 
 def test_training_is_deterministic_whatever_the_process_has_set(
