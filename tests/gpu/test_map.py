@@ -19,7 +19,7 @@ from jobs.workflow.workspace import Workspace
 from mibf.device import Precision
 from pipeline.grid import tile_grid
 from pipeline.io.lease import Lease
-from pipeline.maps.predictor import TilePredictor
+from pipeline.maps.predictor import RowMemoryError, TilePredictor
 from pipeline.maps.products import MAP_PRODUCTS, product
 from pipeline.store.patch_store import PatchStore
 from tests.support.gpu import DEVICE, ON_GPU, PRECISIONS, Figures
@@ -69,6 +69,25 @@ def test_out_of_memory_halves_the_rows_and_maps_the_tile(small: Config, figures:
     figures.add("out of memory", rows_before=before, rows_after=predictor.rows)
     assert predictor.rows < before
     assert (found == expected).mean() > 0.999
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs a limit of device memory")
+def test_too_little_memory_for_one_row_is_an_error_that_says_so(small: Config) -> None:
+    store = PatchStore(Workspace.of(small).store(small.scenes[0].name))
+    tile = tile_grid("random", store.shape, 128)[0]
+    predictor = TilePredictor(Workspace.of(small).read_bundle(), products=[product("class")], precision="float32")
+    content = predictor.read(store, tile)
+    expected = predictor.compute(content)["class"]
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(DEVICE).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + (1 << 20)) / total)
+    try:
+        with pytest.raises(RowMemoryError, match="one row of pixels at a time does not fit into the memory of cuda"):
+            predictor.compute(content)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert predictor.rows == 1
+    assert (predictor.compute(content)["class"] == expected).mean() > 0.999
 
 
 def test_ledger_names_the_device(small: Config, tmp_path: Path) -> None:
