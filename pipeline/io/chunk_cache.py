@@ -1,14 +1,19 @@
 """Read windows of sharded arrays by whole chunks, and keep the chunks for windows nearby.
 
 Windows with a halo overlap: a tile of 4 x 4 chunks needs parts of 6 x 6, a training window of one chunk needs parts of
-nine. Chunks are decoded once while they stay among the last ones that were read. Where windows are read in random order,
-the borders of chunks are kept longer: a window then needs one chunk, and the borders of eight.
+nine. Chunks are decoded once while they stay among the last ones that were read, also if several threads need them at the
+same time. Where windows are read in random order, the borders of chunks are kept longer: a window then needs one chunk,
+and the borders of eight.
+
+A chunk is decoded in the thread that reads it: as many cores decode as there are readers.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, cast
@@ -16,6 +21,11 @@ from typing import Any, cast
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.codec import SupportsSyncCodec
+from zarr.codecs import ShardingCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.metadata import ArrayV3Metadata
 
 from pipeline.io.zarr_store import StrictStore
 
@@ -63,6 +73,25 @@ class ChunkCache:
 
     def __init__(self, chunk_bytes: int = CHUNK_BYTES, border_bytes: int = BORDER_BYTES) -> None:
         self._chunks, self._borders = _Bounded(chunk_bytes), _Bounded(border_bytes)
+        self._pending: dict[Hashable, Future[NDArray[Any]]] = {}
+        self._lock = Lock()
+
+    def begin(self, key: Hashable) -> Future[NDArray[Any]] | None:
+        """Begin to read a chunk, which `end` ends; if another thread is reading it, return the future of its chunk."""
+        with self._lock:
+            pending = self._pending.get(key)
+            if pending is None:
+                self._pending[key] = Future()
+            return pending
+
+    def end(self, key: Hashable, chunk: NDArray[Any] | None = None) -> None:
+        """End what `begin` began, unless it has ended; without a chunk it was not read, and those who wait read it."""
+        with self._lock:
+            pending = self._pending.pop(key, None)
+        if pending is not None and chunk is not None:
+            pending.set_result(chunk)
+        elif pending is not None:
+            pending.cancel()
 
     @property
     def bytes(self) -> int:
@@ -125,19 +154,39 @@ class ChunkedArray:
         """
         above = self.array.shape[:-2]
         found = np.empty((*above, rows.stop - rows.start, columns.stop - columns.start), self.array.dtype)
-        missing = []
-        for place in self._places(rows, columns):
+        missing: list[Place] = []
+        pending: dict[Place, Future[NDArray[Any]]] = {}
+        try:
+            for place in self._places(rows, columns):
+                part, to = self._overlap(place, rows, columns)
+                kept = self.cache.part(self._key(place), part, self._shape(place))
+                if kept is not None:
+                    found[..., *to] = kept
+                elif (other := self.cache.begin(self._key(place))) is not None:
+                    pending[place] = other
+                else:
+                    missing.append(place)
+            for place, chunk in self._chunks(missing):
+                part, to = self._overlap(place, rows, columns)
+                found[..., *to] = chunk[..., *part]
+                self.cache.add(self._key(place), chunk, border=border)
+                self.cache.end(self._key(place), chunk)
+        finally:
+            for place in missing:  # those that were not read, after an error
+                self.cache.end(self._key(place))
+        # Only now that no other thread waits for this one.
+        for place, other in pending.items():
             part, to = self._overlap(place, rows, columns)
-            kept = self.cache.part(self._key(place), part, self._shape(place))
-            if kept is None:
-                missing.append(place)
-            else:
-                found[..., *to] = kept
-        for place, chunk in self._chunks(missing):
-            part, to = self._overlap(place, rows, columns)
-            found[..., *to] = chunk[..., *part]
-            self.cache.add(self._key(place), chunk, border=border)
+            found[..., *to] = self._awaited(place, other)[..., *part]
         return found
+
+    def _awaited(self, place: Place, other: Future[NDArray[Any]]) -> NDArray[Any]:
+        """The chunk that another thread reads; where that failed it is read here, which fails for the same reason."""
+        try:
+            return other.result()
+        except CancelledError:
+            ((_, chunk),) = self._chunks([place])
+            return chunk
 
     @property
     def _sides(self) -> tuple[int, int]:
@@ -168,17 +217,21 @@ class ChunkedArray:
         return (in_chunk[0], in_chunk[1]), (in_window[0], in_window[1])
 
     def _chunks(self, places: Sequence[Place]) -> Iterator[tuple[Place, NDArray[Any]]]:
-        """Read chunks of the array, with few requests; each is an array of its own."""
+        """Read chunks of the array, with few requests, and decode them in this thread.
+
+        Zarr hands every chunk to a thread and back to its only event loop, so that several readers are no faster than one.
+        """
         if not places:
             return
-        side_y, side_x = self._sides
-        with cast(StrictStore, self.array.store).fetched(self._by_shard(places), count=self._shard_chunks):
-            for ys, xs in rectangles(places):
-                y, x = slice(ys.start * side_y, ys.stop * side_y), slice(xs.start * side_x, xs.stop * side_x)
-                values = np.asarray(self.array[..., y, x])
-                for place in ((row, column) for row in ys for column in xs):
-                    top, left = (place[0] - ys.start) * side_y, (place[1] - xs.start) * side_x
-                    yield place, values[..., top : top + side_y, left : left + side_x].copy()
+        keys = {place: self._shard_key(place) for place in places}
+        by_shard: dict[str, list[int]] = {}
+        for key, position in keys.values():
+            by_shard.setdefault(key, []).append(position)
+        encoded = cast(StrictStore, self.array.store).encoded_chunks(by_shard, count=math.prod(self._chunks_across))
+        decode = ChunkDecoder.of(self.array)
+        for place in places:
+            rows, columns = self._shape(place)
+            yield place, decode(encoded.pop(keys[place]))[..., :rows, :columns]
 
     @property
     def _chunks_across(self) -> tuple[int, int]:
@@ -187,47 +240,40 @@ class ChunkedArray:
         y, x = (shard // chunk for shard, chunk in zip(self.array.shards[-2:], self._sides, strict=True))
         return y, x
 
-    @property
-    def _shard_chunks(self) -> int:
-        return self._chunks_across[0] * self._chunks_across[1]
-
-    def _by_shard(self, places: Iterable[Place]) -> dict[str, list[int]]:
-        """Positions of chunks in their shards, by the shards' keys."""
-        high, wide = self._chunks_across
+    def _shard_key(self, place: Place) -> tuple[str, int]:
+        """Key of the shard of a chunk, and the chunk's position in it, row by row."""
+        (y, x), (high, wide) = place, self._chunks_across
         bands = "0/" * (self.array.ndim - 2)
-        found: dict[str, list[int]] = {}
-        for y, x in places:
-            key = f"{self.array.path}/c/{bands}{y // high}/{x // wide}"
-            found.setdefault(key, []).append(y % high * wide + x % wide)
-        return found
+        return f"{self.array.path}/c/{bands}{y // high}/{x // wide}", y % high * wide + x % wide
 
 
-def rectangles(places: Iterable[Place]) -> Iterator[tuple[range, range]]:
-    """Divide places (row, column) into rectangles: runs of columns, over rows that have the same run.
+@dataclass(frozen=True)
+class ChunkDecoder:
+    """Decodes chunks of a sharded array in the calling thread."""
 
-    >>> [(list(rows), list(columns)) for rows, columns in rectangles([(0, 0), (0, 1), (1, 0), (1, 1), (1, 3)])]
-    [([0, 1], [0, 1]), ([1], [3])]
-    """
-    rows: dict[int, list[int]] = {}
-    for y, x in places:
-        rows.setdefault(y, []).append(x)
-    begun: dict[tuple[int, int], int] = {}  # run of columns -> first row
-    before = None
-    for y in sorted(rows):
-        own = list(_runs(sorted(rows[y])))
-        for run in [run for run in begun if run not in own or before != y - 1]:
-            yield range(begun.pop(run), cast(int, before) + 1), range(*run)
-        for run in own:
-            begun.setdefault(run, y)
-        before = y
-    for run, first in begun.items():
-        yield range(first, cast(int, before) + 1), range(*run)
+    codecs: tuple[SupportsSyncCodec, ...]  #: in the order of encoding
+    spec: ArraySpec
 
+    @classmethod
+    def of(cls, array: zarr.Array[Any]) -> ChunkDecoder:
+        """Return the decoder of an array's chunks."""
+        (sharding,) = cast(ArrayV3Metadata, array.metadata).codecs
+        assert isinstance(sharding, ShardingCodec)
+        metadata = array.metadata
+        spec = ArraySpec(sharding.chunk_shape, metadata.dtype, metadata.fill_value, array.config, default_buffer_prototype())
+        codecs = sharding.codecs
+        assert all(isinstance(codec, SupportsSyncCodec) for codec in codecs)
+        return cls(cast("tuple[SupportsSyncCodec, ...]", codecs), spec)
 
-def _runs(columns: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First and end of each run of consecutive columns."""
-    start = 0
-    for position in range(1, len(columns) + 1):
-        if position == len(columns) or columns[position] != columns[position - 1] + 1:
-            yield columns[start], columns[position - 1] + 1
-            start = position
+    def __call__(self, content: Buffer | None) -> NDArray[Any]:
+        """Decode a chunk; without content it holds the fill value.
+
+        Raises:
+            RuntimeError, ValueError: it is damaged.
+        """
+        if content is None:
+            return np.full(self.spec.shape, self.spec.fill_value, self.spec.dtype.to_native_dtype())
+        found: Any = content
+        for codec in reversed(self.codecs):
+            found = codec._decode_sync(found, self.spec)  # Zarr's protocol for this has only names with an underscore
+        return np.asarray(found.as_numpy_array())

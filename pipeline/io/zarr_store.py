@@ -8,9 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any, Literal
 
@@ -126,41 +124,23 @@ LARGEST_GAP = 256 << 10
 KEPT_INDEXES = 4096
 #: In a shard index, the offset of a chunk that is not stored.
 _NO_CHUNK = 2**64 - 1
-
-
-@dataclass(frozen=True, eq=False)
-class _Span:
-    """Bytes [start, start + len(content)) of an object."""
-
-    start: int
-    content: Buffer
-    is_complete: bool = False  #: all bytes of the object
-
-    def part(self, byte_range: ByteRequest | None) -> Buffer | None:
-        """Return the bytes of a request; None if they are not all here."""
-        end = self.start + len(self.content)
-        if isinstance(byte_range, RangeByteRequest) and self.start <= byte_range.start and byte_range.end <= end:
-            return self.content[byte_range.start - self.start : byte_range.end - self.start]
-        if self.is_complete and byte_range is None:
-            return self.content
-        if self.is_complete and isinstance(byte_range, SuffixByteRequest):
-            return self.content[end - byte_range.suffix :]
-        return None
+#: Chunks as they are stored, by the key of their shard and their position in it, row by row; None for one that is not
+#: stored, because it holds the fill value only.
+EncodedChunks = dict[tuple[str, int], Buffer | None]
 
 
 class StrictStore(WrapperStore[Store]):
     """A Zarr store whose shards were all written: an absent shard is lost data, not an empty shard.
 
-    Zarr reads the chunks of a shard with one request each, one after the other. Those given to `fetched` are read together
-    instead, with few requests at the same time. Shard indexes are read once.
+    Zarr reads the chunks of a shard with one request each, one after the other; `encoded_chunks` reads them together, with
+    few requests at the same time. Shard indexes are read once.
     """
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self.identity = object()  #: of this opening of the store, for keys of what was read
         self._lock = Lock()
-        self._indexes: OrderedDict[str, Buffer] = OrderedDict()
-        self._fetched: dict[str, list[_Span]] = {}  # being read from, by any thread
+        self._indexes: OrderedDict[str, NDArray[np.uint64]] = OrderedDict()
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Read an object.
@@ -168,73 +148,64 @@ class StrictStore(WrapperStore[Store]):
         Raises:
             MissingShardError: the object is a shard, and does not exist.
         """
-        for span in self._fetched.get(key, ()):
-            part = span.part(byte_range)
-            if part is not None:
-                return part
-        index = self._indexes.get(key)
-        if index is not None and isinstance(byte_range, SuffixByteRequest) and byte_range.suffix == len(index):
-            return index
         found = await super().get(key, prototype, byte_range)
         if found is None and _is_pixel_key(key):
             raise MissingShardError(f"shard {key} is missing")
         return found
 
-    @contextmanager
-    def fetched(self, chunks: Mapping[str, Sequence[int]], *, count: int) -> Iterator[None]:
-        """Hold chunks of shards for the block, in which zarr reads them.
+    def encoded_chunks(self, chunks: Mapping[str, Sequence[int]], *, count: int) -> EncodedChunks:
+        """Read chunks of shards.
 
         Args:
-            chunks: by the key of a shard, positions of chunks in it, row by row.
+            chunks: by the key of a shard, positions of chunks in it.
             count: number of chunks in a shard.
 
         Raises:
             MissingShardError: a shard does not exist.
             RuntimeError: the index of a shard is damaged.
         """
-        spans = sync(self._fetch(chunks, count))
-        with self._lock:
-            for key, own in spans.items():
-                self._fetched[key] = [*self._fetched.get(key, ()), *own]
-        try:
-            yield
-        finally:
-            with self._lock:
-                for key, own in spans.items():
-                    left = [span for span in self._fetched[key] if span not in own]
-                    if left:
-                        self._fetched[key] = left
-                    else:
-                        del self._fetched[key]
+        return sync(self._encoded_chunks(chunks, count))
 
-    async def _fetch(self, chunks: Mapping[str, Sequence[int]], count: int) -> dict[str, list[_Span]]:
-        async def read(key: str, start: int, end: int | None) -> _Span:
-            byte_range = None if end is None else RangeByteRequest(start, end)
+    async def _encoded_chunks(self, chunks: Mapping[str, Sequence[int]], count: int) -> EncodedChunks:
+        async def read(key: str, byte_range: ByteRequest | None = None) -> Buffer:
             found = await self.get(key, default_buffer_prototype(), byte_range)
             assert found is not None  # an absent shard raises
-            return _Span(start, found, is_complete=end is None)
+            return found
 
-        async def of_shard(key: str, positions: Sequence[int]) -> list[_Span]:
+        async def of_shard(key: str, positions: Sequence[int]) -> EncodedChunks:
+            size = 16 * count + 4  # of the index, which is at the end
+            index = self._indexes.get(key)
             if len(positions) == count:
-                return [await read(key, 0, None)]
-            ranges = _ranges(await self._index(key, count), positions)
-            return list(await asyncio.gather(*(read(key, start, end) for start, end in ranges)))
+                spans = {0: await read(key)}
+                index = self._keep_index(key, count, spans[0][-size:]) if index is None else index
+            else:
+                index = self._keep_index(key, count, await read(key, SuffixByteRequest(size))) if index is None else index
+                ranges = _ranges(index, positions)
+                contents = await asyncio.gather(*(read(key, RangeByteRequest(*each)) for each in ranges))
+                spans = {start: content for (start, _), content in zip(ranges, contents, strict=True)}
+            return {(key, position): _cut(spans, *map(int, index[position])) for position in positions}
 
-        return dict(zip(chunks, await asyncio.gather(*(of_shard(*shard) for shard in chunks.items())), strict=True))
+        found: EncodedChunks = {}
+        for part in await asyncio.gather(*(of_shard(*shard) for shard in chunks.items())):
+            found |= part
+        return found
 
-    async def _index(self, key: str, count: int) -> NDArray[np.uint64]:
-        """Offset and size of every chunk of a shard (chunk, 2), from the index at its end, with its CRC32C."""
-        found = self._indexes.get(key)
-        if found is None:
-            found = await self.get(key, default_buffer_prototype(), SuffixByteRequest(16 * count + 4))
-            assert found is not None  # an absent shard raises
-        values = CRC32C(location="end").decode(found.to_bytes())
+    def _keep_index(self, key: str, count: int, content: Buffer) -> NDArray[np.uint64]:
+        """Decode and keep the index of a shard, with its CRC32C: offset and size of every chunk (chunk, 2)."""
+        index = np.frombuffer(CRC32C(location="end").decode(content.to_bytes()), "<u8").reshape(count, 2)
         with self._lock:
-            self._indexes[key] = found
-            self._indexes.move_to_end(key)
+            self._indexes[key] = index
             if len(self._indexes) > KEPT_INDEXES:
                 self._indexes.popitem(last=False)
-        return np.frombuffer(values, "<u8").reshape(count, 2)
+        return index
+
+
+def _cut(spans: Mapping[int, Buffer], start: int, size: int) -> Buffer | None:
+    """Cut a chunk from what was read of its shard, by the position of the first byte; None if the chunk is not stored."""
+    if start == _NO_CHUNK:
+        return None
+    first = max(begin for begin in spans if begin <= start)
+    return spans[first][start - first : start - first + size]
 
 
 def _ranges(index: NDArray[np.uint64], positions: Sequence[int]) -> list[tuple[int, int]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from jobs.bench.harness.stub_workspace import stub_workspace
 from jobs.workflow.workspace import Workspace
 from pipeline.grid import Window, tile_grid, windows
 from pipeline.io import zarr_store
-from pipeline.io.chunk_cache import ChunkCache, ChunkedArray, rectangles
+from pipeline.io.chunk_cache import ChunkCache, ChunkDecoder, ChunkedArray
 from pipeline.maps.predictor import mappable_pixels
 from pipeline.store.patch_store import PatchStore
 from pipeline.store.template import CHUNK
@@ -69,10 +70,60 @@ def test_any_windows_hold_the_pixels_of_the_array(arrays: Any, reads: Any, limit
             assert cache.bytes <= sum(limits)
 
 
-@given(st.sets(st.tuples(st.integers(0, 6), st.integers(0, 6))))
-def test_rectangles_cover_each_place_once(places: set[tuple[int, int]]) -> None:
-    covered = Counter((y, x) for rows, columns in rectangles(places) for y in rows for x in columns)
-    assert covered == Counter(places)
+@pytest.fixture
+def two_readers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Two threads that read overlapping windows: the second one begins, and finds chunks pending, before the first decodes.
+
+    Called with an array, the columns of the two windows and a function that decodes; returns the threads' futures.
+    """
+    reads, waits = threading.Event(), threading.Event()
+    begin, plain = ChunkCache.begin, ChunkDecoder.__call__
+
+    def begun(self: ChunkCache, key: Any) -> Any:
+        found = begin(self, key)
+        if found is not None:
+            waits.set()
+        return found
+
+    def read_both(array: Any, columns: list[slice], decoded: Callable[[], None]) -> list[Any]:
+        cache = ChunkCache(0, 0)  # keeps nothing
+
+        def decode(self: ChunkDecoder, content: Any) -> Any:
+            reads.set()
+            assert waits.wait(10), "the second thread does not wait for the first one's chunks"
+            decoded()
+            return plain(self, content)
+
+        def second() -> Any:
+            assert reads.wait(10)
+            return ChunkedArray(array, cache).read(slice(0, 8), columns[1])
+
+        monkeypatch.setattr(ChunkDecoder, "__call__", decode)
+        with ThreadPoolExecutor(2) as pool:
+            found = [pool.submit(ChunkedArray(array, cache).read, slice(0, 8), columns[0]), pool.submit(second)]
+        assert not cache._pending
+        return found
+
+    monkeypatch.setattr(ChunkCache, "begin", begun)
+    return read_both
+
+
+def test_chunk_that_two_threads_need_is_decoded_once(arrays: Any, two_readers: Callable[..., list[Any]]) -> None:
+    group, values = arrays
+    columns, decoded = [slice(0, 8), slice(4, 12)], list[int]()
+    found = two_readers(group["bands"], columns, lambda: decoded.append(1))
+    for own, future in zip(columns, found, strict=True):
+        np.testing.assert_array_equal(future.result(), values["bands"][:, :8, own])
+    assert len(decoded) == 6, "two rows of three chunks, of which both threads need the middle ones"
+
+
+def test_thread_that_waits_for_a_damaged_chunk_fails_as_well(arrays: Any, two_readers: Callable[..., list[Any]]) -> None:
+    def damaged() -> None:
+        raise ValueError("checksums do not match")
+
+    for future in two_readers(arrays[0]["plane"], [slice(0, 4), slice(0, 4)], damaged):
+        with pytest.raises(ValueError, match="checksums do not match"):
+            future.result()
 
 
 @pytest.fixture(scope="module")
