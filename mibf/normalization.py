@@ -5,6 +5,7 @@ Optionally the values of each scene are first matched to the training distributi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,14 @@ from numpy.typing import NDArray
 
 #: The shares of pixels at whose quantiles distributions are matched: 32 equal steps, and the shares of the limits.
 MATCHED_AT = (0.0, 0.005, *(step / 32 for step in range(1, 32)), 0.995, 1.0)
+
+#: Returns an uninitialized array of a shape.
+Allocator = Callable[[tuple[int, ...]], NDArray[np.float32]]
+
+
+def empty(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return an uninitialized array in ordinary memory."""
+    return np.empty(shape, np.float32)
 
 
 def match_quantiles(
@@ -65,20 +74,25 @@ class BandScaling:
         return self.apply(np.zeros((len(self.fill), 1, 1), np.float32), np.zeros((1, 1), bool))[:, 0, 0]
 
     def apply(
-        self, values: NDArray[Any], valid: NDArray[np.bool_], *, scene: NDArray[np.float64] | None = None
+        self,
+        values: NDArray[Any],
+        valid: NDArray[np.bool_],
+        *,
+        scene: NDArray[np.float64] | None = None,
+        allocate: Allocator = empty,
     ) -> NDArray[np.float32]:
         """Scale (band, y, x) values to [0, 1], clipped; pixels that are not valid, (y, x), take each band's fill value.
 
         Validity may also be that of each band, (band, y, x).
 
         With the quantiles (band, `MATCHED_AT`) of the values' `scene`, they are first matched to `reference`, if there is
-        one.
+        one. `allocate` returns the array of the result for its shape.
         """
         values = self.matched(values, scene=scene)
         span = np.where(self.constant, 1, self.high - self.low).astype(np.float32)
         gain = np.where(self.constant, 0, 1 / span).astype(np.float32)
         missing = None if valid.all() else np.broadcast_to(~valid, values.shape)
-        scaled = np.empty(values.shape, np.float32)
+        scaled = allocate(values.shape)
         for band, target in enumerate(scaled):  # one after the other: a band stays in the processor's cache
             np.copyto(target, values[band], casting="same_kind")
             if missing is not None:

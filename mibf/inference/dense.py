@@ -185,8 +185,9 @@ class Dense:
                     self._compute(tile, group)
         if overflows and torch.stack(overflows).any():
             raise InputError("values overflow float16 in the network; use precision bf16 or float32.")
+        unwanted = ~wanted.to(self.device)
         for name, values in results.items():
-            values.masked_fill_(~wanted.to(self.device), _none(name))
+            values.masked_fill_(unwanted, _none(name))
         return results
 
     @torch.inference_mode()

@@ -4,7 +4,7 @@ A batch holds either the patches of its samples, cut on the CPU, or the places o
 in, from which the patches are gathered on the device. A pixel is part of up to p * p patches: with windows it is copied to
 the device once, and a sample costs a few integers instead of its patch.
 
-To a GPU, batches are copied from pinned memory on a stream of their own, while earlier ones are computed.
+To a GPU, batches are copied while earlier ones are computed (see `mibf.transfer`).
 
 Legend for shapes: B samples, C bands and s scale of a source, p patch side.
 """
@@ -12,7 +12,7 @@ Legend for shapes: B samples, C bands and s scale of a source, p patch side.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from mibf.transfer import DeviceCopies
 
 
 class Batch(NamedTuple):
@@ -157,10 +159,7 @@ class BatchPlacer:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self._computing = self._stream  #: the stream on which batches are computed
+        self._copies = DeviceCopies(device)
         self._tables: tuple[PatchTables, _DeviceTables] | None = None
         self._pixels: list[tuple[WindowPixels, tuple[Tensor, ...]]] = []
 
@@ -179,41 +178,20 @@ class BatchPlacer:
 
     def place(self, batch: Batch | WindowBatch) -> PlacedBatch:
         """Put a batch on the device; on a CPU it shares memory with the original."""
-        if self._stream is None:
-            return self._placed(batch)
-        self._computing = torch.cuda.current_stream(self.device)
-        with torch.cuda.stream(self._stream):
-            placed = self._placed(batch)
-        self._computing.wait_stream(self._stream)
+        with self._copies.made() as copying:
+            placed = self._placed(batch, copying.copy)
+        copying.wait()
         return placed
 
-    def _placed(self, batch: Batch | WindowBatch) -> PlacedBatch:
+    def _placed(self, batch: Batch | WindowBatch, copy: Callable[[NDArray[Any]], Tensor]) -> PlacedBatch:
         if isinstance(batch, Batch):
-            return _Patches(tuple(map(self._copy, batch.sources)), self._copy(batch.labels))
+            return _Patches(tuple(map(copy, batch.sources)), copy(batch.labels))
         if self._tables is None or self._tables[0] is not batch.tables:
             tables = batch.tables
-            offsets = {scale: self._copy(values) for scale, values in sorted(tables.offsets.items())}
-            filled = tuple(map(self._copy, tables.filled))
+            offsets = {scale: copy(values) for scale, values in sorted(tables.offsets.items())}
+            filled = tuple(map(copy, tables.filled))
             self._tables = tables, _DeviceTables(tables.patch, tables.scales, offsets, filled)
         known = {id(pixels): placed for pixels, placed in self._pixels}
-        self._pixels = [
-            (pixels, known.get(id(pixels)) or tuple(map(self._copy, pixels.values))) for pixels, _ in batch.parts
-        ]
+        self._pixels = [(pixels, known.get(id(pixels)) or tuple(map(copy, pixels.values))) for pixels, _ in batch.parts]
         parts = zip((placed for _, placed in self._pixels), (count for _, count in batch.parts), strict=True)
-        return _Windows(self._tables[1], tuple(parts), self._copy(batch.places))
-
-    def _copy(self, values: NDArray[Any]) -> Tensor:
-        """Copy an array to the device; the copy to a GPU has only begun when this returns."""
-        array = torch.from_numpy(values)
-        if self._computing is None:
-            return array.to(self.device)
-        placed = (array if array.is_pinned() else array.pin_memory()).to(self.device, non_blocking=True)
-        # Its memory is used for later copies only after what was computed with it until then.
-        placed.record_stream(self._computing)
-        return placed
-
-
-def pinned(shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Return an uninitialized array in pinned memory, from which a GPU copies while it computes; without one, in any."""
-    array: NDArray[np.float32] = torch.empty(shape, pin_memory=torch.cuda.is_available()).numpy()
-    return array
+        return _Windows(self._tables[1], tuple(parts), copy(batch.places))

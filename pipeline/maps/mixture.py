@@ -26,7 +26,7 @@ NEED_NETWORKS: frozenset[str] = OF_NETWORKS | {"mutual_information"}
 
 @dataclass
 class Mixture:
-    """The sums over the members that were added so far, on the CPU."""
+    """The sums over the members that were added so far, on the device of what is added."""
 
     products: tuple[ProductName, ...]
     mean: Tensor | None = None  #: (K, H, W) probabilities

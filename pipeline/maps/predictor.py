@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal, cast
 
@@ -20,7 +20,8 @@ from mibf.errors import InputError
 from mibf.inference.dense import MC_SAMPLES, Dense
 from mibf.inference.outputs import RANKED, ProductName
 from mibf.metrics.prediction_sets import set_members
-from mibf.normalization import Scaling
+from mibf.normalization import Allocator, Scaling, empty
+from mibf.transfer import Copying, DeviceCopies, pinned, to_host
 from pipeline.classifiers.pixel_features import REACH, features_of, read_values
 from pipeline.classifiers.reading import Classifier, read_classifiers
 from pipeline.codes import UNLABELLED
@@ -43,13 +44,22 @@ STRIP = 64
 
 
 @dataclass(frozen=True)
+class PlacedSources:
+    """The sources of a tile on a device. The copies may not have ended, see `Copying.wait`."""
+
+    sources: tuple[torch.Tensor, ...]
+    copying: Copying
+
+
+@dataclass(frozen=True)
 class TileInput:
-    """Input of a tile: NumPy arrays only, so it can be read ahead in another thread."""
+    """Input of a tile, read ahead in another thread: NumPy arrays only, until its sources are placed on a device."""
 
     sources: tuple[NDArray[np.float32], ...]  #: each (band, rows, columns) with its halo, normalized to [0, 1]; for networks
     wanted: NDArray[np.bool_]  #: (rows, columns), the pixels to map
     present: NDArray[Any]  #: (rows, columns), bit i where source i has data
     values: tuple[NDArray[np.float32], ...] = ()  #: of `pipeline.classifiers.pixel_features.read_values`, where needed
+    placed: PlacedSources | None = None  #: in place of `sources`, which are empty then
 
     def to_bytes(self) -> bytes:
         """Serialize for transfer between machines."""
@@ -149,13 +159,13 @@ class TileReader:
         halo = bundle.spec.halo
         return cls(names, bundle.scaling, halo, missing, bool(bundle.networks), bool(bundle.pixelwise))
 
-    def read(self, store: PatchStore, tile: Tile) -> TileInput:
-        """Read the input of one tile."""
+    def read(self, store: PatchStore, tile: Tile, *, allocate: Allocator = empty) -> TileInput:
+        """Read the input of one tile; `allocate` is as for `BandScaling.apply`."""
         wanted, present = mappable_pixels(store, tile.window, sources=self.sources, missing=self.missing)
         sources: list[NDArray[np.float32]] = []
         values: tuple[NDArray[np.float32], ...] = ()
         if self.has_networks:
-            sources = scaled_window(store, tile.window, self.scaling, halo=self.halo)
+            sources = scaled_window(store, tile.window, self.scaling, halo=self.halo, allocate=allocate)
         if self.has_classifiers:
             values = read_values(store, tile.window, [store.source(name) for name in self.sources], self.scaling)
         return TileInput(tuple(sources), wanted, present, values)
@@ -199,9 +209,10 @@ class TilePredictor:
         self._set_thresholds = tuple(set_thresholds)
         self._priors: PriorSetting = priors
         self._device = device or best_device()
+        self._copies = DeviceCopies(self._device)
         self._make_dense = partial(Dense, precision=precision, mc_samples=mc_samples, seed=seed)
         # The last entry is indexed by class -1, which means no result.
-        self.ids = np.array([*(c.id for c in bundle.classes), UNLABELLED], np.uint8)
+        self._ids = torch.tensor([*(c.id for c in bundle.classes), UNLABELLED], dtype=torch.uint8)
 
     @cached_property
     def dense(self) -> list[Dense]:
@@ -228,8 +239,16 @@ class TilePredictor:
         return self.compute(self.read(store, tile))
 
     def read(self, store: PatchStore, tile: Tile) -> TileInput:
-        """Read the input of one tile. Thread-safe."""
-        return self.reader.read(store, tile)
+        """Read the input of one tile, for a GPU into pinned memory. Thread-safe."""
+        return self.reader.read(store, tile, allocate=pinned if self._device.type == "cuda" else empty)
+
+    def place(self, tile: TileInput) -> TileInput:
+        """Begin to copy a tile's sources to the device. In a thread of its own, this happens while others are computed."""
+        if not self.bundle.networks:
+            return tile
+        with self._copies.made() as copying:
+            placed = PlacedSources(tuple(map(copying.copy, tile.sources)), copying)
+        return replace(tile, sources=(), placed=placed)
 
     def compute(self, tile: TileInput) -> TileResult:
         """Compute the products of one tile.
@@ -257,33 +276,40 @@ class TilePredictor:
         network_products = products_of_network(self.products)
         found: dict[ProductName, torch.Tensor] = {}
         if network_products:
-            sources = [torch.from_numpy(values) for values in tile.sources]
+            sources = self._sources(tile)
             wanted = torch.from_numpy(tile.wanted)
             if self.bundle.single is not None:
                 found = self.dense[0](sources, products=network_products, wanted=wanted)
             else:
                 found = self._mixture(tile, sources, network_products, wanted)
-        return {product.name: self._codes(product, tile, found) for product in self.products}
+        encoded = {p.name: self._codes(p, found) for p in self.products if p.name != "sources"}
+        codes = dict(zip(encoded, to_host(list(encoded.values())), strict=True))
+        return {p.name: p.stored(codes[p.name]) if p.name in codes else tile.present[None] for p in self.products}
 
-    def _codes(self, product: Product, tile: TileInput, found: Mapping[ProductName, torch.Tensor]) -> NDArray[Any]:
-        """The codes (band, rows, columns) of a product of a tile, from what the model computed."""
-        if product.name == "sources":
-            return tile.present[None]
+    def _sources(self, tile: TileInput) -> list[torch.Tensor]:
+        if tile.placed is None:
+            return [torch.from_numpy(values) for values in tile.sources]
+        tile.placed.copying.wait()
+        return list(tile.placed.sources)
+
+    def _codes(self, product: Product, found: Mapping[ProductName, torch.Tensor]) -> torch.Tensor:
+        """The codes (band, rows, columns) of a product, computed on the device that has what the model computed."""
         if product.name in SET_PRODUCTS:
             return self._sets(product, found["probabilities"])
-        return self._layer(product, found[cast(ProductName, product.name)])
+        values = found[cast(ProductName, product.name)]
+        codes = self._ids.to(values.device)[values] if product.name in RANKED else product.codes(values)
+        return codes if codes.dim() == 3 else codes[None]
 
-    def _sets(self, product: Product, probabilities: torch.Tensor) -> NDArray[Any]:
+    def _sets(self, product: Product, probabilities: torch.Tensor) -> torch.Tensor:
         """The sizes of the prediction sets, or the sets as masks with a bit for each class, (1, rows, columns)."""
         mapped = ~torch.isnan(probabilities[0])
-        members = (set_members(probabilities, self._set_thresholds, dim=0) & mapped).cpu().numpy()
-        dtype = np.dtype(product.dtype)
+        members = set_members(probabilities, self._set_thresholds, dim=0) & mapped
         if product.name == "set_size":
-            return np.asarray(members.sum(axis=0, dtype=dtype)[None])
-        codes = np.zeros((1, *members.shape[1:]), dtype)
+            return product.bits(members.sum(dim=0, keepdim=True))
+        codes = torch.zeros((1, *mapped.shape), dtype=torch.int64, device=members.device)
         for bit, is_member in enumerate(members):
-            codes[0] |= is_member.astype(dtype) << dtype.type(bit)
-        return codes
+            codes[0] |= is_member.long() << bit
+        return product.bits(codes)
 
     def _mixture(
         self, tile: TileInput, sources: list[torch.Tensor], products: tuple[ProductName, ...], wanted: torch.Tensor
@@ -292,10 +318,10 @@ class TilePredictor:
         mixture = Mixture(products)
         needed = needed_of_networks(products)
         for member, dense in zip(self.bundle.networks, self.dense, strict=True):
-            found = {name: values.cpu() for name, values in dense(sources, products=needed, wanted=wanted).items()}
+            found = dense(sources, products=needed, wanted=wanted)
             mixture.add(found.pop("probabilities"), member.share, found)
         for other, probabilities in zip(self.bundle.pixelwise, self._of_classifiers(tile), strict=True):
-            mixture.add(probabilities, other.share)
+            mixture.add(probabilities.to(self._device) if self.dense else probabilities, other.share)
         return mixture.results()
 
     def _of_classifiers(self, tile: TileInput) -> list[torch.Tensor]:
@@ -316,8 +342,3 @@ class TilePredictor:
                 likely = mixture_log_probabilities([logits], [member.temperature], [1.0], correction).exp()
                 result[:, y : y + len(wanted)][:, torch.from_numpy(wanted)] = likely.T.float()
         return found
-
-    def _layer(self, product: Product, values: torch.Tensor) -> NDArray[Any]:
-        found = values.cpu().numpy()
-        codes = self.ids[found] if product.name in RANKED else product.encode(found)
-        return codes if codes.ndim == 3 else codes[None]

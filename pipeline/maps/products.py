@@ -1,7 +1,8 @@
 """Map products: pixel type, nodata value and scale of each. Defines values only, independent of stores and files.
 
 Continuous values are stored as integers, code = value / scale, and the file carries the scale: a map takes a quarter to
-half of its size in float32, and compresses far better.
+half of its size in float32, and compresses far better. Codes are computed on the device that has the values, by one rule
+for all devices, and come back to the host as the integers that are stored.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
@@ -55,6 +58,14 @@ _MEASURES: Mapping[str, tuple[Bands, str, float, float | None]] = {
     "kl": ("one", "nat", 0.1, None),
     "gate": ("sources", "", 1e-4, 0.004),
 }
+#: Torch types with the bits of the types that are stored: on devices, torch computes little with unsigned ones.
+_SAME_BITS = {
+    "uint8": torch.uint8,
+    "uint16": torch.int16,
+    "uint32": torch.int32,
+    "uint64": torch.int64,
+    "float32": torch.float32,
+}
 
 
 @dataclass(frozen=True)
@@ -81,17 +92,30 @@ class Product:
 
     def encode(self, values: ArrayLike) -> NDArray[Any]:
         """Encode values, NaN for no value: rounded half to even and clipped to the codes other than nodata."""
-        found = np.asarray(values)
-        codes = np.empty(found.shape, self.dtype)
-        if codes.dtype.kind == "f":
-            codes[...] = found
-            return codes
-        top = int(self.nodata) - 1 if self.nodata else np.iinfo(codes.dtype).max
+        return self.stored(self.codes(torch.from_numpy(np.require(values, requirements="W"))))
+
+    def codes(self, values: Tensor) -> Tensor:
+        """Encode values as `encode` does, on their device; the codes have the type of `bits`."""
+        if self.dtype == "float32":
+            return values.to(torch.float32)
+        found = torch.empty(values.shape, dtype=_SAME_BITS[self.dtype], device=values.device)
+        low, top = (0, int(self.nodata) - 1) if self.nodata else (1, int(np.iinfo(self.dtype).max))
+        # A tensor on the device: a GPU multiplies by the reciprocal of a Python number, which rounds differently.
+        scale = torch.full((), self.scale, dtype=torch.float64, device=values.device)
         # In float64, which represents every code exactly; plane by plane, to limit memory.
-        for plane in np.ndindex(found.shape[:-2]):
-            code = np.clip(np.rint(found[plane].astype(np.float64) / self.scale), 0 if self.nodata else 1, top)
-            codes[plane] = np.where(np.isnan(code), self.nodata, code)
-        return codes
+        for plane in np.ndindex(values.shape[:-2]):
+            code = values[plane].to(torch.float64, copy=True).div_(scale).round_()  # half to even
+            nodata = torch.isnan(code)
+            found[plane] = code.clamp_(low, top).masked_fill_(nodata, self.nodata).to(torch.int32)
+        return found
+
+    def bits(self, codes: Tensor) -> Tensor:
+        """Convert codes of any integer type to the type of the same size as the one that is stored, with its bits."""
+        return codes.to(_SAME_BITS[self.dtype])
+
+    def stored(self, codes: Tensor) -> NDArray[Any]:
+        """View codes of the type of `bits`, which are on the host, as the type that is stored."""
+        return codes.numpy().view(self.dtype)
 
     def decode(self, codes: ArrayLike) -> NDArray[Any]:
         """Decode codes to values, NaN for no value: float64, except float32 products, which are returned as they are."""

@@ -38,7 +38,8 @@ from numpy.typing import NDArray
 
 from mibf.errors import InputError
 from mibf.normalization import Scaling
-from mibf.training.batch import Batch, PatchTables, WindowBatch, WindowPixels, pinned
+from mibf.training.batch import Batch, PatchTables, WindowBatch, WindowPixels
+from mibf.transfer import pinned
 from pipeline.codes import Subset
 from pipeline.grid import Window
 from pipeline.io.retry import StorageUnavailableError, call_with_retry

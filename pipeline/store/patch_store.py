@@ -27,7 +27,7 @@ from odc.geo.geobox import GeoBox
 
 from mibf.bundle.classes import ClassName
 from mibf.errors import InputError
-from mibf.normalization import BandScaling, Scaling
+from mibf.normalization import Allocator, BandScaling, Scaling, empty
 from pipeline.codes import CODES, SUBSETS, UNLABELLED, Subset
 from pipeline.grid import Window, grid_from_json, reflected, windows
 from pipeline.io import zarr_store
@@ -304,13 +304,20 @@ def _in_row(indices: NDArray[np.int64]) -> bool:
 
 
 def scaled_window(
-    store: PatchStore, window: Window, scaling: Scaling, *, halo: int, random: bool = False
+    store: PatchStore,
+    window: Window,
+    scaling: Scaling,
+    *,
+    halo: int,
+    random: bool = False,
+    allocate: Allocator = empty,
 ) -> list[NDArray[np.float32]]:
     """Read every source's window with halo, normalized to [0, 1].
 
     This is what the network sees of a scene, in training and mapping alike: mirrored beyond the scene's edges, the
     training median where a source has no data, matched to the training distribution if the model asks for it. A source
-    without a normalization is not an input of the network. `random` is as for `PatchStore.read_source`.
+    without a normalization is not an input of the network. `random` is as for `PatchStore.read_source`, `allocate` as for
+    `BandScaling.apply`.
 
     Returns:
         (band, (height + 2 halo) * scale, (width + 2 halo) * scale) for each source.
@@ -318,7 +325,9 @@ def scaled_window(
     taken = [source.name for source in store.sources if source.name in scaling]
     return [
         scaling[name].apply(
-            *store.read_source(name, window, halo=halo, random=random), scene=quantiles_to_match(store, name, scaling[name])
+            *store.read_source(name, window, halo=halo, random=random),
+            scene=quantiles_to_match(store, name, scaling[name]),
+            allocate=allocate,
         )
         for name in taken
     ]

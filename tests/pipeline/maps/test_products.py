@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
-from hypothesis import given
+import torch
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.maps.products import MapDtype, Product, product
@@ -55,3 +56,56 @@ def test_halves_round_to_even_and_products_have_the_documented_encoding() -> Non
         assert (layer_product.dtype, layer_product.nodata, layer_product.scale, layer_product.unit) == wanted
     assert product("kl", "uint8") == product("kl", "float32")
     assert [product("sources", sources=n).dtype for n in (2, 8, 9, 16)] == ["uint8", "uint8", "uint16", "uint16"]
+
+
+def reference(layer: Product, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The encoding as NumPy computes it."""
+    if layer.dtype == "float32":
+        return values.astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        codes = np.clip(np.rint(values.astype(np.float64) / layer.scale), 0, np.iinfo(layer.dtype).max - 1)
+    return np.where(np.isnan(codes), layer.nodata, codes).astype(layer.dtype)
+
+
+#: Bits of zero, negative zero, infinities, NaNs, and the smallest and largest numbers.
+SPECIAL = [0, 0x80000000, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFFFFFFF, 0x00000001, 0x7F7FFFFF, 0xFF7FFFFF]
+
+
+def assert_encoded(layer: Product, values: np.ndarray[Any, Any]) -> None:
+    found, wanted = layer.stored(layer.codes(torch.from_numpy(values))), reference(layer, values)
+    assert found.dtype == wanted.dtype == layer.dtype
+    np.testing.assert_array_equal(found, wanted)
+
+
+@given(st.sampled_from(MEASURES), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=30))
+@example(MEASURES[0], SPECIAL)
+def test_torch_encodes_every_float32_as_numpy_does(layer: Product, bits: list[int]) -> None:
+    assert_encoded(layer, np.array(bits, np.uint32).view(np.float32))
+
+
+def test_torch_rounds_halves_and_ends_of_the_range_as_numpy_does() -> None:
+    generator = np.random.default_rng(0)
+    for layer in (m for m in MEASURES if m.dtype != "float32"):
+        halves = ((np.arange(-2, np.iinfo(layer.dtype).max + 2) + 0.5) * layer.scale).astype(np.float32)
+        near = np.concatenate([halves, np.nextafter(halves, np.float32(-1)), np.nextafter(halves, np.float32(1e9))])
+        random = generator.integers(0, 2**32, 1 << 16, np.uint32).view(np.float32)
+        values = np.concatenate([near, random, np.array(SPECIAL, np.uint32).view(np.float32)])
+        assert_encoded(layer, values)
+        assert_encoded(layer, values[: len(values) // 6 * 6].reshape(2, 3, -1))  # bands, rows, columns
+        assert_encoded(layer, values[np.isfinite(values)].astype(np.float64))
+
+
+def test_encoding_leaves_the_values_as_they_are() -> None:
+    for dtype in (np.float32, np.float64):
+        values = np.full((2, 3), 0.25, dtype)
+        product("confidence").encode(values)
+        assert (values == 0.25).all()
+
+
+@given(st.integers(1, 64), st.integers(0, 2**32))
+def test_bits_of_codes_are_those_of_the_unsigned_type(classes: int, seed: int) -> None:
+    layer = product("prediction_set", classes=classes)
+    wanted = np.random.default_rng(seed).integers(0, 2**classes, 5, np.uint64, endpoint=classes < 64)
+    wanted = np.minimum(wanted, np.uint64(2**classes - 1))
+    codes = torch.from_numpy(wanted.view(np.int64))
+    np.testing.assert_array_equal(layer.stored(layer.bits(codes)), wanted.astype(layer.dtype))
