@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from jobs.config.config import Config
 from jobs.map.scene_map import SceneMap
@@ -24,13 +25,12 @@ from mibf.bundle.members import KIND_NAMES
 from mibf.errors import InputError
 from pipeline.grid import tile_grid
 from pipeline.maps.products import product
-from pipeline.maps.tile_mapper import PREFETCH_DEPTH
+from pipeline.maps.tile_threads import TileThreads
+from pipeline.parallel.cpu_count import cpu_count
 from pipeline.store.build import PreparedScene
 
 #: Bytes per input value of the network (float32).
 _FLOAT = 4
-#: Tile results in memory at once: the one being computed and the previous one being written.
-_RESULTS = 2
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,10 @@ def plan_map(config: Config, workspace: Workspace, scene: PreparedScene, setting
     products = [product(name, section.dtype, sources=len(taken), classes=len(template.classes)) for name in section.products]
     pixel = {p.name: len(p.band_names(template.classes, names)) * np.dtype(p.dtype).itemsize for p in products}
     side = min(section.tile_size, max(rows, columns))
-    read = sum(s.bands * ((side + 2 * (config.model.patch // 2)) * s.scale) ** 2 for s in taken) * _FLOAT
+    threads, on_gpu = _threads(config)
+    inputs = [s.bands * ((side + 2 * (config.model.patch // 2)) * s.scale) ** 2 * _FLOAT for s in taken]
+    # Torch allocates pinned memory, from which a GPU copies, in powers of two.
+    read = sum(1 << (size - 1).bit_length() if on_gpu else size for size in inputs)
     found = _states(config, workspace, scene, setting.spec)
     area = scene.area
     inside = {t.window: t.window.height * t.window.width if area is None else area.count(t.window) for t in cut}
@@ -143,11 +146,20 @@ def plan_map(config: Config, workspace: Workspace, scene: PreparedScene, setting
         tiles=len(tasks),
         states=None if found is None else dict(Counter(found.values())),
         product_bytes={name: size * rows * columns for name, size in pixel.items()},
-        worker_bytes=read * (1 + PREFETCH_DEPTH) + sum(pixel.values()) * side * side * _RESULTS,
+        worker_bytes=read * threads.inputs + sum(pixel.values()) * side * side * threads.results,
         pixels_due=sum(inside[w] for w in due),
         seconds=sum(inside[w] for w in due) / rate if rate else None,
         members=setting.members,
     )
+
+
+def _threads(config: Config) -> tuple[TileThreads, bool]:
+    """The threads of a worker, and whether it has a GPU: if this machine has one, or the configuration asks for one.
+
+    The CPUs that the workers share are taken to be those of this machine.
+    """
+    on_gpu = config.resources.gpus is True or (config.resources.gpus == "auto" and torch.cuda.is_available())
+    return TileThreads.of("cuda" if on_gpu else "cpu", max(1, cpu_count() // max(1, config.map.workers))), on_gpu
 
 
 def _states(

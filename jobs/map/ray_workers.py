@@ -1,9 +1,9 @@
 """Map tiles with Ray Data: tiles are rows, one actor per device maps them and returns small result rows.
 
-A worker has several tasks at a time: while it computes a tile of one, it reads a tile of the next one directly from the
-patch store and writes one of the previous one directly to the map store, so no pixels pass through Ray. If devices wait
-for reading, separate reader actors on CPUs anywhere in the cluster read for them; their tiles pass through Ray's object
-store, which limits how many are held at a time.
+A worker has several tasks at a time: while it computes a tile, it reads the next ones, also of the next task, directly from
+the patch store and writes the previous ones directly to the map store, so no pixels pass through Ray. If devices wait for
+reading, separate reader actors on CPUs anywhere in the cluster read for them; their tiles pass through Ray's object store,
+which limits how many are held at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import fields
 from functools import partial
-from threading import Condition, Lock, Semaphore
+from threading import Condition
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,12 @@ from pipeline.grid import Tile, Window
 from pipeline.maps.outcome import DeviceFailedError, TileOutcome
 from pipeline.maps.predictor import TileInput
 from pipeline.maps.tile_mapper import LoadedTile, MapJob, TileLoader, TileMapper
+from pipeline.maps.tile_threads import TileThreads
 
 Rows = dict[str, np.ndarray[Any, Any]]
 #: Maximum tiles per task, and minimum tasks per worker, for all workers to finish at about the same time.
 TILES_A_TASK, TASKS_A_WORKER = 16, 32
-#: Tasks that a worker has at a time, one for each step: reading, computing, writing. One more is queued.
+#: Tasks that a worker has at a time at least, one for each step: reading, computing, writing. One more is queued.
 STEPS, QUEUED = 3, 1
 #: Seconds that a worker waits before it ends, for its last results to leave the process.
 LAST_RESULTS = 1.0
@@ -129,7 +130,7 @@ def _rows(
     blocks = -(-len(rows) // at_a_time)
     size = len(rows) // blocks  # of the smallest block: Ray needs a number for GPUs, and merges smaller blocks
     dataset = ray.data.from_items(rows, override_num_blocks=blocks)
-    steps = 1 if isolated else _steps(readers)
+    steps = 1 if isolated else _steps(readers, at_a_time, share)
     # No worker takes more than its share while another one is still starting.
     queued = 1 if isolated else min(steps + QUEUED, -(-blocks // share.workers))
     deaths = {"max_restarts": -1, "max_task_retries": RETRIES}
@@ -162,9 +163,12 @@ def tiles_a_task(tiles: int, workers: int) -> int:
     return max(1, min(TILES_A_TASK, tiles // (TASKS_A_WORKER * workers)))
 
 
-def _steps(readers: int) -> int:
-    """Tasks that a worker has at a time; without reading if readers do that."""
-    return STEPS - 1 if readers else STEPS
+def _steps(readers: int, tiles: int, share: WorkerResources) -> int:
+    """Tasks of so many tiles that a worker has at a time: those that hold the tiles that it may read ahead."""
+    threads = TileThreads.of("cuda" if share.gpus else "cpu", share.cpus)
+    if readers:  # they hold the others, in Ray's object store
+        return STEPS - 1 + threads.ahead
+    return max(STEPS, -(-threads.tiles // tiles))
 
 
 def reading_cpus(readers: int) -> int:
@@ -173,26 +177,25 @@ def reading_cpus(readers: int) -> int:
 
 
 def object_store(tile: int, workers: int, readers: int) -> int:
-    """Object store memory in bytes for tiles of `tile` bytes: those being read, queued and computed, times two.
+    """Object store memory in bytes for tiles of `tile` bytes: those being read, queued and computed, and as many again.
+
+    The latter leave room for what workers with GPUs hold ahead.
 
     0 without readers.
     """
-    return 2 * tile * ((_steps(readers) + QUEUED) * workers + readers) if readers else 0
+    return 2 * tile * ((STEPS - 1 + QUEUED) * workers + readers) if readers else 0
 
 
 class _Worker:
     """Actor that maps tiles in a separate process, on the device that Ray assigned to it.
 
-    Ray calls it for several tasks at a time. One tile at most is read at a time, one computed and one written.
+    Ray calls it for several tasks at a time, which share the mapper's threads and its room for tiles.
     """
 
     def __init__(self, job: MapJob, threads: int) -> None:
         self.assigned = ray_cluster.assigned_device()
         self.mapper = TileMapper(job, threads=threads, device=self.assigned.device)
         self.replaced = bool(ray.get_runtime_context().was_current_actor_reconstructed)
-        self.failed = False
-        self._reading, self._computing, self._writing = Lock(), Lock(), Lock()
-        self._room = Semaphore(STEPS)  # tiles in memory
         self._calls, self._call_ended = 0, Condition()
 
     async def __call__(self, rows: Rows) -> Rows:
@@ -205,11 +208,7 @@ class _Worker:
         failure = None
         with self._called():
             try:
-                for load in self._loads(planned, rows):
-                    outcome = self._mapped(load)
-                    if outcome is None:
-                        break
-                    done.append(outcome)
+                done.extend(self.mapper.map_loaded(self._loads(planned, rows)))
             except DeviceFailedError as error:
                 failure = error
             return _to_rows(done, planned, failure, self.assigned) | {"replaced": np.full(len(planned), self.replaced)}
@@ -218,7 +217,7 @@ class _Worker:
     def _called(self) -> Iterator[None]:
         """Count a call; if the device has failed, end the process after the last one, and Ray runs the task in a new one."""
         with self._call_ended:
-            if self.failed:
+            if self.mapper.device_failed:
                 self._call_ended.wait_for(lambda: not self._calls)
                 time.sleep(LAST_RESULTS)
                 os._exit(1)
@@ -229,23 +228,6 @@ class _Worker:
             with self._call_ended:
                 self._calls -= 1
                 self._call_ended.notify_all()
-
-    def _mapped(self, load: Callable[[], LoadedTile]) -> TileOutcome | None:
-        """Map a tile; None if the device failed before the tile was computed."""
-        with self._room:
-            with self._reading:
-                read = load()
-            with self._computing:
-                if self.failed:  # this process cannot use its device any more
-                    return None
-                try:
-                    computed = self.mapper.compute(read)
-                except DeviceFailedError:
-                    self.failed = True
-                    raise
-            del read
-            with self._writing:
-                return self.mapper.write(*computed)
 
     def _loads(self, planned: list[Tile], rows: Rows) -> Iterator[Callable[[], LoadedTile]]:
         """Functions that read each tile, or return what a reader actor has read."""

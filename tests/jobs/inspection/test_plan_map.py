@@ -84,3 +84,16 @@ def test_map_plan_before_and_after_mapping(scene: SmallScene) -> None:
     text = CliRunner().invoke(app, ["plan", str(config), "--set", "map.precision=bf16"]).stdout
     assert "  map: 9 tiles: 9 stale" in text
     assert "for the tiles to map, at the throughput of the last map" in text
+
+
+def test_plan_counts_the_tiles_that_a_worker_with_a_gpu_reads_ahead(
+    scene: SmallScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.inspection.plan_map.cpu_count", lambda: 16)
+    config = scene.write_config(
+        map={"tile_size": 64, "workers": 2, "products": ["class"], "model": str(scene.folder / "model")},
+        resources={"gpus": True},
+    )
+    found = run(config, "plan")["scenes"]["small"]["map"]["worker_bytes"]
+    # Of 3 and 1 bands of 68 x 68 pixels, 4 bytes each, in powers of two: 4 readers, 2 waiting, 1 computed. 2 writers.
+    assert found == ((1 << 16) + (1 << 15)) * (4 + 2 + 1) + 64**2 * (1 + 2)

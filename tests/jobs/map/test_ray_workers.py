@@ -173,6 +173,23 @@ def test_tile_that_was_read_when_the_device_failed_is_returned_untried(worker: r
     assert [outcome["cause"] == "" for outcome in outcomes] == [bool(outcome["put_back"]) for outcome in outcomes]
 
 
+@pytest.mark.parametrize(
+    ("readers", "tiles", "share", "steps"),
+    [
+        (0, 16, WorkerResources(2, cpus=4, gpus=0), 3),
+        (0, 1, WorkerResources(2, cpus=4, gpus=0), 3),
+        (2, 1, WorkerResources(2, cpus=4, gpus=0), 2),
+        (0, 16, WorkerResources(2, cpus=16, gpus=1), 3),  # tasks of several tiles hold those that are read ahead
+        (0, 1, WorkerResources(2, cpus=16, gpus=1), 15),
+        (2, 1, WorkerResources(2, cpus=16, gpus=1), 4),
+    ],
+)
+def test_worker_has_tasks_for_the_tiles_that_it_reads_ahead(
+    readers: int, tiles: int, share: WorkerResources, steps: int
+) -> None:
+    assert ray_workers._steps(readers, tiles, share) == steps
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("two_gpus")
 def test_failed_device_is_given_up_and_no_tile_fails(

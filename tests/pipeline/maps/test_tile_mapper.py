@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from pipeline.maps.outcome import DeviceFailedError
 from pipeline.maps.predictor import TileInput, TileReader, TileResult
 from pipeline.maps.products import product
 from pipeline.maps.tile_mapper import OPEN_SCENES, MapJob, TileLoader, TileMapper, _opened
+from pipeline.maps.tile_threads import TileThreads
 from pipeline.store.patch_store import PatchStore
 from tests.support.scenes import SmallScene
 
@@ -171,7 +175,135 @@ def test_at_most_one_tile_is_prefetched(job: MapJob) -> None:
     # One tile is returned, one is computed or written, one is waiting and one is being read.
     assert sum(step == "read" for step, _ in predictor(mapper).log) <= 4
     taken.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("mibf-")], "closing the generator ends its threads"
+    assert not threads_left(), "closing the generator ends its threads"
+
+
+class CountingPredictor(BrightnessPredictor):
+    """Counts the tiles in memory, from the beginning of reading, and places them, as a predictor on a GPU does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock, self.reading, self.most_reading, self.placed = threading.Lock(), 0, 0, list[str]()
+        self.unplaceable: set[str] = set()
+        self.begun = 0
+        self.most_held = 0
+        self.written: Callable[[], int] = lambda: 0
+
+    def read(self, store: PatchStore, tile: Tile) -> TileInput:
+        with self.lock:
+            self.begun += 1
+            self.reading += 1
+            self.most_reading = max(self.reading, self.most_reading)
+            self.most_held = max(self.begun - self.written(), self.most_held)
+        try:
+            time.sleep(0.002)
+            return super().read(store, tile)
+        finally:
+            with self.lock:
+                self.reading -= 1
+
+    def place(self, tile: TileInput) -> TileInput:
+        key = tile.sources[1].astype(np.uint8).tobytes().decode()
+        if key in self.unplaceable:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.placed.append(key)
+        return tile
+
+
+THREADS = TileThreads(readers=3, ahead=2, writers=2)
+
+
+@pytest.fixture
+def counted(job: MapJob, monkeypatch: pytest.MonkeyPatch) -> tuple[TileMapper, CountingPredictor]:
+    """A mapper with the threads of a worker with a GPU, and its predictor."""
+    counting, ended = CountingPredictor(), list[Tile]()
+    counting.written = lambda: len(ended)
+    mapper = TileMapper(replace(job, predictor=lambda _: counting), tile_threads=THREADS)
+    write = mapper.write
+
+    def written(done: Any, result: Any) -> Any:
+        time.sleep(0.005)
+        found = write(done, result)
+        ended.append(done.tile)
+        return found
+
+    monkeypatch.setattr(mapper, "write", written)
+    return mapper, counting
+
+
+def threads_left() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("mibf-")]
+
+
+def test_several_readers_and_writers_keep_the_order_and_the_bound_of_tiles(
+    job: MapJob, counted: tuple[TileMapper, CountingPredictor]
+) -> None:
+    mapper, counting = counted
+    tiles = planned(job)
+    reference = [done.checksum for done in TileMapper(job).map(tiles)]
+    done = list(mapper.map(tiles * 3))
+    assert [d.tile for d in done] == tiles * 3
+    assert [d.checksum for d in done] == reference * 3
+    assert [key for step, key in counting.log if step == "compute"] == [tile.key for tile in tiles] * 3
+    assert counting.placed == [tile.key for tile in tiles] * 3
+    assert 1 < counting.most_reading <= THREADS.readers
+    assert counting.most_held <= THREADS.tiles
+    assert not threads_left()
+
+
+def test_calls_of_several_threads_share_the_bound_of_tiles(
+    job: MapJob, counted: tuple[TileMapper, CountingPredictor]
+) -> None:
+    mapper, counting = counted
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: [d.cause for d in mapper.map(planned(job))], range(4)))
+    assert found == [[""] * len(planned(job))] * 4
+    assert counting.most_reading <= THREADS.readers
+    assert counting.most_held <= THREADS.tiles
+    assert not threads_left()
+
+
+def test_tiles_that_cannot_be_read_placed_or_written_end_no_other(
+    job: MapJob, counted: tuple[TileMapper, CountingPredictor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapper, counting = counted
+    tiles = planned(job)
+    counting.unreadable, counting.unplaceable = {tiles[1].key}, {tiles[3].key}
+    write = MapStore.write
+
+    def full(self: MapStore, tile: Tile, result: TileResult) -> None:
+        if tile == tiles[4]:
+            raise OSError(28, "No space left on device")
+        write(self, tile, result)
+
+    monkeypatch.setattr(MapStore, "write", full)
+    causes = {done.tile: done.cause for done in mapper.map(tiles)}
+    assert list(causes) == tiles
+    assert causes[tiles[1]].endswith("is damaged")
+    assert causes[tiles[4]] == "OSError: [Errno 28] No space left on device"
+    assert {tile for tile, cause in causes.items() if cause} == {tiles[1], tiles[4]}
+    assert not threads_left()
+
+
+@pytest.mark.parametrize("end", ["closed", "device failed"])
+def test_map_that_ends_early_leaves_no_thread_and_no_tile(
+    job: MapJob, counted: tuple[TileMapper, CountingPredictor], end: str
+) -> None:
+    mapper, counting = counted
+    tiles = planned(job)
+    if end == "closed":
+        outcomes = mapper.map(tiles)
+        assert next(outcomes).tile == tiles[0]
+        outcomes.close()  # type: ignore[attr-defined]  # a generator
+    else:
+        counting.failing, counting.error = {tiles[2].key}, RuntimeError(STICKY[0])
+        done = []
+        with pytest.raises(DeviceFailedError) as raised:
+            done.extend(mapper.map(tiles))
+        assert (raised.value.tile, [outcome.tile for outcome in done]) == (tiles[2], tiles[:2])
+        assert list(mapper.map(tiles)) == [], "it computes nothing more"
+    assert not threads_left()
+    assert all(mapper._tiles.acquire(blocking=False) for _ in range(THREADS.tiles)), "room was not given back"
 
 
 def test_model_that_changed_during_the_map_is_refused(job: MapJob, monkeypatch: pytest.MonkeyPatch) -> None:
