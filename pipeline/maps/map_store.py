@@ -17,6 +17,9 @@ from pipeline.maps.predictor import MissingDataPolicy, TileResult, mappable_pixe
 from pipeline.maps.products import Product
 from pipeline.store.patch_store import PatchStore
 
+#: Side in pixels that a chunk of a tile has at most.
+MOST_CHUNK = 1024
+
 
 class IncompleteMapError(RuntimeError):
     """The map has missing or unexpected pixels; it is not published."""
@@ -48,12 +51,14 @@ class MapStore:
         taken = [source.name for source in store.sources] if sources is None else list(sources)
         work.group.attrs.update(geozarr_attributes(store.grid) | {"mibf:sources": taken})
         rows, columns = store.shape
+        # Tiles are written and read whole, and Zarr spends more time on a chunk of one cell than compressing it takes.
+        chunk = max(side for side in range(CELL, min(tile, MOST_CHUNK) + 1, CELL) if tile % side == 0)
         for product in products:
             names = product.band_names(store.classes, taken)
             work.group.create_array(
                 product.name,
                 shape=(len(names), rows, columns),
-                chunks=(len(names), CELL, CELL),
+                chunks=(len(names), chunk, chunk),
                 shards=(len(names), tile, tile),
                 dtype=product.dtype,
                 fill_value=product.nodata,
