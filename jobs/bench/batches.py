@@ -130,7 +130,7 @@ def _measured(config: Config, name: str, *, rounds: int, steps: int) -> Result:
     prepared = Prepared.of(config)
     sampler, patches = prepared.sampler, Patches.of_stores(prepared.stores, prepared.scaling, config.model.patch)
     with progress_bar("bench batches", 2 * (rounds + 1), unit="rounds") as advance:
-        with one_core() as pinned:
+        with on_cores(1) as pinned:
             rates = measure(
                 [
                     Case(LOADER, min(len(patches), LOADED * BATCH), lambda: _taken(_loaded(patches), LOADED)),
@@ -206,16 +206,16 @@ class Training:
 
 
 @contextmanager
-def one_core() -> Iterator[bool]:
-    """Pin all threads of the process to one core inside the block; yields whether the system supports it."""
+def on_cores(count: int) -> Iterator[bool]:
+    """Pin all threads of the process to so many cores inside the block; yields whether the system supports it."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         if sys.platform != "linux":
             yield False
             return
         before = os.sched_getaffinity(0)
-        _hold({max(before)})
+        _hold(set(sorted(before)[-count:]))
         try:
             yield True
         finally:

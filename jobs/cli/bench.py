@@ -210,7 +210,7 @@ def bench_loader(
     size: Annotated[int, typer.Option(metavar="N", help="Side length of the scenes in pixels.")] = 2048,
     rounds: Annotated[int, typer.Option(min=1, help="Number of timing rounds; medians are reported.")] = 3,
 ) -> Result:
-    """Benchmark what a map reads and writes on one core, with a network that costs nothing."""
+    """Benchmark what a map reads and writes on one core and on two, with a network that costs nothing."""
     from jobs.bench import map_loader
 
     return map_loader.bench_loader([parse_bands(text) for text in bands or ("4+2", "64+2")], side=size, rounds=rounds)

@@ -85,13 +85,13 @@ class ChunkCache:
             return pending
 
     def end(self, key: Hashable, chunk: NDArray[Any] | None = None) -> None:
-        """End what `begin` began, unless it has ended; without a chunk it was not read, and those who wait read it."""
+        """End what `begin` began in this thread; without a chunk it was not read, and those who wait read it."""
         with self._lock:
-            pending = self._pending.pop(key, None)
-        if pending is not None and chunk is not None:
-            pending.set_result(chunk)
-        elif pending is not None:
+            pending = self._pending.pop(key)
+        if chunk is None:
             pending.cancel()
+        else:
+            pending.set_result(chunk)
 
     @property
     def bytes(self) -> int:
@@ -155,6 +155,7 @@ class ChunkedArray:
         above = self.array.shape[:-2]
         found = np.empty((*above, rows.stop - rows.start, columns.stop - columns.start), self.array.dtype)
         missing: list[Place] = []
+        unread: set[Place] = set()
         pending: dict[Place, Future[NDArray[Any]]] = {}
         try:
             for place in self._places(rows, columns):
@@ -166,13 +167,15 @@ class ChunkedArray:
                     pending[place] = other
                 else:
                     missing.append(place)
+                    unread.add(place)
             for place, chunk in self._chunks(missing):
                 part, to = self._overlap(place, rows, columns)
                 found[..., *to] = chunk[..., *part]
                 self.cache.add(self._key(place), chunk, border=border)
                 self.cache.end(self._key(place), chunk)
+                unread.discard(place)
         finally:
-            for place in missing:  # those that were not read, after an error
+            for place in unread:  # after an error
                 self.cache.end(self._key(place))
         # Only now that no other thread waits for this one.
         for place, other in pending.items():

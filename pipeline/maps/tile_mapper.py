@@ -129,6 +129,7 @@ class LoadedTile:
     seconds: float
     content: TileInput | None = None
     cause: str = ""
+    device_failed: bool = False  #: the device failed, into whose memory the tile was to be read
 
 
 class TileLoader:
@@ -142,13 +143,13 @@ class TileLoader:
     def load(self, tile: Tile) -> LoadedTile:
         """Read a tile; thread-safe. Failures are part of the result."""
         started, clock = time.time(), time.monotonic()
-        content, cause = None, ""
+        content, cause, device_failed = None, "", False
         try:
             store = self._store(tile.scene)
             content = call_with_retry(store.url, lambda: self._reader.read(store, tile))
         except Exception as error:  # a failed tile is a row in the ledger, whatever the cause
-            cause = _describe_error(error)
-        return LoadedTile(tile, started, time.monotonic() - clock, content, cause)
+            cause, device_failed = _describe_error(error), means_device_failed(error)
+        return LoadedTile(tile, started, time.monotonic() - clock, content, cause, device_failed)
 
     def _store(self, scene: str) -> PatchStore:
         with self._opening:
@@ -275,6 +276,8 @@ class TileMapper:
             finished=time.time(),
             read_seconds=read.seconds,
         )
+        if read.device_failed:
+            raise DeviceFailedError(read.tile, read.cause)
         if read.content is None:
             return done, None
         clock = time.monotonic()

@@ -58,7 +58,7 @@ def small(gpu: None, tmp_path_factory: pytest.TempPathFactory) -> Config:
 def scenes(gpu: None, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, ...], Config]:
     """A prepared scene of random pixels with an untrained model for each choice of bands, to time."""
     del gpu
-    sides = dict(zip(BANDS, (1024, 2048) if ON_GPU else (128, 128), strict=True))
+    sides = dict(zip(BANDS, (2048, 4096) if ON_GPU else (128, 128), strict=True))
     return {bands: _prepared(tmp_path_factory.mktemp("scene"), bands, side) for bands, side in sides.items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet
@@ -17,10 +17,11 @@ from jobs.config.config import Config
 from jobs.map.stage import map_scenes
 from jobs.workflow.workspace import Workspace
 from mibf.device import Precision
+from mibf.transfer import to_host
 from pipeline.grid import tile_grid
 from pipeline.io.lease import Lease
 from pipeline.maps.predictor import RowMemoryError, TilePredictor
-from pipeline.maps.products import MAP_PRODUCTS, product
+from pipeline.maps.products import MAP_PRODUCTS, SET_PRODUCTS, MapDtype, product
 from pipeline.store.patch_store import PatchStore
 from tests.support.gpu import DEVICE, ON_GPU, PRECISIONS, Figures
 
@@ -28,8 +29,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
 
 def mapped(config: Config, folder: Path, **changes: Any) -> dict[str, NDArray[Any]]:
-    """Map a scene with all products; return the pixels of every published file."""
-    config = config.model_copy(update={"map": config.map.model_copy(update={"products": tuple(MAP_PRODUCTS)} | changes)})
+    """Map a scene with all products but prediction sets, for which the model is not calibrated; return their pixels."""
+    products = tuple(name for name in MAP_PRODUCTS if name not in SET_PRODUCTS)
+    config = config.model_copy(update={"map": config.map.model_copy(update={"products": products} | changes)})
     workspace = Workspace.of(config)
     elsewhere = MapsElsewhere(workspace.url, workspace.run, str(folder))
     map_scenes(config, elsewhere, "", Lease())
@@ -88,6 +90,30 @@ def test_too_little_memory_for_one_row_is_an_error_that_says_so(small: Config) -
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert predictor.rows == 1
     assert (predictor.compute(content)["class"] == expected).mean() > 0.999
+
+
+def test_codes_encoded_on_the_device_are_those_of_the_cpu() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.integers(0, 2**32, 1 << 20, np.uint32).view(np.float32)
+    for name in ("confidence", "probabilities", "entropy", "mutual_information", "kl", "gate"):
+        for dtype in get_args(MapDtype):
+            layer = product(name, dtype)  # type: ignore[arg-type]  # a name from the list
+            halves = ((np.arange(1 << 16) + 0.5) * layer.scale).astype(np.float32)
+            for each in (values, halves, np.nextafter(halves, np.float32(-1))):
+                (found,) = to_host([layer.codes(torch.from_numpy(each).to(DEVICE))])
+                np.testing.assert_array_equal(layer.stored(found), layer.encode(each), err_msg=f"{name}, {dtype}")
+
+
+def test_prediction_sets_on_the_device_are_those_of_the_cpu(small: Config) -> None:
+    bundle = Workspace.of(small).read_bundle()
+    classes = bundle.spec.classes
+    probabilities = torch.randn(classes, 64, 64).mul(3).softmax(dim=0)
+    probabilities[:, 5, :9] = torch.nan
+    products = [product(name, classes=classes) for name in ("set_size", "prediction_set")]
+    predictor = TilePredictor(bundle, products=products, precision="float32", set_thresholds=[0.1] * classes)
+    for layer in products:
+        ours, expected = to_host([predictor._sets(layer, probabilities.to(DEVICE))]), predictor._sets(layer, probabilities)
+        np.testing.assert_array_equal(layer.stored(ours[0]), layer.stored(expected))
 
 
 def test_ledger_names_the_device(small: Config, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,10 @@ from mibf.network.mibfnet import MIBFNet
 from mibf.training.batch import Batch, WindowBatch
 from mibf.training.epoch import train_epoch
 from pipeline.io.lease import Lease
-from pipeline.maps.tile_mapper import TileMapper
+from pipeline.maps.predictor import TileInput, TilePredictor
+from pipeline.maps.tile_mapper import TileLoader, TileMapper
+from pipeline.maps.tile_threads import TileThreads
+from pipeline.parallel.cpu_count import cpu_count
 from tests.support.gpu import (
     BANDS,
     DEVICE,
@@ -116,6 +120,7 @@ def test_kernels_of_cells_computed_together(precision: Precision, figures: Figur
 def test_map(
     bands: tuple[int, ...], precision: Precision, scenes: dict[tuple[int, ...], Config], figures: Figures, tmp_path: Path
 ) -> None:
+    """From a warm store to published files, with the threads that a worker with these cores has."""
     config = scenes[bands]
     config = config.model_copy(update={"map": config.map.model_copy(update={"precision": precision})})
     workspace = Workspace.of(config)
@@ -127,7 +132,80 @@ def test_map(
     shares = {
         name: found[name] for name in ("pixels_per_second", "reading", "computing", "writing", "waiting", "publishing")
     }
-    figures.add(f"map, {bands}, {precision}", published_pixels_per_second=total, **shares, peak_bytes=memory.peak)
+    threads = TileThreads.of(DEVICE.type, cpu_count())
+    figures.add(
+        f"map, {bands}, {precision}",
+        bound_by=bound_by(found, threads),
+        readers=threads.readers,
+        writers=threads.writers,
+        published_pixels_per_second=total,
+        **shares,
+        peak_bytes=memory.peak,
+    )
+
+
+def bound_by(found: dict[str, Any], threads: TileThreads) -> str:
+    """The step of a map whose threads were busy for most of the time, or "waiting" if none was for half of it."""
+    busy = {
+        "reading": found["reading"] / threads.readers,
+        "computing": found["computing"],
+        "writing": found["writing"] / threads.writers,
+    }
+    step = max(busy, key=lambda name: busy[name])
+    return step if busy[step] > 0.5 else "waiting"
+
+
+@pytest.mark.parametrize("bands", BANDS)
+def test_loader(bands: tuple[int, ...], scenes: dict[tuple[int, ...], Config], figures: Figures, tmp_path: Path) -> None:
+    """Reading alone by 1, 2, 4, ... threads: how far the threads of one process get in each other's way."""
+    config = scenes[bands]
+    workspace = Workspace.of(config)
+    elsewhere = MapsElsewhere(workspace.url, workspace.run, str(tmp_path))
+    spec = MapSpec.of(config, elsewhere)
+    scene = SceneMap(spec, elsewhere, config.scenes[0])
+    job = make_job(spec, {scene.name: scene})
+    pixels = float(scene.store.shape[0] * scene.store.shape[1])
+    found = {}
+    for readers in (n for n in (1, 2, 4, 8, 16) if n <= cpu_count()):
+
+        def read(readers: int = readers) -> None:
+            loader = TileLoader(job, job.make_predictor(DEVICE))  # into pinned memory
+            with ThreadPoolExecutor(readers) as pool:
+                assert not any(pool.map(lambda tile: loader.load(tile).cause, scene.tiles))
+
+        found[f"pixels_per_second_{readers}"] = rate(read, pixels, seconds=SECONDS / 3)
+    figures.add(f"loader, {bands}", **found)
+
+
+def test_place_hides_the_copy_to_the_device(scenes: dict[tuple[int, ...], Config], figures: Figures, tmp_path: Path) -> None:
+    """Computing tiles from memory against tiles that a thread placed meanwhile, with all that is encoded on the device."""
+    config = scenes[BANDS[0]]
+    workspace = Workspace.of(config)
+    elsewhere = MapsElsewhere(workspace.url, workspace.run, str(tmp_path))
+    spec = MapSpec.of(config, elsewhere)
+    scene = SceneMap(spec, elsewhere, config.scenes[0])
+    predictor = make_job(spec, {scene.name: scene}).make_predictor(DEVICE)
+    assert isinstance(predictor, TilePredictor)
+    tile = predictor.read(scene.store, scene.tiles[0])
+    pixels = 4.0 * tile.wanted.size
+
+    def compute(place: Callable[[TileInput], TileInput]) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(place, tile)
+            for number in range(4):
+                placed = ahead.result()
+                if number < 3:
+                    ahead = pool.submit(place, tile)
+                predictor.compute(placed)
+
+    from_memory, placed = (
+        rate(partial(compute, place), pixels, seconds=SECONDS) for place in (lambda t: t, predictor.place)
+    )
+    expected, ours = predictor.compute(tile), predictor.compute(predictor.place(tile))
+    assert all((ours[name] == values).all() for name, values in expected.items())
+    figures.add(
+        f"tiles of {BANDS[0]}, with codes", from_memory_pixels_per_second=from_memory, placed_pixels_per_second=placed
+    )
 
 
 def test_time_to_the_first_tile(small: Config, figures: Figures, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_one_core_pins_all_threads_and_restores_affinity() -> None:
 
     thread = threading.Thread(target=record_affinity)
     thread.start()
-    with batches.one_core() as held:
+    with batches.on_cores(1) as held:
         assert held
         assert len(os.sched_getaffinity(0)) == torch.get_num_threads() == 1
         go.set()

@@ -89,6 +89,17 @@ def test_gap_across_tiles_does_not_change_pixels_around_it(gapped: PatchStore, b
     assert np.isnan(one[~usable]).all()
 
 
+def test_placed_tile_gives_the_same_products_and_holds_no_arrays(store: PatchStore, bundle: Bundle) -> None:
+    predictor = TilePredictor(bundle, products=ALL_PRODUCTS, precision="float32", set_thresholds=SET_THRESHOLDS)
+    content = predictor.read(store, tile_grid("small", store.shape, 64)[0])
+    placed = predictor.place(content)
+    assert placed.sources == ()
+    expected, found = predictor.compute(content), predictor.compute(placed)
+    for layer in ALL_PRODUCTS:
+        assert found[layer.name].dtype == expected[layer.name].dtype == layer.dtype
+        np.testing.assert_array_equal(found[layer.name], expected[layer.name])
+
+
 def test_store_with_other_sources_than_the_model_is_refused(store: PatchStore, bundle: Bundle) -> None:
     spec = NetworkSpec((SourceSpec("optical", 4), SourceSpec("radar", 1)), classes=3, patch=5)
     other = Bundle.of_network(spec, {}, bundle.scaling, bundle.classes)

@@ -145,6 +145,23 @@ def test_failed_device_ends_the_mapper_after_the_finished_tiles(job: MapJob, tex
     assert not any(outcome.cause for outcome in done)
 
 
+def test_device_that_fails_while_a_tile_is_read_ends_the_mapper(job: MapJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU tiles are read into pinned memory, which a failed device does not provide."""
+    mapper, tiles = TileMapper(job), planned(job)
+    read = predictor(mapper).read
+
+    def failing(store: PatchStore, tile: Tile) -> TileInput:
+        if tile == tiles[1]:
+            raise RuntimeError(STICKY[0])
+        return read(store, tile)
+
+    monkeypatch.setattr(predictor(mapper), "read", failing)
+    done = []
+    with pytest.raises(DeviceFailedError) as raised:
+        done.extend(mapper.map(tiles))
+    assert (raised.value.tile, [outcome.tile for outcome in done]) == (tiles[1], tiles[:1])
+
+
 @pytest.mark.parametrize(
     "error",
     [
