@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from jobs.runtime.progress import warn
 from mibf.errors import InputError
 from mibf.normalization import Scaling
-from mibf.training.batch import pinned
+from mibf.transfer import pinned
 from pipeline.classifiers.pixel_features import pixel_features
 from pipeline.codes import Subset
 from pipeline.io.retry import call_with_retry

@@ -14,7 +14,8 @@ from torch import Tensor
 from mibf.bundle.bundle import Bundle
 from mibf.device import best_device, ieee_float32, to_device
 from mibf.network.mibfnet import MIBFNet
-from mibf.training.batch import BatchPlacer, PatchTables, WindowBatch, pinned
+from mibf.training.batch import BatchPlacer, PatchTables, WindowBatch
+from mibf.transfer import pinned
 from pipeline.classifiers.pixel_features import pixel_features
 from pipeline.classifiers.reading import Classifier, read_classifiers
 from pipeline.io.retry import call_with_retry
