@@ -120,7 +120,7 @@ def update_catalog(workspace: str, lease: Lease, published: Collection[tuple[str
 
 
 def _update(workspace: str, lease: Lease, published: Collection[tuple[str, str]]) -> bool:
-    """Update the collections of the maps that were published; return False if the catalog must be made anew."""
+    """Update the collections of the maps that were published; return False if the catalog must be made again."""
     if not _retried(storage.join(workspace, CATALOG), storage.exists):
         return False
     runs = _runs(workspace)
@@ -166,7 +166,7 @@ def _runs(workspace: str) -> set[str]:
 
 
 def _linked(workspace: str, run: str) -> dict[str, LinkedMap] | None:
-    """The maps that a collection links, by scene; None if that cannot be told from it."""
+    """The maps that a collection links, by scene; None if that cannot be read from it."""
     collection = _read_json(storage.join(workspace, COLLECTIONS, f"{run}.json"))
     try:
         links = [link for link in collection["links"] if link["rel"] == "item"]

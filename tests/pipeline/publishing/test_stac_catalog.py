@@ -210,7 +210,7 @@ def test_deleted_maps_are_noticed_when_another_one_is_published(workspace: str) 
     assert found_items(f"{workspace}/catalog.json") == {"valley-west-main"}, "and those that the command itself found gone"
 
 
-def test_catalogs_of_earlier_versions_are_made_anew(workspace: str) -> None:
+def test_catalogs_of_earlier_versions_are_made_again(workspace: str) -> None:
     update_catalog(workspace, Lease())
     expected = files(workspace)
     path = Path(workspace, "collections/main.json")
