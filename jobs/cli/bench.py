@@ -278,6 +278,7 @@ def bench_fleet(
         float | None, typer.Option(min=0, help="GET requests per tile for its input. [default: 8 per source]")
     ] = None,
     get_rate: Annotated[float, typer.Option(min=1, help="GET requests per second that the bucket answers.")] = 5500.0,
+    page: Annotated[bool, typer.Option(help="Whether a page is published with each map (`map.page`).")] = True,
     simulate: Annotated[
         int | None,
         typer.Option("--simulate", min=100, metavar="N", help="Also simulate planning, ledger and reruns for N tiles."),
@@ -297,6 +298,7 @@ def bench_fleet(
         publish_seconds=publish_seconds,
         tile_gets=tile_gets,
         get_rate=get_rate,
+        page=page,
     )
     return capacity.Capacity(fleet, None if simulate is None else capacity.simulate(simulate))
 

@@ -25,6 +25,7 @@ from pipeline.io import checksums
 from pipeline.maps.fingerprints import fingerprints
 from pipeline.maps.ledger import Ledger, LedgerEvent
 from pipeline.maps.tile_selection import classify, select_tiles
+from pipeline.publishing.page.page_file import static_files
 from pipeline.store.records import ShardRecord, StoreRecords
 
 #: Maximum attempts per tile in the simulated reruns, and the share that fails at each attempt.
@@ -35,6 +36,10 @@ SIDE, HALO = 512, 3
 #: docs/performance.md.
 TILE_READS = 8
 
+
+#: Files beside the rasters of a map of classes and confidence: item, quicklook, two QGIS styles and GDAL's table of the
+#: classes. Their bytes together, and those of the page's picture of a source, where they were measured.
+SMALL_FILES, SMALL_BYTES, PICTURE_BYTES = 5, 80e3, 300e3
 
 #: Who builds and uploads the published files of a scene.
 Publisher = Literal["driver", "workers"]
@@ -64,6 +69,7 @@ class Fleet:
     start_seconds: float = 30.0  #: start-up of a scene's job: Ray actors, reading plan and ledger
     ledger_bytes: float = 60.0  #: per tile
     part_bytes: float = 8 * 2**20  #: part size of a multipart upload
+    page: bool = True  #: whether a page is published with each map (`map.page`)
     price: float | None = None  #: per worker-hour
 
 
@@ -110,9 +116,12 @@ def on_paper(fleet: Fleet) -> Paper:
     }
     total = (max(computing, scheduling, answering) + publishing + fleet.start_seconds) * rounds
     hold_up = max(scheduling, answering, fleet.start_seconds, 0 if by_workers else publishing)
-    files = fleet.products + 2  # plus item and quicklook
+    page_files, page_bytes = page_size(fleet.sources) if fleet.page else (0, 0.0)
+    small_files = SMALL_FILES + page_files
+    files = fleet.products + small_files
     segments = max(1.0, tiles_each / 5000, 4 * math.log(max(computing, 2)))
     upload = fleet.pixels * fleet.output_bytes / fleet.part_bytes + files
+    small_bytes = SMALL_BYTES + page_bytes
     return Paper(
         tiles=tiles_each * fleet.scenes,
         seconds=seconds,
@@ -128,9 +137,17 @@ def on_paper(fleet: Fleet) -> Paper:
         },
         terabytes={
             "read": fleet.scenes * fleet.pixels * (fleet.input_bytes + fleet.output_bytes) / 1e12,
-            "written": fleet.scenes * (fleet.pixels * 2 * fleet.output_bytes + tiles_each * fleet.ledger_bytes) / 1e12,
+            "written": fleet.scenes
+            * (fleet.pixels * 2 * fleet.output_bytes + tiles_each * fleet.ledger_bytes + small_bytes)
+            / 1e12,
         },
     )
+
+
+def page_size(sources: int) -> tuple[int, float]:
+    """Objects and bytes of a map's page, of a scene without labels: the static files, the list of tiles, the pictures."""
+    static = static_files()
+    return len(static) + 1 + sources, sum(len(file.content) for file in static) + sources * PICTURE_BYTES
 
 
 def bottlenecks(fleet: Fleet) -> list[tuple[float, int, Paper]]:

@@ -13,15 +13,20 @@ from typer.testing import CliRunner
 
 from jobs.bench.fleets.capacity import (
     ATTEMPTS,
+    PICTURE_BYTES,
+    SMALL_BYTES,
+    SMALL_FILES,
     TABLE_PIXELS,
     TABLE_WORKERS,
     Fleet,
     Publisher,
     bottlenecks,
     on_paper,
+    page_size,
     simulate,
 )
 from jobs.cli.common import app
+from tests.support.mapped_scene import Mapped
 
 
 def test_estimate_matches_values_computed_by_hand() -> None:
@@ -68,6 +73,20 @@ def test_table_names_the_longest_part_for_every_size(publisher: Publisher, gets:
 
 def test_fleet_of_the_documentation_takes_70_million_reads() -> None:
     assert on_paper(Fleet()).requests["GET"] == pytest.approx(70e6, rel=0.05)
+
+
+def test_page_and_styles_are_counted(reference: Mapped) -> None:
+    """As many files as a published map of two sources has, but for the pictures of labels, which most scenes lack."""
+    published = [path for path in reference.map.iterdir() if path.is_file() and not path.name.startswith("overview_l")]
+    published = [path for path in published if path.name != "overview_split.png"]
+    files, size = page_size(2)
+    assert len(published) == 2 + SMALL_FILES + files
+    other = sum(path.stat().st_size for path in published if path.suffix not in (".tif", ".webp"))
+    assert other == pytest.approx(size - 2 * PICTURE_BYTES + SMALL_BYTES, rel=0.1)
+    with_page, without = on_paper(Fleet()), on_paper(Fleet(page=False))
+    assert with_page.objects - without.objects == 10_000 * files
+    assert with_page.requests["PUT"] - without.requests["PUT"] == 10_000 * files
+    assert with_page.terabytes["written"] - without.terabytes["written"] == pytest.approx(size / 1e8)
 
 
 @given(st.integers(1, 5000), st.integers(1, 50), st.floats(1e6, 1e9))
