@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,8 +93,21 @@ def test_wheel_contains_every_file_of_the_packages_and_nothing_else(built: Distr
     assert all(content == (ROOT / name).read_bytes() for name, content in licences.items())
     assert metadata["Version"] == __version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert metadata.get_payload() == (ROOT / "README.md").read_text("utf-8")
+    assert metadata["Description-Content-Type"] == "text/markdown"
     assert "mibf = jobs.cli:app" in scripts
+
+
+def test_description_has_no_relative_links(built: Distributions) -> None:
+    """It is shown where the repository is not."""
+    with zipfile.ZipFile(built.wheel) as archive:
+        text = archive.read(f"mibf-{__version__}.dist-info/METADATA").decode().partition("\n\n")[2]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    targets = re.findall(r"\]\(([^)]*)\)", text)
+    assert targets == [target for target in re.findall(r"\]\(([^)]*)\)", readme) if target.startswith("https://")]
+    assert targets, "those to other sites are kept"
+    assert not re.search(r"!\[|\[docs\]|\(docs\)", text)
+    assert text.count("\n## ") == readme.count("\n## ")
+    assert "A map in ten minutes goes through it step by step" in text, "the text of links is kept"
 
 
 def test_sdist_contains_what_a_build_needs_and_no_tests(built: Distributions) -> None:

@@ -48,7 +48,7 @@ def test_docker_build_context_contains_only_the_packages() -> None:
     patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert patterns[0] == "*"
     included = {pattern.removeprefix("!").rstrip("/") for pattern in patterns if pattern.startswith("!")}
-    assert included == {"constraints.txt", "pyproject.toml", "LICENSE", "README.md", "jobs", "mibf", "pipeline"}
+    assert included == {"constraints.txt", "pyproject.toml", "LICENSE", "README.md", "jobs", "mibf", "pipeline", "setup.py"}
     assert all((ROOT / name).exists() for name in included)
 
 
