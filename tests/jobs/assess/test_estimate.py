@@ -59,7 +59,13 @@ def test_report_shows_the_estimates_of_the_map_that_is_published(mapped: Mapped,
     assert "Accuracy against confidence by predicted class" in page.read_text()
     mapped.does("sample", *N)
     mapped.does("estimate", "baselines.enabled=false", "--sample", str(label()))
+    found = stored(mapped)
+    scenes = {"east": found, "west": {"points": 7, "note": "7 points are too few for estimates; 25 are needed"}}
+    (mapped.folder / "work/runs/main/estimates.json").write_text(json.dumps(found | {"by_scene": scenes}))
+    mapped.does("report", "baselines.enabled=false")
     shown = page.read_text()
+    assert "<td>east</td>" in shown
+    assert "7 points are too few for estimates" in shown
     assert "Accuracy and areas of the map" in shown
     assert all(f"<td>{row['mapped_area']:,.1f}</td>" in shown for row in stored(mapped)["classes"])
     mapped.does("map", "--replace", "prediction.priors=uniform")
