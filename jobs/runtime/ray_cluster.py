@@ -247,27 +247,32 @@ def assigned_device() -> AssignedDevice:
 def check_gpu(precision: Precision, share: WorkerResources, *, key: str) -> None:
     """Check on the first free GPU, or part of one, that it supports the precision of a key of the configuration.
 
+    If torch does not find the GPU that Ray counts, say that workers there compute on CPUs.
+
     Raises:
-        InputError: it does not, or torch does not find it.
+        InputError: the device does not support it.
     """
-    ask = ray.remote(num_cpus=0, num_gpus=share.gpu_share)(_precision_problem)
-    problem = ray.get(ask.remote(precision, key))
-    if problem is not None:
-        raise InputError(problem)
+    ask = ray.remote(num_cpus=0, num_gpus=share.gpu_share)(_gpu_problems)
+    refused, warned = ray.get(ask.remote(precision, key))
+    if refused:
+        raise InputError(refused)
+    if warned:
+        warn(warned)
 
 
-def _precision_problem(precision: Precision, key: str) -> str | None:
-    device = best_device()
+def _gpu_problems(precision: Precision, key: str) -> tuple[str, str]:
+    """Return why the device of this node cannot be used with a precision, and what to warn of; empty if nothing."""
+    device, warned = best_device(), ""
     if device.type == "cpu":
-        return (
-            f"Ray node {socket.gethostname()} counts a GPU, but {missing_gpu()}. Install a build of torch for its driver, "
-            "or compute on CPUs (resources.gpus: false)."
+        warned = (
+            f"Ray node {socket.gethostname()} counts a GPU, but {missing_gpu()}, so workers there compute on CPUs; install "
+            "a build of torch for its driver, or set resources.gpus to false"
         )
     try:
         check_precision(device, precision, key=key)
     except InputError as error:
-        return str(error)
-    return None
+        return str(error), warned
+    return "", warned
 
 
 class _Holder:
@@ -316,12 +321,7 @@ def share_cluster(
     """
     required, per_gpu = workers if fewest is None else fewest, wanted.workers_per_gpu
     if wanted.gpus is True:
-        of_each = f" with resources.workers_per_gpu {per_gpu}" if per_gpu > 1 else ""
-        await_gpus(
-            -(-required // per_gpu),
-            minutes=wanted.gpu_wait_minutes,
-            wanted_by=f"{pluralize(required, 'workers')}{of_each}",
-        )
+        await_gpus(required, per_gpu=per_gpu, minutes=wanted.gpu_wait_minutes)
         if os.environ.get("RAY_ADDRESS", "local") != "local":
             _check_nodes()  # some may have joined since `ensure`
     nodes, places = _nodes()

@@ -28,7 +28,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from jobs.runtime.import_path import worker_path
 from jobs.runtime.progress import info, pluralize
 from jobs.runtime.signals import INTERRUPTED, kill_children
-from jobs.runtime.worker_resources import GpusUnavailableError
+from jobs.runtime.worker_resources import GpusUnavailableError, WorkerResources
 from mibf.errors import InputError
 
 #: Seconds after which starting or connecting is reported as slow, and after which it is given up.
@@ -239,22 +239,26 @@ def ending_within(seconds: float) -> Iterator[None]:
 _FEWER = "use fewer workers, let more of them share a GPU (resources.workers_per_gpu)"
 
 
-def await_gpus(number: int, *, minutes: float, wanted_by: str) -> None:
-    """Wait until the cluster has that many free GPUs, each with a free CPU; say what is waited for, and since when.
+def await_gpus(workers: int, *, per_gpu: int, minutes: float) -> None:
+    """Wait until the cluster has a free part of a GPU and a free CPU for each worker; say since when what is waited for.
 
     A placement group asks for them, so autoscaling starts nodes as it does for tasks, and ends with this process. It is
     removed before the workers start, which then take its place.
 
     Args:
-        number: of GPUs.
+        workers: their number.
+        per_gpu: workers that share a GPU.
         minutes: to wait at most.
-        wanted_by: workers that need them, for messages.
 
     Raises:
         InputError: Ray was started on this machine, or the cluster reports that it never has so many GPUs.
         GpusUnavailableError: they were not there in time.
     """
-    asked = pluralize(number, "GPUs")
+    number = -(-workers // per_gpu)
+    asked, wanted_by = pluralize(number, "GPUs"), pluralize(workers, "workers")
+    if per_gpu > 1:
+        wanted_by += f" with resources.workers_per_gpu {per_gpu}"
+    with_cpus = "a CPU each" if per_gpu == 1 else pluralize(workers, "CPUs")
     if os.environ.get("RAY_ADDRESS", "local") == "local" and _gpus() < number:
         raise InputError(
             f"resources.gpus is true, but this machine has {_gpus()} of the {asked} for {wanted_by}; set RAY_ADDRESS "
@@ -267,20 +271,20 @@ def await_gpus(number: int, *, minutes: float, wanted_by: str) -> None:
             f"{_FEWER}, raise the limit of its autoscaling, or set resources.gpus to auto."
         )
     since, begun, reported = f"{datetime.now(UTC):%H:%M:%S} UTC", time.monotonic(), -GPU_REPORT_SECONDS
-    group = placement_group([{"GPU": 1, "CPU": 1}] * number)
+    group = placement_group([WorkerResources(workers, 1, 1, per_gpu).resources] * workers)
     try:
         while not group.wait(timeout_seconds=GPU_SECONDS):
             passed = time.monotonic() - begun
             if passed > 60 * minutes:
                 raise GpusUnavailableError(
-                    f"resources.gpus is true, but {asked} with a CPU each were not free within {minutes:g} min "
+                    f"resources.gpus is true, but {asked} with {with_cpus} were not free within {minutes:g} min "
                     f"(resources.gpu_wait_minutes); the cluster has {_gpus()}. Check that its autoscaling has a group of "
                     "nodes with GPUs that may grow, and that other jobs leave some; or set resources.gpus to auto."
                 )
             if passed - reported > GPU_REPORT_SECONDS:
                 reported = passed
                 info(
-                    f"waiting for {asked} with a CPU each since {since}, for at most {minutes:g} min; the cluster has "
+                    f"waiting for {asked} with {with_cpus} since {since}, for at most {minutes:g} min; the cluster has "
                     f"{_gpus()}, and autoscaling is asked for the others"
                 )
     finally:

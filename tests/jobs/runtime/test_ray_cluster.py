@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from jobs.config.config import ResourcesSection
 from jobs.evaluate import on_ray
-from jobs.runtime import ray_cluster
+from jobs.runtime import ray_cluster, ray_start
 from jobs.runtime.ray_cluster import check_gpu, share_cluster
 from jobs.runtime.worker_resources import JOB, Node, WorkerResources, cpus_each, hide_unassigned_gpus, own_device
 from mibf.errors import InputError
@@ -265,13 +265,39 @@ def test_precision_is_checked_on_the_part_of_a_gpu_that_a_worker_gets(monkeypatc
     assert asked == [0.25, 0.25, 1]
 
 
-def test_gpu_that_ray_counts_and_torch_does_not_find_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_that_ray_counts_and_torch_does_not_find_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A CUDA build without a driver, or a build for CPUs on a node with GPUs."""
     ask_here(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    with pytest.raises(InputError, match=r"counts a GPU, but torch is a build for CUDA 13\.0 and finds no driver"):
-        check_gpu("float32", WorkerResources(1, 1, 1), key="train.precision")
+    check_gpu("float32", WorkerResources(1, 1, 1), key="train.precision")
+    reported = capsys.readouterr().err
+    assert "counts a GPU, but torch is a build for CUDA 13.0 and finds no driver for it, or no GPU, so workers" in reported
+    with pytest.raises(InputError, match=r"train\.precision is fp16, which needs a GPU, .* 13\.0 and finds no driver"):
+        check_gpu("fp16", WorkerResources(1, 1, 1), key="train.precision")
+
+
+@pytest.mark.parametrize(("workers", "per_gpu", "parts"), [(2, 1, [1.0, 1.0]), (3, 2, [0.5, 0.5, 0.5])])
+def test_parts_of_gpus_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch, workers: int, per_gpu: int, parts: list[float]
+) -> None:
+    """A GPU of which another run holds a half has room for the other half."""
+    asked: list[dict[str, float]] = []
+
+    def group(bundles: list[dict[str, float]]) -> Any:
+        asked.extend(bundles)
+        return SimpleNamespace(wait=lambda timeout_seconds: True)
+
+    simulate(monkeypatch, [Node(8, 2)])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray._private.state.state, "get_max_resources_from_cluster_config", lambda: None)
+    monkeypatch.setattr(ray_start, "placement_group", group)
+    monkeypatch.setattr(ray_start, "remove_placement_group", lambda _: None)
+    found = share_cluster(ResourcesSection(gpus=True, workers_per_gpu=per_gpu), workers)
+    assert (found.workers, found.gpu_share) == (workers, parts[0])
+    assert asked == [{"CPU": 1, "GPU": part} for part in parts]
 
 
 @pytest.mark.parametrize("job", [False, True])
