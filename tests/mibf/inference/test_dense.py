@@ -469,7 +469,7 @@ def test_sixteen_cells_take_few_operations(monkeypatch: pytest.MonkeyPatch, smal
     dense.rows = small_cells // 4  # in float32, a quarter of the rows fits
     with Operations() as operations:
         dense(tile_of(network_of(64, 2), 4 * small_cells, 4 * small_cells))
-    assert operations.count < 1200
+    assert 200 < operations.count <= 1200, "fewer: other threads computed, whose operations are not counted"
 
 
 def test_with_rows_returns_close_results_and_leaves_original_unchanged() -> None:
