@@ -207,9 +207,12 @@ class Training:
 
 @contextmanager
 def on_cores(count: int) -> Iterator[bool]:
-    """Pin all threads of the process to so many cores inside the block; yields whether the system supports it."""
+    """Pin all threads of the process to so many cores inside the block; yields whether the system supports it.
+
+    Torch's operations use one thread: what uses the cores are the process's own threads.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         if sys.platform != "linux":
             yield False
