@@ -45,11 +45,11 @@ def sleep():
 def disturb_tiles(module):
     read = module.TileReader.read
 
-    def disturbed(reader, store, tile):
+    def disturbed(reader, store, tile, **options):
         sleep()
         if tile.key == os.environ.get("MIBF_TESTS_FATAL"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return read(reader, store, tile)
+        return read(reader, store, tile, **options)
 
     module.TileReader.read = disturbed
 
