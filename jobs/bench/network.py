@@ -34,7 +34,7 @@ from pipeline.grid import Window
 from pipeline.maps.predictor import check_sources
 from pipeline.store.patch_store import PatchStore, scaled_window
 
-PATCHES, LOADED, TILE = "patch by patch", "loader loop", "dense"
+PATCHES, LOADED, TILE, TORCH = "patch by patch", "loader loop", "dense", "dense, torch"
 PLAIN, TRAINING = "plain training", "training"
 PRECISIONS: tuple[Precision, ...] = ("float32", "bf16")
 #: Patches per batch, in inference and training.
@@ -64,7 +64,7 @@ class Row:
     rate: float
     slowest: float
     fastest: float
-    ratios: dict[str, float]  #: to named baselines of the same run
+    ratios: dict[str, float]  #: to named baselines of the same run: in float32, but `TORCH` in the row's own precision
     multiply_adds: float  #: of convolutions and matrix products, per pixel or sample
     gemm_share: float  #: multiply-add rate relative to the fastest measured matrix product in that precision
 
@@ -148,12 +148,13 @@ def _trained(config: Config, side: int) -> Subject:
 def _measured(subject: Subject, *, rounds: int, sides: tuple[int, int], each: Callable[[], None]) -> Result:
     network, device = subject.network, best_device()
     dense = {precision: Dense(network, precision=precision) for precision in PRECISIONS}
+    torch_alone = {precision: Dense(network, precision=precision, kernels=False) for precision in PRECISIONS}
     patches = _patches(subject, CELL // 2, CELL)
     batches = [
         [x.to(device, memory_format=torch.channels_last) for x in sources]
         for sources, _ in DataLoader(patches, batch_size=BATCH)
     ]
-    workloads = _inference(subject, sides[0], dense, patches, batches) | _training(network.spec, batches[:4])
+    workloads = _inference(subject, sides[0], dense, torch_alone, patches, batches) | _training(network.spec, batches[:4])
     cases = [Case(f"{what}, {precision}", units, work) for (what, precision), (units, work) in workloads.items()]
     gemms = {precision: list(_gemms(precision, device)) for precision in PRECISIONS}
     timings = measure([*cases, *gemms["float32"], *gemms["bf16"]], rounds=rounds, each=each)
@@ -164,7 +165,18 @@ def _measured(subject: Subject, *, rounds: int, sides: tuple[int, int], each: Ca
     fast = dense["bf16"](subject.tile, products=["class"])
     return Result(
         name=subject.name,
-        rows=[_row(what, precision, *work, timings, gemm) for (what, precision), work in workloads.items()],
+        rows=[
+            # torch does not count the operations of kernels and vector code
+            _row(
+                what,
+                precision,
+                units,
+                multiply_adds(work if what != TILE else workloads[TORCH, precision][1]),
+                timings,
+                gemm,
+            )
+            for (what, precision), (units, work) in workloads.items()
+        ],
         gemm=gemm,
         largest_difference=float((by_patch - same).abs().max()),
         labels_equal={
@@ -177,7 +189,12 @@ def _measured(subject: Subject, *, rounds: int, sides: tuple[int, int], each: Ca
 
 
 def _inference(
-    subject: Subject, side: int, dense: dict[Precision, Dense], patches: Patches, batches: Sequence[Sequence[Tensor]]
+    subject: Subject,
+    side: int,
+    dense: dict[Precision, Dense],
+    torch_alone: dict[Precision, Dense],
+    patches: Patches,
+    batches: Sequence[Sequence[Tensor]],
 ) -> Workloads:
     """Return every way to classify pixels."""
     network = subject.network
@@ -196,6 +213,7 @@ def _inference(
         (LOADED, "float32"): (len(patches), loop),
     }
     for precision in PRECISIONS:
+        workloads[TORCH, precision] = (side**2, partial(torch_alone[precision], small))
         workloads[TILE, precision] = (side**2, partial(dense[precision], small))
     return workloads
 
@@ -213,22 +231,26 @@ def _row(
     what: str,
     precision: Precision,
     units: int,
-    work: Callable[[], object],
+    adds: float,
     timings: dict[str, Timing],
     gemm: dict[str, float],
 ) -> Row:
     timing = timings[f"{what}, {precision}"]
-    baselines = (PLAIN,) if what in (PLAIN, TRAINING) else (PATCHES, LOADED)
-    adds = multiply_adds(work) / units
+    ratios = {
+        name: timing.ratio(timings[f"{name}, float32"])
+        for name in ((PLAIN,) if what in (PLAIN, TRAINING) else (PATCHES, LOADED))
+    }
+    if what == TILE:
+        ratios[TORCH] = timing.ratio(timings[f"{TORCH}, {precision}"])
     return Row(
         what=what,
         precision=precision,
         rate=timing.rate,
         slowest=min(timing.rates),
         fastest=max(timing.rates),
-        ratios={name: timing.ratio(timings[f"{name}, float32"]) for name in baselines},
-        multiply_adds=adds,
-        gemm_share=adds * timing.rate / gemm[precision],
+        ratios=ratios,
+        multiply_adds=adds / units,
+        gemm_share=adds / units * timing.rate / gemm[precision],
     )
 
 

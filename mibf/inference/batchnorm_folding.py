@@ -10,6 +10,8 @@ Legend for shapes: C channels of a source at one reference pixel, K and L the in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple, cast
 
 import torch
@@ -22,6 +24,16 @@ from mibf.network.spec import NetworkSpec
 
 #: Pixels of the features for which a 3x3 convolution is written as a matrix; with more, its zeros cost more than it saves.
 LARGEST_MATRIX = 9
+
+
+@cache
+def vector_code() -> ModuleType | None:
+    """Return `mibf.inference.winograd`, or None without Numba; imported at the first use, because that takes a moment."""
+    try:
+        from mibf.inference import winograd
+    except ImportError:  # it is optional
+        return None
+    return winograd
 
 
 class AffineLayer(NamedTuple):
@@ -48,6 +60,7 @@ class FoldedBranch:
     squeeze: Tensor  #: (L / 16, L), float32
     excite: Tensor  #: (L, L / 16), float32
     features: AffineLayer  #: (64, L, 3, 3)
+    filtering: AffineLayer | None  #: `features` for `mibf.inference.winograd`, where that computes it; bias in float32
 
 
 @dataclass(frozen=True)
@@ -87,8 +100,8 @@ class FoldedNetwork:
     logits: AffineLayer  #: mean and decoder, two linear layers in one: (classes, hidden, 1, 1)
 
     @classmethod
-    def of(cls, network: MIBFNet, *, device: torch.device, dtype: torch.dtype) -> FoldedNetwork:
-        """Fold a network's current weights."""
+    def of(cls, network: MIBFNet, *, device: torch.device, dtype: torch.dtype, filtering: bool = True) -> FoldedNetwork:
+        """Fold a network's current weights; with `filtering`, also transform those of convolutions where it is possible."""
 
         def wide(layer: AffineLayer) -> AffineLayer:
             return layer.to(device, dtype)
@@ -106,7 +119,7 @@ class FoldedNetwork:
         mean, decoder = _plain(bottleneck.mean), _plain(bottleneck.decoder)
         return cls(
             spec=network.spec,
-            branches=tuple(_branch(cast(Branch, branch), device, dtype) for branch in network.branches),
+            branches=tuple(_branch(cast(Branch, branch), device, dtype, filtering) for branch in network.branches),
             relation=None if relation is None else FoldedRelation(wide(_plain(relation.gate)), wide(_folded(relation.join))),
             refine=tuple(wide(refine(_folded(block))) for block in network.refine),
             join=wide(_folded(network.join)),
@@ -121,21 +134,31 @@ class FoldedNetwork:
         )
 
 
-def _branch(branch: Branch, device: torch.device, dtype: torch.dtype) -> FoldedBranch:
+def _branch(branch: Branch, device: torch.device, dtype: torch.dtype, filtering: bool) -> FoldedBranch:
     spatial = _folded(branch.spatial)
     kernels, channels = spatial.weight.shape[:2]
     taps = spatial.weight.permute(2, 3, 0, 1).reshape(9 * kernels, channels, 1, 1)
     bias = torch.zeros(9, kernels, dtype=taps.dtype, device=taps.device)
     bias[4] = spatial.bias
     squeeze, excite = _attention(branch.attention)
+    features = _folded(branch.features)
     return FoldedBranch(
         scale=branch.scale,
         taps=AffineLayer(taps, bias.flatten()).to(device, torch.float32),
         spectral=_folded(branch.spectral).to(device, torch.float32),
         squeeze=squeeze.to(device),
         excite=excite.to(device),
-        features=_folded(branch.features).to(device, dtype),
+        features=features.to(device, dtype),
+        filtering=_filtering(features, device, dtype) if filtering else None,
     )
+
+
+def _filtering(layer: AffineLayer, device: torch.device, dtype: torch.dtype) -> AffineLayer | None:
+    """Transform a 3x3 convolution for minimal filtering, where this CPU can compute that."""
+    code = vector_code() if device.type == "cpu" else None
+    if code is None or not code.is_available(layer.weight.shape[1], dtype):
+        return None
+    return AffineLayer(code.transformed(layer.weight, dtype), layer.bias.float())
 
 
 def _attention(attention: SqueezeExcite) -> tuple[Tensor, Tensor]:

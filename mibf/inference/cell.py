@@ -15,8 +15,9 @@ taps fall outside. So:
    requested, mean and decoder of the bottleneck as one layer.
 
 With 64 + 2 bands and p = 7 this takes 3.3 million multiply-adds per pixel, against 7.9 million patch by patch. Winograd's
-minimal filtering would halve those of the second 3x3 convolution, but as tensor operations its transforms cost more than
-it saves (on a CPU, twice the time of the direct convolution).
+minimal filtering more than halves those of the second 3x3 convolution. As tensor operations its transforms cost more than
+it saves (on a CPU, twice the time of the direct convolution); where `mibf.inference.winograd` is available, vector code
+computes them and all of a branch's part of step 3.
 
 Legend for shapes: G cells computed together, C channels of a source at a reference pixel, K and L inner widths of its
 branch, n = CELL + 2 halo, R rows processed at a time, P = G R CELL patches, p patch side, q = p // 2, N sources.
@@ -34,7 +35,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mibf.inference import gpu_kernels
-from mibf.inference.batchnorm_folding import AffineLayer, FoldedBranch, FoldedCentre, FoldedNetwork, FoldedRelation
+from mibf.inference.batchnorm_folding import (
+    AffineLayer,
+    FoldedBranch,
+    FoldedCentre,
+    FoldedNetwork,
+    FoldedRelation,
+    vector_code,
+)
 from mibf.inference.outputs import NEEDS_CODE, PixelOutputs, ProductName
 from mibf.network.bottleneck import deviation
 from mibf.network.relation import even_gate, gate_weights, small_products
@@ -59,7 +67,8 @@ class CellEncoder:
         spans = _spans(side, patch)
         shapes = [(len(down), len(across)) for down in spans for across in spans]
         #: The pixels of a cell's nine maps, one map after the other, then one pixel of zeros: (G, .., L).
-        self.pixels = torch.zeros(cells, sum(map(math.prod, shapes)) + 1, inner, dtype=dtype, device=windows.device)
+        self.pixels = torch.empty(cells, sum(map(math.prod, shapes)) + 1, inner, dtype=dtype, device=windows.device)
+        self.pixels[:, -1] = 0
         parts = torch.split(self.pixels, [*map(math.prod, shapes), 1], dim=1)[:-1]
         nine = [part.view(cells, *shape, inner) for part, shape in zip(parts, shapes, strict=True)]
         #: (G, .., .., L) each, by the row's and the column's position in the patch: first, between, last.
@@ -107,6 +116,30 @@ class CellEncoder:
         squares = full.view(-1, q, 2, q, 2, FEATURES)
         upright = torch.maximum(squares[:, :, 0], squares[:, :, 1])
         return torch.maximum(upright[:, :, :, 0], upright[:, :, :, 1]).relu_()
+
+
+class FilteringEncoder(CellEncoder):
+    """As `CellEncoder`, with the second 3x3 convolution and what surrounds it by vector code: see `mibf.inference.winograd`.
+
+    Its inputs stay in float32.
+    """
+
+    def __init__(self, windows: Tensor, branch: FoldedBranch, patch: int, rows: int, dtype: torch.dtype) -> None:
+        super().__init__(windows, branch, patch, rows, torch.float32)
+        self.dtype = dtype
+
+    def features(self, row: int) -> Tensor:
+        """Compute the branch's output for the patches of some rows of the cells, starting at `row`: (P, q, q, 64)."""
+        code, filtering = vector_code(), self.branch.filtering
+        assert code is not None
+        assert filtering is not None
+        places = _places(self.patch, len(self.pixels), self.pixels.device)
+        wanted = places[:, row * CELL : (row + self.rows) * CELL].flatten(0, 1)
+        attention = self.attention[:, row : row + self.rows].flatten(0, 2)
+        q = self.patch // 2
+        out = torch.empty(len(wanted), q, q, FEATURES, dtype=self.dtype)
+        code.pooled_features(self.pixels.flatten(0, 1), wanted, attention, *filtering, out)
+        return out
 
 
 class FusedEncoder:
@@ -273,15 +306,15 @@ def _convolution(x: Tensor, layer: AffineLayer, *, padding: int) -> Tensor:
     return F.conv2d(x.permute(0, 3, 1, 2), *layer, padding=padding).permute(0, 2, 3, 1)
 
 
-def rows_within_budget(spec: NetworkSpec, dtype: torch.dtype, budget: int, *, cells: int, kernels: bool = False) -> int:
+def rows_within_budget(spec: NetworkSpec, dtype: torch.dtype, budget: int, *, cells: int, gathered: bool = True) -> int:
     """Number of rows of each cell to process at a time: the largest divisor of `CELL` whose patches fit the budget, or 1.
 
-    `kernels` of a GPU do not write the patches to memory.
+    Kernels of a GPU and vector code do not write the patches to memory: they are not `gathered`.
     """
     p, q = spec.patch, spec.patch // 2
     inner = sum(source.widths[1] for source in spec.sources)
     pairs = 0 if "relation" in spec.without else len(spec.sources) * (len(spec.sources) - 1) // 2
-    gathered = 0 if kernels else (p + 1) ** 2 * inner + (p - 1) ** 2 * FEATURES * 2
+    patch = (p + 1) ** 2 * inner + (p - 1) ** 2 * FEATURES * 2 if gathered else 0
     after = q * q * (FEATURES * (6 * len(spec.sources) + 3 * pairs) + 5 * HIDDEN)
-    patches = budget // ((gathered + after) * dtype.itemsize)
+    patches = budget // ((patch + after) * dtype.itemsize)
     return max(rows for rows in range(1, CELL + 1) if CELL % rows == 0 and (rows == 1 or cells * rows * CELL <= patches))

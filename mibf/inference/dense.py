@@ -26,10 +26,11 @@ from torch import Tensor
 from mibf.device import DTYPES, Precision, check_precision, ieee_float32
 from mibf.errors import InputError
 from mibf.inference import gpu_kernels
-from mibf.inference.batchnorm_folding import FoldedNetwork
+from mibf.inference.batchnorm_folding import FoldedBranch, FoldedNetwork
 from mibf.inference.cell import (
     CELL,
     CellEncoder,
+    FilteringEncoder,
     FusedEncoder,
     centre_change,
     forward_from_features,
@@ -63,6 +64,8 @@ class Dense:
             cell. Results are bit-identical only for the same budget.
         cells: number of cells that are computed together; default `CELLS`. Results are bit-identical only for the same
             number.
+        kernels: whether to use kernels of a GPU or vector code of a CPU where they are available, which is much faster;
+            otherwise torch's operations compute everything. Results are equal up to rounding.
 
     Raises:
         InputError: the network is in training mode, a weight is not finite, or an argument is invalid.
@@ -87,6 +90,7 @@ class Dense:
         seed: int = 0,
         budget: int | None = None,
         cells: int | None = None,
+        kernels: bool = True,
     ) -> None:
         if network.training:
             raise InputError("the network is in training mode, where results are random; call network.eval() first.")
@@ -103,7 +107,7 @@ class Dense:
         self.device = next(network.parameters()).device
         check_precision(self.device, precision, key="precision")
         self.dtype = DTYPES[precision]
-        self.folded = FoldedNetwork.of(network, device=self.device, dtype=self.dtype)
+        self.folded = FoldedNetwork.of(network, device=self.device, dtype=self.dtype, filtering=kernels)
         noise = standard_draws(mc_samples, HIDDEN, seed=seed).to(self.device)
         self.decoder = OutputDecoder(self.folded.decoder.weight.flatten(1), noise, temperature)
         self.cells = CELLS[self.device.type] if cells is None else cells
@@ -112,8 +116,9 @@ class Dense:
         budget = BUDGET[self.device.type] if budget is None else budget
         widths = [width for source in self.spec.sources for width in source.widths]
         #: Whether GPU kernels compute the branches and the relation.
-        self.kernels = gpu_kernels.are_available(self.device, widths)
-        self.rows = rows_within_budget(self.spec, self.dtype, budget, cells=self.cells, kernels=self.kernels)
+        self.kernels = kernels and gpu_kernels.are_available(self.device, widths)
+        gathered = not self.kernels and any(branch.filtering is None for branch in self.folded.branches)
+        self.rows = rows_within_budget(self.spec, self.dtype, budget, cells=self.cells, gathered=gathered)
 
     def with_rows(self, rows: int) -> Dense:
         """Return the same network with another number of rows of a cell processed at a time; fewer use less memory.
@@ -198,9 +203,8 @@ class Dense:
         """
         filled = [*corners, *repeat(corners[-1], self.cells - len(corners))]
         windows, centre, change = self._windows(tile, filled), self.folded.centre, None
-        encoder_of = FusedEncoder if self.kernels else CellEncoder
         encoders = [
-            encoder_of(window, branch, self.spec.patch, self.rows, self.dtype)
+            self._encoder(branch)(window, branch, self.spec.patch, self.rows, self.dtype)
             for window, branch in zip(windows, self.folded.branches, strict=True)
         ]
         if centre is not None:
@@ -225,6 +229,12 @@ class Dense:
                 for (down, across), of_cell in zip(spans, values, strict=False):  # those filled up are dropped
                     part = result[..., down, across]
                     part.copy_(of_cell[:, : part.shape[-2], : part.shape[-1]].view_as(part))
+
+    def _encoder(self, branch: FoldedBranch) -> type[CellEncoder | FusedEncoder]:
+        """Return what computes a branch."""
+        if self.kernels:
+            return FusedEncoder
+        return CellEncoder if branch.filtering is None else FilteringEncoder
 
     def _tile_shape(self, sources: Sequence[Tensor]) -> tuple[int, int]:
         """Return the tile's rows and columns without its halo, from the first source; check the others against it."""

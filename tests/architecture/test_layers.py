@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 OURS = {"mibf", "pipeline", "jobs", "infra"}
 #: Third-party packages that each layer may import; `jobs` may import anything.
 ALLOWED = {
-    "mibf": {"torch", "numpy", "safetensors", "triton"},
+    "mibf": {"torch", "numpy", "safetensors", "triton", "numba", "llvmlite"},
     "pipeline": {
         "affine", "botocore", "dask", "distributed", "fsspec", "geopandas", "h5py", "joblib", "lightgbm",
         "numcodecs", "numpy", "odc", "pandas", "planetary_computer", "pyarrow", "pyogrio", "pyproj", "pystac",

@@ -118,9 +118,8 @@ def test_kernels_compute_what_tensor_operations_compute(
 ) -> None:
     network = network_of(bands)
     tile = tile_of(network)
-    kernels, operations = (Dense(on_device(network), precision=precision) for _ in range(2))
+    kernels, operations = (Dense(on_device(network), precision=precision, kernels=each) for each in (True, False))
     assert kernels.kernels == ON_GPU
-    operations.kernels = False
     ours, theirs = (dense.with_rows(16)(tile, products=["logits", "class"]) for dense in (kernels, operations))
     difference = float((ours["logits"] - theirs["logits"]).abs().max())
     equal = float((ours["class"] == theirs["class"]).float().mean())

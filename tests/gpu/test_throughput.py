@@ -75,9 +75,9 @@ def flops(work: Callable[[], object]) -> float:
     return 2 * multiply_adds(work)
 
 
-def dense_of(bands: tuple[int, ...], precision: Precision) -> Dense:
+def dense_of(bands: tuple[int, ...], precision: Precision, *, kernels: bool = True) -> Dense:
     torch.manual_seed(0)
-    return Dense(to_device(MIBFNet(spec_with(bands, classes=11)).eval(), DEVICE), precision=precision)
+    return Dense(to_device(MIBFNet(spec_with(bands, classes=11)).eval(), DEVICE), precision=precision, kernels=kernels)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -91,8 +91,7 @@ def test_dense_network(bands: tuple[int, ...], precision: Precision, figures: Fi
         from_host = rate(lambda: dense(tile), side**2, seconds=SECONDS)
     placed = [values.to(DEVICE) for values in tile]
     resident = rate(lambda: dense(placed), side**2, seconds=SECONDS)
-    counted = dense_of(bands, precision)
-    counted.kernels = False  # torch does not count the operations of kernels
+    counted = dense_of(bands, precision, kernels=False)  # torch does not count the operations of kernels
     per_pixel = flops(lambda: counted(placed)) / side**2
     figures.add(
         f"dense, {bands}, {precision}",

@@ -34,7 +34,9 @@ def test_bench_network_table_has_all_cases_with_ratios() -> None:
     assert ways == [
         ("patch by patch", "float32"),
         ("loader loop", "float32"),
+        ("dense, torch", "float32"),
         ("dense", "float32"),
+        ("dense, torch", "bf16"),
         ("dense", "bf16"),
         ("plain training", "float32"),
         ("training", "float32"),
