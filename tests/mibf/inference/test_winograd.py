@@ -50,7 +50,7 @@ class Patches:
 
 
 @given(st.integers(1, 20), st.sampled_from([5, 7, 9, 15]), st.sampled_from([16, 32, 48]), st.integers(0, 2**31))
-@settings(max_examples=30)
+@settings(max_examples=15)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_features_equal_convolution_and_pooling_of_patches(
     dtype: torch.dtype, count: int, patch: int, width: int, seed: int
