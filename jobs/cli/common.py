@@ -226,16 +226,19 @@ def exit_on_error() -> Iterator[None]:
         raise typer.Exit(2)
 
     from jobs.runtime.logs import check_format
+    from jobs.runtime.progress import library_messages
     from jobs.runtime.version import check_version
     from jobs.runtime.worker_resources import hide_unassigned_gpus
     from mibf.errors import InputError
 
-    # Scenes without a CRS are supported, so GDAL's warnings about them are noise.
-    warnings.filterwarnings("ignore", message="Dataset has no geotransform|The given matrix is equal to Affine.identity")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a home folder without room for its cache is no problem
     interrupted = False
     try:
-        with sigterm_interrupts():
+        with sigterm_interrupts(), library_messages():
+            # Scenes without a CRS are supported, so GDAL's warnings about them are noise.
+            warnings.filterwarnings(
+                "ignore", message="Dataset has no geotransform|The given matrix is equal to Affine.identity"
+            )
             check_format()
             check_version()
             hide_unassigned_gpus()

@@ -6,12 +6,15 @@ With the JSON log format these are JSON lines (`jobs.runtime.logs`).
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -106,6 +109,43 @@ def info(line: str) -> None:
     prefix = _output.get().prefix
     text = "\n".join(f"{prefix}{part}" for part in redact(line).split("\n"))
     console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def library_messages() -> Iterator[None]:
+    """In the block, print warnings of libraries, and what they log without a handler of their own, as lines of ours.
+
+    Both may contain URLs with credentials. They are not recorded in manifests.
+    """
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+        place = "/".join(PurePath(filename).parts[-2:])
+        _report(f"{message} ({category.__name__}, {place}:{lineno})")
+
+    before = logging.lastResort
+    logging.lastResort = _LibraryLog(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show  # type: ignore[assignment]  # Python passes its arguments by position
+            yield
+    finally:
+        logging.lastResort = before
+
+
+class _LibraryLog(logging.Handler):
+    """Prints records of libraries as warnings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        _report(f"{record.name}: {record.getMessage()}")
+
+
+def _report(text: str) -> None:
+    """Print a warning without recording it."""
+    if in_json():
+        event(text, level="warning")
+    else:
+        info(f"warning: {text}")
 
 
 class TrainingBar:

@@ -1,14 +1,17 @@
-"""Training progress bar: one plain line per epoch without a terminal, throughput below the bar on a terminal."""
+"""Training progress bar: one plain line per epoch without a terminal, throughput below it on a terminal; library texts."""
 
 from __future__ import annotations
 
 import io
+import json
+import logging
+import warnings
 
 import pytest
 from rich.console import Console
 
 from jobs.runtime import progress
-from jobs.runtime.progress import TrainingBar, training_bar
+from jobs.runtime.progress import TrainingBar, library_messages, training_bar
 from tests.support.console import Clock, captured
 
 
@@ -81,3 +84,43 @@ def test_bar_on_terminal_shows_throughput_and_epoch_line(monkeypatch: pytest.Mon
     assert "epoch 1 of 2: validation [overall] accuracy 0.781" in shown
     assert "warning: in between" in shown
     assert progress.take_warnings()[-1:] == ["in between"]
+
+
+URL = "https://me:pass'word@127.0.0.1:9/labels.gpkg?X-Signature=secret"
+
+
+def say_as_libraries_do() -> None:
+    warnings.simplefilter("always")  # otherwise each is shown once
+    warnings.warn(f"File /vsicurl/{URL} has a non conformant extension", RuntimeWarning, stacklevel=1)
+    logger = logging.Logger("library.without.handlers")  # not below the root, which has pytest's handlers
+    logger.warning("cannot read %s", URL)
+    logger.info("reading %s", URL)
+
+
+def test_messages_of_libraries_are_lines_without_credentials(plain: io.StringIO) -> None:
+    with library_messages():
+        say_as_libraries_do()
+    first, second = plain.getvalue().splitlines()
+    assert first.startswith(
+        "warning: File /vsicurl/https://127.0.0.1:9/labels.gpkg has a non conformant extension (RuntimeWa"
+    )
+    assert "runtime/test_progress.py:" in first
+    assert second == "warning: library.without.handlers: cannot read https://127.0.0.1:9/labels.gpkg"
+
+
+def test_messages_of_libraries_are_json_in_a_json_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MIBF_LOG", "json")
+    with library_messages():
+        say_as_libraries_do()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["level"] for line in lines] == ["warning", "warning"]
+    assert all("secret" not in line["event"] and "pass" not in line["event"] for line in lines)
+
+
+def test_messages_of_libraries_are_theirs_again_afterwards() -> None:
+    before = warnings.showwarning, logging.lastResort
+    with pytest.raises(KeyError), library_messages():
+        raise KeyError
+    assert (warnings.showwarning, logging.lastResort) == before
