@@ -26,7 +26,7 @@ from pipeline.codes import RENAMED_PRODUCTS
 
 #: Plain messages for the most common pydantic errors.
 ERROR_MESSAGES = {
-    "string_pattern_mismatch": "may contain only letters, digits, `_`, `-` and `.`; a colour is written #rrggbb",
+    "string_pattern_mismatch": "may contain only letters, digits, `_`, `-` and `.`",
     "string_type": "must be text; put it in quotes",
     "int_parsing": "must be an integer",
     "float_parsing": "must be a number",
@@ -36,6 +36,14 @@ ERROR_MESSAGES = {
     "model_type": "must be a mapping of keys to values",
     "dict_type": "must be a mapping of keys to values",
     "model_attributes_type": "must be a mapping of keys to values",
+}
+_ADDRESS = "must begin with https:// or http://, without a query and a user's name, as it is published"
+#: Messages for texts of another form than that of `ERROR_MESSAGES`, by key.
+FORMS = {
+    "color": "must be written #rrggbb, such as #1c5f2c",
+    "license": "must be an SPDX identifier such as CC-BY-4.0, or `other` with the text at `license_url`",
+    "license_url": _ADDRESS,
+    "url": _ADDRESS,
 }
 #: Hints for missing keys whose value is not obvious.
 MISSING = {
@@ -196,6 +204,8 @@ def _explained(error: ValidationError, table: TableScenes | None) -> list[str]:
             lines.append(f"{where}." if where.endswith(EMPTY) else f"{where}: is missing{hint}.")
         else:
             message = ERROR_MESSAGES.get(mistake["type"], mistake["msg"].removeprefix("Value error, "))
+            if mistake["type"] == "string_pattern_mismatch":
+                message = FORMS.get(str(mistake["loc"][-1]), message)
             renamed = RENAMED_PRODUCTS.get(str(mistake["input"]))
             if mistake["loc"][:2] == ("map", "products") and renamed is not None:
                 message = f"this product is now called `{renamed}`"
