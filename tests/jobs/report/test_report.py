@@ -6,7 +6,7 @@ import base64
 import json
 import tracemalloc
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -27,13 +27,12 @@ from tests.support.scenes import COLUMNS, ROWS, SmallScene, write_raster
 
 def test_report_and_model_card_of_a_leaking_split_claim_no_unseen_ground(scene: SmallScene) -> None:
     write_raster(scene.folder / "split.tif", np.tile(np.arange(COLUMNS) % 3 + 1, (1, ROWS, 1)).astype(np.uint8))
-    run(
-        scene,
-        command="run",
-        split={"method": "raster", "url": str(scene.folder / "split.tif")},
-        train={"epochs": 1, "batch_size": 256, "workers": 0},
-        map={"workers": 0},
-    )
+    changes: dict[str, Any] = {
+        "split": {"method": "raster", "url": str(scene.folder / "split.tif")},
+        "train": {"epochs": 1, "batch_size": 256, "workers": 0},
+        "map": {"workers": 0},
+    }
+    run(scene, command="run", **changes)
     work = scene.folder / "work"
     page = (work / "report/index.html").read_text()
     card = (work / "models/main/README.md").read_text()
@@ -42,6 +41,17 @@ def test_report_and_model_card_of_a_leaking_split_claim_no_unseen_ground(scene: 
     assert caveat in card
     assert caveat in json.loads((work / "runs/main/evaluation.json").read_text())["caveat"]
     assert "not trained on" not in page + card
+
+    # Test samples in a single block have no intervals, and evaluations of earlier versions lack the keys.
+    path = work / "runs/main/evaluation.json"
+    evaluation = json.loads(path.read_text()) | {"intervals": None}
+    for row in evaluation["classes"]:
+        row.pop("f1_interval")
+    path.write_text(json.dumps(evaluation))
+    run(scene, command="report", **changes)
+    page = (work / "report/index.html").read_text()
+    assert "overall accuracy" in page
+    assert "from a bootstrap" not in page
 
 
 @pytest.mark.parametrize("dtype", get_args(MapDtype))
