@@ -75,14 +75,14 @@ def test_node_failure_loses_no_tiles(mapped: Mapped, reference: Mapped, monkeypa
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_map_resumes_with_the_missing_tiles(mapped: Mapped, reference: Mapped, workers: int) -> None:
     with mapped.running(
-        "map", f"map.workers={workers}", environment=disturbed(mapped.folder / "site", sleep=0.7)
+        "map", f"map.workers={workers}", environment=disturbed(mapped.folder / "site", sleep=1)
     ) as process:
-        await_tiles(mapped, process, 3)
+        await_tiles(mapped, process)
         workers = workers_below(process.pid)
         process.kill()
     before = mapped.events("done")
     first = {event["tile"] for event in before}
-    assert 3 <= len(first) < 9
+    assert 2 <= len(first) < 9
     assert mapped.states() == {"done": len(first), "pending": 9 - len(first)}
     assert not mapped.published(), "an incomplete map must not be published"
     again = mapped.does("rerun")
