@@ -151,7 +151,7 @@ def suggest(
     ] = None,
     set_: Overrides = None,
 ) -> Result:
-    """Suggest where to label next: uncertain places on the map, of every class, apart from each other, as GeoPackages."""
+    """Suggest where to label next: uncertain places on the map, of every class, and others by chance, as GeoPackages."""
     from jobs.config.loader import load
     from jobs.suggest.command import suggest as suggest_places
 
