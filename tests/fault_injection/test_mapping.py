@@ -74,9 +74,7 @@ def test_node_failure_loses_no_tiles(mapped: Mapped, reference: Mapped, monkeypa
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_map_resumes_with_the_missing_tiles(mapped: Mapped, reference: Mapped, workers: int) -> None:
-    with mapped.running(
-        "map", f"map.workers={workers}", environment=disturbed(mapped.folder / "site", sleep=1)
-    ) as process:
+    with mapped.running("map", f"map.workers={workers}", environment=disturbed(mapped.folder / "site", sleep=1)) as process:
         await_tiles(mapped, process)
         workers = workers_below(process.pid)
         process.kill()
