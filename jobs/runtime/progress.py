@@ -123,7 +123,9 @@ def library_messages() -> Iterator[None]:
         _report(f"{message} ({category.__name__}, {place}:{lineno})")
 
     before = logging.lastResort
-    logging.lastResort = _LibraryLog(logging.WARNING)
+    handler = _LibraryLog(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    logging.lastResort = handler
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show  # type: ignore[assignment]  # Python passes its arguments by position
@@ -133,11 +135,11 @@ def library_messages() -> Iterator[None]:
 
 
 class _LibraryLog(logging.Handler):
-    """Prints records of libraries as warnings."""
+    """Prints records of libraries as warnings, with their tracebacks."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
-        _report(f"{record.name}: {record.getMessage()}")
+        _report(self.format(record))
 
 
 def _report(text: str) -> None:

@@ -166,7 +166,9 @@ def _pointers(context: Any, b: ir.IRBuilder, kinds: Sequence[Any], values: Seque
 
 
 @intrinsic
-def _transform_tile(_, pixels, places, first, pitch, width, weights, weight, v, target, plane):  # type: ignore[no-untyped-def]
+def _transform_tile(  # type: ignore[no-untyped-def]  # Numba infers the types
+    _, pixels, places, first, pitch, width, weights, weight, v, target, plane
+):
     """Gather, transform and weigh a tile.
 
     Its first place is element `first` of `places`, whose rows are `pitch` long; its 16 elements are written `plane` apart.
@@ -198,7 +200,7 @@ def _transform_tile(_, pixels, places, first, pitch, width, weights, weight, v, 
 
 
 @intrinsic
-def _multiply(_, v, row, u, matrix, column, m, target, width):  # type: ignore[no-untyped-def]
+def _multiply(_, v, row, u, matrix, column, m, target, width):  # type: ignore[no-untyped-def]  # Numba infers the types
     """Compute ROWS x COLUMNS elements of a matrix product of ROWS rows of V and COLUMNS columns of U."""
     pairs = v.dtype == types.int16
 
@@ -233,7 +235,7 @@ def _multiply(_, v, row, u, matrix, column, m, target, width):  # type: ignore[n
 
 
 @intrinsic
-def _pool_tile(_, m, first, plane, bias, out, target):  # type: ignore[no-untyped-def]
+def _pool_tile(_, m, first, plane, bias, out, target):  # type: ignore[no-untyped-def]  # Numba infers the types
     """Transform a tile's products back, then pool, add the bias, and apply the ReLU."""
 
     def code(context: Any, b: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
@@ -252,7 +254,7 @@ def _pool_tile(_, m, first, plane, bias, out, target):  # type: ignore[no-untype
 
 
 @_compiled
-def _pooled_features(pixels, places, weights, u, bias, out, q, block):  # type: ignore[no-untyped-def]
+def _pooled_features(pixels, places, weights, u, bias, out, q, block):  # type: ignore[no-untyped-def]  # Numba infers the types
     width, side, area = pixels.shape[1], 2 * q + 2, q * q
     space = (block * area + ROWS - 1) // ROWS * ROWS  # a product always has ROWS tiles; the last ones may be left over
     v = np.zeros((ELEMENTS, space, width), u.dtype)

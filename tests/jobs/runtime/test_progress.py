@@ -108,6 +108,18 @@ def test_messages_of_libraries_are_lines_without_credentials(plain: io.StringIO)
     assert second == "warning: library.without.handlers: cannot read https://127.0.0.1:9/labels.gpkg"
 
 
+def test_records_of_libraries_keep_their_tracebacks(plain: io.StringIO) -> None:
+    with library_messages():
+        try:
+            raise ValueError(URL)
+        except ValueError:
+            logging.Logger("library.without.handlers").exception("a task failed")
+    text = plain.getvalue()
+    assert text.startswith("warning: library.without.handlers: a task failed\nTraceback (most recent call last):\n")
+    assert "ValueError: https://127.0.0.1:9/labels.gpkg" in text
+    assert "secret" not in text
+
+
 def test_messages_of_libraries_are_json_in_a_json_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
